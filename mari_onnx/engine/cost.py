@@ -1,0 +1,337 @@
+"""What a node costs: floating-point operations and bytes moved, from concrete shapes.
+
+An estimate that serves to compare rewrites and to weigh redundant work, not a model of any
+machine: a multiply-add counts as 2 flops, a transcendental function as `TRANSCENDENTAL`, data
+movement as none; bytes are every operand read once and every result written once, but for
+operators that read only part of an operand (Gather and the like) or move nothing (Reshape).
+An operator that no table knows costs one flop an output element.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+Shape = tuple[int, ...]
+
+TRANSCENDENTAL = 8.0
+"""Flops counted for one exp, log, tanh, erf, ..."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of a node or a graph: `flops` (operations) and `bytes` (read and written)."""
+
+    flops: float = 0.0
+    bytes: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+
+    def __mul__(self, factor: float) -> Cost:
+        return Cost(self.flops * factor, self.bytes * factor)
+
+    __rmul__ = __mul__
+
+
+def size(shape: Shape | None) -> int:
+    """Number of elements; 0 for an absent or unknown tensor."""
+    return 0 if shape is None else math.prod(shape)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One node with the shapes at hand."""
+
+    node: onnx.NodeProto
+    ins: Sequence[Shape | None]
+    outs: Sequence[Shape | None]
+
+    def i(self, k: int) -> Shape:
+        return (self.ins[k] if k < len(self.ins) else None) or ()
+
+    def has(self, k: int) -> bool:
+        return k < len(self.node.input) and bool(self.node.input[k])
+
+    @property
+    def n_in(self) -> int:
+        return size(self.ins[0]) if self.ins else 0
+
+    @property
+    def n_out(self) -> int:
+        return size(self.outs[0]) if self.outs else 0
+
+    def attr(self, name: str, default: int = 0) -> int:
+        return next((a.i for a in self.node.attribute if a.name == name), default)
+
+    def text(self, name: str) -> str:
+        return next((a.s.decode() for a in self.node.attribute if a.name == name), "")
+
+
+def _ops(names: str) -> list[str]:
+    return names.split()
+
+
+# Element-wise operators: flops an output element.
+_ELEMENTWISE: dict[str, float] = {
+    **dict.fromkeys(
+        _ops(
+            "Exp Log Sqrt Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh Tanh Erf Sigmoid "
+            "Softplus Pow Elu Selu Celu Mish Gelu FastGelu QuickGelu BiasGelu FusedGelu Swish"
+        ),
+        TRANSCENDENTAL,
+    ),
+    **dict.fromkeys(
+        _ops(
+            "HardSigmoid HardSwish Clip LeakyRelu PRelu Softsign BatchNormalization "
+            "DequantizeLinear"
+        ),
+        2.0,
+    ),
+    "QuantizeLinear": 3.0,
+    "Reciprocal": 1.0,
+}
+
+# Reductions: flops an input element.
+_REDUCTIONS: dict[str, float] = {
+    **dict.fromkeys(
+        "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ArgMax ArgMin CumSum".split(),
+        1.0,
+    ),
+    **dict.fromkeys("ReduceL2 ReduceSumSquare LpNormalization".split(), 2.0),
+    **dict.fromkeys(_ops("ReduceLogSum ReduceLogSumExp"), TRANSCENDENTAL + 1),
+    **dict.fromkeys(_ops("Softmax LogSoftmax BiasSoftmax"), TRANSCENDENTAL + 4),
+    "Hardmax": 1.0,
+    **dict.fromkeys(
+        _ops(
+            "LayerNormalization InstanceNormalization GroupNormalization MeanVarianceNormalization"
+        ),
+        8.0,
+    ),
+    **dict.fromkeys(_ops("RMSNormalization SimplifiedLayerNormalization"), 5.0),
+    **dict.fromkeys(_ops("SkipLayerNormalization SkipSimplifiedLayerNormalization"), 9.0),
+    **dict.fromkeys(
+        _ops("MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool"), 1.0
+    ),
+    "TopK": 4.0,
+    "DFT": 20.0,
+}
+
+# Move data and compute nothing.
+_MOVES = frozenset(
+    _ops(
+        "Concat Slice Split Transpose Expand Tile Pad Cast CastLike Where Gather GatherElements "
+        "GatherND ScatterElements ScatterND Scatter Compress Unique NonZero OneHot EyeLike "
+        "Trilu DepthToSpace SpaceToDepth ReverseSequence Range RandomNormal RandomUniform "
+        "RandomNormalLike RandomUniformLike SplitToSequence ConcatFromSequence "
+        "SequenceConstruct SequenceAt ConstantOfShape"
+    )
+)
+# Hand their operand on as it is.
+_FREE = frozenset(
+    _ops("Reshape Flatten Squeeze Unsqueeze Identity Shape Size Constant Dropout Optional")
+)
+
+
+def _matmul(c: _Call) -> float:
+    """`2 B M N K`: each output element sums over K, the last axis of the first operand."""
+    return 2.0 * c.n_out * (c.i(0)[-1] if c.i(0) else 1)
+
+
+def _fused_matmul(c: _Call) -> float:
+    a = c.i(0)
+    return 2.0 * c.n_out * (a[-2] if c.attr("transA") and len(a) > 1 else a[-1] if a else 1)
+
+
+def _gemm(c: _Call) -> float:
+    a = c.i(0)
+    k = a[0 if c.attr("transA") else -1] if a else 1
+    return 2.0 * c.n_out * k + (c.n_out if c.has(2) else 0)
+
+
+def einsum_sizes(
+    equation: str, shapes: Sequence[Shape | None]
+) -> tuple[list[str], str, dict[str, int]]:
+    """Operand labels, output labels and label sizes of an Einsum.
+
+    An ellipsis becomes upper-case Greek labels.
+
+    Returns: `(operands, output, sizes)`; `sizes` takes the largest where an operand broadcasts.
+    """
+    lhs, arrow, rhs = equation.replace(" ", "").partition("->")
+    operands = lhs.split(",")
+    rank = 0
+    for labels, shape in zip(operands, shapes, strict=False):
+        if "..." in labels and shape is not None:
+            rank = max(rank, len(shape) - (len(labels) - 3))
+    dots = [chr(0x391 + i) for i in range(rank)]
+    sizes: dict[str, int] = {}
+    named: list[str] = []
+    for labels, shape in zip(operands, shapes, strict=False):
+        own = len(shape) - (len(labels) - 3) if shape is not None and "..." in labels else rank
+        labels = labels.replace("...", "".join(dots[rank - own :]))
+        named.append(labels)
+        for label, extent in zip(labels, shape or (), strict=False):
+            sizes[label] = max(sizes.get(label, 1), extent)
+    if arrow:
+        output = rhs.replace("...", "".join(dots))
+    else:
+        flat = "".join(named)
+        output = "".join(dots) + "".join(
+            sorted(x for x in set(flat) - set(dots) if flat.count(x) == 1)
+        )
+    return named, output, sizes
+
+
+def _einsum(c: _Call) -> float:
+    operands, output, sizes = einsum_sizes(c.text("equation"), c.ins)
+    total = math.prod(sizes.values())
+    summed = set(sizes) - set(output)
+    return float(total) * (max(len(operands) - 1, 0) + (1 if summed else 0))
+
+
+def _conv(c: _Call) -> float:
+    weight = c.i(1)  # [M, C/group, k...]
+    return 2.0 * c.n_out * math.prod(weight[1:]) + (c.n_out if c.has(2) else 0)
+
+
+def _conv_transpose(c: _Call) -> float:
+    weight = c.i(1)  # [C, M/group, k...]
+    return 2.0 * c.n_in * math.prod(weight[1:])
+
+
+def _recurrent(gates: int) -> Callable[[_Call], float]:
+    def cost(c: _Call) -> float:
+        x, w, r = c.i(0), c.i(1), c.i(2)  # [T, B, I], [dirs, gates*H, I], [dirs, gates*H, H]
+        if len(x) != 3 or len(w) != 3:
+            return float(c.n_out)
+        steps = x[0] * x[1]
+        return steps * (
+            2.0 * (size(w) + size(r)) + w[0] * (w[1] // gates) * (gates * TRANSCENDENTAL + 4)
+        )
+
+    return cost
+
+
+def _attention(c: _Call) -> float:
+    """Attention (ONNX 23, com.microsoft): two products over `[.., Tq, Tk]` scores, and softmax."""
+    q, k = c.i(0), c.i(1)
+    if len(q) == 4 and len(k) == 4:  # [B, H, T, d]
+        scores, width = (
+            q[0] * q[1] * q[2] * k[2],
+            2.0 * q[3] + 2.0 * (c.i(2)[-1] if c.i(2) else q[3]),
+        )
+    elif len(q) == 3 and c.node.op_type == "Attention" and c.node.domain == "com.microsoft":
+        heads, model = max(c.attr("num_heads"), 1), size(k) // max(q[-1], 1) // 3  # k is W[I, 3*D]
+        projection = 2.0 * q[0] * q[1] * size(k)
+        scores = q[0] * q[1] * q[1] * heads
+        return projection + scores * (4.0 * model / heads + TRANSCENDENTAL + 4)
+    elif len(q) == 3 and len(k) == 3:  # [B, T, H*d]
+        heads = max(c.attr("num_heads"), c.attr("q_num_heads"), 1)
+        scores, width = q[0] * q[1] * k[1] * heads, 4.0 * q[2] / heads
+    else:
+        return float(c.n_out)
+    return scores * (width + TRANSCENDENTAL + 4)
+
+
+def _matmul_nbits(c: _Call) -> float:
+    return 2.0 * c.n_out * c.attr("K", c.i(0)[-1] if c.i(0) else 1)
+
+
+_RULES: dict[str, Callable[[_Call], float]] = {
+    "MatMul": _matmul,
+    "MatMulInteger": _matmul,
+    "MatMulNBits": _matmul_nbits,
+    "QLinearMatMul": _matmul,
+    "FusedMatMul": _fused_matmul,
+    "TransposeMatMul": _fused_matmul,
+    "Gemm": _gemm,
+    "FusedGemm": _gemm,
+    "Einsum": _einsum,
+    "Conv": _conv,
+    "FusedConv": _conv,
+    "NhwcFusedConv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "GRU": _recurrent(3),
+    "LSTM": _recurrent(4),
+    "DynamicQuantizeLSTM": _recurrent(4),
+    "RNN": _recurrent(1),
+    "Attention": _attention,
+    "MultiHeadAttention": _attention,
+    "GroupQueryAttention": _attention,
+}
+
+# Read no more of an operand than they write out.
+_PARTIAL_READS = frozenset(
+    _ops("Gather GatherElements GatherND Slice Split GatherBlockQuantized EmbedLayerNormalization")
+)
+
+
+def _flops(c: _Call) -> float:
+    op = c.node.op_type
+    if op in _FREE or op in _MOVES:
+        return 0.0
+    if op in _RULES:
+        return _RULES[op](c)
+    if op in _REDUCTIONS:
+        return _REDUCTIONS[op] * c.n_in
+    if op in ("Sum", "Max", "Min", "Mean"):
+        return float(c.n_out * max(len(c.node.input) - 1, 1))
+    return _ELEMENTWISE.get(op, 1.0) * c.n_out
+
+
+def _elements_moved(c: _Call) -> float:
+    op = c.node.op_type
+    if op in _FREE:
+        return 0.0
+    written = sum(map(size, c.outs))
+    if op in _PARTIAL_READS:
+        return 2.0 * written + sum(map(size, c.ins[1:]))
+    return float(written + sum(map(size, c.ins)))
+
+
+def node_cost(
+    node: onnx.NodeProto,
+    in_shapes: Sequence[Shape | None],
+    out_shapes: Sequence[Shape | None],
+    itemsize: int = 4,
+) -> Cost:
+    """The cost of one node.
+
+    Args:
+        node: The node; its attributes are read, its subgraphs are not (see `graph_cost`).
+        in_shapes: One shape an input, None where an input is absent or its shape unknown.
+        out_shapes: One shape an output, likewise.
+        itemsize: Bytes an element, taken for all operands.
+    """
+    call = _Call(node, in_shapes, out_shapes)
+    return Cost(float(_flops(call)), itemsize * _elements_moved(call))
+
+
+def node_costs(
+    graph: onnx.GraphProto, shapes: Mapping[str, Shape], itemsize: int = 4
+) -> Iterator[tuple[onnx.NodeProto, Cost]]:
+    """Each node of `graph` with its cost.
+
+    Tensors missing in `shapes` count as empty; initializers need not be in it.
+
+    A subgraph (If, Loop, Scan) is counted once for each branch, as its trip count is not known from shapes.
+    """
+    known: dict[str, Shape] = {t.name: tuple(t.dims) for t in graph.initializer}
+    known.update(shapes)
+    for node in graph.node:
+        cost = node_cost(
+            node, [known.get(x) for x in node.input], [known.get(x) for x in node.output], itemsize
+        )
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                cost = cost + graph_cost(attribute.g, known, itemsize)
+        yield node, cost
+
+
+def graph_cost(graph: onnx.GraphProto, shapes: Mapping[str, Shape], itemsize: int = 4) -> Cost:
+    """The cost of all nodes of `graph`, given the shapes of its tensors by name."""
+    return sum((cost for _, cost in node_costs(graph, shapes, itemsize)), Cost())
