@@ -98,10 +98,10 @@ _ELEMENTWISE: dict[str, float] = {
 # Reductions: flops an input element.
 _REDUCTIONS: dict[str, float] = {
     **dict.fromkeys(
-        "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ArgMax ArgMin CumSum".split(),
+        _ops("ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ArgMax ArgMin CumSum"),
         1.0,
     ),
-    **dict.fromkeys("ReduceL2 ReduceSumSquare LpNormalization".split(), 2.0),
+    **dict.fromkeys(_ops("ReduceL2 ReduceSumSquare LpNormalization"), 2.0),
     **dict.fromkeys(_ops("ReduceLogSum ReduceLogSumExp"), TRANSCENDENTAL + 1),
     **dict.fromkeys(_ops("Softmax LogSoftmax BiasSoftmax"), TRANSCENDENTAL + 4),
     "Hardmax": 1.0,
@@ -318,7 +318,7 @@ def node_costs(
 
     Tensors missing in `shapes` count as empty; initializers need not be in it.
 
-    A subgraph (If, Loop, Scan) is counted once for each branch, as its trip count is not known from shapes.
+    A subgraph (If, Loop, Scan) is counted once for each branch: shapes tell no trip count.
     """
     known: dict[str, Shape] = {t.name: tuple(t.dims) for t in graph.initializer}
     known.update(shapes)
