@@ -1,0 +1,107 @@
+"""What can go wrong for a user. Each class owns its exit code; `docs/errors.md` lists every class.
+
+A message says what is wrong and where (file, input, node by name); the hint says what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class MariError(Exception):
+    """Base of every error that a user can meet.
+
+    Args:
+        message: what is wrong and where, one or more lines, without a trailing full stop.
+        hint: what to do about it, or None where the message says it all.
+    """
+
+    exit_code: int = 3
+
+    def __init__(self, message: str, hint: str | None = None):
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n  hint: {self.hint}"
+
+
+class OutputsDiffer(MariError):
+    """The optimized model's outputs differ from the source's; nothing was written."""
+
+    exit_code = 1
+
+
+class UsageError(MariError):
+    """A flag, an argument or a side file is wrong."""
+
+    exit_code = 2
+
+
+class SidesUnknown(UsageError):
+    """Nothing says which inputs belong to the user, and the graph does not show it either."""
+
+
+class UntaggedInput(UsageError):
+    """Some inputs (or columns of a packed input) are tagged, but others are left."""
+
+
+class TaggedTwice(UsageError):
+    """An input or a column was given two different sides."""
+
+
+class NoSuchInput(UsageError):
+    """A pattern matches no input of the model, or a column that the input does not have."""
+
+
+class SideFileError(UsageError):
+    """The side file, or the model's own side metadata, cannot be read or says something unknown."""
+
+
+class OutputInTheWay(UsageError):
+    """OUT is the input itself (or a folder), and --force was not given."""
+
+
+class ModelError(MariError):
+    """The model cannot be read, is invalid, or cannot be run."""
+
+    exit_code = 3
+
+
+class ModelNotFound(ModelError):
+    """There is no such model file, it is a folder, or it may not be read."""
+
+
+class NotAModel(ModelError):
+    """The file is empty, text, another format, cut off, or holds no graph."""
+
+
+class InvalidModel(ModelError):
+    """The file is an ONNX model, but breaks the ONNX specification."""
+
+
+class ExternalDataError(ModelError):
+    """External data is missing, too short, or its path leaves the model's folder."""
+
+
+class Unchanged(MariError):
+    """There was nothing to lift, and --fail-unchanged was given."""
+
+    exit_code = 4
+
+
+class ProviderError(MariError):
+    """The execution provider that was asked for is not there."""
+
+    exit_code = 5
+
+
+class WriteError(MariError):
+    """The output cannot be written (no such folder, read-only, disk full); nothing was left behind."""
+
+    exit_code = 6
+
+
+class TimeLimit(MariError):
+    """The time given with --timeout ran out; nothing was written."""
+
+    exit_code = 7

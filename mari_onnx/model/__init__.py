@@ -1,0 +1,1 @@
+"""The ONNX file: loading, signature, symbolic shapes, preparation, saving."""

@@ -1,0 +1,83 @@
+"""The inputs and outputs of a model, as a caller of the model sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input or output.
+
+    Attributes:
+        name: as in the graph.
+        dtype: element type; `object` for strings, sequences, optionals and maps.
+        shape: a dimension is an int, the name of a symbol, or None where nothing is said.
+        rank_known: False where the graph gives no shape (`shape` is then empty) or no tensor.
+    """
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int | str | None, ...]
+    rank_known: bool = True
+
+    @property
+    def text(self) -> str:
+        """Shape for people, as `[N, 12]`."""
+        if not self.rank_known:
+            return "[...]"
+        return "[" + ", ".join("?" if d is None else str(d) for d in self.shape) + "]"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs that a caller must feed (initializers left out) and outputs, in graph order."""
+
+    inputs: tuple[Input, ...]
+    outputs: tuple[Input, ...]
+
+    def input(self, name: str) -> Input:
+        """The input of that name; KeyError where there is none."""
+        for each in self.inputs:
+            if each.name == name:
+                return each
+        raise KeyError(name)
+
+
+def signature(model: onnx.ModelProto) -> Signature:
+    """Reads the signature of `model.graph`; the model is not changed."""
+    graph = model.graph
+    constants = {t.name for t in graph.initializer}
+    constants.update(t.values.name for t in graph.sparse_initializer)
+    return Signature(
+        inputs=tuple(_read(v) for v in graph.input if v.name not in constants),
+        outputs=tuple(_read(v) for v in graph.output),
+    )
+
+
+def _read(value: onnx.ValueInfoProto) -> Input:
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    if value.type.WhichOneof("value") != "tensor_type":
+        return Input(value.name, np.dtype(object), (), rank_known=False)
+    tensor = value.type.tensor_type
+    try:
+        dtype = np.dtype(tensor_dtype_to_np_dtype(tensor.elem_type))
+    except (KeyError, TypeError, ValueError):
+        dtype = np.dtype(object)
+    if not tensor.HasField("shape"):
+        return Input(value.name, dtype, (), rank_known=False)
+    return Input(value.name, dtype, tuple(_dimension(d) for d in tensor.shape.dim))
+
+
+def _dimension(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    kind = dim.WhichOneof("value")
+    if kind == "dim_value":
+        return int(dim.dim_value)
+    return dim.dim_param or None
