@@ -1,6 +1,6 @@
 """What can go wrong for a user. Each class owns its exit code; `docs/errors.md` lists every class.
 
-A message says what is wrong and where (file, input, node by name); the hint says what to do about it.
+A message says what is wrong and where (file, input, node by name); the hint what to do about it.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class ProviderError(MariError):
 
 
 class WriteError(MariError):
-    """The output cannot be written (no such folder, read-only, disk full); nothing was left behind."""
+    """The output cannot be written (no folder, read-only, disk full); nothing was left behind."""
 
     exit_code = 6
 

@@ -27,7 +27,7 @@ _USER = {
 _ITEM = {
     *("item", "items", "iid", "i", "ad", "ads", "doc", "document", "cand", "candidate"),
     *("candidates", "target", "video", "movie", "product", "goods", "sku", "creative", "article"),
-    *("news", "song", "price", "brand", "shop", "seller", "genre", "genres", "title", "x"),
+    *("news", "song", "price", "brand", "shop", "seller", "genre", "genres", "title"),
 }
 
 
@@ -46,7 +46,7 @@ def guess_side(name: str) -> str | None:
 
 
 def guessed_flags(signature: Signature, axis: int = 0) -> list[str]:
-    """Flags for the guessed sides, quoted for a shell; what no word tells goes to `--rest cross`."""
+    """Flags for the guessed sides, quoted for a shell; unknown names go to `--rest cross`."""
     guesses: dict[str, str | None] = {
         each.name: guess_side(each.name)
         for each in signature.inputs

@@ -1,8 +1,8 @@
 """Which input belongs to whom: from flags, a side file, the model's metadata, the graph, or names.
 
-A tag `user` promises that all N rows of the input are equal, so a wrong tag is a wrong model: nothing
-is tagged from names alone unless the caller asks for it. `cross` is right for every input that has
-one row a candidate, `item` for those that do not depend on the user.
+A tag `user` promises that all N rows of the input are equal, so a wrong tag is a wrong model:
+nothing is tagged from names alone unless the caller asks for it. `cross` is right for every input
+that has one row a candidate, `item` for those that do not depend on the user.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def resolve(
     """Sides of the inputs of `signature`. Flags beat the file, the file beats the metadata.
 
     Args:
-        user, item, cross: shell patterns on input names, or `X[:, 0:12]`, `X[:, [0, 3]]` for columns.
+        user, item, cross: shell patterns on input names; `X[:, 0:12]`, `X[:, [0, 3]]` for columns.
         rest: the side of whatever nothing else tags.
         file: a TOML side file with the same words as keys, and `candidate_axis`.
         metadata: the value of the model's `mari_onnx.sides` property.
@@ -270,7 +270,7 @@ def _units(signature: Signature, layers: Sequence[_Layer], axis: int) -> list[_U
         width = each.shape[1]
         if not isinstance(width, int):
             raise UsageError(
-                f"columns of input {each.name!r} {each.text} are tagged, but its width is not fixed",
+                f"columns of {each.name!r} {each.text} are tagged, but its width is not fixed",
                 "export the model with a fixed number of columns",
             )
         units.extend((each.name, column) for column in range(width))

@@ -1,0 +1,308 @@
+"""Writing files whole or not at all.
+
+A model is written into a hidden folder beside its target, synced, and renamed into place. A data
+file (external data) is named by its hash, `out.onnx.0123456789abcdef.data`: the old model keeps its
+own data until the new one is in place, so a kill at any moment leaves one of the two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from mari_onnx.errors import OutputInTheWay, WriteError
+from mari_onnx.model import tensors as tensors_
+
+if TYPE_CHECKING:
+    import onnx
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+# A protobuf message ends at 2 GiB; above this, weights go to a data file.
+LARGEST_FILE = 1_900_000_000
+# Smaller tensors stay in the model file, so that shapes can be read from it alone.
+EXTERNAL_FROM = 1024
+# Pages, so that a runtime can map the weights.
+_ALIGN = 4096
+
+
+@dataclass
+class Staged:
+    """A model written in full beside its target, not yet in place.
+
+    Attributes:
+        path: the model file, loadable (with its data beside it).
+        target: where `commit` puts it.
+    """
+
+    path: Path
+    target: Path
+    _folder: Path
+    _lock: int | None
+
+    def commit(self) -> None:
+        """Puts the model in place of whatever is at the target; raises WriteError."""
+        parent = self.target.parent
+        with _errors(self.target), _locked(parent):
+            before = _own_data(self.target)
+            data = [each for each in self._folder.iterdir() if each != self.path]
+            for each in data:
+                os.replace(each, parent / each.name)
+            os.replace(self.path, self.target)
+            _sync_folder(parent)
+            for old in before - {parent / each.name for each in data}:
+                old.unlink(missing_ok=True)
+        self.discard()
+
+    def discard(self) -> None:
+        """Removes what was staged; the target is not touched."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Staged:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+
+def save(model: onnx.ModelProto, path: str | Path, *, external: bool = False) -> None:
+    """Writes `model` to `path` atomically; see `stage`."""
+    with stage(model, path, external=external) as staged:
+        staged.commit()
+
+
+def stage(model: onnx.ModelProto, path: str | Path, *, external: bool = False) -> Staged:
+    """Writes `model` beside `path`, synced to disk; `commit` or `discard` follows.
+
+    Args:
+        model: is not changed; large tensors may be on disk (see `mari_onnx.model.tensors`).
+        path: the target. A link is followed, so the link stays.
+        external: put weights into a data file, as is done anyway where one file cannot hold them.
+
+    Raises:
+        WriteError, OutputInTheWay.
+    """
+    target = check_target(path)
+    with _staging(target) as staged:
+        if external or _full_size(model) > LARGEST_FILE:
+            model = _externalized(model, staged.path)
+        elif any(map(tensors_.is_external, tensors_.tensors(model))):
+            model = _copied(model)
+            for tensor in tensors_.tensors(model):
+                tensors_.inline(tensor)
+        with _create(staged.path) as file:
+            file.write(model.SerializeToString(deterministic=True))
+    return staged
+
+
+def stage_copy(source: str | Path, path: str | Path) -> Staged:
+    """Stages the very bytes of `source` (a model without external data) for `path`."""
+    target = check_target(path)
+    with _staging(target) as staged, open(source, "rb") as read, _create(staged.path) as file:
+        shutil.copyfileobj(read, file, 1 << 20)
+    return staged
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a report atomically, UTF-8; raises WriteError."""
+    target = check_target(path)
+    with _staging(target) as staged, _create(staged.path) as file:
+        file.write(text.encode())
+    with staged:
+        staged.commit()
+
+
+def check_target(path: str | Path) -> Path:
+    """Where a file named `path` would be written, links followed; raises what stands in the way."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise OutputInTheWay(f"{path} is a folder", "name a file in it")
+    if not target.parent.is_dir():
+        raise WriteError(f"cannot write {path}: no folder {target.parent}", "make it first")
+    return target
+
+
+@contextlib.contextmanager
+def _staging(target: Path) -> Iterator[Staged]:
+    """A fresh hidden folder beside the target, removed again where the body fails."""
+    with _errors(target):
+        _sweep(target)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        staged = Staged(folder / target.name, target, folder, _lock_folder(folder))
+        try:
+            yield staged
+            if target.exists():
+                shutil.copymode(target, staged.path)
+        except BaseException:
+            staged.discard()
+            raise
+
+
+@contextlib.contextmanager
+def _errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hints = {
+            errno.ENOSPC: "free some space on that disk; nothing was left behind",
+            errno.EDQUOT: "free some space in your quota; nothing was left behind",
+            errno.EROFS: "the disk is read-only; write somewhere else",
+            errno.EACCES: "you may not write in that folder",
+            errno.ENAMETOOLONG: "choose a shorter name",
+        }
+        reason = error.strerror or str(error)
+        raise WriteError(f"cannot write {target}: {reason}", hints.get(error.errno or 0)) from error
+
+
+@contextlib.contextmanager
+def _create(path: Path) -> Iterator[BinaryIO]:
+    """A new file with the user's usual permissions, on the disk when the body ends."""
+    with path.open("xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _full_size(model: onnx.ModelProto) -> int:
+    outside = sum(
+        int(tensors_.external_entries(tensor)["length"])
+        for tensor in tensors_.tensors(model)
+        if tensors_.is_external(tensor)
+    )
+    return model.ByteSize() + outside
+
+
+def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = type(model)()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _externalized(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """A copy of `model` whose weights are in a data file beside `path`, written one by one."""
+    # The copy shares nothing, so weights are taken out of it while the file is written.
+    copy = _copied(model)
+    digest = hashlib.sha256()
+    known: dict[tuple[str, ...], tuple[int, int]] = {}
+    moved: list[tuple[onnx.TensorProto, int, int]] = []
+    data_path = path.with_name("data")
+    position = 0
+    with _create(data_path) as file:
+        for tensor in tensors_.tensors(copy):
+            key: tuple[str, ...] | None = None
+            if tensors_.is_external(tensor):
+                entries = tensors_.external_entries(tensor)
+                key = tuple(entries.get(k, "") for k in ("location", "offset", "length"))
+                if key in known:
+                    moved.append((tensor, *known[key]))
+                    continue
+                data: memoryview | bytes = tensors_.external_bytes(tensor)
+            elif len(tensor.raw_data) >= EXTERNAL_FROM:
+                data = tensor.raw_data
+                tensor.ClearField("raw_data")
+            else:
+                continue
+            padding = bytes(-position % _ALIGN)
+            for piece in (padding, data):
+                file.write(piece)
+                digest.update(piece)
+            position += len(padding)
+            moved.append((tensor, position, len(data)))
+            if key is not None:
+                known[key] = (position, len(data))
+            position += len(data)
+    name = f"{path.name}.{digest.hexdigest()[:16]}.data"
+    for tensor, offset, length in moved:
+        tensors_.set_external(tensor, name, offset, length)
+    os.replace(data_path, path.with_name(name))
+    return copy
+
+
+def _own_data(target: Path) -> set[Path]:
+    """Data files that a model at `target` uses and that `commit` made for it alone."""
+    pattern = re.compile(re.escape(target.name) + r"\.[0-9a-f]{16}\.data")
+    found = {p for p in target.parent.glob("*.data") if pattern.fullmatch(p.name)}
+    if not found:
+        return set()
+    import onnx
+
+    try:
+        old = onnx.load(target, load_external_data=False)
+        used = {
+            tensors_.external_entries(tensor).get("location", "")
+            for tensor in tensors_.tensors(old)
+            if tensors_.is_external(tensor)
+        }
+    except Exception:  # whatever is there is no model of ours, so no data of it is ours
+        return set()
+    return {each for each in found if each.name in used}
+
+
+def _lock_folder(folder: Path) -> int | None:
+    """Holds a lock as long as this process works in `folder`; None where there are no locks."""
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Two runs on one target put their files in place one after the other."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network disks have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sweep(target: Path) -> None:
+    """Removes what earlier runs on this target left when they were killed."""
+    for folder in target.parent.glob(f".{_glob_escape(target.name)}.*.tmp"):
+        if fcntl is None or not folder.is_dir():
+            continue
+        handle = _lock_folder(folder)
+        if handle is not None:  # nobody works in it any more
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(handle)
+
+
+def _glob_escape(name: str) -> str:
+    import glob
+
+    return glob.escape(name)
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
