@@ -38,6 +38,9 @@ EXTERNAL_FROM = 1024
 # Pages, so that a runtime can map the weights.
 _ALIGN = 4096
 
+# Folders of this process that are not removed yet.
+_working: set[Path] = set()
+
 
 @dataclass
 class Staged:
@@ -70,6 +73,7 @@ class Staged:
     def discard(self) -> None:
         """Removes what was staged; the target is not touched."""
         shutil.rmtree(self._folder, ignore_errors=True)
+        _working.discard(self._folder)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -128,6 +132,12 @@ def write_text(path: str | Path, text: str) -> None:
         staged.commit()
 
 
+def discard_all() -> None:
+    """Removes everything that this process has staged, for an end without unwinding."""
+    for folder in list(_working):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def check_target(path: str | Path) -> Path:
     """Where a file named `path` would be written, links followed; raises what stands in the way."""
     target = Path(os.path.realpath(path))
@@ -144,6 +154,7 @@ def _staging(target: Path) -> Iterator[Staged]:
     with _errors(target):
         _sweep(target)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        _working.add(folder)
         staged = Staged(folder / target.name, target, folder, _lock_folder(folder))
         try:
             yield staged

@@ -1,0 +1,65 @@
+"""A limit on time, and cleaning up when a run is ended from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from mari_onnx.errors import TimeLimit
+
+# How long a library call may go on past the limit before the process is ended around it.
+_GRACE_SECONDS = 3.0
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Raises TimeLimit in the body after `seconds`; None is no limit.
+
+    A call into a library that does not come back is cut off by ending the process, its temporary
+    files removed.
+    """
+    if seconds is None:
+        yield
+        return
+    error = TimeLimit(f"not done after {seconds:g} s (--timeout)", "nothing was written")
+
+    def over(_: int, __: FrameType | None) -> None:
+        raise error
+
+    def end() -> None:
+        from mari_onnx.model.save import discard_all
+
+        discard_all()
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
+
+    has_alarm = hasattr(signal, "setitimer")
+    watchdog = threading.Timer(seconds + (_GRACE_SECONDS if has_alarm else 0), end)
+    watchdog.daemon = True
+    watchdog.start()
+    before = None
+    if has_alarm:
+        before = signal.signal(signal.SIGALRM, over)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        watchdog.cancel()
+        if has_alarm:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
+def end_on_terminate() -> None:
+    """SIGTERM unwinds like an exception, so that temporary files are removed."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    with contextlib.suppress(ValueError, AttributeError):  # not the main thread
+        signal.signal(signal.SIGTERM, end)

@@ -1,0 +1,123 @@
+"""`mari-onnx`: finds the command, and turns what goes wrong into one message and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from mari_onnx import __version__
+from mari_onnx.cli.limits import end_on_terminate
+from mari_onnx.errors import MariError
+
+INTERRUPTED = 130
+INTERNAL = 70
+
+# Help lines are here, so that listing the commands imports none of them.
+_COMMANDS = {
+    "optimize": "Rewrite a model so that the user's part runs once a request.",
+    "check": "Compare two models on the same requests.",
+    "inspect": "Show what would be lifted, and why not more.",
+    "bench": "Time models against each other.",
+}
+
+
+class _Commands(click.Group):
+    """Imports a command's module when the command is named."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        return [name for name in _COMMANDS if _exists(name)]
+
+    def get_command(self, _: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS or not _exists(name):
+            return None
+        found: click.Command = getattr(importlib.import_module(f"mari_onnx.cli.{name}"), name)
+        return found
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.list_commands(context):
+            import difflib
+
+            close = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            context.fail(f"There is no command {args[0]!r}.{hint}")
+        return super().resolve_command(context, args)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _COMMANDS[name]) for name in self.list_commands(context)])
+
+
+def _exists(name: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(f"mari_onnx.cli.{name}") is not None
+
+
+@click.command(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 1 outputs differ, 2 usage, 3 model unreadable or invalid, "
+    "4 nothing to lift (--fail-unchanged), 5 provider not there, 6 cannot write, 7 time is up.",
+)
+@click.version_option(__version__, prog_name="mari-onnx")
+def cli() -> None:
+    """Make ONNX ranking models compute the user's part once a request, not once a candidate."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits the process with the code that docs/cli.md lists."""
+    end_on_terminate()
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and answers its exit code."""
+    state: dict[str, Any] = {"debug": False}
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        answer = cli.main(args, prog_name="mari-onnx", standalone_mode=False, obj=state)
+        return answer if isinstance(answer, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except MariError as error:
+        _show_traceback(state)
+        _complain(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _complain("interrupted; nothing was written")
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone; the interpreter need not say so
+        return 0
+    except MemoryError:
+        _show_traceback(state)
+        _complain("not enough memory for this model; nothing was written")
+        return MariError.exit_code
+    except Exception as error:
+        _show_traceback(state)
+        _complain(
+            f"a defect of mari-onnx: {type(error).__name__}: {error}\n"
+            "  hint: nothing was written; run again with --debug and report what it prints"
+        )
+        return INTERNAL
+
+
+def _show_traceback(state: dict[str, Any]) -> None:
+    if state["debug"]:
+        import traceback
+
+        traceback.print_exc()
+
+
+def _complain(message: str) -> None:
+    click.secho("error: ", fg="red", bold=True, err=True, nl=False)
+    click.echo(message, err=True)

@@ -1,0 +1,142 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mari_onnx.cli.limits import time_limit
+
+if TYPE_CHECKING:
+    import onnx
+
+    from mari_onnx.sides import Sides
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SIDE_WORDS = ("user", "item", "cross")
+
+
+def side_options(command: F) -> F:
+    """--user, --item, --cross, --rest, --sides, --candidate-axis, --guess; see `sides_from`."""
+    options = [
+        click.option(
+            "--user",
+            multiple=True,
+            metavar="PATTERN",
+            help="Inputs equal for all candidates of a request: the user, the history, and "
+            "request-level context (time, device, page). Repeatable. A shell pattern on names, "
+            "or columns of a packed input: 'X[:, 0:12]', 'X[:, [0, 3, 7]]'.",
+        ),
+        click.option(
+            "--item",
+            multiple=True,
+            metavar="PATTERN",
+            help="Inputs that depend on the candidate alone.",
+        ),
+        click.option(
+            "--cross",
+            multiple=True,
+            metavar="PATTERN",
+            help="Inputs that depend on both; right for any input with a row a candidate.",
+        ),
+        click.option(
+            "--rest", type=click.Choice(_SIDE_WORDS), help="The side of whatever is not tagged."
+        ),
+        click.option(
+            "--sides",
+            "side_file",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="A TOML side file; by default MODEL.sides.toml beside the model. Flags beat it.",
+        ),
+        click.option(
+            "--candidate-axis",
+            type=click.IntRange(min=0),
+            metavar="AXIS",
+            help="The axis of the inputs that counts candidates.  [default: 0]",
+        ),
+        click.option(
+            "--guess",
+            is_flag=True,
+            help="Tag what is left by what its name looks like. A wrong guess of `user` makes a "
+            "wrong model, so look at the sides it prints.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def sides_from(
+    options: Mapping[str, Any], model: onnx.ModelProto, path: str | Path | None = None
+) -> Sides:
+    """The sides of `model` by the options of `side_options`, a side file, and its metadata.
+
+    Args:
+        options: a command's keyword arguments, or its click context.
+        model: the source model.
+        path: where it was read from; a side file is looked for beside it.
+
+    Raises:
+        UsageError: see `mari_onnx.sides.resolve`.
+    """
+    from mari_onnx.model.signature import signature
+    from mari_onnx.sides import METADATA_KEY, resolve, side_file_beside
+
+    if isinstance(options, click.Context):
+        options = options.params
+    file = options.get("side_file")
+    if file is None and path is not None:
+        file = side_file_beside(path)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    return resolve(
+        signature(model),
+        user=options.get("user", ()),
+        item=options.get("item", ()),
+        cross=options.get("cross", ()),
+        rest=options.get("rest"),
+        file=file,
+        metadata=metadata.get(METADATA_KEY),
+        candidate_axis=options.get("candidate_axis"),
+        guess=options.get("guess", False),
+    )
+
+
+def common_options(command: F) -> F:
+    """--timeout and --debug, which the command itself does not see."""
+
+    @functools.wraps(command)
+    def limited(*args: Any, timeout: float | None, **kwargs: Any) -> Any:
+        with time_limit(timeout):
+            return command(*args, **kwargs)
+
+    options = [
+        click.option(
+            "--timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            help="Give up after this time, with exit code 7; nothing is written.",
+        ),
+        click.option(
+            "--debug",
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=lambda context, _, value: _note_debug(context, value),
+            help="Show the traceback of an error.",
+        ),
+    ]
+    wrapped: Any = limited
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[no-any-return]
+
+
+def _note_debug(context: click.Context, value: bool) -> None:
+    if value:
+        context.ensure_object(dict)["debug"] = True
