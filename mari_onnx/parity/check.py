@@ -1,0 +1,459 @@
+"""Are two models equal? Same requests through both, against a float64 run of the source.
+
+Every run is its own phase: one session is made, all requests go through it, it is let go. So a large model
+is never in memory more than once (in float64: twice).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mari_onnx import runtime
+from mari_onnx.errors import MariError, ModelError, OutputsDiffer, ProviderError, UsageError
+from mari_onnx.model.signature import Signature, signature
+from mari_onnx.parity import compare, feeds, precise, ranges
+from mari_onnx.parity.compare import OutputResult, Ranking, Worst
+
+if TYPE_CHECKING:
+    from mari_onnx.runtime import ModelLike
+    from mari_onnx.sides import Sides
+
+    Progress = Callable[[str, int, int], None]
+
+# The optimized model's error may be this many times the source's own (measured: docs/parity.md) ...
+MULTIPLE = 4.0
+# ... plus so many units in the last place of the output's scale: at most, and on average.
+FLOOR_ULPS, FLOOR_MEAN_ULPS = 8.0, 2.0
+# Without a float64 run the source's error is not known.
+FLOOR_BLIND_ULPS = 64.0
+# Seconds that coverage of user-side ids may take, by the time one run took.
+_COVERAGE_SECONDS = 1.0
+_COVERAGE_ITEM_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a check does; the defaults are those of the command line.
+
+    Attributes:
+        candidates: the N of drawn requests.
+        count: drawn requests for each N.
+        providers: each is run and compared on its own.
+        rtol, atol: `|optimized - source| <= atol + rtol * |source|` instead of the tolerance from float64.
+        coverage: at most so many further requests to meet every user-side id.
+        extremes: further requests with floats of 1e-6, 1e3 and 1e4.
+        dump: folder for the inputs of the worst request of outputs that fail.
+    """
+
+    candidates: Sequence[int] = (1, 2, 7, 64, 500)
+    count: int = 2
+    seed: int = 0
+    providers: Sequence[str] = ("cpu",)
+    rtol: float | None = None
+    atol: float | None = None
+    multiple: float = MULTIPLE
+    top_k: Sequence[int] = (10, 50)
+    coverage: int = 1000
+    extremes: bool = False
+    threads: int = 1
+    dump: str | os.PathLike[str] | None = None
+
+
+@dataclass
+class CheckResult:
+    """What a check found; `ok` is the verdict. `mari_onnx.parity.report` writes it as JSON or JUnit XML."""
+
+    source: str
+    optimized: str
+    settings: Settings
+    outputs: list[OutputResult] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    requests: int = 0
+    candidates: list[int] = field(default_factory=list)
+    coverage: dict[str, tuple[int, int]] = field(default_factory=dict)
+    reference: str = "float64"
+    seconds: float = 0.0
+    divergence: Any = None
+    incidents: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures and all(o.ok for o in self.outputs)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it fails, one line each."""
+        return self.failures + [
+            f"output {o.name} ({o.provider}): {o.reason}" for o in self.outputs if not o.ok
+        ]
+
+    @property
+    def max_error(self) -> float:
+        """Largest absolute difference of any output between the two models."""
+        return max((o.max_abs for o in self.outputs), default=0.0)
+
+    def raise_if_different(self) -> None:
+        """Raises OutputsDiffer with the reasons."""
+        if not self.ok:
+            raise OutputsDiffer(
+                f"{self.optimized} differs from {self.source}:\n  " + "\n  ".join(self.reasons[:20])
+            )
+
+
+def check(
+    source: ModelLike,
+    optimized: ModelLike,
+    sides: Sides | None = None,
+    *,
+    requests: Iterable[feeds.Request] | None = None,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> CheckResult:
+    """Compares two models on the same requests.
+
+    Args:
+        source, optimized: paths (preferred for large models) or ModelProtos.
+        sides: of the source's inputs; read from the models' metadata or side file where None.
+        requests: recorded requests (`parity.recorded.load`) instead of drawn ones.
+        settings: see `Settings`; `changes` are fields of it.
+        progress: called with (phase, done, total).
+
+    Raises:
+        ModelError: a model cannot be read, or the source runs on no request.
+        ProviderError: a provider is not there, or no node ran on it.
+    """
+    from dataclasses import replace
+
+    chosen = replace(settings or Settings(), **changes)
+    return _Check(source, optimized, sides, chosen, progress).run(requests)
+
+
+@dataclass
+class _Runs:
+    """Outputs of one session: [request][output], and whether a second run gave other bits."""
+
+    outputs: list[list[np.ndarray] | MariError]
+    unstable: set[str]
+
+
+class _Check:
+    def __init__(
+        self,
+        source: ModelLike,
+        optimized: ModelLike,
+        sides: Sides | None,
+        settings: Settings,
+        progress: Progress | None,
+    ):
+        self.models = {"source": source, "optimized": optimized}
+        self.settings, self.progress = settings, progress or (lambda *_: None)
+        self.names = {k: _name(m, k) for k, m in self.models.items()}
+        self.result = CheckResult(self.names["source"], self.names["optimized"], settings)
+        loaded, self.base_dir = precise.light(source)
+        other, _ = precise.light(optimized)
+        self.signatures = {"source": signature(loaded), "optimized": signature(other)}
+        self.sides = sides if sides is not None else find_sides(source, loaded, other)
+        self.layout = feeds.Layout(self.signatures["source"], self.sides)
+        self.domains, notes = ranges.domains(loaded, self.layout, self.base_dir)
+        self.result.notes += notes
+
+    def run(self, recorded: Iterable[feeds.Request] | None) -> CheckResult:
+        started = time.perf_counter()
+        self._structure()
+        first = self.settings.providers[0]
+        requests, source_off = self._requests(recorded, first)
+        self.result.requests, self.result.candidates = (
+            len(requests),
+            sorted({r.n for r in requests}),
+        )
+        if self.result.failures:
+            return self._done(started)
+        exact, seconds = self._exact(requests)
+        covering = [] if recorded is not None else self._covering(seconds)
+        for provider in self.settings.providers:
+            off = (
+                source_off
+                if provider == first
+                else self._phase("source", provider, False, requests)
+            )
+            on = self._phase("source", provider, True, requests + covering)
+            runs = {
+                "off": self._phase("optimized", provider, False, requests),
+                "on": self._phase("optimized", provider, True, requests + covering),
+            }
+            self._compare(provider, requests + covering, exact, [off, on], runs)
+            if runtime.provider_name(provider) != "CPUExecutionProvider":
+                self._verify(provider, requests[0])
+        return self._done(started)
+
+    def _done(self, started: float) -> CheckResult:
+        self.result.seconds = time.perf_counter() - started
+        return self.result
+
+    def _structure(self) -> None:
+        """Names, count, order and types of inputs and outputs."""
+        a, b = self.signatures["source"], self.signatures["optimized"]
+        for kind, mine, theirs in (("input", a.inputs, b.inputs), ("output", a.outputs, b.outputs)):
+            types, others = {i.name: i.dtype for i in mine}, {i.name: i.dtype for i in theirs}
+            self.result.failures += [f"{kind} {n} is missing" for n in types if n not in others]
+            self.result.failures += [
+                f"{kind} {n} is not in the source" for n in others if n not in types
+            ]
+            self.result.failures += [
+                f"{kind} {n} is {others[n]}, in the source {types[n]}"
+                for n in types
+                if n in others and types[n] != others[n]
+            ]
+            if set(types) == set(others) and list(types) != list(others):
+                self.result.failures.append(
+                    f"the {kind}s are in another order: {', '.join(others)}"
+                )
+
+    def _requests(
+        self, recorded: Iterable[feeds.Request] | None, provider: str
+    ) -> tuple[list[feeds.Request], _Runs]:
+        """Requests that the source can run, and its outputs on them."""
+        positive = False
+        while True:
+            given = list(recorded) if recorded is not None else self._draw(positive)
+            recorded = given if recorded is not None else None
+            if not given:
+                raise UsageError(
+                    "there is no request to check with", "give --candidates or recorded requests"
+                )
+            runs = self._phase("source", provider, False, given)
+            kept = [
+                (r, o)
+                for r, o in zip(given, runs.outputs, strict=True)
+                if not isinstance(o, MariError)
+            ]
+            lost = [
+                (r, o) for r, o in zip(given, runs.outputs, strict=True) if isinstance(o, MariError)
+            ]
+            if not kept:
+                raise ModelError(f"the source runs on no request; the first: {lost[0][1]}")
+            if recorded is None and not positive and any(_has_nan(o) for _, o in kept):
+                # Logarithms and roots: with NaN everywhere nothing would be compared.
+                positive = True
+                continue
+            break
+        for n in sorted({r.n for r, _ in lost}):
+            error = next(o for r, o in lost if r.n == n)
+            self.result.notes.append(
+                f"the source itself fails at N={n}, which is left out: {_first_line(error)}"
+            )
+        if any(_has_nan(o) for _, o in kept):
+            self.result.notes.append("the source answers NaN on some requests")
+        return [r for r, _ in kept], _Runs([o for _, o in kept], runs.unstable)
+
+    def _draw(self, positive: bool) -> list[feeds.Request]:
+        candidates = [n for n in dict.fromkeys(self.settings.candidates) if n > 0]
+        fixed = self.layout.fixed_n
+        if fixed is not None:
+            candidates = [fixed]
+            note = f"the source takes N = {fixed} alone"
+            if note not in self.result.notes:
+                self.result.notes.append(note)
+        self.drawer = feeds.Drawer(self.layout, self.domains, self.settings.seed, positive)
+        found = [self.drawer.request(n) for n in candidates for _ in range(self.settings.count)]
+        if self.settings.extremes:
+            found += [
+                self.drawer.request(n, extreme=e)
+                for n in candidates[-2:]
+                for e in (0.0, 1e-6, 1e3, 1e4)
+            ]
+        return found
+
+    def _covering(self, seconds: float) -> list[feeds.Request]:
+        """Further requests, so that every id is met: user-side ids one request each, item-side ids in bulk."""
+        budget = min(
+            self.settings.coverage, max(20, int(_COVERAGE_SECONDS / max(seconds, 1e-5) / 2))
+        )
+        found: list[feeds.Request] = []
+        fixed = self.layout.fixed_n
+        rows = fixed or _COVERAGE_ITEM_ROWS
+        while len(found) < min(budget, 8) and self._uncovered(False):
+            found.append(self.drawer.request(rows, full=True))
+        while len(found) < budget and self._uncovered(True):
+            found.append(self.drawer.request(fixed or 2, full=True))
+        self.result.coverage = self.drawer.coverage()
+        return found
+
+    def _uncovered(self, user: bool) -> bool:
+        return any(met < rows for met, rows in self.drawer.coverage(user).values())
+
+    def _phase(
+        self, which: str, provider: str, optimize: bool, requests: Sequence[feeds.Request]
+    ) -> _Runs:
+        """All requests through one session, each twice."""
+        model, name = self.models[which], self.names[which]
+        large = _size(model) > runtime.STAGE_BYTES
+        made = runtime.session(
+            model, provider, optimize, self.settings.threads, lean=large, what=name
+        )
+        outputs = [o.name for o in self.signatures["source"].outputs]
+        has = {o.name for o in self.signatures[which].outputs}
+        outputs = [o for o in outputs if o in has]
+        found: list[list[np.ndarray] | MariError] = []
+        unstable: set[str] = set()
+        phase = f"{which}, {provider}, optimizations {'on' if optimize else 'off'}"
+        for index, request in enumerate(requests):
+            self.progress(phase, index, len(requests))
+            feed = request.feed(made.get_inputs())
+            try:
+                found.append(runtime.run(made, feed, f"{name} at N={request.n}", outputs))
+                again = runtime.run(made, feed, name, outputs)
+            except MariError as error:
+                if provider != "cpu" and not isinstance(error, ModelError):
+                    raise
+                found.append(error)
+                continue
+            first: Any = found[-1]
+            unstable |= {
+                n
+                for n, a, b in zip(outputs, first, again, strict=True)
+                if not compare.same_bits(a, b)
+            }
+        self.progress(phase, len(requests), len(requests))
+        if unstable:
+            note = f"{name} is not deterministic: two runs ({phase}) differ in {', '.join(sorted(unstable))}"
+            self.result.notes.append(note)
+        return _Runs(found, unstable)
+
+    def _exact(
+        self, requests: Sequence[feeds.Request]
+    ) -> tuple[list[list[np.ndarray] | None], float]:
+        """The float64 outputs of the source, and the median seconds of a run of few candidates."""
+        found: list[list[np.ndarray] | None] = []
+        times: list[float] = []
+        try:
+            with precise.float64(self.models["source"], threads=self.settings.threads) as model:
+                self.result.reference = model.text
+                for index, request in enumerate(requests):
+                    self.progress("source, float64", index, len(requests))
+                    feed = request.feed(self.signatures["source"].inputs)
+                    begun = time.perf_counter()
+                    found.append(model.run(feed))
+                    if request.n <= max(2, min(r.n for r in requests)):
+                        times.append(time.perf_counter() - begun)
+        except Exception as error:
+            # No verdict hangs on it alone: the source's own answers are what is left to compare with.
+            self.result.reference = "none"
+            self.result.notes.append(
+                f"the source cannot be run in float64 ({_first_line(error)}): compared with its own answers, within "
+                f"{FLOOR_BLIND_ULPS:g} units in the last place of their scale"
+            )
+            found = [None] * len(requests)
+        return found, float(np.median(times)) if times else 0.01
+
+    def _compare(
+        self,
+        provider: str,
+        requests: Sequence[feeds.Request],
+        exact: Sequence[list[np.ndarray] | None],
+        sources: Sequence[_Runs],
+        optimized: dict[str, _Runs],
+    ) -> None:
+        failed = set()
+        for mode, runs in optimized.items():
+            for request, outputs in zip(requests, runs.outputs, strict=False):
+                if isinstance(outputs, MariError) and request.n not in failed:
+                    failed.add(request.n)
+                    self.result.failures.append(
+                        f"the optimized model fails at N={request.n} (optimizations {mode}): {_first_line(outputs)}"
+                    )
+        for index, output in enumerate(self.signatures["source"].outputs):
+            from mari_onnx.parity.verdict import Verdict
+
+            verdict = Verdict(
+                output.name, str(output.dtype), provider, self.settings, self.layout.axis
+            )
+            verdict.judge(
+                index,
+                requests,
+                exact,
+                [s.outputs for s in sources],
+                [r.outputs for r in optimized.values()],
+            )
+            result = verdict.result
+            if not result.ok and result.worst is not None and self.settings.dump is not None:
+                result.dumped = self._dump(requests[result.worst.request], output.name)
+            self.result.outputs.append(result)
+
+    def _dump(self, request: feeds.Request, output: str) -> str:
+        folder = Path(os.fspath(self.settings.dump or "."))
+        folder.mkdir(parents=True, exist_ok=True)
+        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in output)
+        path = folder / f"{safe}-N{request.n}.npz"
+        np.savez(path, **request.arrays())  # type: ignore[arg-type]
+        return str(path)
+
+    def _verify(self, provider: str, request: feeds.Request) -> None:
+        """At least one node of the optimized model must have run on the provider."""
+        made = {i.name: i for i in self.signatures["optimized"].inputs}
+        feed = request.feed(list(made.values()))
+        counts = runtime.nodes_by_provider(
+            self.models["optimized"], feed, provider, self.names["optimized"]
+        )
+        wanted = runtime.provider_name(provider)
+        if not counts.get(wanted):
+            raise ProviderError(
+                f"no node of {self.names['optimized']} ran on {wanted}: {counts or 'no node was profiled'}",
+                "the provider loaded but took no node; see its log, or check on cpu",
+            )
+        ran = ", ".join(f"{v} on {k}" for k, v in sorted(counts.items()))
+        self.result.notes.append(f"{provider}: nodes ran {ran}; TF32 is off")
+
+
+def find_sides(source: ModelLike, *models: Any) -> Sides:
+    """Sides from the metadata of `models`, then from the side file beside `source`; none where nothing says."""
+    from mari_onnx.sides import METADATA_KEY, Sides, resolve, side_file_beside
+
+    metadata = [p.value for m in models for p in m.metadata_props if p.key == METADATA_KEY]
+    file = side_file_beside(os.fspath(source)) if isinstance(source, str | os.PathLike) else None
+    mine: Signature = signature(models[0])
+    found = resolve(mine, file=file, metadata=metadata[0] if metadata else None)
+    if found or len(models) < 2:
+        return found
+    # The optimized model's single rows tell.
+    other = resolve(signature(models[1]))
+    named = {i.name for i in mine.inputs}
+    return Sides({k: v for k, v in other.inputs.items() if k in named}, {}, other.candidate_axis)
+
+
+def _name(model: ModelLike, kind: str) -> str:
+    return os.fspath(model) if isinstance(model, str | os.PathLike) else f"the {kind} model"
+
+
+def _size(model: ModelLike) -> int:
+    if not isinstance(model, str | os.PathLike):
+        return runtime.weight_bytes(model)
+    path = Path(os.fspath(model))
+    beside = (
+        [p.stat().st_size for p in path.parent.glob(path.name + ".data")] if path.exists() else []
+    )
+    return (path.stat().st_size if path.exists() else 0) + sum(beside)
+
+
+def _has_nan(outputs: Any) -> bool:
+    return any(
+        o.dtype.kind == "f" and bool(np.isnan(o).any())
+        for o in outputs
+        if isinstance(o, np.ndarray)
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+
+__all__ = ["CheckResult", "OutputResult", "Ranking", "Settings", "Worst", "check", "find_sides"]

@@ -1,0 +1,285 @@
+"""onnxruntime sessions: made from a path or a model, with the provider that was asked for or not at all.
+
+onnxruntime itself falls back to the CPU with a log line where a provider cannot load; here that is a
+`ProviderError` (exit code 5). Its own exceptions become `ModelError`s of one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mari_onnx.errors import ModelError, ModelNotFound, ProviderError
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+    ModelLike = str | os.PathLike[str] | onnx.ModelProto
+
+# Above this a model is handed over as a file with external data: protobuf ends at 2 GiB, and a serialized copy
+# beside the model and the session would be a third copy in memory.
+STAGE_BYTES = 256 * 2**20
+# Weights smaller than this stay inside the staged file.
+_EXTERNAL_BYTES = 4096
+
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "dml": "DmlExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+}
+
+
+def provider_name(provider: str) -> str:
+    """onnxruntime's name of a provider: `cuda` -> `CUDAExecutionProvider`; full names pass as they are.
+
+    Raises ProviderError for a name that nobody knows.
+    """
+    name = _PROVIDERS.get(provider.lower(), provider)
+    if not name.endswith("ExecutionProvider"):
+        known = ", ".join(sorted(_PROVIDERS))
+        raise ProviderError(
+            f"no provider is called {provider!r}", f"one of {known}, or onnxruntime's full name"
+        )
+    return name
+
+
+def session(
+    model: ModelLike,
+    provider: str = "cpu",
+    optimize: bool = True,
+    threads: int = 1,
+    *,
+    lean: bool = False,
+    profile: str | None = None,
+    what: str | None = None,
+) -> onnxruntime.InferenceSession:
+    """A session that really has `provider`.
+
+    Args:
+        model: path (preferred for large models) or ModelProto.
+        provider: `cpu`, `cuda`, `tensorrt`, ... or onnxruntime's full name. TF32 is off on CUDA and TensorRT.
+        optimize: all of onnxruntime's graph optimizations, or none.
+        threads: within an operator; operators run one after the other.
+        lean: no pre-packed copies of weights and no memory arena: one copy of the weights, slower.
+        profile: prefix of a profile file to write (see `nodes_by_provider`).
+        what: how an error calls the model, by default its path.
+
+    Raises:
+        ProviderError: the provider is not in this onnxruntime, or did not load.
+        ModelError: the model cannot be made into a session.
+    """
+    import onnxruntime as ort
+
+    wanted = provider_name(provider)
+    what = what or ("the model" if _is_proto(model) else os.fspath(model))  # type: ignore[arg-type]
+    if wanted not in ort.get_available_providers():
+        raise ProviderError(
+            f"this onnxruntime has no {wanted} (it has {', '.join(ort.get_available_providers())})",
+            "install an onnxruntime built with it, for CUDA: pip install 'mari-onnx[cuda]'",
+        )
+    options = ort.SessionOptions()
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    if lean:
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    providers: list[Any] = [wanted]
+    if wanted == _PROVIDERS["cuda"]:
+        ort.preload_dlls()
+        providers = [(wanted, {"use_tf32": 0})]
+    if wanted != _PROVIDERS["cpu"]:
+        providers.append(_PROVIDERS["cpu"])
+        # TensorRT has no option for TF32: the CUDA libraries read this one.
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    ort.set_default_logger_severity(4)  # the fall-back's log line; it is raised below instead
+    try:
+        with as_file(model) as source:
+            made = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+    except Exception as error:
+        raise _translated(error, what, "cannot be loaded by onnxruntime") from error
+    finally:
+        ort.set_default_logger_severity(2)
+    if made.get_providers()[0] != wanted:
+        raise ProviderError(
+            f"{wanted} did not load: onnxruntime would run {what} on {', '.join(made.get_providers())}",
+            "check the driver and the CUDA and cuDNN libraries, or ask for --provider cpu",
+        )
+    return made
+
+
+def run(
+    made: onnxruntime.InferenceSession,
+    feed: Mapping[str, np.ndarray],
+    what: str,
+    names: Sequence[str] | None = None,
+) -> list[np.ndarray]:
+    """Runs a session; its exceptions become a ModelError that names the model `what` and the input."""
+    try:
+        return made.run(names, dict(feed))
+    except Exception as error:
+        shapes = ", ".join(f"{k}{list(np.shape(v))}" for k, v in list(feed.items())[:8])
+        more = "" if len(feed) <= 8 else f" and {len(feed) - 8} more"
+        raise _translated(error, what, f"fails on {shapes}{more}") from error
+
+
+def nodes_by_provider(
+    model: ModelLike, feed: Mapping[str, np.ndarray], provider: str, what: str | None = None
+) -> dict[str, int]:
+    """How many nodes ran on each provider in one profiled run: a session may have a provider and not use it."""
+    with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder:
+        made = session(model, provider, profile=str(Path(folder, "profile")), what=what)
+        run(made, feed, what or "the model")
+        events = json.loads(Path(made.end_profiling()).read_text())
+    counts: dict[str, int] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event.get("name", "").endswith("_kernel_time"):
+            where = event["args"].get("provider", "?")
+            counts[where] = counts.get(where, 0) + 1
+    return counts
+
+
+@contextlib.contextmanager
+def as_file(model: ModelLike) -> Iterator[str | bytes]:
+    """What onnxruntime takes: a path as it is, a small model serialized, a large one as a temporary file."""
+    if not _is_proto(model):
+        path = os.fspath(model)  # type: ignore[arg-type]
+        if not os.path.isfile(path):
+            raise ModelNotFound(f"{path}: no such model file")
+        yield path
+    elif weight_bytes(model) < STAGE_BYTES:  # type: ignore[arg-type]
+        yield model.SerializeToString()  # type: ignore[union-attr]
+    else:
+        with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder:
+            yield str(write_external(model, Path(folder)))  # type: ignore[arg-type]
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of the initializers of the main graph that the model holds itself."""
+    return sum(
+        len(t.raw_data)
+        + 4 * (len(t.float_data) + len(t.int32_data))
+        + 8 * (len(t.double_data) + len(t.int64_data))
+        for t in model.graph.initializer
+    )
+
+
+def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without the initializers of the main graph."""
+    import onnx
+
+    copy = onnx.ModelProto(ir_version=model.ir_version)
+    copy.opset_import.extend(model.opset_import)
+    copy.functions.extend(model.functions)
+    graph = model.graph
+    copy.graph.name = graph.name or "graph"
+    copy.graph.node.extend(graph.node)
+    copy.graph.input.extend(graph.input)
+    copy.graph.output.extend(graph.output)
+    copy.graph.value_info.extend(graph.value_info)
+    copy.graph.sparse_initializer.extend(graph.sparse_initializer)
+    return copy
+
+
+def write_external(model: onnx.ModelProto, folder: Path) -> Path:
+    """Writes `model` with its weights beside it, one tensor at a time; answers the path of the model file."""
+    light = skeleton(model)
+    with ExternalWriter(folder / "weights.bin") as weights:
+        for tensor in model.graph.initializer:
+            light.graph.initializer.append(weights.add(tensor))
+    path = folder / "model.onnx"
+    path.write_bytes(light.SerializeToString())
+    return path
+
+
+class ExternalWriter:
+    """Appends tensors to one external data file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = path.open("wb")
+
+    def __enter__(self) -> ExternalWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """The tensor itself where it is small or already external, else a reference to its data in the file."""
+        import onnx
+        from onnx import numpy_helper
+
+        external = tensor.data_location == onnx.TensorProto.EXTERNAL
+        if external or tensor.data_type == onnx.TensorProto.STRING or not _is_large(tensor):
+            return tensor
+        data = tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
+        return self.add_bytes(tensor.name, tensor.data_type, tensor.dims, data)
+
+    def add_bytes(
+        self, name: str, data_type: int, dims: Sequence[int], data: bytes | memoryview
+    ) -> onnx.TensorProto:
+        """Writes little-endian `data` and answers the tensor that refers to it."""
+        import onnx
+
+        self._file.write(
+            b"\0" * (-self._file.tell() % 4096)
+        )  # aligned: onnxruntime can then map it
+        offset = self._file.tell()
+        self._file.write(data)
+        made = onnx.TensorProto(name=name, data_type=data_type, dims=dims)
+        made.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", self.path.name), ("offset", offset), ("length", len(data))):
+            made.external_data.add(key=key, value=str(value))
+        return made
+
+
+def _is_large(tensor: onnx.TensorProto) -> bool:
+    return int(np.prod(tensor.dims, dtype=np.int64)) * 4 >= _EXTERNAL_BYTES
+
+
+def _is_proto(model: object) -> bool:
+    return hasattr(model, "SerializeToString")
+
+
+def _translated(error: Exception, what: str, did: str) -> Exception:
+    """One line that says which model, which input and what to do."""
+    if isinstance(error, ModelError):
+        return error
+    text = " ".join(str(error).split())
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", text)
+    text = re.sub(r"/\S*?/onnxruntime/\S+:\d+ (onnxruntime::)?\S+ ?", "", text)
+    hint = "run it by onnxruntime alone to see whether the model itself is at fault"
+    if "Got invalid dimensions" in text:
+        hint = "feed that input with the shape it declares (a user input of an optimized model has one row)"
+    elif "Could not find an implementation" in text or "NOT_IMPLEMENTED" in str(error):
+        hint = "this onnxruntime has no kernel for that operator and type: another provider or version may have"
+    elif "indices element out of data bounds" in text:
+        hint = "an id lies outside the table it indexes: check the ids in the requests"
+    elif "Unsupported model IR version" in text or "opset" in text.lower():
+        hint = "the model is newer than this onnxruntime: update it"
+    elif "invalid feed" in text.lower() or "required inputs" in text.lower():
+        hint = "the inputs fed and the model's inputs differ by name"
+    elif "Unexpected input data type" in text:
+        hint = "the data type of that input in the requests is not the model's"
+    return ModelError(f"{what} {did}: {text[:400]}", hint)
