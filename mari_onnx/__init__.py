@@ -5,7 +5,6 @@ The Python API; each name loads what it needs when it is first used:
     optimize(model_or_path, ...) -> Optimized    rewrite, check, and the report of it
     check(source, optimized, ...) -> CheckResult compare two models on the same requests
     inspect(model_or_path, ...) -> Inspection    what would be lifted, and why not more
-    bench(...)                                   interleaved timing of models
 """
 
 from __future__ import annotations
@@ -14,17 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mari_onnx.api import inspect, optimize
-    from mari_onnx.bench import bench
     from mari_onnx.parity import check
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "bench", "check", "inspect", "optimize"]
+__all__ = ["__version__", "check", "inspect", "optimize"]
 
 _HOMES = {
     "optimize": "mari_onnx.api",
     "inspect": "mari_onnx.api",
     "check": "mari_onnx.parity",
-    "bench": "mari_onnx.bench",
 }
 
 

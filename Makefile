@@ -1,0 +1,84 @@
+# Everything runs in .venv, made on first use; a stamp remembers what is installed there.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+SETUP := setup.cfg pyproject.toml
+# One worker a core, up to four: models are small, and so may be the machine.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types pytest models interop bench bench-gpu fuzz audit wheel clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+demo: $(STAMPS)/base ## optimize every model in models/, check each, print one table
+	$(BIN)/python -m benchmarks.demo
+
+test: lint types pytest ## everything that CI runs
+
+lint: $(STAMPS)/test ## ruff
+	$(BIN)/ruff check .
+
+types: $(STAMPS)/test ## mypy
+	$(BIN)/mypy
+
+pytest: $(STAMPS)/test ## the tests alone
+	$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
+
+models: $(STAMPS)/models ## train and export the sample models anew (needs torch)
+	$(BIN)/python -m models.build
+
+interop: $(STAMPS)/interop ## export, optimize, check and measure public models; docs/interop.md
+	$(BIN)/python -m benchmarks.interop
+
+bench: $(STAMPS)/bench ## the benchmarks of docs/benchmarks.md
+	$(BIN)/python -m benchmarks
+
+bench-gpu: $(STAMPS)/gpu ## the same on a CUDA device
+	$(BIN)/python -m benchmarks --provider cuda
+
+fuzz: $(STAMPS)/test ## random graphs until stopped (EXAMPLES=20000)
+	FUZZ_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest -q tests/fuzz
+
+audit: $(STAMPS)/test ## known vulnerabilities of what is installed
+	$(BIN)/pip install -q pip-audit
+	$(BIN)/pip-audit --skip-editable
+
+wheel: $(STAMPS)/test ## the released wheel, in dist/
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --wheel
+
+clean: ## remove the environment and whatever was built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMPS)/base: $(SETUP) | $(BIN)/python
+	$(BIN)/pip install -q -e .
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/test: $(SETUP) | $(BIN)/python
+	$(BIN)/pip install -q -e '.[test]'
+	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/base
+
+# torch first: a range would bring a build with several GB of CUDA.
+$(STAMPS)/models: $(SETUP) | $(BIN)/python
+	$(BIN)/pip install -q torch==2.13.0
+	$(BIN)/pip install -q -e '.[models]'
+	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/base
+
+$(STAMPS)/interop: $(STAMPS)/models
+	$(BIN)/pip install -q -e '.[models,interop]'
+	@touch $@
+
+$(STAMPS)/bench: $(SETUP) | $(BIN)/python
+	$(BIN)/pip install -q -e '.[plot,peers]'
+	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/base
+
+$(STAMPS)/gpu: $(STAMPS)/bench
+	$(BIN)/pip install -q -e '.[cuda]'
+	@touch $@

@@ -1,0 +1,238 @@
+"""The Python API behind `mari_onnx.optimize` and `mari_onnx.inspect`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mari_onnx import __version__
+from mari_onnx.errors import OutputsDiffer, SidesUnknown
+from mari_onnx.guess import guessed_flags
+from mari_onnx.model.keep import carry_over, differences, set_metadata
+from mari_onnx.model.load import Source, read
+from mari_onnx.model.save import Staged, stage, stage_copy
+from mari_onnx.model.signature import signature
+from mari_onnx.sides import METADATA_KEY, Sides, resolve, side_file_beside
+
+if TYPE_CHECKING:
+    import onnx
+
+    from mari_onnx.report import Report
+
+VERSION_KEY = "mari_onnx.version"
+SOURCE_KEY = "mari_onnx.source_sha256"
+REPORT_KEY = "mari_onnx.report"
+
+
+@dataclass
+class Optimized:
+    """What `optimize` answers.
+
+    Attributes:
+        model: the output graph; the source's own where nothing was to be lifted.
+        changed: False where the model is the source's.
+        report: what was done and why not more.
+        source: the model it came from.
+    """
+
+    model: onnx.ModelProto
+    changed: bool
+    report: Report
+    source: Source
+
+    @property
+    def sides(self) -> Sides:
+        """The sides that the rewrite went by."""
+        return self.report.sides
+
+    def stage(self, path: str | Path) -> Staged:
+        """Writes the model beside `path`, byte for byte the source where nothing changed."""
+        if not self.changed and not self.source.external and self.source.path.is_file():
+            return stage_copy(self.source.path, path)
+        return stage(self.model, path, external=self.source.external)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model to `path`, whole or not at all."""
+        with self.stage(path) as staged:
+            staged.commit()
+
+
+def optimize(
+    model: str | Path | onnx.ModelProto,
+    sides: Sides | Mapping[str, str] | str | Path | None = None,
+    *,
+    user: Iterable[str] = (),
+    item: Iterable[str] = (),
+    cross: Iterable[str] = (),
+    rest: str | None = None,
+    candidates: int = 500,
+    check: bool = True,
+    target: str = "cpu",
+) -> Optimized:
+    """Rewrites a model so that what depends on the user alone is computed once a request.
+
+    Args:
+        model: a path or a model; it is only read.
+        sides: `Sides`, a mapping of input name to side, or the path of a side file. Without it,
+            the model's metadata, a side file beside the model, and its dimensions are asked.
+        user, item, cross, rest: as the flags of the command line.
+        candidates: the N that rewrites have to pay for.
+        check: run both models and compare; a difference raises.
+        target: the kind of machine that rewrites are chosen for, "cpu" or "cuda".
+
+    Raises:
+        SidesUnknown, UsageError: see `mari_onnx.sides.resolve`.
+        ModelError: the model cannot be read or run.
+        OutputsDiffer: the check failed.
+    """
+    source = as_source(model)
+    found = _sides(source, sides, user=user, item=item, cross=cross, rest=rest)
+    done = rewritten(source, found, candidates=candidates, target=target)
+    if check and done.changed:
+        with (
+            tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder,
+            done.stage(Path(folder) / "optimized.onnx") as staged,
+        ):
+            verify(done, staged.path)
+    return done
+
+
+def inspect(
+    model: str | Path | onnx.ModelProto,
+    sides: Sides | Mapping[str, str] | str | Path | None = None,
+    *,
+    candidates: int = 500,
+) -> Report:
+    """What `optimize` would do with the model, and why not more; nothing is run or written."""
+    source = as_source(model)
+    return rewritten(source, _sides(source, sides), candidates=candidates).report
+
+
+def as_source(model: str | Path | onnx.ModelProto) -> Source:
+    """The model with its origin; one given as a message has no path."""
+    if isinstance(model, str | Path):
+        return read(model)
+    from mari_onnx.model.structure import check_structure
+
+    check_structure(model)
+    data = model.SerializeToString(deterministic=True)
+    return Source(model, Path(), hashlib.sha256(data).hexdigest(), False, len(data))
+
+
+def rewritten(
+    source: Source, sides: Sides, *, candidates: int = 500, target: str = "cpu"
+) -> Optimized:
+    """The rewrite of `source`, not checked yet. Where nothing tags, the graph itself may tell.
+
+    Raises:
+        SidesUnknown: neither tags nor the graph say whose inputs are whose.
+    """
+    from mari_onnx.engine import Options, rewrite
+    from mari_onnx.report import build
+
+    result = rewrite(source.model, sides, Options(candidates=candidates, target=target))
+    if not sides and not result.changed and _could_be_tagged(source.model):
+        raise unknown_sides(source)
+    metadata = {entry.key: entry.value for entry in source.model.metadata_props}
+    if metadata.get(VERSION_KEY) == __version__ and metadata.get(METADATA_KEY) == sides.to_json():
+        # Written by this very version for these sides: what it left, it leaves again.
+        result = dataclasses.replace(result, changed=False)
+    report = build(source.model, result, sides, candidates)
+    report.source = _file_facts(source)
+    if not result.changed:
+        report.after = report.before
+        return Optimized(source.model, False, report, source)
+    output = result.model
+    carry_over(source.model, output)
+    set_metadata(
+        output,
+        {
+            METADATA_KEY: sides.to_json(),
+            VERSION_KEY: __version__,
+            SOURCE_KEY: source.sha256,
+            REPORT_KEY: json.dumps(report.short()),
+        },
+    )
+    if wrong := differences(source.model, output):
+        raise RuntimeError("the rewrite changed what a caller sees: " + "; ".join(wrong))
+    return Optimized(output, True, report, source)
+
+
+def unknown_sides(source: Source) -> SidesUnknown:
+    """The refusal, with a command to paste."""
+    sig = signature(source.model)
+    flags = " ".join(guessed_flags(sig))
+    name = str(source.path)
+    # str(Path()) is "."; a model given as a message has no name to paste.
+    command = f"mari-onnx optimize {'IN.onnx' if name == '.' else _quoted(name)} OUT.onnx {flags}"
+    names = ", ".join(each.name for each in sig.inputs[:30])
+    return SidesUnknown(
+        f"nothing says which inputs belong to the user: {names}",
+        "going by the names alone this would be\n\n"
+        f"    {command}\n\n"
+        "  Look at it first: an input tagged user that is not equal for all candidates of a "
+        "request makes a wrong model. (--guess takes it as it is.)",
+    )
+
+
+def verify(done: Optimized, path: Path, **options: Any) -> Any:
+    """Compares source and output on the same requests and notes the result in the report.
+
+    Args:
+        path: of the staged output.
+        options: for `mari_onnx.parity.check`.
+
+    Raises:
+        OutputsDiffer: with the check's own words.
+    """
+    from mari_onnx.parity import check
+
+    original = done.source.path if done.source.path.is_file() else done.source.model
+    result = check(original, path, done.sides, **options)
+    done.report.check = result.to_dict() if hasattr(result, "to_dict") else {"ok": result.ok}
+    if not result.ok:
+        raise OutputsDiffer(
+            f"the optimized model's outputs differ from the source's: {result}",
+            "nothing was written. First make sure that inputs tagged user are equal for all "
+            "candidates; if they are, this is a defect of mari-onnx, please report it",
+        )
+    return result
+
+
+def _sides(
+    source: Source, sides: Sides | Mapping[str, str] | str | Path | None, **flags: Any
+) -> Sides:
+    if isinstance(sides, Sides):
+        return sides
+    file = sides if isinstance(sides, str | Path) else None
+    if isinstance(sides, Mapping):
+        from mari_onnx.sides import SIDES, fnmatch_escape
+
+        for side in SIDES:
+            named = [fnmatch_escape(name) for name, each in sides.items() if each == side]
+            flags[side] = [*flags.get(side, ()), *named]
+    if file is None and source.path.is_file():
+        file = side_file_beside(source.path)
+    metadata = {entry.key: entry.value for entry in source.model.metadata_props}
+    return resolve(signature(source.model), file=file, metadata=metadata.get(METADATA_KEY), **flags)
+
+
+def _could_be_tagged(model: onnx.ModelProto) -> bool:
+    return any(not each.rank_known or each.shape for each in signature(model).inputs)
+
+
+def _file_facts(source: Source) -> dict[str, Any]:
+    facts: dict[str, Any] = {"sha256": source.sha256, "bytes": source.size}
+    return {"path": str(source.path), **facts} if source.path.name else facts
+
+
+def _quoted(text: str) -> str:
+    import shlex
+
+    return shlex.quote(text)

@@ -1,0 +1,59 @@
+"""`mari-onnx inspect MODEL`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mari_onnx.cli.options import common_options, side_options, sides_from
+
+
+@click.command()
+@click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
+@side_options
+@click.option(
+    "--candidates",
+    type=click.IntRange(min=1),
+    default=500,
+    show_default=True,
+    metavar="N",
+    help="The candidates a request that rewrites would have to pay for.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON (docs/report.md).")
+@common_options
+def inspect(model: Path, candidates: int, as_json: bool, **sides: Any) -> None:
+    """Show every input with its side, and every product with what would become of it, and why.
+
+    Nothing is written.
+    """
+    from mari_onnx.api import rewritten
+    from mari_onnx.errors import SidesUnknown
+    from mari_onnx.model.load import read
+    from mari_onnx.report.terminal import console, print_inputs, print_products, print_summary
+
+    source = read(model)
+    out = console()
+    try:
+        found = sides_from(sides, source.model, model)
+        report = rewritten(source, found, candidates=candidates).report
+    except SidesUnknown:
+        if not as_json:
+            print_inputs(_untagged(source.model), out)
+        raise
+    if as_json:
+        click.echo(report.to_json(), nl=False)
+        return
+    print_inputs(tuple(report.inputs), out)
+    out.print()
+    print_products(report, out)
+    out.print()
+    print_summary(report, out)
+
+
+def _untagged(model: Any) -> Any:
+    from mari_onnx.model.signature import signature
+    from mari_onnx.report import Input
+
+    return [Input(each.name, str(each.dtype), each.shape, None) for each in signature(model).inputs]

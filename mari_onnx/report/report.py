@@ -1,0 +1,223 @@
+"""The report of one rewrite. docs/report.md documents its JSON form."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mari_onnx import __version__
+from mari_onnx.sides import Sides
+
+if TYPE_CHECKING:
+    import onnx
+
+    from mari_onnx.engine import Rewrite
+
+SCHEMA = "mari-onnx/report"
+SCHEMA_VERSION = 1
+PRODUCTS = frozenset(
+    {"MatMul", "Gemm", "Einsum", "Conv", "MatMulInteger", "QLinearMatMul", "MatMulNBits"}
+)
+# Lengths that the graph leaves free (a history, say) are costed as this long, requests as one.
+FREE_LENGTH = 50
+
+
+@dataclass(frozen=True)
+class Input:
+    """One model input: `side` is user, item, cross, packed (then `columns` says), or None."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+    side: str | None
+    columns: Mapping[str, tuple[int, ...]] | None = None
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of the source, in order. `flops` is a candidate's share, None where unknown."""
+
+    name: str
+    op: str
+    kind: str
+    action: str
+    rule: str
+    reason: str | None
+    flops: float | None = None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Size of a graph: nodes, products (MatMul and the like), FLOPs and bytes a candidate."""
+
+    nodes: int
+    products: int
+    flops: float
+    bytes: float
+
+
+@dataclass
+class Report:
+    """What `optimize` did, and what it left.
+
+    Attributes:
+        changed: something was lifted or split.
+        candidates: the N that costs are for.
+        inputs, nodes: of the source.
+        before, after: totals of source and output.
+        tensors: source tensor -> output tensor of equal value.
+        source, output: path, sha256 and bytes of the files, as far as there are any.
+        check: the parity check's result as a dictionary, None where it was not run.
+        incidents: rewrites that were taken back because the check failed with them.
+    """
+
+    changed: bool
+    candidates: int
+    sides: Sides
+    inputs: Sequence[Input]
+    nodes: Sequence[Node]
+    before: Totals
+    after: Totals
+    tensors: Mapping[str, str]
+    source: dict[str, Any] = field(default_factory=dict)
+    output: dict[str, Any] | None = None
+    check: dict[str, Any] | None = None
+    incidents: list[str] = field(default_factory=list)
+
+    @property
+    def actions(self) -> dict[str, int]:
+        """How many nodes were split, lifted, kept, ..."""
+        return dict(sorted(Counter(node.action for node in self.nodes).items()))
+
+    @property
+    def products(self) -> list[Node]:
+        """The source's MatMul, Gemm, Einsum, ... nodes."""
+        return [node for node in self.nodes if node.op in PRODUCTS]
+
+    @property
+    def reasons(self) -> list[tuple[str, int]]:
+        """Why nodes were not lifted, the most frequent first."""
+        return Counter(node.reason for node in self.nodes if node.reason).most_common()
+
+    def short(self) -> dict[str, Any]:
+        """The few figures that go into the output's metadata."""
+        return {
+            "candidates": self.candidates,
+            "actions": self.actions,
+            "flops_per_candidate": [_rounded(self.before.flops), _rounded(self.after.flops)],
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The documented form, version `SCHEMA_VERSION`."""
+        return {
+            "schema": SCHEMA,
+            "version": SCHEMA_VERSION,
+            "tool": {"name": "mari-onnx", "version": __version__},
+            "source": self.source,
+            "output": self.output,
+            "changed": self.changed,
+            "candidates": self.candidates,
+            "sides": self.sides.to_dict(),
+            "before": _totals(self.before),
+            "after": _totals(self.after),
+            "actions": self.actions,
+            "inputs": [_plain(each) for each in self.inputs],
+            "nodes": [_plain(each) for each in self.nodes],
+            "tensors": dict(self.tensors),
+            "check": self.check,
+            "incidents": self.incidents,
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, default=str) + "\n"
+
+
+def build(source: onnx.ModelProto, rewrite: Rewrite, sides: Sides, candidates: int) -> Report:
+    """The report of one rewrite of `source`, without files and check."""
+    from mari_onnx.engine.cost import node_costs
+    from mari_onnx.model.signature import signature
+
+    shapes = concrete(rewrite.shapes, candidates)
+    costs = list(node_costs(source.graph, shapes))
+    flops: dict[str, float] = {}
+    for node, cost in costs:
+        if node.name:
+            flops[node.name] = flops.get(node.name, 0.0) + cost.flops / candidates
+    inputs = [
+        Input(
+            each.name,
+            str(each.dtype),
+            each.shape,
+            "packed" if each.name in sides.columns else sides.side(each.name),
+            sides.columns.get(each.name),
+        )
+        for each in signature(source).inputs
+    ]
+    nodes = [
+        Node(n.name, n.op, n.kind, n.action, n.rule, n.reason, flops.get(n.name))
+        for n in rewrite.nodes
+    ]
+    return Report(
+        changed=rewrite.changed,
+        candidates=candidates,
+        sides=sides,
+        inputs=inputs,
+        nodes=nodes,
+        before=totals(source.graph, shapes, candidates),
+        after=totals(rewrite.model.graph, concrete(rewrite.out_shapes, candidates), candidates),
+        tensors=dict(rewrite.tensor_map),
+    )
+
+
+def totals(
+    graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]], candidates: int
+) -> Totals:
+    """Totals of `graph` for the given shapes, FLOPs and bytes divided by `candidates`."""
+    from mari_onnx.engine.cost import graph_cost
+
+    cost = graph_cost(graph, shapes)
+    return Totals(
+        nodes=len(graph.node),
+        products=sum(node.op_type in PRODUCTS for node in graph.node),
+        flops=cost.flops / candidates,
+        bytes=cost.bytes / candidates,
+    )
+
+
+def concrete(shapes: Mapping[str, Sequence[Any]], candidates: int) -> dict[str, tuple[int, ...]]:
+    """Symbolic shapes as numbers: N is `candidates`, R one, any other symbol `FREE_LENGTH`."""
+    values = _Lengths({"N": candidates, "R": 1})
+    return {
+        name: tuple(d if isinstance(d, int) else d.evaluate(values) for d in shape)
+        for name, shape in shapes.items()
+    }
+
+
+class _Lengths(dict[str, int]):
+    def __missing__(self, _: str) -> int:
+        return FREE_LENGTH
+
+
+def _totals(each: Totals) -> dict[str, float]:
+    return {
+        "nodes": each.nodes,
+        "products": each.products,
+        "flops_per_candidate": _rounded(each.flops),
+        "bytes_per_candidate": _rounded(each.bytes),
+    }
+
+
+def _plain(each: Input | Node) -> dict[str, Any]:
+    found = dataclasses.asdict(each)
+    if found.get("flops") is not None:
+        found["flops"] = _rounded(found["flops"])
+    return {k: v for k, v in found.items() if v is not None or k in ("side", "reason")}
+
+
+def _rounded(value: float) -> float:
+    return round(value, 1)
