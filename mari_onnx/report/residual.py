@@ -1,0 +1,342 @@
+"""How much work a model spends on results that are equal for all candidates.
+
+Per node that works per candidate: the flops and bytes of results, or parts of results, that come
+out equal for every candidate of a request; of a product (MatMul, Gemm, Einsum, Conv) and of a sum
+also the terms that are equal for every candidate, though the result is not. It is measured, on the
+source as on the output of a rewrite, and knows nothing of how that was made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mari_onnx.engine.cost import Cost, einsum_sizes, node_cost
+from mari_onnx.report.probe import Seen, observe, pick_n
+
+if TYPE_CHECKING:
+    import onnx
+
+    from mari_onnx.model.signature import Signature
+    from mari_onnx.parity.feeds import Request
+    from mari_onnx.sides import Sides
+
+_SUMS = {
+    *("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"),
+    *("ReduceSumSquare", "ReduceLogSumExp", "Sum"),
+}
+_PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Einsum", "Conv", "FusedConv"}
+_READS_A_PART = {"Gather", "GatherElements", "GatherND", "Slice", "Split"}
+
+
+@dataclass(frozen=True)
+class NodeResidual:
+    """One node that works per candidate.
+
+    Attributes:
+        name, op: of the node; a nameless node goes by its first output.
+        cost: all it does for n candidates.
+        redundant: of that, what is spent on results or terms equal for all candidates.
+        doubtful: of `redundant`'s kind, but equal for all users too and perhaps only saturated (a
+            clipped or rounded value); counted nowhere else.
+        results: the share of the result's elements that is equal for all candidates.
+        terms: of a product or sum, the share of terms equal for all candidates, its results' too.
+    """
+
+    name: str
+    op: str
+    cost: Cost
+    redundant: Cost
+    doubtful: Cost
+    results: float
+    terms: float | None = None
+
+    @property
+    def text(self) -> str:
+        """What was found, in words."""
+        if self.results == 1.0:
+            return "the whole result is equal for all candidates"
+        parts = []
+        if self.results > 0:
+            parts.append(f"{self.results:.0%} of the result is equal for all candidates")
+        if self.terms is not None and self.terms > self.results:
+            parts.append(f"{self.terms:.0%} of the terms are")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The redundant work of one model for `n` candidates; nodes in graph order.
+
+    `once` is what nodes cost that work on one row a request: no part of any share.
+    """
+
+    n: int
+    nodes: tuple[NodeResidual, ...]
+    once: Cost
+
+    @property
+    def total(self) -> Cost:
+        """All work that is done per candidate."""
+        return sum((x.cost for x in self.nodes), Cost())
+
+    @property
+    def redundant(self) -> Cost:
+        return sum((x.redundant for x in self.nodes), Cost())
+
+    @property
+    def doubtful(self) -> Cost:
+        return sum((x.doubtful for x in self.nodes), Cost())
+
+    @property
+    def share(self) -> float:
+        """Redundant flops over flops done per candidate, 0 to 1."""
+        return self.redundant.flops / self.total.flops if self.total.flops else 0.0
+
+    @property
+    def byte_share(self) -> float:
+        """The same of bytes moved."""
+        return self.redundant.bytes / self.total.bytes if self.total.bytes else 0.0
+
+    def worst(self, count: int = 10) -> list[NodeResidual]:
+        """Nodes with redundant work, those with the most flops (then bytes) first."""
+        found = [x for x in self.nodes if x.redundant.flops or x.redundant.bytes]
+        return sorted(found, key=lambda x: (-x.redundant.flops, -x.redundant.bytes))[:count]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: totals, shares and every node that wastes something."""
+        return {
+            "candidates": self.n,
+            "flops": self.total.flops,
+            "bytes": self.total.bytes,
+            "redundant_flops": self.redundant.flops,
+            "redundant_bytes": self.redundant.bytes,
+            "doubtful_flops": self.doubtful.flops,
+            "once_flops": self.once.flops,
+            "share": self.share,
+            "byte_share": self.byte_share,
+            "nodes": [
+                {
+                    "name": x.name,
+                    "op": x.op,
+                    "flops": x.cost.flops,
+                    "redundant_flops": x.redundant.flops,
+                    "redundant_bytes": x.redundant.bytes,
+                    "found": x.text,
+                }
+                for x in self.worst(len(self.nodes))
+            ],
+        }
+
+
+def measure(
+    model: onnx.ModelProto,
+    sides: Sides,
+    n: int = 64,
+    history: int | None = None,
+    seed: int = 0,
+    base_dir: str = "",
+) -> Residual:
+    """Measures `model`, a source (user rows repeated) or an optimized graph (user rows once).
+
+    Args:
+        model: read only; functions are inlined in a copy.
+        sides: whose inputs are whose.
+        n: about how many candidates; the largest fitting prime up to it is taken.
+        history: the length of free dimensions other than the candidates'.
+        seed: of users, candidates and their order.
+        base_dir: folder of weights that are external data and not loaded.
+
+    Raises:
+        ModelError: the model cannot run, or takes one candidate only.
+    """
+    import onnx
+
+    from mari_onnx.errors import ModelError
+    from mari_onnx.model.signature import signature
+    from mari_onnx.parity.feeds import Drawer, Layout
+    from mari_onnx.parity.ranges import domains
+
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    if any(onnx.external_data_helper.uses_external_data(t) for t in model.graph.initializer):
+        loaded = onnx.ModelProto()
+        loaded.CopyFrom(model)
+        onnx.load_external_data_for_model(loaded, base_dir)
+        model = loaded
+    declared = signature(model)
+    layout = Layout(declared, sides)
+    if history is not None and layout.free:
+        layout = Layout(_fix(declared, set(layout.free), history), sides)
+    n = layout.fixed_n or pick_n(model, n)
+    if n < 2:
+        raise ModelError("the model takes one candidate only, so nothing can be compared")
+    ranges, _ = domains(model, layout, base_dir)
+    # A drawer's first request has the same free lengths whatever its seed.
+    first, *others = (Drawer(layout, ranges, 3 * seed + k).request(n) for k in range(3))
+    order = np.random.default_rng(seed).permutation(n)
+    feeds = [r.feed(declared.inputs) for r in (first, _permuted(first, order), *others)]
+    return _count(model.graph, observe(model, feeds, order), n)
+
+
+def _fix(declared: Signature, free: set[str], length: int) -> Signature:
+    """`declared` with its free dimensions of one length."""
+
+    def dim(name: str, index: int, d: int | str | None) -> int | str | None:
+        return length if (d if isinstance(d, str) else f"{name}:{index}") in free else d
+
+    inputs = (
+        replace(x, shape=tuple(dim(x.name, k, d) for k, d in enumerate(x.shape)))
+        for x in declared.inputs
+    )
+    return replace(declared, inputs=tuple(inputs))
+
+
+def _permuted(request: Request, order: np.ndarray) -> Request:
+    """The same user with the candidates in another order."""
+
+    def turn(value: np.ndarray) -> np.ndarray:
+        held = value.ndim > request.axis and value.shape[request.axis] == len(order)
+        return np.take(value, order, request.axis) if held else value
+
+    rows = {k: turn(v) for k, v in request.rows.items()}
+    return replace(request, rows=rows, literal={k: turn(v) for k, v in request.literal.items()})
+
+
+def _count(graph: onnx.GraphProto, seen: Mapping[str, Seen], n: int) -> Residual:
+    nodes: list[NodeResidual] = []
+    once = Cost()
+    for node in graph.node:
+        ins = [seen.get(x) for x in node.input]
+        outs = [seen.get(x) for x in node.output]
+        cost = node_cost(node, _shapes(ins), _shapes(outs))
+        if not any(x is not None and x.axis is not None for x in (*ins, *outs)):
+            once += cost
+            continue
+        nodes.append(_node(node, cost, ins, outs))
+    return Residual(n, tuple(nodes), once)
+
+
+def _shapes(looks: Sequence[Seen | None]) -> list[tuple[int, ...] | None]:
+    return [None if x is None else x.shape for x in looks]
+
+
+def _node(
+    node: onnx.NodeProto, cost: Cost, ins: Sequence[Seen | None], outs: Sequence[Seen | None]
+) -> NodeResidual:
+    results, sure_results = _results(outs)
+    terms = _terms(node, ins, outs)
+    flops, sure_flops = terms if terms is not None else (results, sure_results)
+    moved, sure_moved = _moved(node, ins, outs)
+    redundant = Cost(cost.flops * sure_flops, cost.bytes * sure_moved)
+    doubtful = Cost(cost.flops * (flops - sure_flops), cost.bytes * (moved - sure_moved))
+    return NodeResidual(
+        node.name or next((x for x in node.output if x), ""),
+        node.op_type,
+        cost,
+        redundant,
+        doubtful,
+        sure_results,
+        None if terms is None else sure_flops,
+    )
+
+
+def _pair(masks: Callable[[bool], float]) -> tuple[float, float]:
+    """A share with doubtful parts counted and without."""
+    return masks(True), masks(False)
+
+
+def _mask(look: Seen | None, doubtful: bool) -> np.ndarray | None:
+    """True where equal for all candidates, at the tensor's shape; all True where it has one row."""
+    if look is None:
+        return None
+    if look.axis is None:
+        return np.ones(look.shape, bool)
+    mask = look.full(look.equal)
+    if not doubtful and look.constant is not None:
+        mask = mask & ~look.full(look.constant)
+    return mask
+
+
+def _results(outs: Sequence[Seen | None]) -> tuple[float, float]:
+    return _pair(lambda doubtful: _equal_share(outs, doubtful))
+
+
+def _equal_share(looks: Sequence[Seen | None], doubtful: bool) -> float:
+    """The share of elements equal for all candidates, of the tensors that hold candidates."""
+    masks = [_mask(x, doubtful) for x in looks if x is not None and x.axis is not None]
+    total = sum(m.size for m in masks if m is not None)
+    return sum(int(m.sum()) for m in masks if m is not None) / total if total else 0.0
+
+
+def _moved(
+    node: onnx.NodeProto, ins: Sequence[Seen | None], outs: Sequence[Seen | None]
+) -> tuple[float, float]:
+    """The share of elements read and written that are equal for all candidates."""
+    read = ins[1:] if node.op_type in _READS_A_PART else ins
+
+    def share(doubtful: bool) -> float:
+        looks = [x for x in (*read, *outs) if x is not None]
+        total = sum(math.prod(x.shape) for x in looks)
+        equal = sum(
+            int(m.sum())
+            for x in looks
+            if x.axis is not None and (m := _mask(x, doubtful)) is not None
+        )
+        return equal / total if total else 0.0
+
+    return _pair(share)
+
+
+def _terms(
+    node: onnx.NodeProto, ins: Sequence[Seen | None], outs: Sequence[Seen | None]
+) -> tuple[float, float] | None:
+    """The share of terms of a product or sum that are equal for all; None for other operators."""
+    if not outs or outs[0] is None:
+        return None
+    if node.op_type in _SUMS:
+        return _pair(lambda d: max(_equal_share(ins, d), _equal_share(outs[:1], d)))
+    if outs[0].axis is None:
+        return None
+    if node.op_type in _PRODUCTS and len(ins) >= 2 and ins[0] is not None and ins[1] is not None:
+        return _pair(lambda doubtful: _product_share(node, ins, outs, doubtful))
+    return None
+
+
+def _product_share(
+    node: onnx.NodeProto, ins: Sequence[Seen | None], outs: Sequence[Seen | None], doubtful: bool
+) -> float:
+    """Terms `a[m, k] * b[k, n]` with both factors, or the whole sum, equal for all candidates."""
+    a, b, out = (_mask(x, doubtful) for x in (ins[0], ins[1], outs[0]))
+    if a is None or b is None or out is None or not out.size:
+        return 0.0
+    if node.op_type in ("Conv", "FusedConv"):
+        # Channels and windows overlap at the borders; the mean over the input is near enough.
+        return max(float(a.mean()), float(out.mean()))
+    left, right = a.astype(np.float32), b.astype(np.float32)
+    if node.op_type == "Einsum":
+        counts, depth = _einsum_terms(node, left, right)
+    else:
+        flags = {x.name: x.i for x in node.attribute if x.name in ("transA", "transB")}
+        left = np.swapaxes(left, -1, -2) if flags.get("transA") and left.ndim > 1 else left
+        right = np.swapaxes(right, -1, -2) if flags.get("transB") and right.ndim > 1 else right
+        counts, depth = np.matmul(left, right), left.shape[-1]
+    if counts.shape != out.shape or not depth:
+        return float(out.mean())
+    return float(np.where(out, 1.0, counts / depth).mean())
+
+
+def _einsum_terms(
+    node: onnx.NodeProto, left: np.ndarray, right: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """How many terms of each output element have equal factors, and how many terms it has."""
+    equation = next(x.s.decode() for x in node.attribute if x.name == "equation")
+    if len(node.input) != 2:
+        return np.zeros(()), 0
+    _, output, sizes = einsum_sizes(equation, [left.shape, right.shape])
+    depth = math.prod(length for label, length in sizes.items() if label not in output)
+    return np.einsum(equation.replace(" ", ""), left, right, optimize=True), depth
