@@ -30,7 +30,7 @@ pytest: $(STAMPS)/test ## the tests alone
 	$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
 
 models: $(STAMPS)/models ## train and export the sample models anew (needs torch)
-	$(BIN)/python -m models.build
+	$(BIN)/python models/build.py
 
 interop: $(STAMPS)/interop ## export, optimize, check and measure public models; docs/interop.md
 	$(BIN)/python -m benchmarks.interop

@@ -7,27 +7,27 @@ that has one row a candidate, `item` for those that do not depend on the user.
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import json
-import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mari_onnx.errors import NoSuchInput, SideFileError, TaggedTwice, UntaggedInput, UsageError
+from mari_onnx.errors import UntaggedInput, UsageError
 from mari_onnx.model.signature import Input, Signature
+from mari_onnx.side_patterns import (
+    METADATA_KEY,
+    SIDES,
+    Layer,
+    Unit,
+    column_text,
+    fnmatch_escape,
+    listed,
+    read_file,
+    read_metadata,
+)
 
-SIDES = ("user", "item", "cross")
-METADATA_KEY = "mari_onnx.sides"
-_FILE_KEYS = (*SIDES, "rest", "candidate_axis")
-_PACKED = re.compile(r"^(?P<name>.+?)\[\s*:\s*,(?P<columns>.*)\]\s*$", re.DOTALL)
-_SLICE = re.compile(r"^(-?\d+)?\s*:\s*(-?\d+)?\s*(?::\s*(-?\d+)?)?$")
-
-# One thing to tag: a whole input (column None) or one column of a packed input.
-_Unit = tuple[str, int | None]
+__all__ = ["METADATA_KEY", "SIDES", "Sides", "fnmatch_escape", "resolve", "side_file_beside"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Sides:
         found: dict[str, Any] = {
             side: [fnmatch_escape(name) for name in self.of(side)]
             + [
-                f"{fnmatch_escape(name)}[:, {_column_text(parts[side])}]"
+                f"{fnmatch_escape(name)}[:, {column_text(parts[side])}]"
                 for name, parts in self.columns.items()
                 if parts.get(side)
             ]
@@ -104,11 +104,11 @@ def resolve(
     Raises:
         UntaggedInput, TaggedTwice, NoSuchInput, SideFileError, UsageError.
     """
-    layers = [_Layer("the flags", {"user": [*user], "item": [*item], "cross": [*cross]}, rest)]
+    layers = [Layer("the flags", {"user": [*user], "item": [*item], "cross": [*cross]}, rest)]
     if file is not None:
-        layers.append(_read_file(Path(file)))
+        layers.append(read_file(Path(file)))
     if metadata is not None:
-        layers.append(_read_metadata(metadata))
+        layers.append(read_metadata(metadata))
     axes = [candidate_axis, *(layer.candidate_axis for layer in layers)]
     axis = next((a for a in axes if a is not None), 0)
     rests = [layer.rest for layer in layers if layer.rest is not None]
@@ -116,7 +116,7 @@ def resolve(
         raise UsageError(f"rest is {rests[0]!r}", f"one of {', '.join(SIDES)}")
 
     units = _units(signature, layers, axis)
-    tagged: dict[_Unit, str] = {}
+    tagged: dict[Unit, str] = {}
     for layer in layers:
         for unit, side in layer.apply(signature, units).items():
             tagged.setdefault(unit, side)
@@ -155,109 +155,9 @@ def side_file_beside(model: str | Path) -> Path | None:
     return None
 
 
-def fnmatch_escape(name: str) -> str:
-    """A pattern that matches `name` alone."""
-    return re.sub(r"([*?\[])", r"[\1]", name)
-
-
-@dataclass
-class _Layer:
-    """What one source (flags, file, metadata) says."""
-
-    origin: str
-    patterns: Mapping[str, Sequence[str]]
-    rest: str | None = None
-    candidate_axis: int | None = None
-
-    def packed_names(self, signature: Signature) -> set[str]:
-        found: set[str] = set()
-        for pattern in (p for each in self.patterns.values() for p in each):
-            if (match := _packed(pattern, signature)) is not None:
-                found.update(_names(match["name"], pattern, signature, self.origin))
-        return found
-
-    def apply(self, signature: Signature, units: Sequence[_Unit]) -> dict[_Unit, str]:
-        chosen: dict[_Unit, tuple[str, str]] = {}
-        for side, patterns in self.patterns.items():
-            for pattern in patterns:
-                for unit in self._expand(pattern, signature, units):
-                    before, by = chosen.setdefault(unit, (side, pattern))
-                    if before != side:
-                        raise TaggedTwice(
-                            f"{_unit_text(unit)} is tagged {before} by {by!r} and {side} by "
-                            f"{pattern!r} in {self.origin}",
-                            "an input has one side; narrow one of the two patterns",
-                        )
-        return {unit: side for unit, (side, _) in chosen.items()}
-
-    def _expand(
-        self, pattern: str, signature: Signature, units: Sequence[_Unit]
-    ) -> Iterable[_Unit]:
-        match = _packed(pattern, signature)
-        if match is None:
-            names = set(_names(pattern, pattern, signature, self.origin))
-            return [unit for unit in units if unit[0] in names]
-        found: list[_Unit] = []
-        for name in _names(match["name"], pattern, signature, self.origin):
-            width = sum(unit[0] == name for unit in units)
-            found.extend((name, c) for c in _columns(match["columns"], width, pattern, self.origin))
-        return found
-
-
-def _packed(pattern: str, signature: Signature) -> re.Match[str] | None:
-    if any(each.name == pattern for each in signature.inputs):
-        return None
-    return _PACKED.match(pattern)
-
-
-def _names(name: str, pattern: str, signature: Signature, origin: str) -> list[str]:
-    """Inputs that `name` means: the one of exactly that name, else those that the pattern fits."""
-    all_names = [each.name for each in signature.inputs]
-    if name in all_names:
-        return [name]
-    found = [each for each in all_names if fnmatch.fnmatchcase(each, name)]
-    if not found:
-        plain = re.sub(r"[*?\[\]]", "", name)
-        close = difflib.get_close_matches(plain, all_names, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-        raise NoSuchInput(
-            f"{pattern!r} in {origin} matches no input", hint + f"inputs are: {_listed(all_names)}"
-        )
-    return found
-
-
-def _columns(text: str, width: int, pattern: str, origin: str) -> list[int]:
-    text = text.strip()
-    where = f"{pattern!r} in {origin}"
-    if (part := _SLICE.match(text)) is not None:
-        bounds = [None if g is None else int(g) for g in part.groups()]
-        if bounds[2] == 0:
-            raise UsageError(f"{where}: the step of a slice is zero")
-        for bound in bounds[:2]:
-            if bound is not None and not -width <= bound <= width:
-                raise NoSuchInput(f"{where}: column {bound} of {width}")
-        found = sorted(range(width)[slice(*bounds)])
-    else:
-        listed = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-        try:
-            found = [int(each) for each in listed.split(",") if each.strip()]
-        except ValueError:
-            raise UsageError(
-                f"{where}: cannot read the columns {text!r}",
-                "write X[:, 0:12], X[:, [0, 3, 7]] or X[:, 5]",
-            ) from None
-        for column in found:
-            if not -width <= column < width:
-                raise NoSuchInput(f"{where}: column {column} of {width}")
-        found = [column % width for column in found]
-    if not found:
-        raise NoSuchInput(f"{where}: no column is named", f"the input has columns 0 to {width - 1}")
-    return found
-
-
-def _units(signature: Signature, layers: Sequence[_Layer], axis: int) -> list[_Unit]:
+def _units(signature: Signature, layers: Sequence[Layer], axis: int) -> list[Unit]:
     packed = set().union(*(layer.packed_names(signature) for layer in layers))
-    units: list[_Unit] = []
+    units: list[Unit] = []
     for each in signature.inputs:
         if each.name not in packed:
             units.append((each.name, None))
@@ -288,7 +188,7 @@ def _single_rows(signature: Signature, axis: int) -> list[str]:
     return single if len(single) < len(with_axis) else []
 
 
-def _collect(units: Sequence[_Unit], tagged: Mapping[_Unit, str], axis: int) -> Sides:
+def _collect(units: Sequence[Unit], tagged: Mapping[Unit, str], axis: int) -> Sides:
     inputs: dict[str, str] = {}
     packed: dict[str, dict[str, list[int]]] = {}
     for unit in units:
@@ -308,75 +208,14 @@ def _collect(units: Sequence[_Unit], tagged: Mapping[_Unit, str], axis: int) -> 
     return Sides(inputs, columns, axis)
 
 
-def _untagged(left: Sequence[_Unit], units: Sequence[_Unit]) -> UntaggedInput:
+def _untagged(left: Sequence[Unit], units: Sequence[Unit]) -> UntaggedInput:
     names = list(dict.fromkeys(name for name, _ in left))
     texts = []
     for name in names:
         columns = [c for n, c in left if n == name and c is not None]
-        texts.append(f"{name}[:, {_column_text(columns)}]" if columns else name)
+        texts.append(f"{name}[:, {column_text(columns)}]" if columns else name)
     return UntaggedInput(
-        f"{len(left)} of {len(units)} inputs or columns have no side: {_listed(texts)}",
+        f"{len(left)} of {len(units)} inputs or columns have no side: {listed(texts)}",
         "tag them with --user, --item or --cross, or all at once with --rest cross "
         "(right for every input with one row a candidate)",
     )
-
-
-def _read_file(path: Path) -> _Layer:
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SideFileError(f"cannot read the side file {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SideFileError(f"the side file {path} is not UTF-8 text") from error
-    except tomllib.TOMLDecodeError as error:
-        raise SideFileError(f"the side file {path} is not TOML: {error}") from error
-    return _layer_of(data, f"the side file {path}")
-
-
-def _read_metadata(text: str) -> _Layer:
-    origin = f"the model's metadata {METADATA_KEY}"
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise SideFileError(f"{origin} is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise SideFileError(f"{origin} is not a JSON object")
-    return _layer_of(data, origin)
-
-
-def _layer_of(data: Mapping[str, Any], origin: str) -> _Layer:
-    for key in data:
-        if key not in _FILE_KEYS:
-            close = difflib.get_close_matches(key, _FILE_KEYS, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise SideFileError(f"{origin}: unknown key {key!r}", hint + _listed(_FILE_KEYS))
-    patterns: dict[str, list[str]] = {}
-    for side in SIDES:
-        given = data.get(side, [])
-        given = [given] if isinstance(given, str) else given
-        if not isinstance(given, list) or not all(isinstance(p, str) for p in given):
-            raise SideFileError(f"{origin}: {side} is not a list of patterns")
-        patterns[side] = given
-    rest, axis = data.get("rest"), data.get("candidate_axis")
-    if rest is not None and rest not in SIDES:
-        raise SideFileError(f"{origin}: rest is {rest!r}", f"one of {', '.join(SIDES)}")
-    if axis is not None and (not isinstance(axis, int) or isinstance(axis, bool) or axis < 0):
-        raise SideFileError(f"{origin}: candidate_axis is {axis!r}", "a number from 0 on")
-    return _Layer(origin, patterns, rest, axis)
-
-
-def _column_text(columns: Sequence[int]) -> str:
-    """`0:12` for a run, else `[0, 3, 7]`."""
-    if list(columns) == list(range(columns[0], columns[0] + len(columns))):
-        return f"{columns[0]}:{columns[0] + len(columns)}"
-    return "[" + ", ".join(map(str, columns)) + "]"
-
-
-def _unit_text(unit: _Unit) -> str:
-    name, column = unit
-    return f"input {name!r}" if column is None else f"column {column} of input {name!r}"
-
-
-def _listed(names: Sequence[str], most: int = 30) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
