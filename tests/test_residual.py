@@ -161,7 +161,8 @@ def test_requests_of_several_candidates_each():
     source = model(
         "(float[R,3] user, float[R,N,5] items) => (float[R,N,4] y) {"
         " s = Shape<start=0, end=2>(items) t = Concat<axis=0>(s, three)"
-        " w = Unsqueeze(user, one) e = Expand(w, t) c = Concat<axis=2>(e, items) y = MatMul(c, W) }",
+        " w = Unsqueeze(user, one) e = Expand(w, t)"
+        " c = Concat<axis=2>(e, items) y = MatMul(c, W) }",
         W=normal(8, 4),
         one=ints(1),
         three=ints(3),

@@ -5,7 +5,7 @@ only when onnxruntime agrees with PyTorch at several batch sizes; what does not 
 from the start, is left as `....failed.txt`. Existing files are kept, so an interrupted run goes on
 where it stopped.
 
-    python benchmarks/interop/export.py OUT [--only NAME] [--small]
+    python -m benchmarks.interop.export OUT [--only NAME] [--small]
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import zoo
+
+from benchmarks.interop import zoo
 
 LAYOUTS = ("split", "packed")
 EXPORTERS = ("dynamo", "script")

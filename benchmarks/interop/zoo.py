@@ -192,6 +192,11 @@ MODELS: dict[str, Entry] = {
 }
 
 
+def length_column(name: str, sizes: Sizes) -> int | None:
+    """The column of the history's length in the packed input; None without a history."""
+    return None if name == "onn" else sum(sizes.fields.values()) + sizes.history
+
+
 def build(name: str, sizes: Sizes) -> tuple[Any, Features]:
     """The model `name` in evaluation mode with weights worth comparing, and its features."""
     import torch

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import onnx
 
     from mari_onnx.model.signature import Signature
-    from mari_onnx.parity.feeds import Request
+    from mari_onnx.parity.feeds import Layout, Request
     from mari_onnx.sides import Sides
 
 _SUMS = {
@@ -31,6 +31,8 @@ _SUMS = {
 }
 _PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Einsum", "Conv", "FusedConv"}
 _READS_A_PART = {"Gather", "GatherElements", "GatherND", "Slice", "Split"}
+# The length of a history that may have any.
+_HISTORY = 12
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ def measure(
     history: int | None = None,
     seed: int = 0,
     base_dir: str = "",
+    draw: Callable[[int, int], Request] | None = None,
 ) -> Residual:
     """Measures `model`, a source (user rows repeated) or an optimized graph (user rows once).
 
@@ -150,6 +153,8 @@ def measure(
         history: the length of free dimensions other than the candidates'.
         seed: of users, candidates and their order.
         base_dir: folder of weights that are external data and not loaded.
+        draw: `(seed, n) -> Request`, where requests must not be made up from the graph; called with
+            three seeds, and should leave nothing padded for one that is 2 modulo 3.
 
     Raises:
         ModelError: the model cannot run, or takes one candidate only.
@@ -170,24 +175,33 @@ def measure(
         model = loaded
     declared = signature(model)
     layout = Layout(declared, sides)
-    if history is not None and layout.free:
-        layout = Layout(_fix(declared, set(layout.free), history), sides)
+    if layout.free:
+        layout = Layout(_fix(declared, layout, history or _HISTORY), sides)
     n = layout.fixed_n or pick_n(model, n)
     if n < 2:
         raise ModelError("the model takes one candidate only, so nothing can be compared")
-    ranges, _ = domains(model, layout, base_dir)
-    # A drawer's first request has the same free lengths whatever its seed.
-    first, *others = (Drawer(layout, ranges, 3 * seed + k).request(n) for k in range(3))
+    if draw is None:
+        ranges, _ = domains(model, layout)
+
+        def draw(own: int, rows: int) -> Request:
+            # Padding must be seen to be padding: one of the users has none.
+            return Drawer(layout, ranges, own).request(rows, full=own % 3 == 2)
+
+    first, *others = (draw(3 * seed + k, n) for k in range(3))
     order = np.random.default_rng(seed).permutation(n)
     feeds = [r.feed(declared.inputs) for r in (first, _permuted(first, order), *others)]
     return _count(model.graph, observe(model, feeds, order), n)
 
 
-def _fix(declared: Signature, free: set[str], length: int) -> Signature:
-    """`declared` with its free dimensions of one length."""
+def _fix(declared: Signature, layout: Layout, length: int) -> Signature:
+    """`declared` with its free dimensions of one length, but for a number of requests: one."""
+    requests = layout.free[0] if layout.axis == 1 and not layout.sides else None
 
     def dim(name: str, index: int, d: int | str | None) -> int | str | None:
-        return length if (d if isinstance(d, str) else f"{name}:{index}") in free else d
+        symbol = d if isinstance(d, str) else f"{name}:{index}"
+        if symbol not in layout.free:
+            return d
+        return 1 if symbol == requests else length
 
     inputs = (
         replace(x, shape=tuple(dim(x.name, k, d) for k, d in enumerate(x.shape)))

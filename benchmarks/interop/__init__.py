@@ -1,0 +1,1 @@
+"""The interop corpus: models of a public framework exported, optimized, checked and measured."""

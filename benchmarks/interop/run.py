@@ -1,0 +1,219 @@
+"""Optimizes, checks and measures the corpus, and writes the table of `docs/interop.md`.
+
+    python -m benchmarks.interop [--only TEXT] [--again] [--no-export] [--no-time] [--out DIR]
+
+Every graph is one process with a time limit, so that none can stop the run; its result is a JSON
+file, taken again until the engine's code changes. Times are one thread, source and output in turn
+in one process; the ratio is the median of the pairs' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.interop import zoo
+
+if TYPE_CHECKING:
+    from mari_onnx.parity.feeds import Request
+
+ROOT = Path(__file__).resolve().parents[2]
+CANDIDATES = (1, 7, 64, 500)
+TIMED = (64, 500)
+LIMIT_S = 900
+
+
+def fingerprint() -> str:
+    """Changes with the code that makes the output graphs."""
+    digest = hashlib.sha256()
+    for folder in ("engine", "model"):
+        for path in sorted((ROOT / "mari_onnx" / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def one(path: Path, out: Path, timed: bool) -> dict[str, Any]:
+    """Everything about one graph; what fails ends the record with its `error`."""
+    import onnx
+
+    from mari_onnx.engine import Options, rewrite
+    from mari_onnx.model.signature import signature
+    from mari_onnx.parity import check
+    from mari_onnx.report.residual import measure
+    from mari_onnx.sides import resolve
+
+    found: dict[str, Any] = {"graph": path.stem}
+    try:
+        source = onnx.load(path)
+        sides = resolve(signature(source), file=path.with_suffix(".sides.toml"))
+        draw = _drawer(source, sides, path.stem)
+        before = measure(source, sides, draw=draw)
+        found["nodes"] = [len(source.graph.node)]
+        found["residual"], found["bytes"] = [before.share], [before.byte_share]
+        found["flops"] = [(before.total.flops + before.once.flops) / before.n]
+        started = time.perf_counter()
+        done = rewrite(source, sides, Options())
+        found["seconds"] = time.perf_counter() - started
+        target = out / path.name
+        onnx.save(done.model, target)
+        found["nodes"].append(len(done.model.graph.node))
+        after = measure(done.model, sides, draw=draw)
+        found["residual"].append(after.share)
+        found["bytes"].append(after.byte_share)
+        found["doubtful"] = after.doubtful.flops / after.total.flops if after.total.flops else 0.0
+        found["flops"].append((after.total.flops + after.once.flops) / after.n)
+        found["left"] = [[x.op, x.name, x.redundant.flops, x.text] for x in after.worst(8)]
+        found["reasons"] = _reasons(done, before)
+        requests = [draw(k, n) for k, n in enumerate(CANDIDATES)]
+        checked = check(path, target, sides, requests=requests)
+        found["check"] = {"ok": checked.ok, "error": checked.max_error}
+        found["check"]["reasons"] = checked.reasons[:3]
+        if timed:
+            found["ratio"] = {str(n): ratio(path, target, draw(9, n)) for n in TIMED}
+    except Exception as error:
+        found["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        found["trace"] = "".join(traceback.format_exception(error))[-3000:]
+    return found
+
+
+def _drawer(source: Any, sides: Any, stem: str) -> Any:
+    """`(seed, n) -> Request`; the history's length is one, wherever it is."""
+    from mari_onnx.model.signature import signature
+    from mari_onnx.parity.feeds import Drawer, Layout
+    from mari_onnx.parity.ranges import domains
+
+    layout = Layout(signature(source), sides)
+    ranges, _ = domains(source, layout)
+    name, form, *_ = stem.split(".")
+    longest = zoo.Sizes().history
+
+    def draw(seed: int, n: int) -> Request:
+        full = seed % 3 == 2
+        made = Drawer(layout, ranges, seed).request(n, full=full)
+        length = longest if full else np.random.default_rng(seed).integers(1, longest + 1)
+        if form == "packed" and (column := zoo.length_column(name, zoo.Sizes())) is not None:
+            made.rows["X"][:, column] = length
+        elif "hist_len" in made.user:
+            made.user["hist_len"][:] = length
+        return made
+
+    return draw
+
+
+def _reasons(done: Any, before: Any) -> list[list[Any]]:
+    """Why nodes were not lifted, those with the most redundant work in the source first."""
+    wasted = {x.name: x.redundant.flops for x in before.nodes}
+    weights: dict[str, float] = {}
+    for node in done.nodes:
+        if node.reason and node.action in ("kept", "barrier"):
+            share = wasted.get(node.name, 0.0) / max(before.total.flops, 1.0)
+            weights[node.reason] = weights.get(node.reason, 0.0) + share
+    return [[k, v] for k, v in sorted(weights.items(), key=lambda x: -x[1])[:5]]
+
+
+def ratio(source: Path, output: Path, request: Request, seconds: float = 1.5) -> float:
+    """Time of the source over the time of the output, one thread; above 1 the output is faster."""
+    from mari_onnx import runtime
+
+    sessions = [runtime.session(str(p), "cpu", threads=1) for p in (source, output)]
+    feeds = [request.feed(s.get_inputs()) for s in sessions]
+    for session, feed in zip(sessions, feeds, strict=True):
+        for _ in range(3):
+            session.run(None, feed)
+    pairs: list[float] = []
+    ends = time.perf_counter() + seconds
+    while time.perf_counter() < ends or len(pairs) < 15:
+        took = [0.0, 0.0]
+        # Which goes first alternates: whoever follows finds the caches of the other.
+        for k in (0, 1) if len(pairs) % 2 else (1, 0):
+            begun = time.perf_counter()
+            sessions[k].run(None, feeds[k])
+            took[k] = time.perf_counter() - begun
+        pairs.append(took[0] / took[1])
+    return float(np.median(pairs))
+
+
+def everything(out: Path, only: str, again: bool, timed: bool) -> list[dict[str, Any]]:
+    """The result of every graph under `out`, made now where there is none for this engine."""
+    results = out / "results"
+    for folder in (results, out / "optimized"):
+        folder.mkdir(parents=True, exist_ok=True)
+    code = fingerprint()
+    found = []
+    for path in sorted(out.glob("*.onnx")):
+        kept = results / f"{path.stem}.json"
+        if kept.exists():
+            old = json.loads(kept.read_text())
+            fresh = old.get("code") == code and ("ratio" in old or "error" in old or not timed)
+            if only not in path.stem or (fresh and not again):
+                found.append(old)
+                continue
+        if only not in path.stem:
+            continue
+        command = [sys.executable, "-m", "benchmarks.interop.run", "--one", str(path)]
+        command += ["--out", str(out)] + ([] if timed else ["--no-time"])
+        try:
+            ran = subprocess.run(
+                command, cwd=ROOT, timeout=LIMIT_S, capture_output=True, text=True, check=False
+            )
+            result = json.loads(ran.stdout.splitlines()[-1]) if ran.returncode == 0 else None
+            failure = f"exit status {ran.returncode}: {ran.stderr[-300:]}"
+        except subprocess.TimeoutExpired:
+            result, failure = None, f"took more than {LIMIT_S} s"
+        result = result or {"graph": path.stem, "error": failure}
+        result["code"] = code
+        kept.write_text(json.dumps(result, indent=1))
+        found.append(result)
+        print(_line(result), flush=True)
+    return found
+
+
+def _line(result: dict[str, Any]) -> str:
+    if "error" in result:
+        return f"{result['graph']:34s} {result['error']}"
+    before, after = result["residual"]
+    times = " ".join(f"{x:.2f}x" for x in result.get("ratio", {}).values())
+    equal = "equal" if result["check"]["ok"] else f"DIFFERS {result['check']['reasons']}"
+    return f"{result['graph']:34s} {before:6.1%} -> {after:6.1%}  {equal}  {times}"
+
+
+def write_table(found: list[dict[str, Any]], out: Path, target: Path) -> None:
+    """`docs/interop.md`."""
+    from benchmarks.interop.table import render
+
+    failed = {p.name.removesuffix(".failed.txt"): p.read_text() for p in out.glob("*.failed.txt")}
+    target.write_text(render(found, failed))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.interop", description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "interop")
+    parser.add_argument("--only", default="", help="graphs whose name contains this")
+    parser.add_argument("--again", action="store_true", help="take no earlier results")
+    parser.add_argument("--no-export", action="store_true")
+    parser.add_argument("--no-time", action="store_true")
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.one:
+        print(json.dumps(one(chosen.one, chosen.out / "optimized", not chosen.no_time)))
+        return
+    if not chosen.no_export:
+        command = [sys.executable, "-m", "benchmarks.interop.export", str(chosen.out)]
+        subprocess.run(command, cwd=ROOT, check=False)
+    found = everything(chosen.out, chosen.only, chosen.again, not chosen.no_time)
+    if found and not chosen.only:
+        write_table(found, chosen.out, ROOT / "docs" / "interop.md")
+        print("wrote docs/interop.md")
+
+
+if __name__ == "__main__":
+    main()
