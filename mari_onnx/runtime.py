@@ -1,7 +1,8 @@
-"""onnxruntime sessions: made from a path or a model, with the provider that was asked for or not at all.
+"""onnxruntime sessions: made from a path or a model, with the provider that was asked for or not at
+all.
 
-onnxruntime itself falls back to the CPU with a log line where a provider cannot load; here that is a
-`ProviderError` (exit code 5). Its own exceptions become `ModelError`s of one line.
+onnxruntime itself falls back to the CPU with a log line where a provider cannot load; here that is
+a `ProviderError` (exit code 5). Its own exceptions become `ModelError`s of one line.
 """
 
 from __future__ import annotations
@@ -13,19 +14,27 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 
 from mari_onnx.errors import ModelError, ModelNotFound, ProviderError
+from mari_onnx.model.tensors import (
+    byte_size,
+    external_bytes,
+    is_external,
+    set_external,
+    tensors,
+)
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-    ModelLike = str | os.PathLike[str] | onnx.ModelProto
+ModelLike: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto"
 
-# Above this a model is handed over as a file with external data: protobuf ends at 2 GiB, and a serialized copy
+# Above this a model is handed over as a file with external data: protobuf ends at 2 GiB, and a
+# serialized copy
 # beside the model and the session would be a third copy in memory.
 STAGE_BYTES = 256 * 2**20
 # Weights smaller than this stay inside the staged file.
@@ -44,7 +53,8 @@ _PROVIDERS = {
 
 
 def provider_name(provider: str) -> str:
-    """onnxruntime's name of a provider: `cuda` -> `CUDAExecutionProvider`; full names pass as they are.
+    """onnxruntime's name of a provider: `cuda` -> `CUDAExecutionProvider`; full names pass as they
+    are.
 
     Raises ProviderError for a name that nobody knows.
     """
@@ -71,7 +81,8 @@ def session(
 
     Args:
         model: path (preferred for large models) or ModelProto.
-        provider: `cpu`, `cuda`, `tensorrt`, ... or onnxruntime's full name. TF32 is off on CUDA and TensorRT.
+        provider: `cpu`, `cuda`, `tensorrt`, ... or onnxruntime's full name. TF32 is off on CUDA and
+            TensorRT.
         optimize: all of onnxruntime's graph optimizations, or none.
         threads: within an operator; operators run one after the other.
         lean: no pre-packed copies of weights and no memory arena: one copy of the weights, slower.
@@ -85,7 +96,7 @@ def session(
     import onnxruntime as ort
 
     wanted = provider_name(provider)
-    what = what or ("the model" if _is_proto(model) else os.fspath(model))  # type: ignore[arg-type]
+    what = what or ("the model" if _is_proto(model) else os.fspath(model))
     if wanted not in ort.get_available_providers():
         raise ProviderError(
             f"this onnxruntime has no {wanted} (it has {', '.join(ort.get_available_providers())})",
@@ -106,7 +117,8 @@ def session(
         options.profile_file_prefix = profile
     providers: list[Any] = [wanted]
     if wanted == _PROVIDERS["cuda"]:
-        ort.preload_dlls()
+        with contextlib.redirect_stdout(None):  # it prints what it does not find
+            ort.preload_dlls()
         providers = [(wanted, {"use_tf32": 0})]
     if wanted != _PROVIDERS["cpu"]:
         providers.append(_PROVIDERS["cpu"])
@@ -121,8 +133,9 @@ def session(
     finally:
         ort.set_default_logger_severity(2)
     if made.get_providers()[0] != wanted:
+        others = ", ".join(made.get_providers())
         raise ProviderError(
-            f"{wanted} did not load: onnxruntime would run {what} on {', '.join(made.get_providers())}",
+            f"{wanted} did not load: onnxruntime would run {what} on {others}",
             "check the driver and the CUDA and cuDNN libraries, or ask for --provider cpu",
         )
     return made
@@ -134,7 +147,8 @@ def run(
     what: str,
     names: Sequence[str] | None = None,
 ) -> list[np.ndarray]:
-    """Runs a session; its exceptions become a ModelError that names the model `what` and the input."""
+    """Runs a session; its exceptions become a ModelError that names the model `what` and the
+    input."""
     try:
         return made.run(names, dict(feed))
     except Exception as error:
@@ -146,7 +160,8 @@ def run(
 def nodes_by_provider(
     model: ModelLike, feed: Mapping[str, np.ndarray], provider: str, what: str | None = None
 ) -> dict[str, int]:
-    """How many nodes ran on each provider in one profiled run: a session may have a provider and not use it."""
+    """How many nodes ran on each provider in one profiled run: a session may have a provider and
+    not use it."""
     with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder:
         made = session(model, provider, profile=str(Path(folder, "profile")), what=what)
         run(made, feed, what or "the model")
@@ -161,27 +176,23 @@ def nodes_by_provider(
 
 @contextlib.contextmanager
 def as_file(model: ModelLike) -> Iterator[str | bytes]:
-    """What onnxruntime takes: a path as it is, a small model serialized, a large one as a temporary file."""
+    """What onnxruntime takes: a path as it is, a small model serialized, a large one as a temporary
+    file."""
     if not _is_proto(model):
-        path = os.fspath(model)  # type: ignore[arg-type]
+        path = os.fspath(model)
         if not os.path.isfile(path):
             raise ModelNotFound(f"{path}: no such model file")
         yield path
-    elif weight_bytes(model) < STAGE_BYTES:  # type: ignore[arg-type]
-        yield model.SerializeToString()  # type: ignore[union-attr]
+    elif weight_bytes(model) < STAGE_BYTES and not any(map(is_external, tensors(model))):
+        yield model.SerializeToString()
     else:
         with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder:
-            yield str(write_external(model, Path(folder)))  # type: ignore[arg-type]
+            yield str(write_external(model, Path(folder)))
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:
-    """Bytes of the initializers of the main graph that the model holds itself."""
-    return sum(
-        len(t.raw_data)
-        + 4 * (len(t.float_data) + len(t.int32_data))
-        + 8 * (len(t.double_data) + len(t.int64_data))
-        for t in model.graph.initializer
-    )
+    """Bytes of the initializers of the main graph, wherever they sit."""
+    return sum(byte_size(t) or 0 for t in model.graph.initializer)
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -202,7 +213,8 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def write_external(model: onnx.ModelProto, folder: Path) -> Path:
-    """Writes `model` with its weights beside it, one tensor at a time; answers the path of the model file."""
+    """Writes `model` with its weights beside it, one tensor at a time; answers the path of the
+    model file."""
     light = skeleton(model)
     with ExternalWriter(folder / "weights.bin") as weights:
         for tensor in model.graph.initializer:
@@ -226,14 +238,15 @@ class ExternalWriter:
         self._file.close()
 
     def add(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
-        """The tensor itself where it is small or already external, else a reference to its data in the file."""
-        import onnx
+        """The tensor itself where it is small, else a reference to its data in the file."""
         from onnx import numpy_helper
 
-        external = tensor.data_location == onnx.TensorProto.EXTERNAL
-        if external or tensor.data_type == onnx.TensorProto.STRING or not _is_large(tensor):
+        if is_external(tensor):
+            data: Any = external_bytes(tensor)
+        elif (byte_size(tensor) or 0) < _EXTERNAL_BYTES:
             return tensor
-        data = tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
+        else:
+            data = tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
         return self.add_bytes(tensor.name, tensor.data_type, tensor.dims, data)
 
     def add_bytes(
@@ -248,17 +261,11 @@ class ExternalWriter:
         offset = self._file.tell()
         self._file.write(data)
         made = onnx.TensorProto(name=name, data_type=data_type, dims=dims)
-        made.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", self.path.name), ("offset", offset), ("length", len(data))):
-            made.external_data.add(key=key, value=str(value))
+        set_external(made, self.path.name, offset, len(data))
         return made
 
 
-def _is_large(tensor: onnx.TensorProto) -> bool:
-    return int(np.prod(tensor.dims, dtype=np.int64)) * 4 >= _EXTERNAL_BYTES
-
-
-def _is_proto(model: object) -> bool:
+def _is_proto(model: object) -> TypeGuard[onnx.ModelProto]:
     return hasattr(model, "SerializeToString")
 
 
@@ -271,9 +278,9 @@ def _translated(error: Exception, what: str, did: str) -> Exception:
     text = re.sub(r"/\S*?/onnxruntime/\S+:\d+ (onnxruntime::)?\S+ ?", "", text)
     hint = "run it by onnxruntime alone to see whether the model itself is at fault"
     if "Got invalid dimensions" in text:
-        hint = "feed that input with the shape it declares (a user input of an optimized model has one row)"
+        hint = "feed it with the shape it declares (a user input of an optimized model has one row)"
     elif "Could not find an implementation" in text or "NOT_IMPLEMENTED" in str(error):
-        hint = "this onnxruntime has no kernel for that operator and type: another provider or version may have"
+        hint = "there is no kernel for that operator and type here: try another provider or version"
     elif "indices element out of data bounds" in text:
         hint = "an id lies outside the table it indexes: check the ids in the requests"
     elif "Unsupported model IR version" in text or "opset" in text.lower():

@@ -1,6 +1,7 @@
 """The parity check: are the outputs of two models equal on the same requests?"""
 
-from mari_onnx.parity.check import CheckResult, Settings, check
+from mari_onnx.parity.check import check
 from mari_onnx.parity.feeds import Request
+from mari_onnx.parity.result import CheckResult, Settings
 
 __all__ = ["CheckResult", "Request", "Settings", "check"]

@@ -1,7 +1,7 @@
 """Are two models equal? Same requests through both, against a float64 run of the source.
 
-Every run is its own phase: one session is made, all requests go through it, it is let go. So a large model
-is never in memory more than once (in float64: twice).
+Every run is its own phase: one session is made, all requests go through it, it is let go. So a
+large model is never in memory more than once (in float64: twice).
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mari_onnx import runtime
-from mari_onnx.errors import MariError, ModelError, OutputsDiffer, ProviderError, UsageError
+from mari_onnx.errors import MariError, ModelError, ProviderError, UsageError
 from mari_onnx.model.signature import Signature, signature
 from mari_onnx.parity import compare, feeds, precise, ranges
-from mari_onnx.parity.compare import OutputResult, Ranking, Worst
+from mari_onnx.parity.result import CheckResult, Settings
+from mari_onnx.parity.verdict import FLOOR_BLIND_ULPS, Verdict
 
 if TYPE_CHECKING:
     from mari_onnx.runtime import ModelLike
@@ -27,85 +28,9 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str, int, int], None]
 
-# The optimized model's error may be this many times the source's own (measured: docs/parity.md) ...
-MULTIPLE = 4.0
-# ... plus so many units in the last place of the output's scale: at most, and on average.
-FLOOR_ULPS, FLOOR_MEAN_ULPS = 8.0, 2.0
-# Without a float64 run the source's error is not known.
-FLOOR_BLIND_ULPS = 64.0
 # Seconds that coverage of user-side ids may take, by the time one run took.
 _COVERAGE_SECONDS = 1.0
 _COVERAGE_ITEM_ROWS = 1024
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a check does; the defaults are those of the command line.
-
-    Attributes:
-        candidates: the N of drawn requests.
-        count: drawn requests for each N.
-        providers: each is run and compared on its own.
-        rtol, atol: `|optimized - source| <= atol + rtol * |source|` instead of the tolerance from float64.
-        coverage: at most so many further requests to meet every user-side id.
-        extremes: further requests with floats of 1e-6, 1e3 and 1e4.
-        dump: folder for the inputs of the worst request of outputs that fail.
-    """
-
-    candidates: Sequence[int] = (1, 2, 7, 64, 500)
-    count: int = 2
-    seed: int = 0
-    providers: Sequence[str] = ("cpu",)
-    rtol: float | None = None
-    atol: float | None = None
-    multiple: float = MULTIPLE
-    top_k: Sequence[int] = (10, 50)
-    coverage: int = 1000
-    extremes: bool = False
-    threads: int = 1
-    dump: str | os.PathLike[str] | None = None
-
-
-@dataclass
-class CheckResult:
-    """What a check found; `ok` is the verdict. `mari_onnx.parity.report` writes it as JSON or JUnit XML."""
-
-    source: str
-    optimized: str
-    settings: Settings
-    outputs: list[OutputResult] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    requests: int = 0
-    candidates: list[int] = field(default_factory=list)
-    coverage: dict[str, tuple[int, int]] = field(default_factory=dict)
-    reference: str = "float64"
-    seconds: float = 0.0
-    divergence: Any = None
-    incidents: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return not self.failures and all(o.ok for o in self.outputs)
-
-    @property
-    def reasons(self) -> list[str]:
-        """Why it fails, one line each."""
-        return self.failures + [
-            f"output {o.name} ({o.provider}): {o.reason}" for o in self.outputs if not o.ok
-        ]
-
-    @property
-    def max_error(self) -> float:
-        """Largest absolute difference of any output between the two models."""
-        return max((o.max_abs for o in self.outputs), default=0.0)
-
-    def raise_if_different(self) -> None:
-        """Raises OutputsDiffer with the reasons."""
-        if not self.ok:
-            raise OutputsDiffer(
-                f"{self.optimized} differs from {self.source}:\n  " + "\n  ".join(self.reasons[:20])
-            )
 
 
 def check(
@@ -131,8 +56,6 @@ def check(
         ModelError: a model cannot be read, or the source runs on no request.
         ProviderError: a provider is not there, or no node ran on it.
     """
-    from dataclasses import replace
-
     chosen = replace(settings or Settings(), **changes)
     return _Check(source, optimized, sides, chosen, progress).run(requests)
 
@@ -158,12 +81,13 @@ class _Check:
         self.settings, self.progress = settings, progress or (lambda *_: None)
         self.names = {k: _name(m, k) for k, m in self.models.items()}
         self.result = CheckResult(self.names["source"], self.names["optimized"], settings)
-        loaded, self.base_dir = precise.light(source)
-        other, _ = precise.light(optimized)
+        loaded, other = precise.light(source), precise.light(optimized)
         self.signatures = {"source": signature(loaded), "optimized": signature(other)}
-        self.sides = sides if sides is not None else find_sides(source, loaded, other)
+        self.sides = (
+            sides if sides is not None else find_sides([source, optimized], [loaded, other])
+        )
         self.layout = feeds.Layout(self.signatures["source"], self.sides)
-        self.domains, notes = ranges.domains(loaded, self.layout, self.base_dir)
+        self.domains, notes = ranges.domains(loaded, self.layout)
         self.result.notes += notes
 
     def run(self, recorded: Iterable[feeds.Request] | None) -> CheckResult:
@@ -274,7 +198,8 @@ class _Check:
         return found
 
     def _covering(self, seconds: float) -> list[feeds.Request]:
-        """Further requests, so that every id is met: user-side ids one request each, item-side ids in bulk."""
+        """Further requests, so that every id is met: user-side ids one request each, item-side ids
+        in bulk."""
         budget = min(
             self.settings.coverage, max(20, int(_COVERAGE_SECONDS / max(seconds, 1e-5) / 2))
         )
@@ -325,8 +250,10 @@ class _Check:
             }
         self.progress(phase, len(requests), len(requests))
         if unstable:
-            note = f"{name} is not deterministic: two runs ({phase}) differ in {', '.join(sorted(unstable))}"
-            self.result.notes.append(note)
+            names = ", ".join(sorted(unstable))
+            self.result.notes.append(
+                f"{name} is not deterministic: two runs ({phase}) differ in {names}"
+            )
         return _Runs(found, unstable)
 
     def _exact(
@@ -346,14 +273,15 @@ class _Check:
                     if request.n <= max(2, min(r.n for r in requests)):
                         times.append(time.perf_counter() - begun)
         except Exception as error:
-            # No verdict hangs on it alone: the source's own answers are what is left to compare with.
+            # No verdict hangs on it alone: the source's own answers are what is left
+            # to compare with.
             self.result.reference = "none"
             self.result.notes.append(
-                f"the source cannot be run in float64 ({_first_line(error)}): compared with its own answers, within "
-                f"{FLOOR_BLIND_ULPS:g} units in the last place of their scale"
+                f"the source cannot be run in float64 ({_first_line(error)}): compared with its "
+                f"own answers, within {FLOOR_BLIND_ULPS:g} units in the last place of their scale"
             )
             found = [None] * len(requests)
-        return found, float(np.median(times)) if times else 0.01
+        return found, float(np.median(times)) if times else 0.002
 
     def _compare(
         self,
@@ -369,11 +297,10 @@ class _Check:
                 if isinstance(outputs, MariError) and request.n not in failed:
                     failed.add(request.n)
                     self.result.failures.append(
-                        f"the optimized model fails at N={request.n} (optimizations {mode}): {_first_line(outputs)}"
+                        f"the optimized model fails at N={request.n} (optimizations {mode}): "
+                        f"{_first_line(outputs)}"
                     )
         for index, output in enumerate(self.signatures["source"].outputs):
-            from mari_onnx.parity.verdict import Verdict
-
             verdict = Verdict(
                 output.name, str(output.dtype), provider, self.settings, self.layout.axis
             )
@@ -385,8 +312,11 @@ class _Check:
                 [r.outputs for r in optimized.values()],
             )
             result = verdict.result
-            if not result.ok and result.worst is not None and self.settings.dump is not None:
-                result.dumped = self._dump(requests[result.worst.request], output.name)
+            if not result.ok and result.worst is not None:
+                worst = requests[result.worst.request]
+                self.result.worst_request = self.result.worst_request or worst
+                if self.settings.dump is not None:
+                    result.dumped = self._dump(worst, output.name)
             self.result.outputs.append(result)
 
     def _dump(self, request: feeds.Request, output: str) -> str:
@@ -407,19 +337,21 @@ class _Check:
         wanted = runtime.provider_name(provider)
         if not counts.get(wanted):
             raise ProviderError(
-                f"no node of {self.names['optimized']} ran on {wanted}: {counts or 'no node was profiled'}",
+                f"no node of {self.names['optimized']} ran on {wanted}: {counts or 'none ran'}",
                 "the provider loaded but took no node; see its log, or check on cpu",
             )
         ran = ", ".join(f"{v} on {k}" for k, v in sorted(counts.items()))
         self.result.notes.append(f"{provider}: nodes ran {ran}; TF32 is off")
 
 
-def find_sides(source: ModelLike, *models: Any) -> Sides:
-    """Sides from the metadata of `models`, then from the side file beside `source`; none where nothing says."""
+def find_sides(paths: Sequence[ModelLike], models: Sequence[Any]) -> Sides:
+    """Sides of the first of `models`: from a side file beside either, from their metadata, or from
+    inputs of one row in the second; none where nothing says."""
     from mari_onnx.sides import METADATA_KEY, Sides, resolve, side_file_beside
 
     metadata = [p.value for m in models for p in m.metadata_props if p.key == METADATA_KEY]
-    file = side_file_beside(os.fspath(source)) if isinstance(source, str | os.PathLike) else None
+    files = [side_file_beside(os.fspath(p)) for p in paths if isinstance(p, str | os.PathLike)]
+    file = next((f for f in files if f is not None), None)
     mine: Signature = signature(models[0])
     found = resolve(mine, file=file, metadata=metadata[0] if metadata else None)
     if found or len(models) < 2:
@@ -454,6 +386,3 @@ def _has_nan(outputs: Any) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-
-
-__all__ = ["CheckResult", "OutputResult", "Ranking", "Settings", "Worst", "check", "find_sides"]

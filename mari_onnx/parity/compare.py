@@ -17,7 +17,8 @@ class Ranking:
     """Whether the order of candidates changed, the worst over all requests.
 
     Attributes:
-        top_k: k -> smallest share of the source's top k that is in the optimized top k (ties count as equal).
+        top_k: k -> smallest share of the source's top k that is in the optimized top k (ties count
+            as equal).
         tau: smallest Kendall's tau-b over the pairs that are no ties.
         swaps: pairs of candidates that changed order though they differ by more than the tolerance.
     """
@@ -90,8 +91,8 @@ class Errors:
         """The bound that is broken, in words."""
         if self.error > self.allowed:
             return (
-                f"error {self.error:.3g} against float64, the source's own is {self.source_error:.3g}, "
-                f"allowed {self.allowed:.3g}"
+                f"error {self.error:.3g} against float64, the source's own is "
+                f"{self.source_error:.3g}, allowed {self.allowed:.3g}"
             )
         if self.mean_error > self.mean_allowed:
             return (
@@ -114,7 +115,8 @@ class OutputResult:
         reason: why it fails, None where it passes.
         max_abs, mean_abs, max_rel, max_ulp: optimized against source, element by element.
         overall: errors relative to the output's largest magnitude in all requests.
-        by_request: errors relative to its largest magnitude in each request (but no less than a usual one).
+        by_request: errors relative to its largest magnitude in each request (but no less than a
+            usual one).
         nonfinite: elements that are NaN or infinite in one model only.
         dumped: file with the inputs of the worst request.
     """
@@ -151,7 +153,8 @@ def unequal_nonfinite(source: np.ndarray, optimized: np.ndarray) -> np.ndarray:
 
 
 def ulps(source: np.ndarray, optimized: np.ndarray) -> np.ndarray:
-    """Distance in units in the last place of the larger of the two, for arrays of one float dtype."""
+    """Distance in units in the last place of the larger of the two, for arrays of one float
+    dtype."""
     larger = np.maximum(np.maximum(np.abs(source), np.abs(optimized)), np.finfo(source.dtype).tiny)
     spacing = np.spacing(larger).astype(np.float64)
     return np.abs(source.astype(np.float64) - optimized.astype(np.float64)) / spacing

@@ -1,7 +1,7 @@
 """Requests: one user against N candidates, drawn so that every input looks as the graph expects it.
 
-Ids come from a shuffled deck of the rows of the table they index, so that no row is met twice before
-all were met once; lengths, masks and padding of one side agree with each other.
+Ids come from a shuffled deck of the rows of the table they index, so that no row is met twice
+before all were met once; lengths, masks and padding of one side agree with each other.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Request:
     label: str = ""
 
     def feed(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
-        """Arrays for a graph's inputs (anything with `name` and `shape`): a user input gets its one row where
-        the graph declares length 1 on the candidate axis, else N equal rows."""
+        """Arrays for a graph's inputs (anything with `name` and `shape`): a user input gets its one
+        row where the graph declares length 1 on the candidate axis, else N equal rows."""
         found: dict[str, np.ndarray] = {}
         for each in inputs:
             if each.name in self.user:
@@ -68,7 +68,8 @@ class Layout:
     """Which dimension of which input is N, and which are free.
 
     Attributes:
-        axis: the candidate axis; 1 where nothing is tagged and the graph has the `[R, N, ...]` layout.
+        axis: the candidate axis; 1 where nothing is tagged and the graph has the `[R, N, ...]`
+            layout.
         fixed_n: the only N that the graph takes, or None.
     """
 
@@ -109,6 +110,11 @@ class Layout:
             else:
                 found.append(free[_symbol(each, index)])
         return tuple(found)
+
+    def candidates_of(self, each: Input, array: np.ndarray) -> int | None:
+        """The N that an untagged input has, by the names of its dimensions."""
+        places = [p for p, dim in enumerate(each.shape) if dim in self._candidates]
+        return int(array.shape[places[0]]) if places else None
 
     def _untagged_axis(self) -> None:
         inputs, outputs = self.signature.inputs, self.signature.outputs
@@ -319,7 +325,7 @@ class Drawer:
     ) -> np.ndarray:
         """Everything but ids."""
         rng, dtype = self.rng, each.dtype
-        if dtype == object:
+        if dtype.kind == "O":
             return rng.choice(np.array(["a", "b", "c", ""], object), shape)
         if domain.role == "length":
             longest = domain.size or state.free_length or 1
@@ -333,7 +339,7 @@ class Drawer:
                 np.arange(shape[-1]) < self._lengths(shape[:-1], shape[-1], user, state)[..., None]
             )
             return np.broadcast_to(seen, shape).astype(dtype)
-        if dtype == bool or domain.role == "mask":
+        if dtype.kind == "b" or domain.role == "mask":
             return (rng.random(shape) < 0.6).astype(dtype)
         if dtype.kind in "iu":
             return np.asarray(rng.integers(0, 10, shape)).astype(dtype)

@@ -1,8 +1,9 @@
 """The source model in float64: the truth that errors are measured against.
 
-All floating-point types become float64: weights, constants, casts, declared types, in bodies and functions
-too. Operators without a float64 kernel run in float32 between two casts, and are named. Tables that only
-Gather reads stay as they are, with a cast behind the lookup: the same values for half the memory.
+All floating-point types become float64: weights, constants, casts, declared types, in bodies and
+functions too. Operators without a float64 kernel run in float32 between two casts, and are named.
+Tables that only Gather reads stay as they are, with a cast behind the lookup: the same values for
+half the memory.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,15 +86,16 @@ def float64(
     """
     from mari_onnx import runtime
 
-    loaded, base_dir = light(source)
+    loaded = light(source)
     model = runtime.skeleton(loaded)
     if outputs is not None:
         expose(model, outputs)
     names = [o.name for o in model.graph.output]
-    narrow: set[str] = set()
+    # These have float64 kernels that fail when they run.
+    narrow = {n.op_type for n in model.graph.node} & {"GRU", "LSTM", "RNN"}
     types = _element_types(loaded)
     with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder:
-        weights = _convert_weights(loaded.graph.initializer, model, Path(folder), base_dir)
+        weights = _convert_weights(loaded.graph.initializer, model, Path(folder))
         del loaded  # a model read from one file is not kept beside its float64 form
         _convert_graph(model.graph, model, weights)
         for function in model.functions:
@@ -121,15 +123,13 @@ def float64(
         yield _by_reference(_write(model, Path(folder), set(), types), names, last)
 
 
-def light(source: ModelLike) -> tuple[onnx.ModelProto, str]:
-    """The model, only to be read, without its external data, and the folder that this starts from."""
+def light(source: ModelLike) -> onnx.ModelProto:
+    """The model, only to be read; large weights of a file stay on disk (`model.tensors`)."""
     import onnx
 
-    if isinstance(source, onnx.ModelProto):
-        return source, ""
-    return onnx.load(os.fspath(source), load_external_data=False), str(
-        Path(os.fspath(source)).parent
-    )
+    from mari_onnx.model.load import load
+
+    return source if isinstance(source, onnx.ModelProto) else load(Path(os.fspath(source)))
 
 
 def expose(model: onnx.ModelProto, tensors: list[str]) -> None:
@@ -153,11 +153,12 @@ class _Weights:
 
 
 def _convert_weights(
-    weights: Sequence[onnx.TensorProto], model: onnx.ModelProto, folder: Path, base_dir: str
+    weights: Sequence[onnx.TensorProto], model: onnx.ModelProto, folder: Path
 ) -> _Weights:
     import onnx
     from onnx import numpy_helper
 
+    from mari_onnx.model import tensors
     from mari_onnx.runtime import STAGE_BYTES, ExternalWriter
 
     graph = model.graph
@@ -177,7 +178,7 @@ def _convert_weights(
             ):
                 graph.initializer.append(tensor)
                 continue
-            array = numpy_helper.to_array(tensor, base_dir)
+            array = tensors.array(tensor)
             if tensor.data_type in _FLOATS and tensor.name not in tables:
                 array = array.astype(np.float64)
             if external and array.nbytes >= 4096:
@@ -208,9 +209,8 @@ def _convert_graph(
     graph: onnx.GraphProto, model: onnx.ModelProto, weights: _Weights | None = None
 ) -> None:
     for value in [*graph.input, *graph.output]:
-        if value.type.WhichOneof("value") == "tensor_type":
-            if value.type.tensor_type.elem_type in _FLOATS:
-                value.type.tensor_type.elem_type = _DOUBLE
+        if value.type.tensor_type.elem_type in _FLOATS:
+            value.type.tensor_type.elem_type = _DOUBLE
     del graph.value_info[:]  # inferred anew
     if weights is None:  # a body; the main graph's weights are converted one by one
         for tensor in graph.initializer:
@@ -282,10 +282,9 @@ def _element_types(model: onnx.ModelProto) -> dict[str, int]:
             small.graph.input.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             )
-    try:
+    # Where it fails, a tensor of unknown type is not cast, and the session says so.
+    with suppress(Exception):
         small = onnx.shape_inference.infer_shapes(small)
-    except Exception:  # only tensors of unknown type are then taken for what their operator wants
-        pass
     values = [*small.graph.value_info, *small.graph.input, *small.graph.output]
     return {v.name: v.type.tensor_type.elem_type for v in values}
 
@@ -332,7 +331,8 @@ def _write(
 
 
 def _without_kernel(error: str, model: onnx.ModelProto, narrow: set[str]) -> str | None:
-    """The operator type that an error of onnxruntime is about, None where it is about something else."""
+    """The operator type that an error of onnxruntime is about, None where it is about something
+    else."""
     types = {n.op_type for n in model.graph.node} - narrow
     match = re.search(r"implementation for (\w+)\(\d+\)", error) or re.search(
         r"operator \((\w+)\)", error

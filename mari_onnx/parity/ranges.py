@@ -1,14 +1,16 @@
 """What values an input may have, read from the graph: which elements are ids and of how many rows.
 
-A Gather, GatherElements, GatherND or OneHot (in the main graph or in the body of a Loop, Scan or If) is a
-*sink*: its indices must stay inside its table. The part of the graph between inputs and indices is cut out
-and run on a few probes of zeros and ones: which input element moves which index, by how much and from which
-offset. So Cast, Slice, Split, Concat, Add, Mod, Reshape, GatherND and whatever else lies between need no rule.
+A Gather, GatherElements, GatherND or OneHot (in the main graph or in the body of a Loop, Scan or
+If) is a *sink*: its indices must stay inside its table. The part of the graph between inputs and
+indices is cut out and run on a few probes of zeros and ones: which input element moves which index,
+by how much and from which offset. So Cast, Slice, Split, Concat, Add, Mod, Reshape, GatherND and
+whatever else lies between need no rule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -46,8 +48,8 @@ class Domain:
 
     Attributes:
         role: "plain", "length" (of a sequence), "mask", or "positive" (under a logarithm or root).
-        rows: int64, broadcastable to the input: the number of ids an element may have, 0 where it is no id;
-            None where none is.
+        rows: int64, broadcastable to the input: the number of ids an element may have, 0 where it
+            is no id; None where none is.
         size: for a length: its upper bound, where known.
         low: for a length: its lower bound.
     """
@@ -84,15 +86,12 @@ class _Scope:
             self.constants = {**self.parent.constants, **self.constants}
 
 
-def domains(
-    model: onnx.ModelProto, layout: Layout, base_dir: str = ""
-) -> tuple[dict[str, Domain], list[str]]:
+def domains(model: onnx.ModelProto, layout: Layout) -> tuple[dict[str, Domain], list[str]]:
     """Domain of every input, and notes on what could not be found out.
 
     Args:
         model: the source; its large weights may be unloaded external data.
         layout: shapes of the inputs.
-        base_dir: folder of the model file, for small external weights.
     """
     main = _Scope(model.graph, _dims(model), _constants(model.graph))
     found = {each.name: _role(each.name, each.dtype, main) for each in layout.signature.inputs}
@@ -103,7 +102,7 @@ def domains(
     rows = None
     for length in (5, 1):  # of free dimensions: a graph may refuse one
         try:
-            rows = _probe(model, layout, sinks, base_dir, length)
+            rows = _probe(model, layout, sinks, length)
             break
         except MariError as error:
             reason = str(error).splitlines()[0]
@@ -133,10 +132,9 @@ def _dims(model: onnx.ModelProto) -> dict[str, list[int | None]]:
             light.graph.input.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             )
-    try:
+    # Shapes are a help, not a must: without them fewer tables are known.
+    with suppress(Exception):
         light = onnx.shape_inference.infer_shapes(light, data_prop=True)
-    except Exception:  # shapes are a help, not a must: without them fewer tables are known
-        pass
     found: dict[str, list[int | None]] = {}
     for value in [*light.graph.value_info, *light.graph.input]:
         if value.type.tensor_type.HasField("shape"):
@@ -198,7 +196,8 @@ def _body(node: onnx.NodeProto, body: onnx.GraphProto, scope: _Scope) -> _Scope:
 
 
 def _table_rows(node: onnx.NodeProto, scope: _Scope) -> int | None:
-    """Rows of the table that a node looks up in; None where it is no lookup or its size is not known."""
+    """Rows of the table that a node looks up in; None where it is no lookup or its size is not
+    known."""
     if node.op_type == "OneHot":
         depth = scope.constants.get(node.input[1])
         return None if depth is None else int(depth.reshape(-1)[0])
@@ -240,11 +239,11 @@ def _in_main(tensor: str, scope: _Scope) -> Iterator[str]:
 
 
 def _probe(
-    model: onnx.ModelProto, layout: Layout, sinks: Sequence[_Sink], base_dir: str, length: int
+    model: onnx.ModelProto, layout: Layout, sinks: Sequence[_Sink], length: int
 ) -> dict[str, np.ndarray]:
     from mari_onnx.runtime import run, session
 
-    cut, tensors = _cut(model, [s.tensor for s in sinks], base_dir)
+    cut, tensors = _cut(model, [s.tensor for s in sinks])
     sinks = [s for s in sinks if s.tensor in tensors]
     used = {i.name for i in cut.graph.input}
     inputs = [i for i in layout.signature.inputs if i.name in used]
@@ -338,12 +337,12 @@ def _folded(rows: np.ndarray, shape: Sequence[int | str | None], axis: int | Non
     return rows.reshape(-1)[:1].reshape(()) if (rows == rows.reshape(-1)[0]).all() else rows
 
 
-def _cut(
-    model: onnx.ModelProto, tensors: Sequence[str], base_dir: str
-) -> tuple[onnx.ModelProto, set[str]]:
-    """The part of the model that computes `tensors` from inputs, and those of them that depend on an input."""
+def _cut(model: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnx.ModelProto, set[str]]:
+    """The part of the model that computes `tensors` from inputs, and those of them that depend on
+    an input."""
     import onnx
-    from onnx.external_data_helper import load_external_data_for_tensor
+
+    from mari_onnx.model import tensors as tensors_
 
     graph = model.graph
     producer = {o: n for n in graph.node for o in n.output if o}
@@ -374,9 +373,7 @@ def _cut(
         tensor = cut.graph.initializer.add()
         tensor.CopyFrom(weights[name])
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            load_external_data_for_tensor(tensor, base_dir)
-            tensor.data_location = onnx.TensorProto.DEFAULT
-            del tensor.external_data[:]
+            tensors_.inline(tensor)
     for name in wanted:
         # An input may itself be the index: an output must be written by a node.
         cut.graph.node.append(onnx.helper.make_node("Identity", [name], [_OUTPUT + name]))
@@ -418,13 +415,14 @@ def _role(name: str, dtype: np.dtype, scope: _Scope) -> Domain:
                 return Domain("length", size=(scope.dims.get(node.input[0]) or [None])[0], low=1)
             elif node.op_type in ("Log", "Sqrt") and dtype.kind == "f":
                 role = Domain("positive")
-    if "mask" in name.lower() or (dtype == bool and role.role == "plain"):
+    if "mask" in name.lower() or (dtype.kind == "b" and role.role == "plain"):
         return Domain("mask")
     return role
 
 
 def _counts_to(tensor: str, scope: _Scope) -> int | None:
-    """T where a tensor holds 0 to T-1; 0 where it counts to something not known; None where it does not count."""
+    """T where a tensor holds 0 to T-1; 0 where it counts to something not known; None where it does
+    not count."""
     while tensor in scope.producer and tensor not in scope.constants:
         node = scope.producer[tensor]
         if node.op_type == "Range":

@@ -1,4 +1,5 @@
-"""The verdict on one output: its errors over all requests against what the source's own error allows."""
+"""The verdict on one output: its errors over all requests against what the source's own error
+allows."""
 
 from __future__ import annotations
 
@@ -20,8 +21,15 @@ from mari_onnx.parity.compare import (
 )
 
 if TYPE_CHECKING:
-    from mari_onnx.parity.check import Settings
     from mari_onnx.parity.feeds import Request
+    from mari_onnx.parity.result import Settings
+
+
+# Beside a multiple of the source's own error, so many units in the last place of the output's
+# scale are allowed: at most, and on average.
+FLOOR_ULPS, FLOOR_MEAN_ULPS = 8.0, 2.0
+# Without a float64 run the source's error is not known.
+FLOOR_BLIND_ULPS = 64.0
 
 
 class Verdict:
@@ -42,7 +50,8 @@ class Verdict:
         """Compares output `index` of all runs.
 
         Args:
-            exact: float64 outputs of the first requests; further requests are compared with the source.
+            exact: float64 outputs of the first requests; further requests are compared with the
+                source.
             sources, optimized: [mode][request][output]; an error stands where a run failed.
         """
         triples = []
@@ -82,7 +91,8 @@ class Verdict:
         return True
 
     def _exactly(self, triples: Sequence[Any]) -> None:
-        """Integers, booleans, text: equal, but where the source itself disagrees with its float64 run."""
+        """Integers, booleans, text: equal, but where the source itself disagrees with its float64
+        run."""
         wrong = 0
         for place, request, mine, theirs, truth in triples:
             settled = np.ones(mine[0].shape, bool)
@@ -103,7 +113,8 @@ class Verdict:
         own = [
             scale_of(wide(mine[0]) if truth is None else truth) for _, _, mine, _, truth in triples
         ]
-        # An output of few values may be near zero by cancellation: its scale is at least a usual one.
+        # An output of few values may be near zero by cancellation: its scale is at least
+        # a usual one.
         usual = float(np.median([s for s in own if s] or [1.0]))
         scales = [max(s, usual) for s in own]
         overall = _Meter(result.overall, [max(scales)] * len(scales))
@@ -126,9 +137,9 @@ class Verdict:
                         where = tuple(int(i) for i in np.argwhere(bad)[0])
                         self._worst_at(place, request, where, mine[0], each, truth)
                 difference = _error(values, first)
-                error = None if truth is None else _error(values, truth)
-                overall.optimized(at, error, difference)
-                by_request.optimized(at, error, difference)
+                wrong = None if truth is None else _error(values, truth)
+                overall.optimized(at, wrong, difference)
+                by_request.optimized(at, wrong, difference)
                 self._differences(mine[0], each, difference)
                 total += float(difference.sum())
                 over = self._over(first, values, difference, scales[at])
@@ -146,9 +157,8 @@ class Verdict:
             )
         if settings.rtol is not None or settings.atol is not None:
             if largest > 0:
-                result.fail(
-                    f"beyond rtol={settings.rtol or 0:g}, atol={settings.atol or 0:g}{self._place()}"
-                )
+                bounds = f"rtol={settings.rtol or 0:g}, atol={settings.atol or 0:g}"
+                result.fail(f"beyond {bounds}{self._place()}")
             return
         for errors, relative_to in (
             (result.overall, "the output's scale"),
@@ -159,8 +169,6 @@ class Verdict:
                 result.fail(f"relative to {relative_to}: {fault}{self._place()}")
 
     def _bounds(self, eps: float, known: bool, meters: Sequence[_Meter]) -> None:
-        from mari_onnx.parity.check import FLOOR_BLIND_ULPS, FLOOR_MEAN_ULPS, FLOOR_ULPS
-
         floor = FLOOR_ULPS if known else FLOOR_BLIND_ULPS
         for meter in meters:
             meter.finish()
@@ -169,7 +177,8 @@ class Verdict:
     def _over(
         self, first: np.ndarray, values: np.ndarray, difference: np.ndarray, scale: float
     ) -> np.ndarray:
-        """How far beyond the explicit tolerance, or relative to the scale: the largest is the worst."""
+        """How far beyond the explicit tolerance, or relative to the scale: the largest is the
+        worst."""
         settings = self.settings
         if settings.rtol is None and settings.atol is None:
             return difference / scale

@@ -1,0 +1,281 @@
+"""`mari-onnx check A B`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mari_onnx.cli.options import common_options, side_options, sides_from
+
+if TYPE_CHECKING:
+    from mari_onnx.parity.result import CheckResult
+
+
+class _Numbers(click.ParamType):
+    """Comma-separated positive whole numbers."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            found = tuple(int(part) for part in str(value).split(",") if part.strip())
+        except ValueError:
+            found = ()
+        if not found or min(found) < 1:
+            self.fail(f"{value!r} is no list of positive numbers like 1,2,7", param, ctx)
+        return found
+
+
+@click.command()
+@click.argument("source", metavar="ORIGINAL", type=click.Path(path_type=Path))
+@click.argument("optimized", metavar="OPTIMIZED", type=click.Path(path_type=Path))
+@side_options
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Recorded requests instead of drawn ones: .npz, a folder of them, or .parquet.",
+)
+@click.option(
+    "--request-id",
+    default="request_id",
+    show_default=True,
+    metavar="COLUMN",
+    help="The .parquet column that tells requests apart.",
+)
+@click.option(
+    "--requests",
+    "count",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    metavar="K",
+    help="Drawn requests for each number of candidates.",
+)
+@click.option(
+    "--candidates",
+    type=_Numbers(),
+    default="1,2,7,64,500",
+    show_default=True,
+    metavar="N,...",
+    help="Numbers of candidates of drawn requests.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the drawn requests.")
+@click.option(
+    "--coverage",
+    type=click.IntRange(min=0),
+    default=1000,
+    show_default=True,
+    metavar="K",
+    help="At most so many further requests, to meet every user-side id.",
+)
+@click.option("--extremes", is_flag=True, help="Also draw floats of 0, 1e-6, 1e3 and 1e4.")
+@click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    default=("cpu",),
+    show_default=True,
+    metavar="NAME",
+    help="cpu, cuda, tensorrt, or onnxruntime's full name; repeatable. One that is not there, or "
+    "runs no node, is an error (exit code 5). TF32 is off.",
+)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--rtol", type=click.FloatRange(min=0), help="Instead of the measured tolerance.")
+@click.option("--atol", type=click.FloatRange(min=0), help="Instead of the measured tolerance.")
+@click.option(
+    "--multiple",
+    type=click.FloatRange(min=0),
+    default=4.0,
+    show_default=True,
+    help="Allowed error against float64, in the source's own float32 errors.",
+)
+@click.option(
+    "--top-k",
+    type=_Numbers(),
+    default="10,50",
+    show_default=True,
+    metavar="K,...",
+    help="Report how many of the best K candidates stay.",
+)
+@click.option(
+    "--dump",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Write the inputs of the worst request of each output that fails, for --data.",
+)
+@click.option(
+    "--bisect",
+    type=click.Path(path_type=Path),
+    metavar="REPORT.json",
+    help="On failure find the first tensor that diverges, by the report that `optimize --report` "
+    "wrote.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="Write the result as JSON (docs/parity.md); - for standard output.",
+)
+@click.option(
+    "--junit",
+    type=click.Path(path_type=Path),
+    metavar="FILE.xml",
+    help="Write the result as JUnit XML, a test case an output.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but why it fails.")
+@common_options
+def check(
+    source: Path,
+    optimized: Path,
+    data: Path | None,
+    request_id: str,
+    bisect: Path | None,
+    json_file: Path | None,
+    junit: Path | None,
+    quiet: bool,
+    **rest: Any,
+) -> None:
+    """Compare ORIGINAL and OPTIMIZED on the same requests; exit with 1 where outputs differ.
+
+    The sides are those of ORIGINAL's inputs: from the flags, from the side file beside either
+    model, or from either model's metadata.
+    """
+    from mari_onnx.model.signature import signature
+    from mari_onnx.parity import Settings
+    from mari_onnx.parity import check as compare
+    from mari_onnx.parity.check import find_sides
+    from mari_onnx.parity.precise import light
+
+    model = light(source)
+    sides = sides_from(rest, model, source)
+    if not sides:
+        sides = find_sides([source, optimized], [model, light(optimized)])
+    requests = None
+    if data is not None:
+        from mari_onnx.parity.recorded import load
+
+        requests = load(data, signature(model), sides, request_id)
+    del model
+    known = set(Settings.__dataclass_fields__)
+    settings = Settings(**{k: v for k, v in rest.items() if k in known})
+    with progress_bar(quiet) as progress:
+        result = compare(
+            source, optimized, sides, requests=requests, settings=settings, progress=progress
+        )
+        if bisect is not None and not result.ok:
+            _bisect(result, source, optimized, bisect)
+    if json_file is not None:
+        text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False)
+        if str(json_file) == "-":
+            click.echo(text)
+            quiet = True
+        else:
+            _write(json_file, text + "\n")
+    if junit is not None:
+        _write(junit, result.to_junit())
+    if not quiet:
+        show(result)
+    if not result.ok and json_file is None and quiet:
+        click.echo("\n".join(result.reasons), err=True)
+    result.raise_if_different()
+
+
+def _write(path: Path, text: str) -> None:
+    from mari_onnx.model.save import write_text
+
+    write_text(path, text)
+
+
+def _bisect(result: CheckResult, source: Path, optimized: Path, report: Path) -> None:
+    from mari_onnx.errors import UsageError
+    from mari_onnx.parity.bisect import first_divergence
+
+    try:
+        data = json.loads(report.read_text(encoding="utf-8"))
+        tensors, nodes = dict(data["tensors"]), list(data.get("nodes", ()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{report} is no report of mari-onnx optimize: {error}",
+            "write one with mari-onnx optimize IN OUT --report FILE.json",
+        ) from error
+    if result.worst_request is None:
+        result.notes.append("no bisection: no output could be compared")
+        return
+    result.divergence = first_divergence(source, optimized, tensors, result.worst_request, nodes)
+    if result.divergence is None:
+        result.notes.append("no bisection: all mapped tensors agree")
+
+
+@contextlib.contextmanager
+def progress_bar(quiet: bool = False) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A bar on standard error for `check(progress=...)`; None where nobody looks at one."""
+    import sys
+
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def progress(phase: str, done: int, total: int) -> None:
+            bar.update(task, description=phase, completed=done, total=total)
+
+        yield progress
+
+
+def show(result: CheckResult) -> None:
+    """Prints a result: a line an output, then what else is to be known."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)
+    table = Table(box=None, pad_edge=False)
+    headings = ["output", "on", "", "max abs", "mean abs", "max rel", "max ulp", "error", "allowed"]
+    for heading in [*headings, "tau", "swaps", "top k"]:
+        table.add_column(heading, no_wrap=heading != "output")
+    for each in result.outputs:
+        rank = each.ranking
+        shares = {} if rank is None else rank.top_k
+        table.add_row(
+            Text(each.name),
+            each.provider,
+            Text("ok", "green") if each.ok else Text("DIFFERS", "red"),
+            *(f"{x:.1e}" for x in (each.max_abs, each.mean_abs, each.max_rel)),
+            f"{each.max_ulp:.0f}" if each.max_ulp < 1e5 else f"{each.max_ulp:.0e}",
+            f"{each.overall.error:.1e}",
+            f"{each.overall.allowed:.1e}",
+            "" if rank is None else f"{rank.tau:.4f}",
+            "" if rank is None else str(rank.swaps),
+            " ".join(f"{k}: {share:.0%}" for k, share in shares.items()),
+        )
+    console.print(table)
+    missed = {k: (a, b) for k, (a, b) in result.coverage.items() if a < b}
+    ids = f"; ids met: all of {len(result.coverage)} inputs" if result.coverage else ""
+    if missed:
+        ids = "; ids met: " + ", ".join(f"{k} {a} of {b}" for k, (a, b) in missed.items())
+    numbers = ",".join(map(str, result.candidates))
+    lines = [
+        f"{result.requests} requests, N = {numbers}, seed {result.settings.seed}{ids}; "
+        f"against {result.reference}; {result.seconds:.1f} s",
+        *(f"note: {note}" for note in result.notes),
+        *(f"inputs of the worst request: {o.dumped}" for o in result.outputs if o.dumped),
+    ]
+    if result.divergence is not None:
+        lines.append(f"first divergence: {result.divergence}")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

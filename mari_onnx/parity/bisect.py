@@ -1,0 +1,163 @@
+"""The first tensor that diverges, and the rewrite that made it.
+
+Both models are run once more with their inner tensors as outputs, by the map from source to output
+tensors that the engine leaves; the source's values in float64 are the truth, as for the outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mari_onnx import runtime
+from mari_onnx.parity import precise
+from mari_onnx.parity.compare import epsilon, scale_of, unequal_nonfinite, wide
+
+if TYPE_CHECKING:
+    from mari_onnx.parity.feeds import Request
+    from mari_onnx.runtime import ModelLike
+
+# A tensor on the way may be nearer to zero than its parts were: more room than for outputs, far
+# below any fault.
+_FLOOR_ULPS = 256.0
+_MULTIPLE = 16.0
+# Tensors looked at in one run: all at once could be many times the model.
+_CHUNK = 100
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first source tensor whose counterpart differs.
+
+    Attributes:
+        tensor, counterpart: names in the source and in the optimized model.
+        node, op: the source node that writes it.
+        action, rule: what the engine did with that node, where the report says it.
+        error, allowed: against float64, relative to the tensor's scale; infinite for another
+            shape or type.
+    """
+
+    tensor: str
+    counterpart: str
+    node: str
+    op: str
+    error: float
+    allowed: float
+    action: str | None = None
+    rule: str | None = None
+
+    def __str__(self) -> str:
+        did = f", {self.action} by {self.rule}" if self.action else ""
+        return (
+            f"{self.tensor} (of {self.op} {self.node}{did}) diverges first: "
+            f"error {self.error:.3g}, allowed {self.allowed:.3g}"
+        )
+
+
+def first_divergence(
+    source: ModelLike,
+    optimized: ModelLike,
+    tensors: Mapping[str, str],
+    request: Request,
+    nodes: Iterable[Any] = (),
+) -> Divergence | None:
+    """Looks for it in the source's order.
+
+    Args:
+        tensors: source tensor -> optimized tensor of equal value (1 on the candidate axis allowed).
+        request: one on which the outputs differ.
+        nodes: the engine's node reports, objects or dictionaries with name, action and rule.
+
+    Returns:
+        None where all mapped tensors agree.
+
+    Raises:
+        ModelError: a model does not run.
+    """
+    model, other = precise.light(source), precise.light(optimized)
+    theirs = {o for n in other.graph.node for o in n.output}
+    order = [
+        (tensor, node)
+        for node in model.graph.node
+        for tensor in node.output
+        if tensor and tensors.get(tensor) in theirs
+    ]
+    said = {_get(n, "name"): n for n in nodes}
+    for start in range(0, len(order), _CHUNK):
+        part = order[start : start + _CHUNK]
+        mine = [tensor for tensor, _ in part]
+        values = _inner(source, mine, request)
+        counterparts = _inner(optimized, [tensors[t] for t in mine], request)
+        truth = _truth(source, mine, request)
+        for tensor, node in part:
+            found = _compare(values[tensor], counterparts[tensors[tensor]], truth.get(tensor))
+            if found is None:
+                continue
+            report = said.get(node.name or node.output[0])
+            return Divergence(
+                tensor,
+                tensors[tensor],
+                node.name or node.output[0],
+                node.op_type,
+                *found,
+                _get(report, "action"),
+                _get(report, "rule"),
+            )
+    return None
+
+
+def _inner(model: ModelLike, tensors: list[str], request: Request) -> dict[str, np.ndarray]:
+    """Values of inner tensors, optimizations off."""
+    proto = precise.light(model)
+    names = list(dict.fromkeys(tensors))
+    exposed = runtime.skeleton(proto)
+    precise.expose(exposed, names)
+    exposed.graph.initializer.extend(proto.graph.initializer)
+    what = "the model with its inner tensors as outputs"
+    made = runtime.session(exposed, optimize=False, lean=True, what=what)
+    values = runtime.run(made, request.feed(made.get_inputs()), what, names)
+    return dict(zip(names, values, strict=True))
+
+
+def _truth(source: ModelLike, tensors: list[str], request: Request) -> dict[str, np.ndarray]:
+    from mari_onnx.model.signature import signature
+
+    model = precise.light(source)
+    try:
+        with precise.float64(source, outputs=list(tensors)) as exact:
+            values = exact.run(request.feed(signature(model).inputs))
+            return dict(zip(tensors, values, strict=True))
+    except Exception:  # then the source's own values are the truth
+        return {}
+
+
+def _compare(source: Any, optimized: Any, truth: np.ndarray | None) -> tuple[float, float] | None:
+    """(error, allowed) where they differ."""
+    if not isinstance(source, np.ndarray) or not isinstance(optimized, np.ndarray):
+        return None
+    infinite = (float("inf"), 0.0)
+    try:
+        theirs = np.broadcast_to(optimized, source.shape)
+    except ValueError:
+        return infinite
+    if optimized.dtype != source.dtype:
+        return infinite
+    if source.dtype.kind != "f" and source.dtype.name != "bfloat16":
+        return None if np.array_equal(source, theirs) else infinite
+    mine, theirs = wide(source), wide(theirs)
+    if unequal_nonfinite(mine, theirs).any():
+        return infinite
+    exact = mine if truth is None or truth.shape != mine.shape else truth
+    scale = scale_of(exact) or 1.0
+    finite = np.isfinite(mine) & np.isfinite(exact)
+    error = float(np.abs(theirs - exact)[finite].max(initial=0)) / scale
+    own = float(np.abs(mine - exact)[finite].max(initial=0)) / scale
+    allowed = _MULTIPLE * own + _FLOOR_ULPS * epsilon(source.dtype)
+    return (error, allowed) if error > allowed else None
+
+
+def _get(node: Any, name: str) -> Any:
+    return node.get(name) if isinstance(node, Mapping) else getattr(node, name, None)

@@ -1,0 +1,176 @@
+"""What a check is asked for and what it answers, with its forms: text, JSON, JUnit XML."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mari_onnx.errors import OutputsDiffer
+from mari_onnx.parity.compare import OutputResult
+
+if TYPE_CHECKING:
+    from mari_onnx.parity.bisect import Divergence
+    from mari_onnx.parity.feeds import Request
+
+SCHEMA = "mari-onnx/check"
+SCHEMA_VERSION = 1
+
+# The optimized model's error may be this many times the source's own (measured: docs/parity.md).
+MULTIPLE = 4.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a check does; the defaults are those of the command line.
+
+    Attributes:
+        candidates: the N of drawn requests.
+        count: drawn requests for each N.
+        providers: each is run and compared on its own.
+        rtol, atol: `|optimized - source| <= atol + rtol * |source|` instead of the tolerance
+            from float64.
+        multiple: how many times the source's own error is allowed.
+        coverage: at most so many further requests to meet every user-side id.
+        extremes: further requests with floats of 0, 1e-6, 1e3 and 1e4.
+        dump: folder for the inputs of the worst request of outputs that fail.
+    """
+
+    candidates: Sequence[int] = (1, 2, 7, 64, 500)
+    count: int = 2
+    seed: int = 0
+    providers: Sequence[str] = ("cpu",)
+    rtol: float | None = None
+    atol: float | None = None
+    multiple: float = MULTIPLE
+    top_k: Sequence[int] = (10, 50)
+    coverage: int = 1000
+    extremes: bool = False
+    threads: int = 1
+    dump: str | os.PathLike[str] | None = None
+
+
+@dataclass
+class CheckResult:
+    """What a check found; `ok` is the verdict.
+
+    Attributes:
+        outputs: one a provider and output.
+        failures: what is wrong beside outputs: names, types, runs that fail.
+        notes: what a reader should know though it fails nothing.
+        requests, candidates: how many requests were compared with float64, and of which N.
+        coverage: input -> (ids met, ids in all).
+        reference: how precise the float64 run was.
+        divergence: the first tensor that diverges, where it was looked for.
+        worst_request: the request of the largest error of the first output that fails.
+    """
+
+    source: str
+    optimized: str
+    settings: Settings
+    outputs: list[OutputResult] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    requests: int = 0
+    candidates: list[int] = field(default_factory=list)
+    coverage: dict[str, tuple[int, int]] = field(default_factory=dict)
+    reference: str = "float64"
+    seconds: float = 0.0
+    divergence: Divergence | None = None
+    worst_request: Request | None = None
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures and all(o.ok for o in self.outputs)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it fails, one line each."""
+        failing = [o for o in self.outputs if not o.ok]
+        return self.failures + [f"output {o.name} ({o.provider}): {o.reason}" for o in failing]
+
+    @property
+    def max_error(self) -> float:
+        """Largest absolute difference of any output between the two models."""
+        return max((o.max_abs for o in self.outputs), default=0.0)
+
+    def raise_if_different(self) -> None:
+        """Raises OutputsDiffer with the reasons."""
+        if not self.ok:
+            raise OutputsDiffer(
+                f"{self.optimized} differs from {self.source}:\n  " + "\n  ".join(self.reasons[:20])
+            )
+
+    def __str__(self) -> str:
+        return "equal" if self.ok else "; ".join(self.reasons[:5])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form; docs/parity.md documents it."""
+        settings = asdict(self.settings)
+        settings["dump"] = None if self.settings.dump is None else os.fspath(self.settings.dump)
+        return _plain(
+            {
+                "schema": SCHEMA,
+                "schema_version": SCHEMA_VERSION,
+                "ok": self.ok,
+                "source": self.source,
+                "optimized": self.optimized,
+                "settings": settings,
+                "reference": self.reference,
+                "requests": self.requests,
+                "candidates": self.candidates,
+                "coverage": {k: {"met": a, "of": b} for k, (a, b) in self.coverage.items()},
+                "failures": self.failures,
+                "notes": self.notes,
+                "outputs": [asdict(o) for o in self.outputs],
+                "divergence": None if self.divergence is None else asdict(self.divergence),
+                "seconds": self.seconds,
+            }
+        )
+
+    def to_junit(self) -> str:
+        """JUnit XML: one test case an output and provider, and one for names, types and runs."""
+        from xml.etree import ElementTree
+
+        failing = sum(not o.ok for o in self.outputs) + bool(self.failures)
+        suite = ElementTree.Element(
+            "testsuite",
+            name="mari-onnx check",
+            tests=str(len(self.outputs) + 1),
+            failures=str(failing),
+            errors="0",
+            skipped="0",
+            time=f"{self.seconds:.3f}",
+        )
+        cases = [("signature and runs", "all", "\n".join(self.failures))]
+        cases += [(o.name, o.provider, "" if o.ok else str(o.reason)) for o in self.outputs]
+        for name, provider, reason in cases:
+            case = ElementTree.SubElement(
+                suite, "testcase", classname=_xml(f"{self.optimized}.{provider}"), name=_xml(name)
+            )
+            if reason:
+                message = reason.splitlines()[0]
+                failure = ElementTree.SubElement(case, "failure", message=_xml(message))
+                failure.text = _xml(reason)
+        notes = ElementTree.SubElement(suite, "system-out")
+        notes.text = _xml("\n".join([f"seed {self.settings.seed}", *self.notes]))
+        return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(
+            suite, encoding="unicode"
+        )
+
+
+def _xml(text: str) -> str:
+    """Without the control characters that XML 1.0 has no form for."""
+    return "".join(c for c in text if c in "\t\n" or ord(c) >= 32)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has: NaN and infinity as text, keys as text, sequences as lists."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    return value
