@@ -1,0 +1,331 @@
+"""The command line on small models: what it writes, what it says, how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import mari_onnx
+from mari_onnx.cli.main import run
+from mari_onnx.errors import OutputsDiffer
+from mari_onnx.model import save
+from tests import tiny
+
+TAGS = ["--user", "user_*", "--item", "item_*"]
+COMMANDS = ["optimize", "check", "inspect"]
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    # Wide enough that a split pays for its nodes.
+    path = tmp_path / "in.onnx"
+    save.save(tiny.fc(user=256, item=64, hidden=128), path)
+    return path
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "out.onnx"
+
+
+def metadata(path: Path) -> dict[str, str]:
+    return {each.key: each.value for each in onnx.load(path).metadata_props}
+
+
+def scores(path: Path, rows: int) -> np.ndarray:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(1)
+    user = rng.standard_normal((1, 256)).astype(np.float32)
+    item = rng.standard_normal((rows, 64)).astype(np.float32)
+    if session.get_inputs()[0].shape[0] != 1:
+        user = np.repeat(user, rows, axis=0)
+    return session.run(None, {"user_x": user, "item_x": item})[0]
+
+
+def test_optimize_splits_checks_and_writes(source, out, capsys):
+    assert run(["optimize", str(source), str(out), *TAGS]) == 0
+    assert onnx.load(out).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    np.testing.assert_allclose(scores(out, 7), scores(source, 7), rtol=1e-4, atol=1e-5)
+    said = capsys.readouterr().out
+    assert "1 of 1 products split" in said
+    assert "outputs are equal for N = " in said
+    assert "\x1b[" not in said
+
+
+def test_provenance_is_in_the_output(source, out):
+    import hashlib
+
+    run(["optimize", str(source), str(out), *TAGS, "--no-check"])
+    found = metadata(out)
+    assert found["mari_onnx.version"] == mari_onnx.__version__
+    assert found["mari_onnx.source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert json.loads(found["mari_onnx.sides"])["user"] == ["user_x"]
+    assert json.loads(found["mari_onnx.report"])["actions"]["split"] == 1
+
+
+def test_optimizing_twice_gives_the_same_bytes(source, out, tmp_path):
+    run(["optimize", str(source), str(out), *TAGS, "--no-check"])
+    again = tmp_path / "again.onnx"
+    assert run(["optimize", str(out), str(again)]) == 0
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_the_same_source_gives_the_same_bytes(source, out, tmp_path):
+    again = tmp_path / "again.onnx"
+    for path in (out, again):
+        run(["optimize", str(source), str(path), *TAGS, "--no-check", "--quiet"])
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_metadata_and_docs_of_the_source_stay(source, out):
+    model = onnx.load(source)
+    model.doc_string, model.producer_name = "the ranker", "us"
+    model.metadata_props.add(key="team", value="search")
+    model.graph.doc_string = "a graph"
+    model.graph.input[0].doc_string = "the user"
+    onnx.save(model, source)
+    run(["optimize", str(source), str(out), *TAGS, "--no-check"])
+    kept = onnx.load(out)
+    assert (kept.doc_string, kept.producer_name) == ("the ranker", "us")
+    assert metadata(out)["team"] == "search"
+    assert kept.graph.doc_string == "a graph"
+    assert kept.graph.input[0].doc_string == "the user"
+    assert kept.opset_import == model.opset_import
+
+
+def test_bare_optimize_takes_the_side_file_beside(source, out):
+    source.with_name("in.sides.toml").write_text('user = ["user_*"]\nitem = ["item_*"]\n')
+    assert run(["optimize", str(source), str(out)]) == 0
+    assert "mari_onnx.sides" in metadata(out)
+
+
+def test_unknown_sides_print_a_command_that_works(source, out, capsys):
+    assert run(["optimize", str(source), str(out)]) == 2
+    assert not out.exists()
+    said = capsys.readouterr().err
+    (command,) = re.findall(r"^ +mari-onnx (optimize .*)$", said, re.MULTILINE)
+    import shlex
+
+    pasted = shlex.split(command.replace("OUT.onnx", str(out)))
+    assert run(pasted) == 0
+    assert out.exists()
+
+
+def test_a_guess_is_used_when_asked_for(source, out, capsys):
+    assert run(["optimize", str(source), str(out), "--guess"]) == 0
+    assert "user_x" in capsys.readouterr().out
+
+
+def test_a_wrong_pattern_is_a_usage_error(source, out, capsys):
+    assert run(["optimize", str(source), str(out), "--user", "usr_x"]) == 2
+    assert "did you mean 'user_x'" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("flags", "code"), [([], 0), (["--fail-unchanged"], 4)])
+def test_nothing_to_lift_writes_the_very_bytes(tmp_path, out, capsys, flags, code):
+    source = tmp_path / "in.onnx"
+    save.save(tiny.items_only(), source)
+    assert run(["optimize", str(source), str(out), "--item", "item_x", *flags]) == code
+    assert out.read_bytes() == source.read_bytes()
+    assert "nothing to lift" in capsys.readouterr().out
+
+
+def test_out_is_never_in(source, capsys):
+    before = source.read_bytes()
+    assert run(["optimize", str(source), str(source), *TAGS]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert source.read_bytes() == before
+    assert run(["optimize", str(source), str(source), *TAGS, "--force"]) == 0
+    assert source.read_bytes() != before
+
+
+@posix
+def test_out_is_never_a_link_to_in(source, out):
+    out.symlink_to(source)
+    assert run(["optimize", str(source), str(out), *TAGS]) == 2
+
+
+def test_differing_outputs_write_nothing(source, out, monkeypatch, capsys):
+    def differ(*_, **__):
+        raise OutputsDiffer("output score differs by 0.5")
+
+    monkeypatch.setattr("mari_onnx.api.verify", differ)
+    assert run(["optimize", str(source), str(out), *TAGS]) == 1
+    assert "differs by 0.5" in capsys.readouterr().err
+    assert list(out.parent.iterdir()) == [source]
+
+
+def test_a_wrong_rewrite_is_caught_by_the_check(source, out, monkeypatch):
+    from mari_onnx import engine
+
+    right = engine.rewrite
+
+    def wrong(*args, **kwargs):
+        found = right(*args, **kwargs)
+        weight = found.model.graph.initializer[0]
+        changed = onnx.numpy_helper.to_array(weight).copy()
+        changed.flat[0] += 0.01
+        weight.CopyFrom(onnx.numpy_helper.from_array(changed, weight.name))
+        return found
+
+    monkeypatch.setattr(engine, "rewrite", wrong)
+    assert run(["optimize", str(source), str(out), *TAGS]) == 1
+    assert not out.exists()
+
+
+def test_dry_run_writes_nothing(source, out, capsys):
+    assert run(["optimize", str(source), str(out), *TAGS, "--dry-run"]) == 0
+    assert list(out.parent.iterdir()) == [source]
+    assert "outputs are equal" in capsys.readouterr().out
+
+
+def test_quiet_says_nothing(source, out, capsys):
+    assert run(["optimize", str(source), str(out), *TAGS, "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_report_holds_what_the_terminal_says(source, out, tmp_path, capsys):
+    report = tmp_path / "report.json"
+    run(["optimize", str(source), str(out), *TAGS, "--report", str(report)])
+    found = json.loads(report.read_text())
+    assert (found["schema"], found["version"]) == ("mari-onnx/report", 1)
+    assert found["changed"] is True
+    assert found["output"]["bytes"] == out.stat().st_size
+    assert found["sides"]["item"] == ["item_x"]
+    assert [each["side"] for each in found["inputs"]] == ["user", "item"]
+    assert found["check"]["ok"] is True
+    before, after = (found[key]["flops_per_candidate"] for key in ("before", "after"))
+    assert after < before / 2
+    assert f"{found['actions']['split']} of 1 products split" in capsys.readouterr().out
+
+
+def test_every_key_of_the_report_is_documented(source, capsys):
+    assert run(["inspect", str(source), *TAGS, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    text = (Path(__file__).parents[1] / "docs/report.md").read_text()
+    keys = {*found, *found["before"], *found["inputs"][0], *found["nodes"][0]}
+    assert not {key for key in keys if f"`{key}`" not in text}
+
+
+def test_the_report_may_not_replace_a_model(source, out):
+    assert run(["optimize", str(source), str(out), *TAGS, "--report", str(source)]) == 2
+
+
+def test_inspect_shows_sides_and_products(source, capsys):
+    assert run(["inspect", str(source), *TAGS]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"user_x +user +float32 +\[N, 256\]", said)
+    assert re.search(r"product +MatMul +Mixed +split", said)
+
+
+def test_inspect_without_sides_lists_inputs_and_the_command(source, capsys):
+    assert run(["inspect", str(source)]) == 2
+    said = capsys.readouterr()
+    assert "item_x" in said.out
+    assert "mari-onnx optimize" in said.err
+
+
+def test_a_broken_model_is_one_line(tmp_path, out, capsys):
+    path = tmp_path / "in.onnx"
+    path.write_text("hello")
+    assert run(["optimize", str(path), str(out)]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert "Traceback" not in said
+    assert run(["optimize", str(path), str(out), "--debug"]) == 3
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_defect_is_one_line_too(source, out, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr("mari_onnx.api.rewritten", broken)
+    assert run(["optimize", str(source), str(out), *TAGS]) == 70
+    said = capsys.readouterr().err
+    assert "a defect of mari-onnx: ZeroDivisionError: oh" in said
+    assert "Traceback" not in said
+
+
+def test_ctrl_c_leaves_nothing(source, out, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mari_onnx.api.verify", interrupted)
+    assert run(["optimize", str(source), str(out), *TAGS]) == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert list(out.parent.iterdir()) == [source]
+
+
+@posix
+def test_timeout_leaves_nothing(source, out, monkeypatch, capsys):
+    monkeypatch.setattr("mari_onnx.api.verify", lambda *_, **__: time.sleep(30))
+    assert run(["optimize", str(source), str(out), *TAGS, "--timeout", "0.2"]) == 7
+    assert "--timeout" in capsys.readouterr().err
+    assert list(out.parent.iterdir()) == [source]
+
+
+def test_a_misspelt_command_has_a_suggestion(capsys):
+    assert run(["optimise"]) == 2
+    assert "Did you mean 'optimize'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], *([each] for each in COMMANDS)])
+def test_help_needs_no_heavy_library(command):
+    """What makes --help fast: none of these is imported for it."""
+    code = (
+        "import sys; from mari_onnx.cli.main import run; run(sys.argv[1:]); "
+        "heavy = {'onnx', 'numpy', 'onnxruntime', 'onnxscript', 'rich', 'torch'}; "
+        "sys.exit(','.join(heavy & set(sys.modules)) or 0)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    assert "Usage: mari-onnx" in found.stdout
+
+
+def test_help_names_context_as_the_users(capsys):
+    run(["optimize", "--help"])
+    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "request-level context (time, device, page)" in said
+
+
+def test_version(capsys):
+    assert run(["--version"]) == 0
+    assert mari_onnx.__version__ in capsys.readouterr().out
+
+
+def test_the_python_api(source, tmp_path):
+    done = mari_onnx.optimize(source, user=["user_*"], item=["item_*"])
+    assert done.changed
+    assert done.report.actions["split"] == 1
+    assert done.report.check["ok"]
+    done.save(tmp_path / "api.onnx")
+    assert mari_onnx.check(source, tmp_path / "api.onnx", done.sides).ok
+    in_memory = mari_onnx.optimize(
+        onnx.load(source), {"user_x": "user", "item_x": "item"}, check=False
+    )
+    assert in_memory.model.graph == done.model.graph
+    assert mari_onnx.inspect(source, done.sides).changed
+
+
+def test_the_api_offers_what_it_lists():
+    assert {"optimize", "check", "inspect"} <= set(dir(mari_onnx))
+    for name in dir(mari_onnx):
+        assert getattr(mari_onnx, name) is not None
+    with pytest.raises(AttributeError):
+        _ = mari_onnx.optimise
