@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mari_onnx.api import inspect, optimize
-    from mari_onnx.parity import check
+    from mari_onnx.parity.check import check
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "check", "inspect", "optimize"]

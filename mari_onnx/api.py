@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from mari_onnx.sides import METADATA_KEY, Sides, resolve, side_file_beside
 if TYPE_CHECKING:
     import onnx
 
+    from mari_onnx.engine import Options, Rewrite
     from mari_onnx.report import Report
 
 VERSION_KEY = "mari_onnx.version"
@@ -93,14 +95,15 @@ def optimize(
     """
     source = as_source(model)
     found = _sides(source, sides, user=user, item=item, cross=cross, rest=rest)
-    done = rewritten(source, found, candidates=candidates, target=target)
-    if check and done.changed:
-        with (
-            tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder,
-            done.stage(Path(folder) / "optimized.onnx") as staged,
-        ):
-            verify(done, staged.path)
-    return done
+    if not check:
+        return rewritten(source, found, candidates=candidates, target=target)
+    with (
+        tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder,
+        checked(
+            source, found, Path(folder, "optimized.onnx"), candidates=candidates, target=target
+        ) as (done, _),
+    ):
+        return done
 
 
 def inspect(
@@ -128,21 +131,100 @@ def as_source(model: str | Path | onnx.ModelProto) -> Source:
 def rewritten(
     source: Source, sides: Sides, *, candidates: int = 500, target: str = "cpu"
 ) -> Optimized:
-    """The rewrite of `source`, not checked yet. Where nothing tags, the graph itself may tell.
+    """The rewrite of `source`, not checked.
 
     Raises:
         SidesUnknown: neither tags nor the graph say whose inputs are whose.
     """
-    from mari_onnx.engine import Options, rewrite
+    from mari_onnx.engine import Options
+
+    options = Options(candidates=candidates, target=target)
+    return _finished(source, sides, candidates, _engine(source)(source.model, sides, options))
+
+
+@contextlib.contextmanager
+def checked(
+    source: Source,
+    sides: Sides,
+    path: Path,
+    *,
+    candidates: int = 500,
+    target: str = "cpu",
+    progress: Any = None,
+) -> Iterator[tuple[Optimized, Staged]]:
+    """The rewrite of `source`, checked on what is staged for `path`; the caller may commit it.
+
+    A rewrite with which outputs differ is dropped and all is done again; the report's incidents
+    tell.
+
+    Raises:
+        SidesUnknown: as `rewritten`.
+        OutputsDiffer: outputs differ whatever is dropped.
+    """
+    from mari_onnx.engine import Options
+    from mari_onnx.parity.guard import optimize_checked
+
+    staged: list[Staged] = []
+
+    def place(rewrite: Rewrite) -> Path:
+        while staged:
+            staged.pop().discard()
+        staged.append(_finished(source, sides, candidates, rewrite).stage(path))
+        return staged[0].path
+
+    try:
+        answer = optimize_checked(
+            source.model,
+            sides,
+            Options(candidates=candidates, target=target),
+            source=source.path if source.path.is_file() else None,
+            engine=_engine(source),
+            place=place,
+            progress=progress,
+        )
+        if answer.result is not None and not answer.result.ok:
+            raise OutputsDiffer(
+                f"the optimized model's outputs differ from the source's: {answer.result}",
+                "nothing was written. First make sure that inputs tagged user are equal for all "
+                "candidates; if they are, this is a defect of mari-onnx, please report it",
+            )
+        done = _finished(source, sides, candidates, answer.rewrite)
+        done.report.incidents = list(answer.incidents)
+        if answer.result is None:
+            while staged:
+                staged.pop().discard()
+            staged.append(done.stage(path))
+        else:
+            done.report.check = answer.result.to_dict()
+        yield done, staged[0]
+    finally:
+        while staged:
+            staged.pop().discard()
+
+
+def _engine(source: Source) -> Callable[[onnx.ModelProto, Sides, Options], Rewrite]:
+    """The engine's `rewrite`, which refuses where sides are missing and leaves its own outputs."""
+    from mari_onnx import engine
+
+    metadata = {entry.key: entry.value for entry in source.model.metadata_props}
+
+    def rewrite(model: onnx.ModelProto, sides: Sides, options: Options) -> Rewrite:
+        result = engine.rewrite(model, sides, options)
+        if not sides and not result.changed and _could_be_tagged(model):
+            raise unknown_sides(source)
+        own = metadata.get(VERSION_KEY) == __version__
+        if own and metadata.get(METADATA_KEY) == sides.to_json():
+            # Written by this very version for these sides: what it left, it leaves again.
+            return dataclasses.replace(result, changed=False)
+        return result
+
+    return rewrite
+
+
+def _finished(source: Source, sides: Sides, candidates: int, result: Rewrite) -> Optimized:
+    """The rewrite with what it has to carry of the source, its provenance, and its report."""
     from mari_onnx.report import build
 
-    result = rewrite(source.model, sides, Options(candidates=candidates, target=target))
-    if not sides and not result.changed and _could_be_tagged(source.model):
-        raise unknown_sides(source)
-    metadata = {entry.key: entry.value for entry in source.model.metadata_props}
-    if metadata.get(VERSION_KEY) == __version__ and metadata.get(METADATA_KEY) == sides.to_json():
-        # Written by this very version for these sides: what it left, it leaves again.
-        result = dataclasses.replace(result, changed=False)
     report = build(source.model, result, sides, candidates)
     report.source = _file_facts(source)
     if not result.changed:
@@ -179,30 +261,6 @@ def unknown_sides(source: Source) -> SidesUnknown:
         "  Look at it first: an input tagged user that is not equal for all candidates of a "
         "request makes a wrong model. (--guess takes it as it is.)",
     )
-
-
-def verify(done: Optimized, path: Path, **options: Any) -> Any:
-    """Compares source and output on the same requests and notes the result in the report.
-
-    Args:
-        path: of the staged output.
-        options: for `mari_onnx.parity.check`.
-
-    Raises:
-        OutputsDiffer: with the check's own words.
-    """
-    from mari_onnx.parity import check
-
-    original = done.source.path if done.source.path.is_file() else done.source.model
-    result = check(original, path, done.sides, **options)
-    done.report.check = result.to_dict() if hasattr(result, "to_dict") else {"ok": result.ok}
-    if not result.ok:
-        raise OutputsDiffer(
-            f"the optimized model's outputs differ from the source's: {result}",
-            "nothing was written. First make sure that inputs tagged user are equal for all "
-            "candidates; if they are, this is a defect of mari-onnx, please report it",
-        )
-    return result
 
 
 def _sides(

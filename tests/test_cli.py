@@ -16,8 +16,8 @@ import pytest
 
 import mari_onnx
 from mari_onnx.cli.main import run
-from mari_onnx.errors import OutputsDiffer
 from mari_onnx.model import save
+from mari_onnx.sides import Sides
 from tests import tiny
 
 TAGS = ["--user", "user_*", "--item", "item_*"]
@@ -158,23 +158,16 @@ def test_out_is_never_a_link_to_in(source, out):
     assert run(["optimize", str(source), str(out), *TAGS]) == 2
 
 
-def test_differing_outputs_write_nothing(source, out, monkeypatch, capsys):
-    def differ(*_, **__):
-        raise OutputsDiffer("output score differs by 0.5")
-
-    monkeypatch.setattr("mari_onnx.api.verify", differ)
-    assert run(["optimize", str(source), str(out), *TAGS]) == 1
-    assert "differs by 0.5" in capsys.readouterr().err
-    assert list(out.parent.iterdir()) == [source]
-
-
-def test_a_wrong_rewrite_is_caught_by_the_check(source, out, monkeypatch):
+def break_engine(monkeypatch, honours_skip: bool) -> None:
+    """Every rewrite gets a weight wrong; one that honours `skip` leaves what it is told to."""
     from mari_onnx import engine
 
     right = engine.rewrite
 
-    def wrong(*args, **kwargs):
-        found = right(*args, **kwargs)
+    def wrong(model, sides, options):
+        if honours_skip and options.skip:
+            return right(model, Sides(), options)
+        found = right(model, sides, options)
         weight = found.model.graph.initializer[0]
         changed = onnx.numpy_helper.to_array(weight).copy()
         changed.flat[0] += 0.01
@@ -182,8 +175,20 @@ def test_a_wrong_rewrite_is_caught_by_the_check(source, out, monkeypatch):
         return found
 
     monkeypatch.setattr(engine, "rewrite", wrong)
+
+
+def test_differing_outputs_write_nothing(source, out, monkeypatch, capsys):
+    break_engine(monkeypatch, honours_skip=False)
     assert run(["optimize", str(source), str(out), *TAGS]) == 1
-    assert not out.exists()
+    assert "outputs differ" in capsys.readouterr().err
+    assert list(out.parent.iterdir()) == [source]
+
+
+def test_a_wrong_rewrite_is_taken_back_and_told(source, out, monkeypatch, capsys):
+    break_engine(monkeypatch, honours_skip=True)
+    assert run(["optimize", str(source), str(out), *TAGS]) == 0
+    assert "taken back: " in capsys.readouterr().out
+    assert out.read_bytes() == source.read_bytes()
 
 
 def test_dry_run_writes_nothing(source, out, capsys):
@@ -253,7 +258,7 @@ def test_a_defect_is_one_line_too(source, out, monkeypatch, capsys):
     def broken(*_, **__):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("mari_onnx.api.rewritten", broken)
+    monkeypatch.setattr("mari_onnx.api._finished", broken)
     assert run(["optimize", str(source), str(out), *TAGS]) == 70
     said = capsys.readouterr().err
     assert "a defect of mari-onnx: ZeroDivisionError: oh" in said
@@ -264,7 +269,7 @@ def test_ctrl_c_leaves_nothing(source, out, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mari_onnx.api.verify", interrupted)
+    monkeypatch.setattr("mari_onnx.parity.guard.check", interrupted)
     assert run(["optimize", str(source), str(out), *TAGS]) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert list(out.parent.iterdir()) == [source]
@@ -272,7 +277,7 @@ def test_ctrl_c_leaves_nothing(source, out, monkeypatch, capsys):
 
 @posix
 def test_timeout_leaves_nothing(source, out, monkeypatch, capsys):
-    monkeypatch.setattr("mari_onnx.api.verify", lambda *_, **__: time.sleep(30))
+    monkeypatch.setattr("mari_onnx.parity.guard.check", lambda *_, **__: time.sleep(30))
     assert run(["optimize", str(source), str(out), *TAGS, "--timeout", "0.2"]) == 7
     assert "--timeout" in capsys.readouterr().err
     assert list(out.parent.iterdir()) == [source]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mari_onnx.api import Optimized
+    from mari_onnx.model.load import Source
     from mari_onnx.model.save import Staged
+    from mari_onnx.sides import Sides
 
 
 @click.command()
@@ -72,36 +76,33 @@ def optimize(
     sides come from the flags, from IN.sides.toml beside the model, from its metadata, or from
     inputs whose batch dimension is 1.
     """
-    from mari_onnx.api import rewritten
     from mari_onnx.model.load import read
-    from mari_onnx.report.terminal import console
+    from mari_onnx.report.terminal import console, print_inputs
 
     _check_paths(source, output, report_file, force)
     loaded = read(source)
     found = sides_from(sides, loaded.model, source)
-    done = rewritten(loaded, found, candidates=candidates, target=target)
     out = console()
     out.quiet = quiet
-    if sides["guess"]:
-        from mari_onnx.report.terminal import print_inputs
-
-        print_inputs(tuple(done.report.inputs), out)
-    _summary(done, out)
-    with _staged(done, output, dry_run, check) as staged:
-        if check and done.changed and staged is not None:
-            _verify(done, staged.path, out)
-        if staged is not None and not dry_run:
+    with _staged(loaded, found, output, candidates, target, check, dry_run, quiet) as (
+        done,
+        staged,
+    ):
+        if sides["guess"]:
+            print_inputs(tuple(done.report.inputs), out)
+        _summary(done, out)
+        if not dry_run:
             staged.commit()
             done.report.output = _facts(output)
     if report_file is not None:
         from mari_onnx.model.save import write_text
 
         write_text(report_file, done.report.to_json())
-    if dry_run:
+    if done.report.output is None:
         out.print(f"dry run: {output} was not written", markup=False)
     else:
-        size = done.report.output["bytes"] if done.report.output else 0
-        out.print(f"wrote {output} ({size / 1e6:.2f} MB)", markup=False)
+        size = done.report.output["bytes"] / 1e6
+        out.print(f"wrote {output} ({size:.2f} MB)", markup=False)
     if fail_unchanged and not done.changed:
         from mari_onnx.errors import Unchanged
 
@@ -126,47 +127,65 @@ def _check_paths(source: Path, output: Path, report_file: Path | None, force: bo
             raise OutputInTheWay(f"the report would overwrite {report_file}", "name another file")
 
 
-def _staged(done: Optimized, output: Path, dry_run: bool, check: bool) -> Any:
+@contextlib.contextmanager
+def _staged(
+    source: Source,
+    sides: Sides,
+    output: Path,
+    candidates: int,
+    target: str,
+    check: bool,
+    dry_run: bool,
+    quiet: bool,
+) -> Iterator[tuple[Optimized, Staged]]:
     """The output written beside OUT; in a folder for temporary files on a dry run."""
-    import contextlib
     import tempfile
 
-    if not dry_run:
-        return done.stage(output)
-    if not (check and done.changed):
-        return contextlib.nullcontext(None)
+    from mari_onnx import api
+    from mari_onnx.cli.check import progress_bar
 
-    @contextlib.contextmanager
-    def elsewhere() -> Any:
-        with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder:
-            staged: Staged
-            with done.stage(Path(folder) / output.name) as staged:
-                yield staged
-
-    return elsewhere()
+    with contextlib.ExitStack() as stack:
+        place = output
+        if dry_run:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mari-onnx-"))
+            place = Path(folder, output.name)
+        if not check:
+            done = api.rewritten(source, sides, candidates=candidates, target=target)
+            yield done, stack.enter_context(done.stage(place))
+            return
+        with progress_bar(quiet) as progress:
+            answer = stack.enter_context(
+                api.checked(
+                    source,
+                    sides,
+                    place,
+                    candidates=candidates,
+                    target=target,
+                    progress=progress,
+                )
+            )
+        yield answer
 
 
 def _summary(done: Optimized, out: Console) -> None:
     from mari_onnx.report.terminal import print_reasons, print_summary
 
+    report = done.report
+    for incident in report.incidents:
+        out.print(f"taken back: {incident}", markup=False)
     if done.changed:
-        print_summary(done.report, out)
+        print_summary(report, out)
+        if report.check is not None:
+            sizes = ", ".join(map(str, report.check["candidates"]))
+            out.print(f"outputs are equal for N = {sizes}", markup=False)
         return
     out.print("nothing to lift: the model is written as it is")
-    products = done.report.products
-    if not any(each in done.sides.inputs.values() for each in ("user",)) and not done.sides.columns:
+    sides = done.sides
+    if "user" not in sides.inputs.values() and not sides.columns:
         out.print("  no input is on the user's side")
-    elif all(node.kind in ("Const", "Shared") for node in products):
-        out.print(f"  all {len(products)} products run once a request already")
-    print_reasons(done.report, out, most=3)
-
-
-def _verify(done: Optimized, path: Path, out: Console) -> None:
-    from mari_onnx.api import verify
-
-    result = verify(done, path)
-    sizes = ", ".join(map(str, result.candidates))
-    out.print(f"outputs are equal for N = {sizes}", markup=False)
+    elif all(node.kind in ("Const", "Shared") for node in report.products):
+        out.print(f"  all {len(report.products)} products run once a request already")
+    print_reasons(report, out, most=3)
 
 
 def _facts(path: Path) -> dict[str, Any]:
