@@ -5,7 +5,7 @@ only when onnxruntime agrees with PyTorch at several batch sizes; what does not 
 from the start, is left as `....failed.txt`. Existing files are kept, so an interrupted run goes on
 where it stopped.
 
-    python -m benchmarks.interop.export OUT [--only NAME] [--small]
+    python -m benchmarks.interop.export OUT [--only MODEL or GRAPH] [--small]
 """
 
 from __future__ import annotations
@@ -164,13 +164,34 @@ def export(
         )
 
 
-def corpus(out: Path, sizes: zoo.Sizes, only: list[str] | None) -> Iterator[tuple[str, str]]:
-    """Exports what is not there yet; yields each graph's name and how it went."""
+def strip(path: Path) -> None:
+    """Takes notes of where it was traced (stack traces, doc strings) out of a graph."""
+    import onnx
+
+    model = onnx.load(path)
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    for part in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        part.ClearField("metadata_props")
+    onnx.save(model, path)
+
+
+def corpus(
+    out: Path, sizes: zoo.Sizes, only: list[str] | None, bare: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Exports what is not there yet; yields each graph's name and how it went.
+
+    `only` holds names of models (`din`) or of graphs (`din.packed.dynamo`); `bare` graphs are
+    stripped.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    for name in only or list(zoo.MODELS):
+    for name in zoo.MODELS:
         for exporter in EXPORTERS:
             for layout in LAYOUTS:
                 stem = f"{name}.{layout}.{exporter}"
+                if only and not {name, stem} & set(only):
+                    continue
                 path, failed = out / f"{stem}.onnx", out / f"{stem}.failed.txt"
                 if path.exists() or failed.exists():
                     continue
@@ -179,6 +200,8 @@ def corpus(out: Path, sizes: zoo.Sizes, only: list[str] | None) -> Iterator[tupl
                 try:
                     model, found = zoo.build(name, sizes)
                     export(model, found, sizes, layout, exporter, partial)
+                    if bare:
+                        strip(partial)
                     inputs = check(partial, model, found, sizes, layout)
                     sides = sides_toml(model, found, layout, inputs)
                     (out / f"{stem}.sides.toml").write_text(sides)
@@ -193,16 +216,15 @@ def corpus(out: Path, sizes: zoo.Sizes, only: list[str] | None) -> Iterator[tupl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--only", action="append")
+    parser.add_argument("--only", action="append", help="a model or a graph; may be repeated")
     parser.add_argument(
         "--small", action="store_true", help="cut tables, widths and fields: graphs of some 100 kB"
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    for stem, result in corpus(
-        options.out, zoo.SMALL if options.small else zoo.Sizes(), options.only
-    ):
+    sizes = zoo.SMALL if options.small else zoo.Sizes()
+    for stem, result in corpus(options.out, sizes, options.only, bare=options.small):
         print(f"{stem:40s} {result}", flush=True)
 
 
