@@ -8,7 +8,6 @@ package's own start is 1e-4, where errors would hide).
 
 from __future__ import annotations
 
-import importlib.machinery
 import sys
 import types
 from collections.abc import Callable
@@ -16,20 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-def _stub_extras() -> None:
-    """Stand-ins for what inference does not need: a version look-up online, progress bars."""
-    if "deepctr_torch" in sys.modules:
-        return
+def _stay_offline() -> None:
+    """The package looks for a newer version online when imported; here it does not."""
     utils: Any = types.ModuleType("deepctr_torch.utils")
     utils.check_version = lambda version: None
-    sys.modules["deepctr_torch.utils"] = utils
-    try:
-        import tqdm  # noqa: F401
-    except ImportError:
-        bars: Any = types.ModuleType("tqdm")
-        bars.__spec__ = importlib.machinery.ModuleSpec("tqdm", None)  # torch.export asks for it
-        bars.tqdm = lambda iterable=None, **_: iterable
-        sys.modules["tqdm"] = bars
+    sys.modules.setdefault("deepctr_torch.utils", utils)
 
 
 @dataclass(frozen=True)
@@ -61,7 +51,7 @@ class Features:
 
 def features(sizes: Sizes, shared_history: bool) -> Features:
     """Feature columns; `shared_history` lets the history use the candidate's table (DIN, DIEN)."""
-    _stub_extras()
+    _stay_offline()
     from deepctr_torch.inputs import DenseFeat, SparseFeat, VarLenSparseFeat
 
     sides: dict[str, str] = {}
