@@ -210,12 +210,12 @@ def _engine(source: Source) -> Callable[[onnx.ModelProto, Sides, Options], Rewri
 
     def rewrite(model: onnx.ModelProto, sides: Sides, options: Options) -> Rewrite:
         result = engine.rewrite(model, sides, options)
-        if not sides and not result.changed and _could_be_tagged(model):
-            raise unknown_sides(source)
         own = metadata.get(VERSION_KEY) == __version__
         if own and metadata.get(METADATA_KEY) == sides.to_json():
             # Written by this very version for these sides: what it left, it leaves again.
             return dataclasses.replace(result, changed=False)
+        if not sides and not result.changed and _could_be_tagged(model):
+            raise unknown_sides(source)
         return result
 
     return rewrite

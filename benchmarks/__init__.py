@@ -1,0 +1,1 @@
+"""Measurements of mari-onnx; each module is a command."""
