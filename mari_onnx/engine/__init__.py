@@ -1,0 +1,222 @@
+"""The engine: `rewrite` a model so that what depends on the user alone is computed once a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx
+from onnx import AttributeProto, NodeProto
+
+from mari_onnx.engine import rules  # noqa: F401  fills the table
+from mari_onnx.engine.blocks import Decline, materialise
+from mari_onnx.engine.builder import Builder, Tensor
+from mari_onnx.engine.cost import graph_cost
+from mari_onnx.engine.finish import assemble, fuse_gemm, live, name_outputs
+from mari_onnx.engine.interpreter import NodeReport, Walk, constant_of, enter, visit
+from mari_onnx.engine.value import Leaf, Value, kind
+from mari_onnx.engine.weigh import CANDIDATES, FREE
+from mari_onnx.model.dims import Dim, Size, evaluate, symbols
+from mari_onnx.sides import Sides
+
+OLDEST = 11
+"""Opsets before this one have other forms of Slice, Clip and Pad; such a model is left as it is."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """candidates: N for which the cost model weighs rewrites. target: "cpu" or "cuda". skip: source nodes left alone."""
+
+    candidates: int = 500
+    target: str = "cpu"
+    skip: frozenset[str] = frozenset()
+
+
+@dataclass
+class Rewrite:
+    """What `rewrite` answers; docs/report.md describes the same as JSON."""
+
+    model: onnx.ModelProto
+    changed: bool
+    nodes: list[NodeReport]
+    kinds: dict[str, str] = field(default_factory=dict)
+    shapes: dict[str, tuple[Size, ...]] = field(default_factory=dict)
+    out_shapes: dict[str, tuple[Size, ...]] = field(default_factory=dict)
+    tensor_map: dict[str, str] = field(default_factory=dict)
+    reason: str | None = None
+    """Why nothing was changed."""
+
+
+def rewrite(model: onnx.ModelProto, sides: Sides, options: Options = Options()) -> Rewrite:  # noqa: B008
+    """A model that computes once a request what depends on the user alone. The source is only read.
+
+    Inputs tagged ``user`` have 1 on the candidate axis in the new model; names, order and types stay.
+    """
+    opsets = {o.domain or "": o.version for o in model.opset_import}
+    opsets.setdefault("", opsets.get("ai.onnx", 1))
+    if opsets[""] < OLDEST:
+        return Rewrite(model, False, [], reason=f"opset {opsets['']} is older than {OLDEST}; convert the model first")
+    token = CANDIDATES.set(options.candidates)
+    try:
+        return _rewrite(model, sides, options, opsets)
+    finally:
+        CANDIDATES.reset(token)
+
+
+def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options, opsets: dict[str, int]) -> Rewrite:
+    graph = _inlined(model)
+    walk = Walk(Builder(opsets[""], _names(graph)), opsets, options.skip)
+    enter(walk, graph, sides)
+    if "user" in sides.inputs.values() and "N" not in walk.b.sources and "N" not in walk.b.fixed:
+        return Rewrite(model, False, [], reason="no input of the item or cross side tells the number of candidates")
+    inputs = {info.name for info in graph.input}
+    stored: dict[str, Tensor] = {
+        name: value.body.tensor
+        for name, value in walk.env.items()
+        if name in inputs and isinstance(value.body, Leaf)
+    }
+    for node in graph.node:
+        _visit(walk, node)
+    wanted = [(info.name, _output(walk, walk.env[info.name])) for info in graph.output]
+    outputs = name_outputs(walk.b, wanted, inputs | {i.name for i in graph.initializer})
+    nodes = fuse_gemm(live(walk.b, outputs), outputs, options.target)
+    _restore_names(walk, nodes, outputs)
+    shapes = {name: value.shape for name, value in walk.env.items() if value.groups is not None}
+    out_shapes = {t.name: t.shape for n in nodes for t in [*n.inputs, *n.outputs] if t is not None and t.shape is not None}
+    made = assemble(model if not model.functions else _with_graph(model, graph), nodes, outputs, stored)
+    result = Rewrite(
+        made,
+        True,
+        walk.reports,
+        {name: kind(value.body) for name, value in walk.env.items()},
+        shapes,
+        out_shapes,
+        _tensor_map(walk, {t.name for n in nodes for t in n.outputs}),
+    )
+    before, after = _flops(graph, shapes, options), _flops(made.graph, out_shapes, options)
+    moved = any(r.action in ("lifted", "split") for r in walk.reports)
+    if not moved or after >= before:
+        result.model, result.changed, result.out_shapes = model, False, shapes
+        result.tensor_map = {name: name for name in shapes}
+        result.reason = "nothing in it is computed more often than once a request" if not moved else (
+            f"no work is saved ({before:.0f} FLOPs before, {after:.0f} after at {options.candidates} candidates)"
+        )
+    return result
+
+
+def _visit(walk: Walk, node: NodeProto) -> None:
+    """A node; an If whose condition is known at build time is the branch it takes."""
+    if node.op_type == "If" and node.domain in ("", "ai.onnx"):
+        condition = constant_of(walk, node.input[0])
+        if condition is not None and condition.size == 1:
+            wanted = "then_branch" if condition.reshape(-1)[0] else "else_branch"
+            branch = next(a.g for a in node.attribute if a.name == wanted)
+            for proto in branch.initializer:
+                from mari_onnx.engine.context import from_tensor
+
+                walk.env[proto.name] = from_tensor(walk.b.const(onnx.numpy_helper.to_array(proto), proto.data_type))
+            for inner in branch.node:
+                _visit(walk, inner)
+            for output, result in zip(node.output, branch.output, strict=True):
+                walk.env[output] = walk.env[result.name]
+            return
+    visit(walk, node)
+
+
+def _output(walk: Walk, value: Value) -> Tensor:
+    try:
+        return materialise(walk.b, value)
+    except KeyError as error:
+        raise Decline(f"the dimension {error} of an output is not known at run time") from error
+
+
+def _restore_names(walk: Walk, nodes: list, outputs: list[Tensor]) -> None:
+    """Tensors that are the source's own keep its names, so that a diff of the two graphs reads well."""
+    taken = {t.name for n in nodes for t in [*n.inputs, *n.outputs, *n.captured] if t is not None}
+    captured = {t.name for n in nodes for t in n.captured}
+    keep = {t.name for t in outputs}
+    made = {t.name for n in nodes for t in n.outputs}
+    for name, value in walk.env.items():
+        body = value.body
+        if not isinstance(body, Leaf) or name in taken or value.groups is None:
+            continue
+        tensor = body.tensor
+        if tensor.name not in made or tensor.name in keep or tensor.name in captured or tensor.source is not None:
+            continue
+        if tensor.shape == value.shape:
+            taken.add(name)
+            tensor.name = tensor.source = name
+
+
+def _tensor_map(walk: Walk, made: set[str]) -> dict[str, str]:
+    """Source tensors that the new graph has as a tensor of the same rank, broadcast where nothing varies."""
+    found = {}
+    for name, value in walk.env.items():
+        body = value.body
+        if not isinstance(body, Leaf) or value.groups is None or body.tensor.name not in made:
+            continue
+        if any(len(group) > 1 for group in value.groups) or len(body.axes) != len(value.groups):
+            continue
+        if all(a is None or group == (a,) for a, group in zip(body.axes, value.groups, strict=True)):
+            found[name] = body.tensor.name
+    return found
+
+
+def _flops(graph: onnx.GraphProto, shapes: Mapping[str, tuple[Size, ...]], options: Options) -> float:
+    concrete = {}
+    for name, shape in shapes.items():
+        concrete[name] = tuple(_concrete(size, options) for size in shape)
+    for proto in graph.initializer:
+        concrete.setdefault(proto.name, tuple(proto.dims))
+    return graph_cost(graph, concrete).flops
+
+
+def _concrete(size: Size, options: Options) -> int:
+    if isinstance(size, Dim):
+        return evaluate(size, {s: options.candidates if s == "N" else FREE for s in symbols(size)})
+    return size
+
+
+def _names(graph: onnx.GraphProto) -> set[str]:
+    """Every tensor name of the graph and its subgraphs."""
+    names: set[str] = set()
+    stack = [graph]
+    while stack:
+        top = stack.pop()
+        names |= {i.name for i in top.initializer} | {i.name for i in top.input} | {o.name for o in top.output}
+        for node in top.node:
+            names |= set(node.output)
+            for attribute in node.attribute:
+                if attribute.type == AttributeProto.GRAPH:
+                    stack.append(attribute.g)
+                stack += list(attribute.graphs)
+    return names
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.GraphProto:
+    """The graph with model-local functions inlined; weights stay out of it, so that size does not matter."""
+    if not model.functions:
+        return model.graph
+    light = onnx.ModelProto()
+    light.ir_version = model.ir_version
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    light.graph.name = model.graph.name or "graph"
+    light.graph.node.extend(model.graph.node)
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(model.graph.output)
+    light.graph.value_info.extend(model.graph.value_info)
+    graph = onnx.inliner.inline_local_functions(light).graph
+    graph.initializer.extend(model.graph.initializer)
+    graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    return graph
+
+
+def _with_graph(model: onnx.ModelProto, graph: onnx.GraphProto) -> onnx.ModelProto:
+    out = onnx.ModelProto()
+    out.CopyFrom(model)
+    out.graph.CopyFrom(graph)
+    return out
+
+
+__all__ = ["NodeReport", "Options", "Rewrite", "rewrite"]

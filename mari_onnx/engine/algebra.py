@@ -1,0 +1,561 @@
+"""The arithmetic of bodies: broadcast sums, products, contractions and reductions, block by block.
+
+Every contraction of the source (MatMul, Gemm, Einsum, a Conv of width 1, a sum of products) comes through `contract`:
+
+    sum_k A[.., k] B[k, ..],  A = [A_1 | A_2 | ..] along k      =  sum_p  A_p B_p      (B_p: the rows of B at p)
+    A = A' + A''                                               =  A' B + A'' B
+    A = g * A',  g without k                                   =  g * (A' B)
+    A = f * A',  f along k and without A's candidates           =  A' (f * B)           (f * B once a request)
+
+so that no operand is repeated along an axis on which it does not vary. An axis that only one operand has becomes rows
+(or columns) of one product: a Mixed x Shared product is a single GEMM with the candidates as rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mari_onnx.engine import emit
+from mari_onnx.engine.blocks import as_leaf, flatten, form_of, neat, take, with_form, write, zip_bodies
+from mari_onnx.engine.builder import FOLD_LIMIT, Builder, Tensor
+from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, axes_of, is_const, rename
+from mari_onnx.engine.weigh import ELEMENT, NODE, volume
+
+DEPTH = 6
+"""How deep forms of forms are followed."""
+
+
+# ---- element-wise --------------------------------------------------------------------------------------------------
+
+
+def stretch(b: Builder, leaves: Sequence[Leaf], order: Sequence[Axis] = ()) -> tuple[list[Tensor], tuple[Axis, ...]]:
+    """The leaves' tensors in one layout, ready for numpy broadcasting, and the axes of the result."""
+    union = frozenset().union(*(axes_of(leaf) for leaf in leaves))
+    biggest = max(leaves, key=lambda leaf: (len(axes_of(leaf)), volume(axes_of(leaf)), not leaf.tensor.const))
+    axes = [a for a in biggest.axes if a is not None]
+    if set(axes) != union:
+        rest = [a for a in order if a in union]
+        axes = rest + [a for a in axes if a not in rest]
+        axes += [a for leaf in leaves for a in leaf.axes if a is not None and a not in axes]
+        axes = list(dict.fromkeys(axes))
+    out = []
+    for leaf in leaves:
+        present = axes_of(leaf)
+        lead = 0
+        while lead < len(axes) and axes[lead] not in present:
+            lead += 1
+        kept = axes[lead:]
+        if not kept:
+            out.append(leaf.tensor if leaf.tensor.known == () else emit.reshape(b, leaf.tensor, ()))
+        else:
+            out.append(write(b, leaf, [(a,) for a in kept]))
+    return out, tuple(axes)
+
+
+def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) -> Leaf:
+    """One arithmetic operator on two leaves, with the form that contractions can look through."""
+    x, y = thin(b, x), thin(b, y)
+    plain = _neutral(op, x, y)
+    if plain is not None:
+        return plain
+    (tx, ty), axes = stretch(b, [x, y], order)
+    leaf = Leaf(_keep(b, emit.binary(b, op, tx, ty), axes), axes)
+    if leaf.tensor.const:
+        return leaf
+    if op == "Add":
+        return with_form(leaf, Sum((x, y)))
+    if op == "Sub":
+        return with_form(leaf, Sum((x, scaled(b, y, -1))))
+    if op == "Mul":
+        return with_form(leaf, Prod((x, y)))
+    if op == "Div" and _inexact(y.tensor.dtype) and axes_of(y) < axes_of(leaf):
+        return with_form(leaf, Prod((x, Leaf(emit.unary(b, "Reciprocal", y.tensor), y.axes))))
+    return leaf
+
+
+def _keep(b: Builder, t: Tensor, axes: tuple[Axis, ...]) -> Tensor:
+    """A tensor with one dimension an axis (numpy drops leading ones only where every operand lacked them)."""
+    return t if len(t.known) == len(axes) else emit.reshape(b, t, [a.size for a in axes])
+
+
+def _neutral(op: str, x: Leaf, y: Leaf) -> Leaf | None:
+    """x + 0, x * 1, x - 0, x / 1 are x; x * 0 is 0 and x - inf is -inf for the finite x that a model computes."""
+    for this, other in ((x, y), (y, x)):
+        value = other.tensor.scalar if not axes_of(other) else None
+        if value is None or this.tensor.dtype != other.tensor.dtype or (this is y and op in ("Sub", "Div")):
+            continue
+        if value == {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}.get(op):
+            return this
+        if op == "Mul" and value == 0 or op == "Add" and value == -np.inf:
+            return other
+    return None
+
+
+def thin(b: Builder, leaf: Leaf) -> Leaf:
+    """A constant without the axes along which it is the same everywhere."""
+    if not leaf.tensor.const or not axes_of(leaf):
+        return leaf
+    array, axes = leaf.tensor.array, list(leaf.axes)
+    if array.dtype == object or array.size == 0 or array.size > FOLD_LIMIT:
+        return leaf
+    for i in reversed(range(array.ndim)):
+        first = array.take([0], axis=i)
+        if array.shape[i] == 1 or np.array_equal(np.broadcast_to(first, array.shape), array, equal_nan=array.dtype.kind == "f"):
+            array = first.squeeze(i)
+            del axes[i]
+    if len(axes) == len(leaf.axes):
+        return leaf
+    return Leaf(b.const(array, leaf.tensor.dtype), tuple(axes))
+
+
+def _inexact(dtype: int) -> bool:
+    return dtype in (1, 10, 11, 16)
+
+
+def scaled(b: Builder, x: Leaf, factor: float) -> Leaf:
+    """A leaf times a constant; its form lets contractions put the constant into the weights."""
+    if factor == 1:
+        return x
+    scale = b.const(factor, x.tensor.dtype)
+    leaf = Leaf(emit.binary(b, "Mul", x.tensor, scale), x.axes)
+    return with_form(leaf, Prod((x, Leaf(scale, ()))))
+
+
+def multiply(b: Builder, x: Body, y: Body, order: Sequence[Axis] = ()) -> Body:
+    return zip_bodies(b, [x, y], lambda ls: binary(b, "Mul", ls[0], ls[1], order), order=order)
+
+
+def add(b: Builder, terms: Sequence[Body], order: Sequence[Axis] = ()) -> Body:
+    """A broadcast sum, the small terms first."""
+    return zip_bodies(b, list(terms), lambda ls: add_leaves(b, ls, order), order=order)
+
+
+def add_leaves(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis] = ()) -> Leaf:
+    """Terms without axes that others have are added up first, so that each goes through the large ones once."""
+    left = sorted(terms, key=lambda t: (not t.tensor.const, volume(axes_of(t))))
+    while len(left) > 1:
+        first = left.pop(0)
+        host = next((k for k, t in enumerate(left) if axes_of(first) <= axes_of(t)), 0)
+        left[host] = binary(b, "Add", left[host], first, order)
+        left.sort(key=lambda t: (not t.tensor.const, volume(axes_of(t))))
+    return left[0]
+
+
+# ---- contraction ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Term:
+    """outer * sum over k of a * c."""
+
+    outer: tuple[Leaf, ...]
+    a: Leaf
+    c: Leaf
+    k: frozenset[Axis]
+
+    @property
+    def out(self) -> frozenset[Axis]:
+        return (axes_of(self.a) | axes_of(self.c)) - self.k
+
+    def cost(self) -> float:
+        macs = volume(axes_of(self.a) | axes_of(self.c))
+        return macs + NODE + sum(ELEMENT * volume(self.out | axes_of(g)) + NODE for g in self.outer)
+
+
+def contract(b: Builder, x: Body, y: Body, k: frozenset[Axis], order: Sequence[Axis] = ()) -> Body:
+    """The sum of ``x * y`` over the axes ``k``, as a body over the axes that are left.
+
+    order: the logical order of the result's axes, a preference for layouts. Every axis in ``k`` must be an axis of x
+    or y; one that neither has is the caller's to multiply by.
+    """
+    for this, other, flip in ((x, y, False), (y, x, True)):
+        if isinstance(this, Cat) and this.axis not in k:
+            cat = neat(b, this, order)
+            if not isinstance(cat, Cat):
+                return contract(b, *((other, cat) if flip else (cat, other)), k, order)
+            parts = []
+            for part in cat.parts:
+                cell = take(b, other, cat.axis, part.at, part.sub)
+                pair = (cell, part.body) if flip else (part.body, cell)
+                parts.append(Part(part.at, part.sub, contract(b, *pair, k, order)))
+            return Cat(cat.axis, tuple(parts))
+    found = _expand(b, x, y, k, (), DEPTH, order)
+    whole = _whole(b, x, y, k, found, order)
+    if whole is not None:
+        found = [whole]
+    terms = _merge(b, [t for t in found if isinstance(t, Term)], order)
+    bodies = [t for t in found if not isinstance(t, Term)]
+    total = _total(b, terms, order)
+    if not bodies:
+        assert total is not None
+        return total
+    return add(b, [*bodies, *([total] if total is not None else [])], order)
+
+
+def _expand(
+    b: Builder, x: Body, y: Body, k: frozenset[Axis], outer: tuple[Leaf, ...], depth: int, order: Sequence[Axis]
+) -> list[Term | Body]:
+    """The sum as terms, opened along every Cat on a contracted axis and through forms where that is cheaper."""
+    for this, other, flip in ((x, y, False), (y, x, True)):
+        if isinstance(this, Cat) and this.axis in k:
+            if not is_const(other):
+                tidy = neat(b, this, order)  # pieces would be cut out of the other operand one by one
+                if not isinstance(tidy, Cat):
+                    return _expand(b, *((other, tidy) if flip else (tidy, other)), k, outer, depth, order)
+                this = tidy
+            out: list[Term | Body] = []
+            for part in this.parts:
+                cell = take(b, other, this.axis, part.at, part.sub)
+                inner = k - {this.axis} | ({part.sub} if part.sub else frozenset())
+                body = part.body
+                inner &= axes_of(body) | axes_of(cell)
+                lost = len(part.at) if part.sub is not None and part.sub not in inner else 1
+                if _zero(body) or _zero(cell):
+                    continue
+                if lost > 1:
+                    body = _times(b, body, lost)
+                pair = (cell, body) if flip else (body, cell)
+                out += _expand(b, *pair, inner, outer, depth, order)
+            return out or [Leaf(b.const(0, _dtype(x)), ())]
+    if isinstance(x, Cat) or isinstance(y, Cat):
+        body = contract(b, x, y, k, order)
+        for g in outer:
+            body = multiply(b, body, g, order)
+        return [body]
+    if isinstance(x, Sum):
+        return [t for term in x.terms for t in _lost(b, term, y, k, outer, depth, order)]
+    if isinstance(x, Prod):
+        return _product(b, x, y, k, outer, depth, order)
+    if isinstance(y, (Sum, Prod)):
+        return _expand(b, y, x, k, outer, depth, order)
+    assert isinstance(x, Leaf) and isinstance(y, Leaf)
+    direct = Term(outer, x, y, k)
+    best: list[Term | Body] = [direct]
+    cost = direct.cost()
+    for this, other in ((x, y), (y, x)):
+        form = form_of(this) if depth else None
+        if form is None:
+            continue
+        mark = len(b.nodes)
+        other_way = _lost(b, form, other, k, outer, depth - 1, order)
+        if not all(isinstance(t, Term) for t in other_way):
+            continue
+        terms = _same(b, [t for t in other_way if isinstance(t, Term)])
+        price = sum(t.cost() for t in terms) + sum(ELEMENT * volume(t.out) for t in terms[1:])
+        price += sum(ELEMENT * n.volume for n in _fresh(b, mark, terms))
+        if price < cost:
+            best, cost = list(terms), price
+    return best
+
+
+@dataclass(frozen=True)
+class _Work:
+    volume: float
+
+
+def _fresh(b: Builder, mark: int, terms: Sequence[Term]) -> list[_Work]:
+    """Element-wise work that the terms' operands need anew."""
+    out, seen = [], set()
+    stack = [t.a.tensor for t in terms] + [t.c.tensor for t in terms] + [g.tensor for t in terms for g in t.outer]
+    while stack:
+        tensor = stack.pop()
+        if tensor.node is None or tensor.node < mark or tensor.name in seen:
+            continue
+        seen.add(tensor.name)
+        out.append(_Work(volume([Axis(s) for s in tensor.known])))
+        stack += [i for i in b.nodes[tensor.node].inputs if i is not None]
+    return out
+
+
+def _lost(
+    b: Builder, x: Body, y: Body, k: frozenset[Axis], outer: tuple[Leaf, ...], depth: int, order: Sequence[Axis]
+) -> list[Term | Body]:
+    """`_expand` where x may lack axes of k that y lacks too: the sum over those is a multiplication."""
+    has = axes_of(x) | axes_of(y)
+    gone = k - has
+    if not gone:
+        return _expand(b, x, y, k, outer, depth, order)
+    scale = 1
+    for a in gone:
+        if not isinstance(a.size, int):
+            total = cast_size(b, a, _dtype(y))
+            outer = (*outer, Leaf(total, ()))
+        else:
+            scale *= a.size
+    if scale != 1:
+        y = _times(b, y, scale)
+    return _expand(b, x, y, k & has, outer, depth, order)
+
+
+def _product(
+    b: Builder, x: Prod, y: Body, k: frozenset[Axis], outer: tuple[Leaf, ...], depth: int, order: Sequence[Axis]
+) -> list[Term | Body]:
+    """Factors without a contracted axis go outside; of the others one stays, the rest goes to y (once a request)."""
+    inside: list[Body] = []
+    for factor in x.factors:
+        if axes_of(factor) & k:
+            inside.append(factor)
+        elif isinstance(factor, Leaf):
+            outer = (*outer, factor)
+        else:
+            outer = (*outer, as_leaf(b, factor, order))
+    if not inside:
+        return _lost(b, Leaf(b.const(1, _dtype(y)), ()), y, k, outer, depth, order)
+    inside.sort(key=lambda f: (volume(axes_of(f)), not is_const(f)))
+    stays = inside.pop()
+    for factor in inside:
+        y = multiply(b, y, factor, order)
+    return _lost(b, stays, y, k, outer, depth, order)
+
+
+def cast_size(b: Builder, axis: Axis, dtype: int) -> Tensor:
+    """The length of an axis as a scalar of a floating-point type."""
+    size = emit.reshape(b, b.size(axis.size), ())
+    return b.emit("Cast", [size], (), dtype, {"to": dtype})
+
+
+def _dtype(body: Body) -> int:
+    while not isinstance(body, Leaf):
+        if isinstance(body, Cat):
+            body = body.parts[0].body
+        else:
+            body = body.terms[0] if isinstance(body, Sum) else body.factors[0]
+    return body.tensor.dtype
+
+
+def _times(b: Builder, body: Body, factor: float) -> Body:
+    if isinstance(body, Leaf):
+        return scaled(b, body, factor)
+    if isinstance(body, Sum):
+        return Sum(tuple(_times(b, t, factor) for t in body.terms))
+    if isinstance(body, Prod):
+        return Prod((*body.factors, Leaf(b.const(factor, _dtype(body)), ())))
+    return zip_bodies(b, [body], lambda ls: scaled(b, ls[0], factor))
+
+
+def _zero(body: Body) -> bool:
+    return isinstance(body, Leaf) and body.tensor.const and not np.any(body.tensor.array)
+
+
+def _whole(
+    b: Builder, x: Body, y: Body, k: frozenset[Axis], found: Sequence[Term | Body], order: Sequence[Axis]
+) -> Term | None:
+    """One product over the written-out Cat, where parts save less than the nodes they add."""
+    if not isinstance(x, Cat) or not isinstance(y, Leaf) or not all(isinstance(t, Term) for t in found):
+        return None
+    union, terms = axes_of(x), [t for t in found if isinstance(t, Term)]
+    kinds = {(axes_of(t.a) | axes_of(t.c)) - t.k for t in terms}
+    if len(kinds) < 2 or any(t.outer for t in terms):
+        return None
+    split = sum(t.cost() - NODE for t in terms) + NODE * len(kinds)
+    one = volume(union | axes_of(y)) + NODE
+    if split + 0.25 * NODE * (len(kinds) - 1) < one:
+        return None
+    return Term((), as_leaf(b, x, order), y, k)
+
+
+def _same(b: Builder, terms: Sequence[Term]) -> list[Term]:
+    """Terms over the same tensor become one: their other operands are added (constants at build time)."""
+    out: list[Term] = []
+    for term in terms:
+        for i, have in enumerate(out):
+            mapping = _match(have, term)
+            if mapping is not None:
+                c = rename(term.c, mapping)
+                assert isinstance(c, Leaf)
+                out[i] = Term(have.outer, have.a, add_leaves(b, [have.c, c]), have.k)
+                break
+        else:
+            out.append(term)
+    return out
+
+
+def _match(x: Term, y: Term) -> dict[Axis, Axis] | None:
+    """How y's contracted axes are x's, where both read the same tensor the same way."""
+    if x.a.tensor is not y.a.tensor or x.outer != y.outer or len(x.k) != len(y.k):
+        return None
+    mapping = {}
+    for ax, ay in zip(x.a.axes, y.a.axes, strict=True):
+        if (ax in x.k) != (ay in y.k):
+            return None
+        if ax is not None and ax in x.k and ay is not None:
+            mapping[ay] = ax
+        elif ax is not ay:
+            return None
+    return mapping if set(mapping) == set(y.k) and set(mapping.values()) == set(x.k) else None
+
+
+def _merge(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> list[Term]:
+    """At most one product for each set of axes: operands over the same axes are laid side by side along k."""
+    groups: dict[object, list[Term]] = {}
+    for term in _same(b, terms):
+        free_a, free_c = axes_of(term.a) - term.k, axes_of(term.c) - term.k
+        both = term.k <= axes_of(term.a) and term.k <= axes_of(term.c)
+        key = (term.outer, free_a, free_c) if both and is_const(term.c) else term
+        groups.setdefault(key, []).append(term)
+    out = []
+    for members in groups.values():
+        if len(members) == 1:
+            out.append(members[0])
+            continue
+        flat = [_flat(b, t) for t in members]
+        size = sum(int(n) for _, _, n, _ in flat)
+        k = Axis(size)
+        sides = []
+        for which in (0, 1):
+            start, parts = 0, []
+            for entry in flat:
+                parts.append(Part(tuple(range(start, start + entry[2])), entry[3], entry[which]))
+                start += entry[2]
+            sides.append(_side(b, Cat(k, tuple(parts)), k, which == 1))
+        out.append(Term(members[0].outer, sides[0], sides[1], frozenset({k})))
+    return out
+
+
+def _flat(b: Builder, term: Term) -> tuple[Leaf, Leaf, int, Axis | None]:
+    """Both operands of a term with the contracted axes as one, of static size."""
+    ks = tuple(a for a in term.a.axes if a in term.k and a is not None)
+    size = 1
+    for a in ks:
+        assert isinstance(a.size, int)
+        size *= a.size
+    if not ks:
+        return term.a, term.c, 1, None
+    new = Axis(size)
+    a, c = flatten(b, term.a, ks, new), flatten(b, term.c, ks, new)
+    assert isinstance(a, Leaf) and isinstance(c, Leaf)
+    return a, c, size, new
+
+
+def _side(b: Builder, cat: Cat, k: Axis, first: bool) -> Leaf:
+    lead = cat.parts[0]
+    assert isinstance(lead.body, Leaf)
+    free = [a for a in lead.body.axes if a is not None and a is not lead.sub]
+    return as_leaf(b, cat, [k, *free] if first else [*free, k])
+
+
+def _total(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> Body | None:
+    """The terms' products, added: the smaller sums ride in the largest product where its layout lets them."""
+    if not terms:
+        return None
+    ordered = sorted(terms, key=lambda t: volume(t.out))
+    done = [_emit_term(b, t, order) for t in ordered]
+    if len(done) == 1:
+        return done[0]
+    total = add_leaves(b, done, order)
+    return total
+
+
+def _emit_term(b: Builder, term: Term, order: Sequence[Axis]) -> Leaf:
+    leaf = product(b, term.a, term.c, term.k, order)
+    for g in sorted(term.outer, key=lambda g: volume(axes_of(g))):
+        leaf = binary(b, "Mul", leaf, g, order)
+    return leaf
+
+
+def product(b: Builder, x: Leaf, y: Leaf, k: frozenset[Axis], order: Sequence[Axis] = ()) -> Leaf:
+    """One contraction of two tensors as a MatMul: shared axes are the batch, the others rows and columns."""
+    x, y = (_drop(b, leaf, k, other) for leaf, other in ((x, y), (y, x)))
+    ax, ay = axes_of(x), axes_of(y)
+    k = k & ax & ay
+    if not k:
+        return binary(b, "Mul", x, y, order)
+    batch = [a for a in x.axes if a is not None and a in ay and a not in k]
+    rows = [a for a in x.axes if a is not None and a not in ay]
+    cols = [a for a in y.axes if a is not None and a not in ax]
+    if (not batch and is_const(x) and not is_const(y)) or (batch and volume(rows) < volume(cols) and not rows):
+        return product(b, y, x, k, order)
+    ks = tuple(a for a in (y if is_const(x) else x).axes if a is not None and a in k)
+    left: list[tuple[Axis, ...]]
+    if not batch:
+        stored = [a for a in x.axes if a is not None]
+        if len(stored) > 2 and len(ks) == 1 and stored[-2] is ks[0] and len(cols) == 1:
+            # a product from the left, as the source has it: no transposition of the candidates' tensor
+            tx = write(b, x, [(a,) for a in stored])
+            out = emit.matmul(b, write(b, y, [tuple(cols), ks]), tx)
+            return Leaf(out, (*stored[:-2], cols[0], stored[-1]))
+        left = [(a,) for a in rows] or [()]
+        tx = write(b, x, [*left, ks])
+        ty = write(b, y, [ks, tuple(cols)])
+        out = emit.matmul(b, tx, ty)
+        axes: list[Axis | None] = [*(rows or [None]), *([cols[0]] if len(cols) == 1 else cols or [None])]
+        if len(cols) > 1:
+            out = emit.reshape(b, out, [*out.known[:-1], *(a.size for a in cols)])
+        return Leaf(out, tuple(axes))
+    tx = write(b, x, [*((a,) for a in batch), tuple(rows), ks])
+    ty = write(b, y, [*((a,) for a in batch), ks, tuple(cols)])
+    out = emit.matmul(b, tx, ty)
+    if len(rows) > 1 or len(cols) > 1:
+        sizes = [a.size for a in batch] + ([a.size for a in rows] or [1]) + ([a.size for a in cols] or [1])
+        out = emit.reshape(b, out, sizes)
+    return Leaf(out, (*batch, *(rows or [None]), *(cols or [None])))
+
+
+def _drop(b: Builder, leaf: Leaf, k: frozenset[Axis], other: Leaf) -> Leaf:
+    """Sum a leaf over contracted axes that the other operand does not have."""
+    own = [i for i, a in enumerate(leaf.axes) if a in k and a not in axes_of(other)]
+    if not own:
+        return leaf
+    t = emit.reduce(b, "ReduceSum", leaf.tensor, own)
+    return Leaf(t, tuple(None if i in own else a for i, a in enumerate(leaf.axes)))
+
+
+# ---- reduction -----------------------------------------------------------------------------------------------------
+
+
+def reduce_sum(b: Builder, body: Body, k: frozenset[Axis], order: Sequence[Axis] = ()) -> Body:
+    """The sum over axes: of a concatenation, the sum of its parts' sums; of a product of factors, a contraction."""
+    k_here = k & axes_of(body)
+    body = _repeat(b, body, k - k_here)
+    if not k_here:
+        return body
+    if isinstance(body, Cat):
+        cat = neat(b, body, order)
+        if not isinstance(cat, Cat):
+            return reduce_sum(b, cat, k_here, order)
+        if cat.axis not in k_here:
+            parts = (Part(p.at, p.sub, reduce_sum(b, p.body, k_here, order)) for p in cat.parts)
+            return Cat(cat.axis, tuple(parts))
+        sums = []
+        for p in cat.parts:
+            inner = k_here - {cat.axis} | ({p.sub} if p.sub else frozenset())
+            sums.append(reduce_sum(b, p.body, inner, order))
+        return add(b, sums, order)
+    assert isinstance(body, Leaf)
+    form = form_of(body)
+    if isinstance(form, Prod):
+        best = _sum_of_product(b, body, form, k_here, order)
+        if best is not None:
+            return best
+    at = [i for i, a in enumerate(body.axes) if a in k_here]
+    t = emit.reduce(b, "ReduceSum", body.tensor, at)
+    return Leaf(t, tuple(None if i in at else a for i, a in enumerate(body.axes)))
+
+
+def _sum_of_product(b: Builder, body: Leaf, form: Prod, k: frozenset[Axis], order: Sequence[Axis]) -> Body | None:
+    """A weighted sum as one product, where the factors have different axes: history pooling becomes a GEMM."""
+    if len(form.factors) != 2:
+        return None
+    x, y = form.factors
+    full = axes_of(body)
+    for this, other in ((x, y), (y, x)):
+        if not axes_of(other) & k:
+            return multiply(b, reduce_sum(b, this, k, order), other, order)
+        if axes_of(this) == full:
+            return None
+    return contract(b, x, y, k, order)
+
+
+def _repeat(b: Builder, body: Body, axes: frozenset[Axis]) -> Body:
+    """The sum over axes on which the body does not vary: a multiplication by their length."""
+    scale: float = 1
+    for a in axes:
+        if isinstance(a.size, int):
+            scale *= a.size
+        else:
+            size = Leaf(cast_size(b, a, _dtype(body)), ())
+            body = multiply(b, body, size)
+    return _times(b, body, scale) if scale != 1 else body

@@ -1,0 +1,356 @@
+"""The new graph while it is being written: tensors, nodes, constants, and where symbols come from at run time.
+
+Nodes are hash-consed (the same operator on the same inputs is one node), constant inputs are folded, and what no
+output asks for is dropped at the end, so rules may emit alternatives freely.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, NodeProto, TensorProto, helper
+
+from mari_onnx.engine.value import Axis, Body
+from mari_onnx.model import tensors
+from mari_onnx.model.dims import Dim, Size, product, symbols
+
+FOLD_LIMIT = 1 << 16
+"""Elements up to which a constant may grow when it is folded (an Expand of a scalar is cheaper kept)."""
+
+RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+
+
+class Tensor:
+    """A tensor of the new graph. ``form``: another way to compute it, over template axes of its dimensions."""
+
+    __slots__ = ("_array", "_proto", "deps", "dtype", "form", "name", "node", "shape", "source")
+
+    def __init__(
+        self,
+        name: str,
+        dtype: int,
+        shape: tuple[Size, ...] | None,
+        deps: frozenset[str],
+        node: int | None = None,
+        array: np.ndarray | None = None,
+        proto: TensorProto | None = None,
+    ):
+        self.name, self.dtype, self.shape, self.deps, self.node = name, dtype, shape, deps, node
+        self._array, self._proto = array, proto
+        self.form: tuple[tuple[Axis | None, ...], Body] | None = None
+        self.source: str | None = None
+
+    @property
+    def const(self) -> bool:
+        return self._array is not None or self._proto is not None
+
+    @property
+    def array(self) -> np.ndarray:
+        if self._array is None:
+            assert self._proto is not None
+            self._array = tensors.array(self._proto)
+        return self._array
+
+    @property
+    def known(self) -> tuple[Size, ...]:
+        assert self.shape is not None
+        return self.shape
+
+    @property
+    def scalar(self) -> Any:
+        """The value of a constant of one element, else None."""
+        if self.const and product(self.known) == 1:
+            return self.array.reshape(())[()]
+        return None
+
+    def __repr__(self) -> str:
+        return f"{self.name}{list(self.shape) if self.shape is not None else '?'}"
+
+
+@dataclass
+class Node:
+    proto: NodeProto
+    inputs: list[Tensor | None]
+    outputs: list[Tensor]
+    origin: str
+    """The source node whose rule wrote this one."""
+    captured: list[Tensor]
+    """Tensors that subgraphs read."""
+
+
+class Builder:
+    """Writes the new graph.
+
+    reserved: names of the source graph (subgraphs included), which new tensors must not take by accident.
+    """
+
+    def __init__(self, opset: int, reserved: Iterable[str] = ()):
+        self.opset = opset
+        self.nodes: list[Node] = []
+        self.sources: dict[str, tuple[Tensor, int]] = {}
+        self.fixed: dict[str, int] = {}
+        self.origin = ""
+        self.label = "t"
+        self._reserved = set(reserved)
+        self._used: set[str] = set()
+        self._nodes_used: set[str] = set()
+        self._memo: dict[Any, Any] = {}
+        self._consts: dict[Any, Tensor] = {}
+
+    # ---- names -----------------------------------------------------------------------------------------------------
+    def unique(self, base: str) -> str:
+        name, k = base, 0
+        while name in self._used or name in self._reserved:
+            k += 1
+            name = f"{base}_{k}"
+        self._used.add(name)
+        return name
+
+    def _node_name(self, op: str) -> str:
+        base = name = f"{self.origin or self.label}/{op}" if self.origin else f"{self.label}/{op}"
+        k = 0
+        while name in self._nodes_used:
+            k += 1
+            name = f"{base}_{k}"
+        self._nodes_used.add(name)
+        return name
+
+    # ---- tensors ---------------------------------------------------------------------------------------------------
+    def input(self, name: str, dtype: int, shape: tuple[Size, ...] | None, deps: frozenset[str]) -> Tensor:
+        self._used.add(name)
+        return Tensor(name, dtype, shape, deps)
+
+    def initializer(self, proto: TensorProto) -> Tensor:
+        self._used.add(proto.name)
+        return Tensor(proto.name, proto.data_type, tuple(proto.dims), frozenset(), proto=proto)
+
+    def const(self, array: np.ndarray | Any, dtype: int | None = None) -> Tensor:
+        """A constant; equal ones are one tensor. dtype: ONNX element type, where numpy's does not say it."""
+        if dtype is not None:
+            array = np.asarray(array, dtype=helper.tensor_dtype_to_np_dtype(dtype))
+        array = np.ascontiguousarray(array).reshape(np.shape(array))
+        elem = dtype if dtype is not None else helper.np_dtype_to_tensor_dtype(array.dtype)
+        if array.dtype == object:
+            key = (elem, array.shape, tuple(array.reshape(-1).tolist()))
+        else:
+            key = (elem, array.shape, hashlib.sha1(array.view(np.uint8).data if array.ndim and array.size else array.tobytes()).digest())
+        if key not in self._consts:
+            name = self.unique(f"{self.label}/const")
+            self._consts[key] = Tensor(name, elem, array.shape, frozenset(), array=array)
+        return self._consts[key]
+
+    def ints(self, values: Sequence[int]) -> Tensor:
+        return self.const(np.asarray(values, dtype=np.int64))
+
+    # ---- nodes -----------------------------------------------------------------------------------------------------
+    def emit(
+        self,
+        op: str,
+        inputs: Sequence[Tensor | None],
+        shape: tuple[Size, ...] | None,
+        dtype: int | None = None,
+        attrs: dict[str, Any] | None = None,
+        domain: str = "",
+    ) -> Tensor:
+        """One node with one output. dtype defaults to the first input's."""
+        attrs = {k: v for k, v in (attrs or {}).items() if v is not None}
+        if dtype is None:
+            assert inputs[0] is not None
+            dtype = inputs[0].dtype
+        key = (domain, op, tuple(t.name if t else None for t in inputs), repr(sorted(attrs.items())), dtype)
+        if key in self._memo:
+            return self._memo[key]
+        proto = helper.make_node(op, [t.name if t else "" for t in inputs], [""], domain=domain, **attrs)
+        out = self._fold(proto, inputs, dtype) or self._append(proto, inputs, [dtype], [shape])[0]
+        self._memo[key] = out
+        return out
+
+    def copy(
+        self,
+        node: NodeProto,
+        inputs: Sequence[Tensor | None],
+        dtypes: Sequence[int],
+        shapes: Sequence[tuple[Size, ...] | None],
+        captured: Sequence[Tensor] = (),
+        renamed: dict[str, str] | None = None,
+    ) -> list[Tensor]:
+        """The source node on other inputs; attributes, doc string and metadata are kept.
+
+        renamed: what subgraphs read, by source name, under its new name.
+        """
+        key = None
+        if node.op_type not in RANDOM and not captured and not renamed:
+            attributes = b"".join(sorted(a.SerializeToString(deterministic=True) for a in node.attribute))
+            names = tuple(t.name if t else None for t in inputs)
+            key = (node.domain, node.op_type, node.overload, names, attributes, tuple(bool(o) for o in node.output))
+            if key in self._memo:
+                return self._memo[key]
+        proto = NodeProto()
+        proto.CopyFrom(node)
+        proto.name = ""
+        del proto.input[:]
+        proto.input.extend(t.name if t else "" for t in inputs)
+        if renamed:
+            for attribute in proto.attribute:
+                rename_subgraphs(attribute, renamed)
+        folded = self._fold(proto, inputs, dtypes[0]) if len(node.output) == 1 and key is not None else None
+        outs = [folded] if folded else self._append(proto, inputs, dtypes, shapes, captured)
+        if key is not None:
+            self._memo[key] = outs
+        return outs
+
+    def _append(
+        self,
+        proto: NodeProto,
+        inputs: Sequence[Tensor | None],
+        dtypes: Sequence[int],
+        shapes: Sequence[tuple[Size, ...] | None],
+        captured: Sequence[Tensor] = (),
+    ) -> list[Tensor]:
+        deps: frozenset[str] = frozenset().union(*(t.deps for t in [*inputs, *captured] if t))
+        had = list(proto.output) if any(proto.output) else [self.label] * len(dtypes)
+        outs = []
+        for i, (dtype, shape) in enumerate(zip(dtypes, shapes, strict=True)):
+            name = self.unique(f"{self.label}/{proto.op_type}") if had[i] else ""
+            outs.append(Tensor(name, dtype, shape, deps, node=len(self.nodes)))
+        del proto.output[:]
+        proto.output.extend(t.name for t in outs)
+        proto.name = proto.name or self._node_name(proto.op_type)
+        self.nodes.append(Node(proto, list(inputs), outs, self.origin, list(captured)))
+        return outs
+
+    def _fold(self, proto: NodeProto, inputs: Sequence[Tensor | None], dtype: int) -> Tensor | None:
+        """The constant that a node on constants computes, where that is small enough and deterministic."""
+        if not inputs or not all(t is None or t.const for t in inputs) or proto.op_type in RANDOM:
+            return None
+        if proto.domain not in ("", "ai.onnx") or any(a.type == AttributeProto.GRAPH for a in proto.attribute):
+            return None
+        limit = max(FOLD_LIMIT, sum(int(product(t.known)) for t in inputs if t))
+        if proto.op_type in ("Expand", "Tile", "ConstantOfShape", "Range", "OneHot"):
+            limit = FOLD_LIMIT
+        try:
+            array = evaluate(proto, [t.array if t else None for t in inputs], self.opset)
+        except Exception:  # the reference evaluator lacks the operator or dtype: a node is as right
+            return None
+        if array.size > limit:
+            return None
+        return self.const(array, dtype)
+
+    # ---- sizes at run time -----------------------------------------------------------------------------------------
+    def size(self, size: Size) -> Tensor:
+        """A dimension as an int64 tensor of shape [1], computed from the shapes of inputs."""
+        if isinstance(size, int):
+            return self.ints([size])
+        total: Tensor | None = None
+        for monomial, factor in size.terms.items():
+            term: Tensor | None = None
+            for name in monomial:
+                term = self._times(term, self._symbol(name))
+            term = self.ints([factor]) if term is None else self._times(term, self.ints([factor])) if factor != 1 else term
+            total = term if total is None else self.emit("Add", [total, term], (1,))
+        assert total is not None
+        return total
+
+    def _times(self, a: Tensor | None, b: Tensor) -> Tensor:
+        return b if a is None else self.emit("Mul", [a, b], (1,))
+
+    def _symbol(self, name: str) -> Tensor:
+        if name in self.fixed:
+            return self.ints([self.fixed[name]])
+        tensor, axis = self.sources[name]
+        if self.opset >= 15:
+            return self.emit("Shape", [tensor], (1,), TensorProto.INT64, {"start": axis, "end": axis + 1})
+        shape = self.emit("Shape", [tensor], (len(tensor.known),), TensorProto.INT64)
+        return self.emit("Slice", [shape, self.ints([axis]), self.ints([axis + 1]), self.ints([0])], (1,))
+
+    def sizes(self, sizes: Sequence[Size]) -> Tensor:
+        """A shape as an int64 tensor of one dimension."""
+        if all(isinstance(s, int) for s in sizes):
+            return self.ints([int(s) for s in sizes if isinstance(s, int)])
+        return self.emit("Concat", [self.size(s) for s in sizes], (len(sizes),), attrs={"axis": 0})
+
+    def computable(self, size: Size) -> bool:
+        """Whether the run-time value of every symbol can be had."""
+        return all(name in self.sources or name in self.fixed for name in symbols(size))
+
+    def fresh(self, tensor: Tensor, axis: int) -> Dim:
+        """A new symbol for a dimension that only the run can tell."""
+        name = f"?{tensor.name}.{axis}"
+        self.sources.setdefault(name, (tensor, axis))
+        return Dim.symbol(name)
+
+    def same(self, a: Size, b: Size) -> bool:
+        """Whether two dimensions are equal, the fixed batch of the export counted in."""
+        if a == b:
+            return True
+        if not self.fixed:
+            return False
+        return self.literal(a) == self.literal(b)
+
+    def literal(self, size: Size) -> Size:
+        return size.substitute(self.fixed) if isinstance(size, Dim) else size
+
+
+def evaluate(proto: NodeProto, arrays: Sequence[np.ndarray | None], opset: int) -> np.ndarray:
+    """One node on arrays, by onnx's reference evaluator. Raises whatever it raises."""
+    from onnx.reference import ReferenceEvaluator
+
+    node = NodeProto()
+    node.CopyFrom(proto)
+    names = [f"i{k}" if a is not None else "" for k, a in enumerate(arrays)]
+    del node.input[:], node.output[:]
+    node.input.extend(names)
+    node.output.append("o")
+    feeds = {n: a for n, a in zip(names, arrays, strict=True) if a is not None}
+    infos = [onnx.ValueInfoProto(name=n) for n in feeds]
+    graph = helper.make_graph([node], "fold", infos, [onnx.ValueInfoProto(name="o")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    with np.errstate(all="ignore"):
+        return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
+
+
+def rename_subgraphs(attribute: AttributeProto, names: dict[str, str]) -> None:
+    """Rename what subgraphs read from outside; what a subgraph defines itself hides an outer name."""
+    graphs = [attribute.g] if attribute.type == AttributeProto.GRAPH else list(attribute.graphs)
+    for graph in graphs:
+        own = {i.name for i in graph.input} | {i.name for i in graph.initializer}
+        own |= {o for node in graph.node for o in node.output}
+        mapping = {k: v for k, v in names.items() if k not in own}
+        for node in graph.node:
+            for i, name in enumerate(node.input):
+                if name in mapping:
+                    node.input[i] = mapping[name]
+            for inner in node.attribute:
+                rename_subgraphs(inner, mapping)
+        for output in graph.output:
+            if output.name in mapping:
+                output.name = mapping[output.name]
+
+
+def captures(node: NodeProto) -> list[str]:
+    """Names that the subgraphs of a node read from outside."""
+    found: dict[str, None] = {}
+
+    def walk(graph: onnx.GraphProto, hidden: frozenset[str]) -> None:
+        own = hidden | {i.name for i in graph.input} | {i.name for i in graph.initializer}
+        own |= {o for n in graph.node for o in n.output}
+        for n in graph.node:
+            for name in n.input:
+                if name and name not in own:
+                    found.setdefault(name)
+            for a in n.attribute:
+                for g in [a.g] if a.type == AttributeProto.GRAPH else a.graphs:
+                    walk(g, frozenset(own))
+        for o in graph.output:
+            if o.name not in own:
+                found.setdefault(o.name)
+
+    for a in node.attribute:
+        for g in [a.g] if a.type == AttributeProto.GRAPH else a.graphs:
+            walk(g, frozenset())
+    return list(found)

@@ -1,0 +1,174 @@
+"""What a rule sees of its node, and the table of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper
+
+from mari_onnx.engine.blocks import Decline, materialise
+from mari_onnx.engine.builder import Builder, Tensor
+from mari_onnx.engine.infer import infer
+from mari_onnx.engine.value import Axis, Body, Group, Leaf, Value, is_const, leaves
+from mari_onnx.model.dims import Dim, Size
+
+SMALL = 1024
+"""Elements up to which an integer tensor is followed symbolically."""
+INTS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
+
+Rule = Callable[["Context"], "Sequence[Value | None]"]
+RULES: dict[tuple[str, str], Rule] = {}
+
+
+def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
+    """Register a rule for operators."""
+
+    def register(function: Rule) -> Rule:
+        for op in ops:
+            RULES[domain, op] = function
+        return function
+
+    return register
+
+
+class Context:
+    """One source node with the Values of its inputs (None where an optional input is left out)."""
+
+    def __init__(self, b: Builder, node: NodeProto, inputs: Sequence[Value | None], opsets: dict[str, int]):
+        self.b = b
+        self.node = node
+        self.inputs = list(inputs)
+        self.opsets = opsets
+        self.attrs: dict[str, Any] = {
+            a.name: helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name
+        }
+
+    @property
+    def opset(self) -> int:
+        return self.b.opset
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        value = self.attrs.get(name, default)
+        return value.decode() if isinstance(value, bytes) else value
+
+    def has(self, i: int) -> bool:
+        return i < len(self.inputs) and self.inputs[i] is not None
+
+    def input(self, i: int) -> Value:
+        """Input i. Raises `Decline` where it is missing or of unknown rank."""
+        value = self.inputs[i] if i < len(self.inputs) else None
+        if value is None:
+            raise Decline(f"input {i} is missing")
+        if value.groups is None:
+            raise Decline(f"the rank of input {i} is not known")
+        return value
+
+    def array(self, i: int) -> np.ndarray | None:
+        """Input i as a constant, else None."""
+        value = self.inputs[i] if i < len(self.inputs) else None
+        return None if value is None else constant(self.b, value)
+
+    def ints(self, i: int) -> list[int] | None:
+        """Input i as known integers, else None."""
+        array = self.array(i)
+        return None if array is None else [int(x) for x in array.reshape(-1)]
+
+    def sizes(self, i: int) -> list[Size | None]:
+        """Input i as dimensions, entries that are not known as None."""
+        value = self.inputs[i] if i < len(self.inputs) else None
+        found = None if value is None else symbolic(self.b, value)
+        if found is None:
+            raise Decline(f"input {i} ({self.node.input[i]}) is computed from data")
+        return list(found.reshape(-1))
+
+    def axes_arg(self, i: int, name: str = "axes") -> list[int] | None:
+        """Axes, an attribute in older opsets and an input in newer ones."""
+        if name in self.attrs:
+            return [int(a) for a in self.attrs[name]]
+        if not self.has(i):
+            return None
+        found = self.ints(i)
+        if found is None:
+            raise Decline(f"{name} are computed at run time")
+        return found
+
+    def value(self, groups: Sequence[Group], body: Body, dtype: int | None = None) -> Value:
+        return Value(tuple(groups), body, dtype if dtype is not None else next(iter(leaves(body))).tensor.dtype)
+
+    def infer(
+        self, shapes: Sequence[tuple[Size, ...] | None], inputs: Sequence[Tensor | None]
+    ) -> list[tuple[int, tuple[Size, ...] | None]]:
+        """Element types and shapes of the node's outputs for inputs of these shapes."""
+        return infer(self.node, shapes, inputs, self.opsets)
+
+
+def constant(b: Builder, value: Value) -> np.ndarray | None:
+    """The Value as a numpy array where it is a constant of static shape."""
+    if value.groups is None or not is_const(value.body):
+        return None
+    if not all(isinstance(size, int) for size in value.shape):
+        return None
+    tensor = materialise(b, value)
+    return tensor.array if tensor.const else None
+
+
+def symbolic(b: Builder, value: Value) -> np.ndarray | None:
+    """The Value's elements as an object array of int, Dim or None, where it is a small integer tensor."""
+    if value.sym is not None:
+        return value.sym
+    if value.dtype not in INTS or value.groups is None:
+        return None
+    size = 1
+    for s in value.shape:
+        if not isinstance(s, int):
+            return None
+        size *= s
+    if size > SMALL:
+        return None
+    array = constant(b, value)
+    if array is None:
+        return None
+    value.sym = np.frompyfunc(int, 1, 1)(array) if array.size else array.astype(object)
+    value.sym = np.asarray(value.sym, dtype=object).reshape(array.shape)
+    return value.sym
+
+
+def from_sizes(b: Builder, sym: np.ndarray, dtype: int) -> Value:
+    """A Value of known symbolic elements; a constant where they are all integers. Raises `Decline`."""
+    flat = list(sym.reshape(-1))
+    if any(s is None for s in flat):
+        raise Decline("an element of the shape is computed from data")
+    if all(not isinstance(s, Dim) for s in flat):
+        return from_array(b, np.asarray(sym.tolist()).reshape(sym.shape), dtype)
+    if not all(b.computable(s) for s in flat):
+        raise Decline("a dimension cannot be had at run time")
+    tensor = b.sizes(flat)
+    if dtype != TensorProto.INT64:
+        tensor = b.emit("Cast", [tensor], tensor.shape, dtype, {"to": dtype})
+    from mari_onnx.engine import emit
+
+    tensor = emit.reshape(b, tensor, sym.shape)
+    value = from_tensor(tensor)
+    value.sym = sym
+    return value
+
+
+def from_array(b: Builder, array: np.ndarray, dtype: int) -> Value:
+    return from_tensor(b.const(array, dtype))
+
+
+def from_tensor(tensor: Tensor) -> Value:
+    """A tensor taken as it is, every dimension an axis of its own."""
+    if tensor.shape is None:
+        return Value(None, Leaf(tensor, ()), tensor.dtype)
+    axes = [None if size == 1 else Axis(size) for size in tensor.shape]
+    groups = tuple((a,) if a is not None else () for a in axes)
+    return Value(groups, Leaf(tensor, tuple(axes)), tensor.dtype)
+
+
+def normal(axis: int, rank: int) -> int:
+    if not -rank <= axis < rank:
+        raise Decline(f"axis {axis} is out of range for rank {rank}")
+    return axis % rank if rank else 0

@@ -1,0 +1,126 @@
+"""Writing single operators on tensors of the new graph, whatever the opset: each answers a `Tensor` of known shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mari_onnx.engine.builder import Builder, Tensor
+from mari_onnx.model.dims import Size
+
+
+def transpose(b: Builder, t: Tensor, perm: Sequence[int]) -> Tensor:
+    if list(perm) == list(range(len(perm))):
+        return t
+    return b.emit("Transpose", [t], tuple(t.known[p] for p in perm), attrs={"perm": list(perm)})
+
+
+def reshape(b: Builder, t: Tensor, shape: Sequence[Size]) -> Tensor:
+    """Squeeze or Unsqueeze where that is all, else Reshape to a constant target wherever one -1 and zeros allow it."""
+    shape = tuple(shape)
+    if t.known == shape:
+        return t
+    drop, add = _ones(t.known, shape)
+    if drop is not None and add is not None and not (drop and add):
+        return _axes(b, "Squeeze" if drop else "Unsqueeze", t, drop or add, shape)
+    target = [s if isinstance(s, int) else 0 if t.known[i : i + 1] == (s,) else -1 for i, s in enumerate(shape)]
+    if target.count(-1) > 1 or (-1 in target and 0 in shape):
+        return b.emit("Reshape", [t, b.sizes(shape)], shape)
+    return b.emit("Reshape", [t, b.ints(target)], shape)
+
+
+def _ones(have: Sequence[Size], shape: Sequence[Size]) -> tuple[list[int], list[int]] | tuple[None, None]:
+    """Dimensions of 1 to drop (by source position) and to add (by target position), if that is all."""
+    if [s for s in have if s != 1] != [s for s in shape if s != 1]:
+        return None, None
+    drop, add, i, j = [], [], 0, 0
+    while i < len(have) or j < len(shape):
+        if i < len(have) and j < len(shape) and have[i] == shape[j]:
+            i, j = i + 1, j + 1
+        elif j < len(shape) and shape[j] == 1:
+            add.append(j)
+            j += 1
+        else:
+            drop.append(i)
+            i += 1
+    return drop, add
+
+
+def _axes(b: Builder, op: str, t: Tensor, axes: Sequence[int], shape: tuple[Size, ...]) -> Tensor:
+    if b.opset >= 13:
+        return b.emit(op, [t, b.ints(axes)], shape)
+    return b.emit(op, [t], shape, attrs={"axes": list(axes)})
+
+
+def expand(b: Builder, t: Tensor, shape: Sequence[Size]) -> Tensor:
+    """To a shape of the same rank. The only place where a Shared tensor becomes N rows."""
+    if t.known == tuple(shape):
+        return t
+    # A dimension that stays is written as 1: Expand broadcasts both ways, and the graph reads no size it need not.
+    target = [1 if have == want else want for have, want in zip(t.known, shape, strict=True)]
+    return b.emit("Expand", [t, b.sizes(target)], tuple(shape))
+
+
+def concat(b: Builder, tensors: Sequence[Tensor], axis: int) -> Tensor:
+    if len(tensors) == 1:
+        return tensors[0]
+    shape = list(tensors[0].known)
+    for t in tensors[1:]:
+        shape[axis] = shape[axis] + t.known[axis]
+    return b.emit("Concat", list(tensors), tuple(shape), attrs={"axis": axis})
+
+
+def cut(b: Builder, t: Tensor, axis: int, start: int, stop: int, size: Size, step: int = 1) -> Tensor:
+    """Slice along one axis; ``size`` is what is left there."""
+    shape = (*t.known[:axis], size, *t.known[axis + 1 :])
+    inputs = [t, b.ints([start]), b.ints([stop]), b.ints([axis])]
+    if step != 1:
+        inputs.append(b.ints([step]))
+    return b.emit("Slice", inputs, shape)
+
+
+def pick(b: Builder, t: Tensor, axis: int, positions: Sequence[int]) -> Tensor:
+    """Positions along an axis, in that order: nothing, a Slice or a Gather."""
+    n, first = len(positions), positions[0]
+    size = t.known[axis]
+    if list(positions) == list(range(first, first + n)):
+        if first == 0 and size == n:
+            return t
+        return cut(b, t, axis, first, first + n, n)
+    step = positions[1] - first
+    if n > 2 and step > 1 and list(positions) == list(range(first, first + n * step, step)):
+        return cut(b, t, axis, first, positions[-1] + 1, n, step)
+    shape = (*t.known[:axis], n, *t.known[axis + 1 :])
+    return b.emit("Gather", [t, b.ints(positions)], shape, attrs={"axis": axis})
+
+
+def reduce(b: Builder, op: str, t: Tensor, axes: Sequence[int], keep: bool = True) -> Tensor:
+    """A Reduce* operator over dimensions of a tensor."""
+    if not axes:
+        return t
+    shape = tuple(1 if i in axes else s for i, s in enumerate(t.known) if keep or i not in axes)
+    as_input = b.opset >= 18 or (op == "ReduceSum" and b.opset >= 13)
+    attrs: dict[str, object] = {"keepdims": int(keep)}
+    if as_input:
+        return b.emit(op, [t, b.ints(sorted(axes))], shape, attrs=attrs)
+    return b.emit(op, [t], shape, attrs={**attrs, "axes": sorted(axes)})
+
+
+def broadcast(a: Sequence[Size], c: Sequence[Size]) -> tuple[Size, ...]:
+    """The shape of an element-wise result. Dimensions must be equal or 1."""
+    rank = max(len(a), len(c))
+    left, right = (1,) * (rank - len(a)) + tuple(a), (1,) * (rank - len(c)) + tuple(c)
+    return tuple(y if x == 1 else x for x, y in zip(left, right, strict=True))
+
+
+def binary(b: Builder, op: str, x: Tensor, y: Tensor, dtype: int | None = None) -> Tensor:
+    return b.emit(op, [x, y], broadcast(x.known, y.known), dtype or x.dtype)
+
+
+def unary(b: Builder, op: str, x: Tensor, **attrs: object) -> Tensor:
+    return b.emit(op, [x], x.known, attrs=attrs)
+
+
+def matmul(b: Builder, x: Tensor, y: Tensor) -> Tensor:
+    """numpy's matmul on tensors of rank 2 or more."""
+    batch = broadcast(x.known[:-2], y.known[:-2])
+    return b.emit("MatMul", [x, y], (*batch, x.known[-2], y.known[-1]))

@@ -1,0 +1,121 @@
+"""Element types and shapes of a single node's outputs, by onnx's own inference, on symbolic dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
+
+from mari_onnx.engine.builder import Tensor
+from mari_onnx.model.dims import Dim, Size, evaluate, symbols
+
+PROBE = (31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79)
+DATA_LIMIT = 4096
+
+Inferred = list[tuple[int, "tuple[Size | None, ...] | None"]]
+
+
+def infer(
+    node: NodeProto,
+    shapes: Sequence[tuple[Size, ...] | None],
+    inputs: Sequence[Tensor | None],
+    opsets: dict[str, int],
+) -> Inferred:
+    """(element type, shape) for each output. An unknown dimension is None, an unknown rank a shape of None.
+
+    A dimension that depends on symbols other than by being equal to one (a Conv over T) is fitted as an affine
+    function on a few sample sizes, and one more sample checks the fit.
+    """
+    found = _run(node, shapes, inputs, opsets, None)
+    names = sorted({s for shape in shapes if shape is not None for size in shape for s in symbols(size)})
+    if found is None:
+        dtype = next((t.dtype for t in inputs if t is not None), TensorProto.FLOAT)
+        return [(dtype, None) for _ in node.output]
+    if not names or all(shape is None or None not in shape for _, shape in found):
+        return found
+    base = {name: PROBE[k % len(PROBE)] + 100 * (k // len(PROBE)) for k, name in enumerate(names)}
+    samples = [base] + [{**base, name: base[name] + 12} for name in names]
+    samples.append({name: value + 24 + 12 * k for k, (name, value) in enumerate(base.items())})
+    runs = [_run(node, shapes, inputs, opsets, sample) for sample in samples]
+    if any(run is None for run in runs):
+        return found
+    out: Inferred = []
+    for k, (dtype, shape) in enumerate(found):
+        if shape is not None:
+            shape = tuple(
+                size if size is not None else _fit(names, samples, [run[k][1][i] for run in runs])  # type: ignore
+                for i, size in enumerate(shape)
+            )
+        out.append((dtype, shape))
+    return out
+
+
+def _fit(names: Sequence[str], samples: Sequence[dict[str, int]], values: Sequence[Size | None]) -> Size | None:
+    if any(not isinstance(v, int) for v in values):
+        return None
+    total: Size = values[0]  # type: ignore[assignment]
+    for name, value in zip(names, values[1:], strict=False):
+        slope, rest = divmod(value - values[0], 12)  # type: ignore[operator]
+        if rest:
+            return None
+        total = total + (Dim.symbol(name) - samples[0][name]) * slope
+    return total if evaluate(total, samples[-1]) == values[-1] else None
+
+
+def _run(
+    node: NodeProto,
+    shapes: Sequence[tuple[Size, ...] | None],
+    inputs: Sequence[Tensor | None],
+    opsets: dict[str, int],
+    sample: dict[str, int] | None,
+) -> Inferred | None:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opsets.get(domain, 1), domain)
+        types, data, params = {}, {}, {}
+        plain = NodeProto()
+        plain.CopyFrom(node)
+        for i, (shape, tensor) in enumerate(zip(shapes, inputs, strict=True)):
+            if tensor is None:
+                continue
+            name = f"i{i}"
+            plain.input[i] = name
+            dims: list[int | str] | None = None
+            if shape is not None:
+                dims = []
+                for size in shape:
+                    if sample is not None:
+                        dims.append(evaluate(size, sample))
+                    elif isinstance(size, Dim):
+                        params[f"<{size}>"] = size
+                        dims.append(f"<{size}>")
+                    else:
+                        dims.append(size)
+            types[name] = helper.make_tensor_type_proto(tensor.dtype, dims)
+            if tensor.const and tensor.array.size <= DATA_LIMIT:
+                data[name] = numpy_helper.from_array(tensor.array, name)
+        imports = [helper.make_opsetid(d, v) for d, v in opsets.items()]
+        result = onnx.shape_inference.infer_node_outputs(schema, plain, types, data, opset_imports=imports)
+    except Exception:  # no schema, or inference that this operator does not have
+        return None
+    out: Inferred = []
+    for name in node.output:
+        kind = result.get(name)
+        out.append(_type(kind, params) if kind is not None and name else (TensorProto.FLOAT, None))
+    return out
+
+
+def _type(kind: TypeProto, params: dict[str, Dim]) -> tuple[int, tuple[Size | None, ...] | None]:
+    if not kind.HasField("tensor_type"):
+        return TensorProto.UNDEFINED, None
+    tensor = kind.tensor_type
+    if not tensor.HasField("shape"):
+        return tensor.elem_type, None
+    sizes: list[Size | None] = []
+    for dim in tensor.shape.dim:
+        if dim.HasField("dim_value"):
+            sizes.append(dim.dim_value)
+        else:
+            sizes.append(params.get(dim.dim_param))
+    return tensor.elem_type, tuple(sizes)

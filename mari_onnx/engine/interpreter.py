@@ -1,0 +1,253 @@
+"""One walk over the source graph: every tensor becomes a `Value`, every node is answered by its operator's rule.
+
+The source is only read. The default rule writes all inputs out and copies the node, so an operator that no rule knows
+is still right; it is also what a rule falls back to when it declines, with the reason kept for the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto
+
+from mari_onnx.engine import emit
+from mari_onnx.engine.blocks import Decline, materialise
+from mari_onnx.engine.builder import RANDOM, Builder, Tensor, captures
+from mari_onnx.engine.context import RULES, Context, from_tensor
+from mari_onnx.engine.rules import shape as shape_rules
+from mari_onnx.engine.value import Axis, Cat, Group, Leaf, Part, Value, axes_of, is_const, kind
+from mari_onnx.model.dims import Dim, Size
+from mari_onnx.sides import Sides
+
+N = Dim.symbol("N")
+
+
+@dataclass
+class NodeReport:
+    """What became of one source node."""
+
+    name: str
+    op: str
+    kind: str
+    action: str
+    """lifted (once a request), split (parts of it once a request), folded (at build time), kept, or barrier."""
+    rule: str
+    reason: str | None = None
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass
+class Walk:
+    """The state of the walk."""
+
+    b: Builder
+    opsets: dict[str, int]
+    skip: frozenset[str]
+    env: dict[str, Value] = field(default_factory=dict)
+    reports: list[NodeReport] = field(default_factory=list)
+
+
+def enter(walk: Walk, graph: onnx.GraphProto, sides: Sides) -> None:
+    """Initializers and inputs as Values."""
+    initialized = set()
+    for proto in graph.initializer:
+        initialized.add(proto.name)
+        if proto.data_type == TensorProto.STRING:
+            walk.env[proto.name] = from_tensor(walk.b.input(proto.name, proto.data_type, tuple(proto.dims), frozenset()))
+        else:
+            walk.env[proto.name] = from_tensor(walk.b.initializer(proto))
+    for sparse in graph.sparse_initializer:
+        name = sparse.values.name
+        initialized.add(name)
+        tensor = walk.b.input(name, sparse.values.data_type, tuple(sparse.dims), frozenset())
+        walk.env[name] = from_tensor(tensor)
+    inputs = [i for i in graph.input if i.name not in initialized]
+    names = batch_names(inputs, sides)
+    for info in inputs:
+        _input(walk, info, sides, names)
+    for info in graph.input:
+        if info.name in initialized:
+            # an initializer that the caller may replace is not a constant
+            old = walk.env[info.name].body
+            assert isinstance(old, Leaf)
+            walk.env[info.name] = from_tensor(
+                Tensor(info.name, old.tensor.dtype, old.tensor.shape, frozenset({"item", "user"}))
+            )
+
+
+def batch_names(inputs: Sequence[onnx.ValueInfoProto], sides: Sides) -> set[str | int]:
+    """What tagged inputs call the candidate axis: names, and the literal size of a fixed-batch export."""
+    names: set[str | int] = set()
+    for info in inputs:
+        side = _side(info.name, sides)
+        dims = info.type.tensor_type.shape.dim
+        if side is None or len(dims) <= sides.candidate_axis or (side == "user" and sides.candidate_axis):
+            continue
+        dim = dims[sides.candidate_axis]
+        if dim.HasField("dim_value"):
+            if dim.dim_value > 1:
+                names.add(dim.dim_value)
+        elif dim.dim_param:
+            names.add(dim.dim_param)
+    return names
+
+
+def _side(name: str, sides: Sides) -> str | None:
+    return "packed" if name in sides.columns else sides.inputs.get(name)
+
+
+DEPS = {"user": {"user"}, "item": {"item"}, "cross": {"user", "item"}, "packed": {"user", "item"}, None: {"item"}}
+
+
+def _input(walk: Walk, info: onnx.ValueInfoProto, sides: Sides, names: set[str | int]) -> None:
+    b, side, at = walk.b, _side(info.name, sides), sides.candidate_axis
+    kind_ = info.type.WhichOneof("value")
+    if kind_ != "tensor_type" or not info.type.tensor_type.HasField("shape"):
+        dtype = info.type.tensor_type.elem_type if kind_ == "tensor_type" else TensorProto.UNDEFINED
+        tensor = b.input(info.name, dtype, None, frozenset(DEPS[side]))
+        walk.env[info.name] = from_tensor(tensor)
+        return
+    dims = info.type.tensor_type.shape.dim
+    literals = {n for n in names if isinstance(n, int)}
+    shape: list[Size] = []
+    for i, dim in enumerate(dims):
+        candidate = side is not None and i == at
+        if dim.HasField("dim_value"):
+            if candidate and dim.dim_value in literals:
+                b.fixed["N"] = dim.dim_value
+                shape.append(N)
+            else:
+                shape.append(dim.dim_value)
+        elif (candidate and (at == 0 or side != "user")) or dim.dim_param in names:
+            shape.append(N)
+        else:
+            shape.append(Dim.symbol(dim.dim_param or f"{info.name}.{i}"))
+    axes = [Axis(size) if size != 1 else None for size in shape]
+    groups: tuple[Group, ...] = tuple((a,) if a is not None else () for a in axes)
+    lifted = side == "user" and len(shape) > at and shape[at] == N
+    stored = tuple(1 if lifted and i == at else size for i, size in enumerate(shape))
+    tensor = b.input(info.name, info.type.tensor_type.elem_type, stored, frozenset(DEPS[side]))
+    for i, size in enumerate(stored):
+        if isinstance(size, Dim) and len(size.symbols) == 1:
+            (symbol,) = size.symbols
+            if not (symbol == "N" and side == "user"):
+                b.sources.setdefault(symbol, (tensor, i))
+    body: Leaf | Cat = Leaf(tensor, tuple(None if lifted and i == at else a for i, a in enumerate(axes)))
+    if side == "packed":
+        body = _packed(b, tensor, axes, sides.columns[info.name], at)
+    walk.env[info.name] = Value(groups, body, tensor.dtype)
+
+
+def _packed(b: Builder, tensor: Tensor, axes: Sequence[Axis | None], columns: Mapping[str, Sequence[int]], at: int) -> Cat:
+    """``X[N, F]``: the user's columns from row 0, the others as they are."""
+    rows, across = axes[at], axes[1 - at]
+    assert across is not None
+    parts = []
+    first = emit.cut(b, tensor, at, 0, 1, 1)
+    first.deps = frozenset({"user"})
+    for side, places in columns.items():
+        if not places:
+            continue
+        source = first if side == "user" else tensor
+        piece = emit.pick(b, source, 1 - at, list(places))
+        piece.deps = frozenset(DEPS[side])
+        sub = Axis(len(places)) if len(places) > 1 else None
+        own: list[Axis | None] = [sub, sub]
+        own[at] = rows if side != "user" else None
+        parts.append(Part(tuple(places), sub, Leaf(piece, tuple(own))))
+    return Cat(across, tuple(parts))
+
+
+def visit(walk: Walk, node: NodeProto) -> None:
+    """Answer one node."""
+    inputs = [walk.env[name] if name else None for name in node.input]
+    ctx = Context(walk.b, node, inputs, walk.opsets)
+    walk.b.origin = node.name or next((o for o in node.output if o), "")
+    walk.b.label = next((o for o in node.output if o), node.name)
+    reason: str | None = None
+    outputs: Sequence[Value | None] | None = None
+    name = "default"
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    if node.name and node.name in walk.skip or walk.b.label in walk.skip:
+        reason = "left alone on request"
+    elif node.op_type in RANDOM:
+        reason = "random operators are never lifted"
+    else:
+        try:
+            outputs = shape_rules.fold(ctx)
+            name = "shape"
+            if outputs is None:
+                found = RULES.get((domain, node.op_type))
+                if found is None:
+                    raise Decline(f"no rule for {domain + '.' if domain else ''}{node.op_type}")
+                name = found.__module__.rsplit(".", 1)[-1]
+                outputs = found(ctx)
+        except Decline as decline:
+            reason, name, outputs = str(decline), "default", None
+    if outputs is None:
+        outputs = default(walk, ctx)
+    for output, value in zip(node.output, outputs, strict=False):
+        if output and value is not None:
+            walk.env[output] = value
+    walk.reports.append(_report(node, inputs, outputs, name, reason))
+
+
+def default(walk: Walk, ctx: Context) -> list[Value | None]:
+    """All inputs written out, the node as it is."""
+    b, node = walk.b, ctx.node
+    tensors = [materialise(b, v) if v is not None else None for v in ctx.inputs]
+    outer = [name for name in captures(node) if name in walk.env]
+    captured = {name: materialise(b, walk.env[name]) for name in outer}
+    shapes = [t.shape if t is not None else None for t in tensors]
+    found = ctx.infer(shapes, tensors)
+    renamed = {name: t.name for name, t in captured.items()}
+    outs = b.copy(
+        node, tensors, [d for d, _ in found], [None] * len(found), list(captured.values()), renamed or None
+    )
+    values: list[Value | None] = []
+    for o, (out, (_, shape)) in enumerate(zip(outs, found, strict=True)):
+        if not node.output[o]:
+            values.append(None)
+            continue
+        if shape is not None and not out.const:
+            out.shape = tuple(s if s is not None else b.fresh(out, i) for i, s in enumerate(shape))
+        values.append(from_tensor(out))
+    return values
+
+
+def _report(
+    node: NodeProto, inputs: Sequence[Value | None], outputs: Sequence[Value | None], name: str, reason: str | None
+) -> NodeReport:
+    first = next((v for v in outputs if v is not None), None)
+    kinds = kind(first.body) if first is not None else "Const"
+    if first is not None and is_const(first.body):
+        action = "folded"
+    elif first is not None and first.groups is not None and _saves(first):
+        action = "split" if isinstance(first.body, Cat) else "lifted"
+    elif reason is not None and any(v is not None and v.groups is not None and _saves(v) for v in inputs):
+        action = "barrier"
+    else:
+        action = "kept"
+    return NodeReport(node.name or (node.output[0] if node.output else ""), node.op_type, kinds, action, name, reason,
+                      tuple(node.output))  # fmt: skip
+
+
+def _saves(value: Value) -> bool:
+    """Whether some of the value is computed once for positions that are equal."""
+    if is_const(value.body):
+        return False
+    axes = frozenset(value.axes)
+    if isinstance(value.body, Cat):
+        return any(axes_of(p.body) - {p.sub} != axes - {value.body.axis} for p in value.body.parts)
+    return axes_of(value.body) != axes
+
+
+def constant_of(walk: Walk, name: str) -> np.ndarray | None:
+    """A tensor's value where it is a build-time constant."""
+    from mari_onnx.engine.context import constant
+
+    value = walk.env.get(name)
+    return None if value is None else constant(walk.b, value)

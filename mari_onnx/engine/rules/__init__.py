@@ -1,0 +1,5 @@
+"""One module an operator family; importing this package fills the table of rules."""
+
+from mari_onnx.engine.rules import elementwise, index, mapped, norm, products, reduce, shape, structure
+
+__all__ = ["elementwise", "index", "mapped", "norm", "products", "reduce", "shape", "structure"]

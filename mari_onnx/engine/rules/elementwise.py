@@ -1,0 +1,213 @@
+"""Element-wise operators go into every block, and run on what differs only.
+
+    f([x_1 | x_2], broadcast(y)) = [f(x_1, y_1) | f(x_2, y_2)]      f(broadcast(x)) = broadcast(f(x))
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import TensorProto
+
+from mari_onnx.engine import emit
+from mari_onnx.engine.algebra import binary, stretch, thin
+from mari_onnx.engine.blocks import Decline, align, form_of, with_form, zip_bodies
+from mari_onnx.engine.builder import RANDOM, Tensor
+from mari_onnx.engine.context import Context, from_array, rule
+from mari_onnx.engine.value import Axis, Body, Leaf, Prod, Sum, Value, axes_of
+from mari_onnx.model.dims import Size
+
+ARITHMETIC = ("Add", "Sub", "Mul", "Div")
+BOOLEAN = ("Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Xor", "Not", "IsNaN", "IsInf")
+PLAIN = (
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr",
+    "BitwiseXor", "Ceil", "Celu", "Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish",
+    "LeakyRelu", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Neg", "PRelu", "Pow", "Reciprocal", "Relu", "Round",
+    "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sum", "Swish", "Tan", "Tanh",
+    "ThresholdedRelu",
+)  # fmt: skip
+MICROSOFT = ("Gelu", "FastGelu", "BiasGelu", "QuickGelu")
+
+
+@rule(*PLAIN, *BOOLEAN)
+def plain(ctx: Context) -> list[Value]:
+    """Any element-wise operator."""
+    values = [ctx.input(i) for i in range(len(ctx.inputs))]
+    bodies, groups = align(ctx.b, values)
+    order = [a for g in groups for a in g]
+    dtype = TensorProto.BOOL if ctx.node.op_type in BOOLEAN else values[0].dtype
+    body = zip_bodies(ctx.b, bodies, lambda ls: _copy(ctx, ls, order, dtype), order=order)
+    return [ctx.value(groups, body, dtype)]
+
+
+@rule(*MICROSOFT, domain="com.microsoft")
+def microsoft(ctx: Context) -> list[Value]:
+    return plain(ctx)
+
+
+def _copy(ctx: Context, leaves: list[Leaf], order: list[Axis], dtype: int) -> Leaf:
+    """The node itself on one block."""
+    leaves = [thin(ctx.b, leaf) for leaf in leaves]
+    tensors, axes = stretch(ctx.b, leaves, order)
+    shape: tuple[Size, ...] = ()
+    for t in tensors:
+        shape = emit.broadcast(shape, t.known)
+    (out,) = ctx.b.copy(ctx.node, tensors, [dtype], [shape])
+    leaf = Leaf(out if len(shape) == len(axes) else emit.reshape(ctx.b, out, [a.size for a in axes]), axes)
+    op = ctx.node.op_type
+    if op == "Neg" and dtype == TensorProto.FLOAT:
+        return with_form(leaf, Prod((leaves[0], Leaf(ctx.b.const(-1, dtype), ()))))
+    if op == "Sum" and len(leaves) > 1:
+        return with_form(leaf, Sum(tuple(leaves)))
+    if op == "Pow" and leaves[1].tensor.scalar == 2:
+        return with_form(leaf, Prod((leaves[0], leaves[0])))
+    return leaf
+
+
+@rule(*ARITHMETIC)
+def arithmetic(ctx: Context) -> list[Value]:
+    """Add, Sub, Mul, Div: block by block, keeping the terms and factors for contractions that follow."""
+    x, y = ctx.input(0), ctx.input(1)
+    (bx, by), groups = align(ctx.b, [x, y])
+    order = [a for g in groups for a in g]
+    op = ctx.node.op_type
+    body = zip_bodies(ctx.b, [bx, by], lambda ls: binary(ctx.b, op, ls[0], ls[1], order), order=order)
+    return [ctx.value(groups, body, x.dtype)]
+
+
+@rule("Where")
+def where(ctx: Context) -> list[Value]:
+    """Where a block of the condition is the same throughout, the block is one of the two branches.
+
+    A causal mask makes the user x item block of the scores a constant; both branches equal are that branch.
+    """
+    values = [ctx.input(i) for i in range(3)]
+    bodies, groups = align(ctx.b, values)
+    order = [a for g in groups for a in g]
+
+    def visit(leaves: list[Leaf]) -> Body:
+        condition, x, y = (thin(ctx.b, leaf) for leaf in leaves)
+        chosen = condition.tensor.scalar if not axes_of(condition) else None
+        if chosen is not None:
+            return x if chosen else y
+        same = x.tensor.scalar is not None and y.tensor.scalar is not None and not axes_of(x) and not axes_of(y)
+        if same and np.array_equal(x.tensor.scalar, y.tensor.scalar):
+            return x
+        return _copy(ctx, [condition, x, y], order, values[1].dtype)
+
+    return [ctx.value(groups, zip_bodies(ctx.b, bodies, visit, order=order), values[1].dtype)]
+
+
+@rule("Cast")
+def cast(ctx: Context) -> list[Value]:
+    x, to = ctx.input(0), int(ctx.attr("to"))
+    if x.dtype == to:
+        return [x]
+    body = zip_bodies(ctx.b, [x.body], lambda ls: _cast(ctx, ls[0], to))
+    return [ctx.value(x.known, body, to)]
+
+
+def _cast(ctx: Context, leaf: Leaf, to: int) -> Leaf:
+    (out,) = ctx.b.copy(ctx.node, [leaf.tensor], [to], [leaf.tensor.shape])
+    return Leaf(out, leaf.axes)
+
+
+@rule("CastLike")
+def cast_like(ctx: Context) -> list[Value]:
+    x = ctx.input(0)
+    other = ctx.inputs[1]
+    if other is None:
+        raise Decline("the target type is missing")
+    to = other.dtype
+    if x.dtype == to:
+        return [x]
+
+    def visit(leaves: list[Leaf]) -> Leaf:
+        t = leaves[0].tensor
+        return Leaf(ctx.b.emit("Cast", [t], t.shape, to, {"to": to}), leaves[0].axes)
+
+    return [ctx.value(x.known, zip_bodies(ctx.b, [x.body], visit), to)]
+
+
+@rule("Clip")
+def clip(ctx: Context) -> list[Value]:
+    """Bounds are scalars, so they stay inputs of every block's Clip."""
+    x = ctx.input(0)
+    bounds: list[Tensor | None] = []
+    for value in ctx.inputs[1:]:
+        if value is not None and not (isinstance(value.body, Leaf) and not axes_of(value.body)):
+            raise Decline("a bound is not a scalar")
+        bounds.append(value.body.tensor if value is not None and isinstance(value.body, Leaf) else None)
+
+    def visit(leaves: list[Leaf]) -> Leaf:
+        (out,) = ctx.b.copy(ctx.node, [leaves[0].tensor, *bounds], [x.dtype], [leaves[0].tensor.shape])
+        return Leaf(out, leaves[0].axes)
+
+    return [ctx.value(x.known, zip_bodies(ctx.b, [x.body], visit), x.dtype)]
+
+
+@rule("Identity")
+def identity(ctx: Context) -> list[Value | None]:
+    return [ctx.inputs[0]]
+
+
+@rule("Dropout")
+def dropout(ctx: Context) -> list[Value | None]:
+    """Dropout outside training is the identity."""
+    training = ctx.array(2) if ctx.has(2) else np.asarray(False)
+    if training is None or bool(np.any(training)):
+        raise Decline("dropout in training mode is random")
+    out: list[Value | None] = [ctx.inputs[0]]
+    if len(ctx.node.output) > 1:
+        x = ctx.input(0)
+        mask = from_array(ctx.b, np.asarray(True), TensorProto.BOOL)
+        out.append(ctx.value(x.known, mask.body, TensorProto.BOOL))
+    return out
+
+
+@rule("BatchNormalization")
+def batch_normalization(ctx: Context) -> list[Value]:
+    """In inference ``x * a + c`` with a = scale / sqrt(var + eps), c = bias - mean * a for each channel (axis 1)."""
+    if ctx.attr("training_mode", 0) or len([o for o in ctx.node.output if o]) > 1:
+        raise Decline("BatchNormalization in training mode mixes the candidates")
+    x = ctx.input(0)
+    arrays = [ctx.array(i) for i in range(1, 5)]
+    if any(a is None for a in arrays):
+        raise Decline("the statistics are not constant")
+    scale, bias, mean, var = (np.asarray(a, dtype=np.float64) for a in arrays)
+    a = scale / np.sqrt(var + ctx.attr("epsilon", 1e-5))
+    c = bias - mean * a
+    shape = (-1, *([1] * (x.rank - 2)))
+    factor, shift = (from_array(ctx.b, v.reshape(shape), x.dtype) for v in (a, c))
+    (bx, bf, bs), groups = align(ctx.b, [x, factor, shift])
+    order = [a for g in groups for a in g]
+
+    def visit(leaves: list[Leaf]) -> Leaf:
+        scaled = binary(ctx.b, "Mul", leaves[0], leaves[1], order)
+        return binary(ctx.b, "Add", scaled, leaves[2], order)
+
+    return [ctx.value(groups, zip_bodies(ctx.b, [bx, bf, bs], visit, order=order), x.dtype)]
+
+
+def _quantized(ctx: Context) -> list[Value]:
+    """Per-tensor quantization is element-wise; per channel it is left as it is."""
+    x = ctx.input(0)
+    for value in ctx.inputs[1:]:
+        if value is not None and (value.groups is None or value.rank > 0):
+            raise Decline("quantization is not per tensor")
+    parameters = [v.body.tensor if v is not None and isinstance(v.body, Leaf) else None for v in ctx.inputs[1:]]
+    known = ctx.infer([x.shape], [None]) if False else None
+    del known
+
+    def visit(leaves: list[Leaf]) -> Leaf:
+        tensors = [leaves[0].tensor, *parameters]
+        found = ctx.infer([t.shape if t else None for t in tensors], tensors)
+        (out,) = ctx.b.copy(ctx.node, tensors, [found[0][0]], [leaves[0].tensor.shape])
+        return Leaf(out, leaves[0].axes)
+
+    body = zip_bodies(ctx.b, [x.body], visit)
+    return [ctx.value(x.known, body)]
+
+
+rule("QuantizeLinear", "DequantizeLinear")(_quantized)
+
+__all__ = ["RANDOM", "form_of"]

@@ -1,0 +1,160 @@
+"""MatMul, Gemm, Einsum and Convs of width 1: all are contractions of two operands over named axes.
+
+    MatMul    sum_k A[.., m, k] B[.., k, n]
+    Gemm      alpha * A' B' + beta * C, with A' and B' transposed or not
+    Einsum    sum over the letters that the output lacks
+    Conv 1x1  sum_c W[f, c] X[n, c, ..]
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mari_onnx.engine.algebra import add, contract, multiply, reduce_sum, scaled
+from mari_onnx.engine.blocks import Decline, align, split, zip_bodies
+from mari_onnx.engine.context import Context, from_array, normal, rule
+from mari_onnx.engine.rules.mapped import Through, run
+from mari_onnx.engine.value import Axis, Body, Group, Leaf, Value, axes_of, fresh, rename
+
+FLOATS = {1, 10, 11, 16}
+
+
+@rule("MatMul")
+def matmul(ctx: Context) -> list[Value]:
+    x, y = ctx.input(0), fresh(ctx.input(1))
+    if x.dtype not in FLOATS:
+        raise Decline("an integer product")
+    if x.rank == 0 or y.rank == 0:
+        raise Decline("a scalar operand")
+    m: Group = x.known[-2] if x.rank > 1 else ()
+    n: Group = y.known[-1] if y.rank > 1 else ()
+    kx, ky = x.known[-1], y.known[-2] if y.rank > 1 else y.known[-1]
+    left = Value((*x.known[:-2], kx), x.body, x.dtype)
+    right = Value((*y.known[:-2], ky), y.body, y.dtype)
+    (bx, by), groups = align(ctx.b, [left, right])
+    batch, k = groups[:-1], frozenset(groups[-1])
+    out = [*batch, *([m] if x.rank > 1 else []), *([n] if y.rank > 1 else [])]
+    return [_contract(ctx, bx, by, k, out, x.dtype)]
+
+
+def _contract(ctx: Context, x: Body, y: Body, k: frozenset[Axis], groups: list[Group], dtype: int) -> Value:
+    """The contraction, with axes of k that neither operand has counted."""
+    order = [a for g in groups for a in g]
+    has = axes_of(x) | axes_of(y)
+    lost = k - has
+    if lost:
+        x = reduce_sum(ctx.b, x, lost)
+    if not k & has:
+        return ctx.value(groups, multiply(ctx.b, x, y, order), dtype)
+    return ctx.value(groups, contract(ctx.b, x, y, k & has, order), dtype)
+
+
+@rule("Gemm")
+def gemm(ctx: Context) -> list[Value]:
+    x, y = ctx.input(0), fresh(ctx.input(1))
+    if x.dtype not in FLOATS:
+        raise Decline("an integer product")
+    gx = x.known[::-1] if ctx.attr("transA", 0) else x.known
+    gy = y.known[::-1] if ctx.attr("transB", 0) else y.known
+    (bx, by), groups = align(ctx.b, [Value((gx[1],), x.body, x.dtype), Value((gy[0],), y.body, y.dtype)])
+    out = [gx[0], gy[1]]
+    product = _contract(ctx, bx, by, frozenset(groups[0]), out, x.dtype)
+    body = _scale(ctx, product.body, ctx.attr("alpha", 1.0))
+    value = ctx.value(out, body, x.dtype)
+    if not ctx.has(2):
+        return [value]
+    bias = fresh(ctx.input(2))
+    beta = ctx.attr("beta", 1.0)
+    if beta == 0:
+        return [value]
+    (bv, bc), groups = align(ctx.b, [value, Value(bias.groups, _scale(ctx, bias.body, beta), bias.dtype)])
+    order = [a for g in groups for a in g]
+    return [ctx.value(groups, add(ctx.b, [bv, bc], order), x.dtype)]
+
+
+def _scale(ctx: Context, body: Body, factor: float) -> Body:
+    if factor == 1:
+        return body
+    return zip_bodies(ctx.b, [body], lambda ls: scaled(ctx.b, ls[0], factor))
+
+
+@rule("Einsum")
+def einsum(ctx: Context) -> list[Value]:
+    """One or two operands, no repeated letter within an operand; an ellipsis is aligned as numpy does."""
+    equation = str(ctx.attr("equation")).replace(" ", "")
+    values = [ctx.input(0)] + [fresh(ctx.input(i)) for i in range(1, len(ctx.inputs))]
+    if len(values) > 2 or values[0].dtype not in FLOATS:
+        raise Decline("an Einsum of more than two operands, or of integers")
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    letters = [_letters(t, v.rank) for t, v in zip(terms, values, strict=True)]
+    if any(len(set(ls)) != len(ls) for ls in letters):
+        raise Decline("an Einsum that takes a diagonal")
+    spread = sorted({c for ls in letters for c in ls if len(c) > 1}, key=lambda c: -int(c[1:]))
+    if arrow:
+        out = [c for part in _tokens(right) for c in (spread if part == "..." else [part])]
+    else:
+        flat = [c for ls in letters for c in ls]
+        out = spread + sorted(c for c in set(flat) if len(c) == 1 and flat.count(c) == 1)
+    names = list(dict.fromkeys(c for ls in letters for c in ls))
+    shaped = []
+    for ls, value in zip(letters, values, strict=True):
+        at = dict(zip(ls, value.known, strict=True))
+        shaped.append(Value(tuple(at.get(c, ()) for c in names), value.body, value.dtype))
+    bodies, groups = align(ctx.b, shaped)
+    where = dict(zip(names, groups, strict=True))
+    result = [where[c] for c in out]
+    order = [a for g in result for a in g]
+    k = frozenset(a for c in names if c not in out for a in where[c])
+    if len(bodies) == 1:
+        return [ctx.value(result, reduce_sum(ctx.b, bodies[0], k, order), values[0].dtype)]
+    return [_contract(ctx, bodies[0], bodies[1], k, result, values[0].dtype)]
+
+
+def _tokens(term: str) -> list[str]:
+    out, i = [], 0
+    while i < len(term):
+        step = 3 if term.startswith("...", i) else 1
+        out.append(term[i : i + step])
+        i += step
+    return out
+
+
+def _letters(term: str, rank: int) -> list[str]:
+    """One name an axis; those of an ellipsis are counted from the right ("." and a number)."""
+    tokens = _tokens(term)
+    wide = rank - (len(tokens) - 1)
+    out: list[str] = []
+    for token in tokens:
+        out += [f".{wide - 1 - i}" for i in range(wide)] if token == "..." else [token]
+    if len(out) != rank:
+        raise Decline("the equation does not fit the operand's rank")
+    return out
+
+
+@rule("Conv")
+def conv(ctx: Context) -> list[Value | None]:
+    """A Conv whose kernel is one element wide, undilated and unpadded, is a product over the channels."""
+    x = ctx.input(0)
+    weight = ctx.array(1)
+    ones = weight is not None and all(s == 1 for s in weight.shape[2:])
+    plain = all(p == 0 for p in ctx.attr("pads", [0])) and all(s == 1 for s in ctx.attr("strides", [1]))
+    if weight is None or not ones or not plain or ctx.attr("group", 1) != 1 or ctx.attr("auto_pad", "NOTSET") == "SAME":
+        return run(ctx, [Through((0, *([None] * (len(ctx.inputs) - 1))), (0,))])
+    w = from_array(ctx.b, np.ascontiguousarray(weight.reshape(weight.shape[:2])), x.dtype)
+    (bx, bw), groups = align(
+        ctx.b, [Value((x.known[1],), x.body, x.dtype), Value((w.known[1],), w.body, x.dtype)]
+    )
+    out = [x.known[0], w.known[0], *x.known[2:]]
+    value = _contract(ctx, bx, bw, frozenset(groups[0]), out, x.dtype)
+    bias = ctx.array(2)
+    if bias is None:
+        if ctx.has(2):
+            raise Decline("the bias is not constant")
+        return [value]
+    shift = from_array(ctx.b, bias.reshape(-1, *([1] * (x.rank - 2))), x.dtype)
+    (bv, bs), groups = align(ctx.b, [value, shift])
+    return [ctx.value(groups, add(ctx.b, [bv, bs], [a for g in groups for a in g]), x.dtype)]
+
+
+__all__ = ["Leaf", "normal", "rename", "split"]

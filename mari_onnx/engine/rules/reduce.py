@@ -1,0 +1,149 @@
+"""Reductions: over the Cat axis the parts' results are combined, beside it each part is reduced by itself.
+
+    sum [x_1 | x_2] = sum x_1 + sum x_2         max [x_1 | x_2] = max(max x_1, max x_2)
+    mean x = sum x / n      l2 x = sqrt(sum x^2)      sumsquare x = sum x^2      l1 x = sum |x|
+    logsumexp x = m + log sum exp(x - m), m = max x   logsum x = log sum x       prod likewise
+    over an axis on which x does not vary: sum = n x, mean = max = min = x
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mari_onnx.engine import emit
+from mari_onnx.engine.algebra import binary, cast_size, multiply, reduce_sum
+from mari_onnx.engine.blocks import Decline, neat, zip_bodies
+from mari_onnx.engine.builder import Builder
+from mari_onnx.engine.context import Context, normal, rule
+from mari_onnx.engine.rules.products import FLOATS
+from mari_onnx.engine.value import Axis, Body, Cat, Group, Leaf, Value, axes_of
+from mari_onnx.model.dims import product
+
+SUMS = ("ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp")
+
+
+def reduced(ctx: Context, x: Value) -> tuple[frozenset[Axis], list[Group], bool]:
+    """The axes reduced, the groups left, and whether anything is reduced at all."""
+    axes = ctx.axes_arg(1)
+    if not axes:
+        if ctx.attr("noop_with_empty_axes", 0):
+            return frozenset(), list(x.known), False
+        axes = list(range(x.rank))
+    gone = {normal(a, x.rank) for a in axes}
+    keep = bool(ctx.attr("keepdims", 1))
+    groups: list[Group] = [() if i in gone else g for i, g in enumerate(x.known) if keep or i not in gone]
+    return frozenset(a for i in gone for a in x.known[i]), groups, True
+
+
+@rule(*SUMS)
+def sums(ctx: Context) -> list[Value]:
+    x = ctx.input(0)
+    if x.dtype not in FLOATS:
+        raise Decline("a reduction of integers")
+    k, groups, any_ = reduced(ctx, x)
+    op = ctx.node.op_type
+    if not any_:
+        raise Decline("nothing is reduced")
+    b = ctx.b
+    order = [a for a in x.axes if a not in k]
+    body: Body = x.body
+    if op == "ReduceMean":
+        return [ctx.value(groups, mean(b, body, k, order), x.dtype)]
+    if op in ("ReduceSumSquare", "ReduceL2"):
+        body = zip_bodies(b, [body], lambda ls: binary(b, "Mul", ls[0], ls[0]))
+    elif op == "ReduceL1":
+        body = unary(b, "Abs", body)
+    elif op == "ReduceLogSumExp":
+        top = extreme(b, "Max", body, k)
+        shifted = zip_bodies(b, [body, top], lambda ls: binary(b, "Sub", ls[0], ls[1], x.axes), order=x.axes)
+        total = unary(b, "Log", reduce_sum(b, unary(b, "Exp", shifted), k, order))
+        return [ctx.value(groups, zip_bodies(b, [total, top], lambda ls: binary(b, "Add", *ls), order=order), x.dtype)]
+    body = reduce_sum(b, body, k, order)
+    if op == "ReduceL2":
+        body = unary(b, "Sqrt", body)
+    elif op == "ReduceLogSum":
+        body = unary(b, "Log", body)
+    return [ctx.value(groups, body, x.dtype)]
+
+
+def unary(b: Builder, op: str, body: Body) -> Body:
+    return zip_bodies(b, [body], lambda ls: Leaf(emit.unary(b, op, ls[0].tensor), ls[0].axes))
+
+
+def mean(b: Builder, body: Body, k: frozenset[Axis], order: list[Axis]) -> Body:
+    """The mean over axes; those on which nothing varies drop out."""
+    varies = k & axes_of(body)
+    if not varies:
+        return body
+    if isinstance(body, Leaf) and body.tensor.form is None:
+        at = [i for i, a in enumerate(body.axes) if a in varies]
+        t = emit.reduce(b, "ReduceMean", body.tensor, at)
+        return Leaf(t, tuple(None if i in at else a for i, a in enumerate(body.axes)))
+    total = reduce_sum(b, body, varies, order)
+    size = product(a.size for a in varies)
+    first = total
+    while isinstance(first, Cat):
+        first = first.parts[0].body
+    assert isinstance(first, Leaf)
+    dtype = first.tensor.dtype
+    if isinstance(size, int):
+        share: Body = Leaf(b.const(1.0 / size, dtype), ())
+    else:
+        count = [cast_size(b, a, dtype) for a in varies]
+        tensor = count[0]
+        for other in count[1:]:
+            tensor = emit.binary(b, "Mul", tensor, other)
+        share = Leaf(emit.unary(b, "Reciprocal", tensor), ())
+    return multiply(b, total, share, order)
+
+
+@rule("ReduceMax", "ReduceMin", "ReduceProd")
+def extremes(ctx: Context) -> list[Value]:
+    x = ctx.input(0)
+    k, groups, any_ = reduced(ctx, x)
+    op = ctx.node.op_type.removeprefix("Reduce")
+    if not any_:
+        raise Decline("nothing is reduced")
+    if op == "Prod" and (k - axes_of(x.body)):
+        raise Decline("a product over repeated elements")
+    if op != "Prod" and x.dtype == 9:
+        raise Decline("a reduction of booleans")
+    return [ctx.value(groups, extreme(ctx.b, op, x.body, k), x.dtype)]
+
+
+def extreme(b: Builder, op: str, body: Body, k: frozenset[Axis]) -> Body:
+    """Max, Min or Prod over axes, by parts."""
+    k = k & axes_of(body)
+    if not k:
+        return body
+    if isinstance(body, Cat):
+        cat = neat(b, body)
+        if not isinstance(cat, Cat):
+            return extreme(b, op, cat, k)
+        if cat.axis not in k:
+            return zip_bodies(b, [cat], lambda ls: _reduce(b, op, ls[0], k), mapped=frozenset({cat.axis}))
+        join = "Mul" if op == "Prod" else op
+        results = []
+        for p in cat.parts:
+            inner = k - {cat.axis} | ({p.sub} if p.sub and p.sub in axes_of(p.body) else frozenset())
+            if op == "Prod" and p.sub is not None and p.sub not in axes_of(p.body):
+                raise Decline("a product over repeated elements")
+            results.append(extreme(b, op, p.body, inner))
+        total = results[0]
+        for other in results[1:]:
+            total = zip_bodies(b, [total, other], _joiner(b, join))
+        return total
+    assert isinstance(body, Leaf)
+    return _reduce(b, op, body, k)
+
+
+def _joiner(b: Builder, op: str) -> Callable[[list[Leaf]], Body]:
+    return lambda ls: binary(b, op, ls[0], ls[1])
+
+
+def _reduce(b: Builder, op: str, leaf: Leaf, k: frozenset[Axis]) -> Leaf:
+    at = [i for i, a in enumerate(leaf.axes) if a in k]
+    if not at:
+        return leaf
+    t = emit.reduce(b, f"Reduce{op}", leaf.tensor, at)
+    return Leaf(t, tuple(None if i in at else a for i, a in enumerate(leaf.axes)))

@@ -1,0 +1,214 @@
+"""Shapes inside the graph: followed symbolically, and written anew where a tensor is asked for.
+
+The rows of a user tensor are counted as the source counts them (N), although the new graph has one; so a Reshape or an
+Expand whose batch was read from a user tensor is right, and no shape arithmetic is copied.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from onnx import TensorProto, numpy_helper
+
+from mari_onnx.engine.blocks import Decline
+from mari_onnx.engine.context import INTS, SMALL, Context, from_array, from_sizes, normal, rule, symbolic
+from mari_onnx.engine.value import Axis, Group, Leaf, Value
+from mari_onnx.model.dims import Dim, Size, divide, product
+
+SYMBOLIC = {
+    "Add", "Sub", "Mul", "Div", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Cast", "Identity",
+    "Where", "Equal", "ReduceProd", "Max", "Min", "Neg", "Expand", "Not", "Less", "Greater", "LessOrEqual",
+    "GreaterOrEqual", "And", "Or", "Split", "ReduceSum", "Flatten", "Mod", "GatherND", "Tile", "Abs",
+}  # fmt: skip
+
+
+@rule("Shape")
+def shape(ctx: Context) -> list[Value]:
+    x = ctx.input(0)
+    dims = list(x.shape)[ctx.attr("start", 0) : ctx.attr("end", None)]
+    return [from_sizes(ctx.b, np.array([*dims, None], dtype=object)[:-1], TensorProto.INT64)]
+
+
+@rule("Size")
+def size(ctx: Context) -> list[Value]:
+    total = np.empty((), dtype=object)
+    total[()] = product(ctx.input(0).shape)
+    return [from_sizes(ctx.b, total, TensorProto.INT64)]
+
+
+@rule("Constant")
+def constant(ctx: Context) -> list[Value]:
+    for name, kind in (("value_float", 1), ("value_int", 7), ("value_floats", 1), ("value_ints", 7)):
+        if name in ctx.attrs:
+            return [from_array(ctx.b, np.asarray(ctx.attrs[name]), kind)]
+    if "value" not in ctx.attrs or ctx.attrs["value"].data_type == TensorProto.STRING:
+        raise Decline("a constant of strings, or a sparse one")
+    tensor = ctx.attrs["value"]
+    return [from_array(ctx.b, numpy_helper.to_array(tensor), tensor.data_type)]
+
+
+@rule("ConstantOfShape")
+def constant_of_shape(ctx: Context) -> list[Value]:
+    """One element, broadcast: no axis of it varies."""
+    sizes = ctx.sizes(0)
+    if any(s is None for s in sizes):
+        raise Decline("the shape is computed from data")
+    tensor = ctx.attrs.get("value")
+    array = np.zeros((1,), np.float32) if tensor is None else numpy_helper.to_array(tensor)
+    dtype = TensorProto.FLOAT if tensor is None else tensor.data_type
+    scalar = ctx.b.const(array.reshape(()), dtype)
+    groups: list[Group] = [(Axis(s),) if s != 1 else () for s in sizes if s is not None]
+    value = ctx.value(groups, Leaf(scalar, ()), dtype)
+    if dtype in INTS and all(isinstance(s, int) for s in sizes) and product(s or 0 for s in sizes) <= SMALL:
+        value.sym = np.full([int(s) for s in sizes if isinstance(s, int)], int(array.reshape(())), dtype=object)
+    return [value]
+
+
+@rule("Range")
+def range_(ctx: Context) -> list[Value]:
+    bounds = [ctx.sizes(i)[0] if ctx.inputs[i] is not None else None for i in range(3)]
+    start, stop, step = bounds
+    if start == 0 and step == 1 and stop is not None and isinstance(stop, Dim):
+        dtype = ctx.input(0).dtype
+        tensors = [ctx.b.size(s) for s in (0, stop, 1)]
+        from mari_onnx.engine import emit
+
+        scalars = [emit.reshape(ctx.b, t, ()) for t in tensors]
+        if dtype != TensorProto.INT64:
+            scalars = [ctx.b.emit("Cast", [t], (), dtype, {"to": dtype}) for t in scalars]
+        axis = Axis(stop)
+        out = ctx.b.emit("Range", scalars, (stop,), dtype)
+        return [ctx.value([(axis,)], Leaf(out, (axis,)), dtype)]
+    if all(isinstance(s, int) for s in bounds):
+        array = np.arange(*[int(s) for s in bounds])  # type: ignore[call-overload, arg-type]
+        return [from_array(ctx.b, array, ctx.input(0).dtype)]
+    raise Decline("a range of computed bounds")
+
+
+# ---- symbolic elements ----------------------------------------------------------------------------------------------
+
+
+def fold(ctx: Context) -> list[Value] | None:
+    """The node on symbolic elements, where all inputs have them and at least one is not a plain constant."""
+    op = ctx.node.op_type
+    if op not in SYMBOLIC or ctx.node.domain not in ("", "ai.onnx") or not ctx.inputs:
+        return None
+    if any(v is None or v.groups is None or v.dtype not in INTS for v in ctx.inputs):
+        return None
+    if not any(v is not None and v.sym is not None and _dims(v.sym) for v in ctx.inputs):
+        return None
+    arrays = [symbolic(ctx.b, v) for v in ctx.inputs if v is not None]
+    if any(a is None for a in arrays):
+        return None
+    try:
+        results = _compute(ctx, op, [a for a in arrays if a is not None])
+    except (Decline, IndexError, ValueError, TypeError):
+        return None
+    if results is None or any(x is None for r in results for x in r.reshape(-1)):
+        return None
+    dtype = ctx.inputs[-1].dtype if op == "Where" else ctx.inputs[0].dtype  # type: ignore[union-attr]
+    if op == "Cast":
+        dtype = int(ctx.attr("to"))
+        if dtype not in INTS:
+            return None
+    if op in ("Equal", "Not", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or"):
+        dtype = TensorProto.BOOL
+    try:
+        return [from_sizes(ctx.b, np.asarray(r, dtype=object), dtype) for r in results]
+    except Decline:
+        return None
+
+
+def _dims(array: np.ndarray) -> bool:
+    return any(isinstance(x, Dim) for x in array.reshape(-1))
+
+
+def _map(function: Callable[..., object], *arrays: np.ndarray) -> np.ndarray:
+    return np.asarray(np.frompyfunc(function, len(arrays), 1)(*arrays), dtype=object)
+
+
+def _compute(ctx: Context, op: str, a: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+    if op in ("Add", "Sub", "Mul"):
+        return [_map({"Add": operator.add, "Sub": operator.sub, "Mul": operator.mul}[op], *a)]
+    if op == "Div":
+        return [_map(_divide, *a)]
+    if op in ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"):
+        return [_map(lambda x, y: _compare(ctx, op, x, y), *a)]
+    if op in ("Max", "Min") and len(a) == 2:
+        return [_map(lambda x, y: _extreme(ctx, op, x, y), *a)]
+    if op == "Neg":
+        return [_map(operator.neg, *a)]
+    if op == "Where":
+        return [_map(lambda c, x, y: x if c or x == y else y, *a)]
+    if op == "Concat":
+        return [np.concatenate(a, axis=ctx.attr("axis"))]
+    if op == "Gather":
+        return [np.asarray(np.take(a[0], a[1].astype(np.int64), axis=ctx.attr("axis", 0)), dtype=object)]
+    if op == "Slice":
+        starts, ends = a[1].reshape(-1), a[2].reshape(-1)
+        axes = a[3].reshape(-1) if len(a) > 3 else np.arange(len(starts))
+        steps = a[4].reshape(-1) if len(a) > 4 else np.ones(len(starts), dtype=object)
+        index: list[slice] = [slice(None)] * a[0].ndim
+        for s, e, axis, step in zip(starts, ends, axes, steps, strict=True):
+            index[normal(int(axis), a[0].ndim)] = slice(int(s), int(e) if abs(int(e)) < 1 << 40 else None, int(step))
+        return [a[0][tuple(index)]]
+    if op == "Squeeze":
+        axes = [int(x) for x in a[1].reshape(-1)] if len(a) > 1 else ctx.attr("axes")
+        return [np.squeeze(a[0], axis=tuple(axes) if axes is not None else None)]
+    if op == "Unsqueeze":
+        axes = [int(x) for x in a[1].reshape(-1)] if len(a) > 1 else ctx.attr("axes")
+        return [np.expand_dims(a[0], tuple(axes))]
+    if op == "Reshape":
+        return [a[0].reshape([int(x) for x in a[1].reshape(-1)])]
+    if op == "Flatten":
+        return [a[0].reshape(int(np.prod(a[0].shape[: ctx.attr("axis", 1)])), -1)]
+    if op == "Expand":
+        return [np.broadcast_to(a[0], np.broadcast_shapes(a[0].shape, tuple(int(x) for x in a[1].reshape(-1))))]
+    if op == "ReduceProd":
+        return [np.asarray(product(a[0].reshape(-1)), dtype=object).reshape((1,) if ctx.attr("keepdims", 1) else ())]
+    if op == "ReduceSum" and len(a) == 1:
+        return [np.asarray(sum(a[0].reshape(-1)), dtype=object).reshape((1,) if ctx.attr("keepdims", 1) else ())]
+    if op in ("Identity", "Cast"):
+        return [a[0]]
+    if op == "Split":
+        sizes = [int(x) for x in a[1].reshape(-1)] if len(a) > 1 else ctx.attr("split")
+        n = len(ctx.node.output)
+        cuts = np.cumsum(sizes)[:-1] if sizes is not None else n
+        return list(np.split(a[0], cuts, axis=ctx.attr("axis", 0)))
+    return None
+
+
+def _divide(x: Size, y: Size) -> Size | None:
+    if isinstance(x, int) and isinstance(y, int):
+        return int(x / y) if y else None  # Div truncates towards zero
+    return divide(x, y)
+
+
+def _sign(ctx: Context, x: Size, y: Size) -> int | None:
+    """The sign of x - y where every size gives the same one; sizes are at least 1."""
+    difference = ctx.b.literal(x) - ctx.b.literal(y)
+    if isinstance(difference, int):
+        return (difference > 0) - (difference < 0)
+    constant = difference.terms.get((), 0)
+    rest = [f for m, f in difference.terms.items() if m]
+    if all(f > 0 for f in rest) and sum(rest) + constant > 0:
+        return 1
+    if all(f < 0 for f in rest) and sum(rest) + constant < 0:
+        return -1
+    return None
+
+
+def _compare(ctx: Context, op: str, x: Size, y: Size) -> bool | None:
+    sign = _sign(ctx, x, y)
+    if sign is None:
+        return None
+    return {"Equal": sign == 0, "Less": sign < 0, "Greater": sign > 0, "LessOrEqual": sign <= 0}.get(op, sign >= 0)
+
+
+def _extreme(ctx: Context, op: str, x: Size, y: Size) -> Size | None:
+    sign = _sign(ctx, x, y)
+    if sign is None:
+        return None
+    return x if (sign >= 0) == (op == "Max") else y

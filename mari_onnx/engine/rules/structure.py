@@ -1,0 +1,295 @@
+"""Operators that move elements without computing: they regroup axes or pick positions, and write no node.
+
+Reshape, Flatten, Squeeze, Unsqueeze and Transpose regroup atomic axes; Expand and Tile add axes along which nothing
+varies; Concat stays a `Cat`; Slice, Split and Gather with constant indices pick positions of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mari_onnx.engine.blocks import Decline, align, cut, flatten, segments, single, split, take
+from mari_onnx.engine.context import Context, normal, rule
+from mari_onnx.engine.value import Axis, Body, Cat, Group, Leaf, Part, Value, axes_of, fresh, is_const, rename
+from mari_onnx.model.dims import Dim, Size, divide, product
+
+HUGE = 1 << 30
+
+
+@rule("Transpose")
+def transpose(ctx: Context) -> list[Value]:
+    x = ctx.input(0)
+    perm = ctx.attr("perm") or list(range(x.rank))[::-1]
+    return [ctx.value([x.known[p] for p in perm], x.body, x.dtype)]
+
+
+@rule("Reshape")
+def reshape(ctx: Context) -> list[Value]:
+    x = ctx.input(0)
+    wanted = ctx.sizes(1) if ctx.has(1) else [int(s) for s in ctx.attr("shape")]
+    keep_zero = bool(ctx.attr("allowzero", 0))
+    target: list[Size | None] = []
+    for i, size in enumerate(wanted):
+        target.append(x.shape[i] if size == 0 and not keep_zero and isinstance(size, int) else size)
+    return [regroup(ctx, x, _solve(ctx, x, target))]
+
+
+def _solve(ctx: Context, x: Value, target: list[Size | None]) -> list[Size]:
+    """The target with its -1 (or its one entry computed from data) filled in."""
+    open_ = [i for i, s in enumerate(target) if s is None or (isinstance(s, int) and s == -1)]
+    minus = [i for i in open_ if target[i] is not None]
+    if len(open_) > 1:
+        raise Decline("more than one dimension of the target is computed from data")
+    if open_:
+        rest = product(s for i, s in enumerate(target) if i not in open_ and s is not None)
+        total = product(x.shape)
+        size = divide(total, rest)
+        if size is None and ctx.b.fixed:
+            size = divide(ctx.b.literal(total), ctx.b.literal(rest))
+        if size is None:
+            raise Decline(f"{total} elements are not known to divide by {rest}")
+        target[open_[0]] = size
+    del minus
+    return [s for s in target if s is not None]
+
+
+def regroup(ctx: Context, x: Value, target: Sequence[Size]) -> Value:
+    """The value with other groups, axes split where the target cuts through them."""
+    atoms = list(x.axes)
+    found = segments(ctx.b, [a.size for a in atoms], target)
+    if found is None:
+        raise Decline(f"{list(x.shape)} to {list(target)} cuts across axes")
+    body: Body = x.body
+    pieces: list[tuple[Axis, int]] = []
+    for n, axis in enumerate(atoms):
+        mine = [(size, j) for size, i, j in found if i == n]
+        if len(mine) == 1:
+            pieces.append((axis, mine[0][1]))
+            continue
+        new = [Axis(size) for size, _ in mine]
+        body = split(ctx.b, body, axis, new)
+        pieces += [(a, j) for a, (_, j) in zip(new, mine, strict=True)]
+    groups: list[Group] = [tuple(a for a, j in pieces if j == k) for k in range(len(target))]
+    return Value(tuple(groups), body, x.dtype, None)
+
+
+@rule("Flatten")
+def flatten_op(ctx: Context) -> list[Value]:
+    x = ctx.input(0)
+    axis = ctx.attr("axis", 1)
+    axis = axis + x.rank if axis < 0 else axis
+    groups = [tuple(a for g in x.known[:axis] for a in g), tuple(a for g in x.known[axis:] for a in g)]
+    return [ctx.value(groups, x.body, x.dtype)]
+
+
+@rule("Squeeze")
+def squeeze(ctx: Context) -> list[Value]:
+    x = ctx.input(0)
+    axes = ctx.axes_arg(1)
+    if axes is None:
+        if any(isinstance(s, Dim) for s in x.shape):
+            raise Decline("Squeeze without axes, and a dimension that may be 1")
+        axes = [i for i, g in enumerate(x.known) if not g]
+    gone = {normal(a, x.rank) for a in axes}
+    if any(x.known[a] for a in gone):
+        raise Decline("a squeezed dimension is not known to be 1")
+    groups = [g for i, g in enumerate(x.known) if i not in gone]
+    return [ctx.value(groups, x.body, x.dtype)]
+
+
+@rule("Unsqueeze")
+def unsqueeze(ctx: Context) -> list[Value]:
+    x = ctx.input(0)
+    axes = ctx.axes_arg(1) or []
+    rank = x.rank + len(axes)
+    at = {normal(a, rank) for a in axes}
+    rest = iter(x.known)
+    return [ctx.value([() if i in at else next(rest) for i in range(rank)], x.body, x.dtype)]
+
+
+@rule("Expand")
+def expand(ctx: Context) -> list[Value]:
+    """Broadcast to a shape: an axis that the body does not have costs nothing."""
+    x = ctx.input(0)
+    target = ctx.sizes(1)
+    rank = max(x.rank, len(target))
+    groups: list[Group] = [()] * (rank - x.rank) + list(x.known)
+    padded: list[Size | None] = [1] * (rank - len(target)) + target
+    out: list[Group] = []
+    for group, size in zip(groups, padded, strict=True):
+        if group:
+            have = product(a.size for a in group)
+            if size is None or not (size == 1 or ctx.b.same(have, size)):
+                raise Decline(f"{have} is not known to equal {size}")
+            out.append(group)
+        elif size is None:
+            raise Decline("a dimension of the target is computed from data")
+        else:
+            out.append((Axis(size),) if size != 1 else ())
+    return [ctx.value(out, x.body, x.dtype)]
+
+
+@rule("Tile")
+def tile(ctx: Context) -> list[Value]:
+    """Repeats are an axis of their own before the repeated one: `[r * n]` is the group (r, n)."""
+    x = ctx.input(0)
+    repeats = ctx.sizes(1)
+    groups: list[Group] = []
+    for group, size in zip(x.known, repeats, strict=True):
+        if size is None or size == 0:
+            raise Decline("a repeat is computed from data")
+        groups.append(group if size == 1 else (Axis(size), *group))
+    return [ctx.value(groups, x.body, x.dtype)]
+
+
+@rule("Concat")
+def concat(ctx: Context) -> list[Value]:
+    """A `Cat`, not written out; one that is concatenated again is opened, so nesting costs nothing."""
+    values = [ctx.input(i) for i in range(len(ctx.inputs))]
+    if len(values) == 1:
+        return [values[0]]
+    rank = values[0].rank
+    at = normal(ctx.attr("axis"), rank)
+    values = [v for v in values if v.shape[at] != 0] or values[:1]
+    if len(values) == 1:
+        return [values[0]]
+    sizes = [v.shape[at] for v in values]
+    if not all(isinstance(s, int) for s in sizes):
+        raise Decline(f"a part of the Concat has the dynamic length {next(s for s in sizes if isinstance(s, Dim))}")
+    flat = []
+    subs: list[Axis | None] = []
+    for value in values:
+        value, axis = single(ctx.b, fresh(value), at)
+        subs.append(axis)
+        flat.append(Value((*value.known[:at], (), *value.known[at + 1 :]), value.body, value.dtype))
+    bodies, groups = align(ctx.b, flat)
+    new = Axis(product([sum(int(s) for s in sizes if isinstance(s, int))]))
+    parts: list[Part] = []
+    start = 0
+    for size, sub, body in zip(sizes, subs, bodies, strict=True):
+        assert isinstance(size, int)
+        if isinstance(body, Cat) and body.axis is sub:
+            parts += [Part(tuple(start + p for p in q.at), q.sub, q.body) for q in body.parts]
+        else:
+            parts.append(Part(tuple(range(start, start + size)), sub, body))
+        start += size
+    out = (*groups[:at], (new,), *groups[at + 1 :])
+    cat = Cat(new, tuple(parts))
+    if is_const(cat) and all(isinstance(s, int) for g in out for s in (a.size for a in g)):
+        from mari_onnx.engine.blocks import as_leaf
+
+        return [ctx.value(out, as_leaf(ctx.b, cat, [a for g in out for a in g]), values[0].dtype)]
+    return [ctx.value(out, cat, values[0].dtype)]
+
+
+@rule("Slice")
+def slice_(ctx: Context) -> list[Value]:
+    x = ctx.input(0)
+    if ctx.opset < 10:
+        starts, ends = list(ctx.attr("starts")), list(ctx.attr("ends"))
+        axes, steps = list(ctx.attr("axes", range(len(starts)))), [1] * len(starts)
+    else:
+        starts, ends = ctx.sizes(1), ctx.sizes(2)
+        axes = ctx.ints(3) if ctx.has(3) else list(range(len(starts)))
+        steps = ctx.ints(4) if ctx.has(4) else [1] * len(starts)
+        if axes is None or steps is None:
+            raise Decline("axes or steps are computed at run time")
+    value = x
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        if start is None or end is None:
+            raise Decline("a bound is computed from data")
+        value = _slice(ctx, value, normal(axis, x.rank), start, end, step)
+    return [value]
+
+
+def _slice(ctx: Context, x: Value, at: int, start: Size, end: Size, step: int) -> Value:
+    size = x.shape[at]
+    if isinstance(size, int):
+        bounds = [ctx.b.literal(start), ctx.b.literal(end)]
+        for k, bound in enumerate(bounds):
+            if isinstance(bound, Dim):
+                raise Decline(f"the bound {bound} is not known")
+            bounds[k] = bound
+        places = list(range(size))[slice(int(bounds[0]), _end(int(bounds[1]), step), step)]  # type: ignore[arg-type]
+        if places == list(range(size)):
+            return x
+        return positions(ctx, x, at, places)
+    if step == 1 and start == 0 and (end == size or (isinstance(end, int) and end >= HUGE)):
+        return x
+    if step != 1 or isinstance(start, Dim) or (isinstance(end, Dim) and end != size):
+        if not (step == -1 and False):
+            raise Decline(f"a range of the dynamic dimension {size}")
+    stop = HUGE if end == size else int(end)  # type: ignore[arg-type]
+    return _range(ctx, x, at, int(start), stop)  # type: ignore[arg-type]
+
+
+def _end(end: int, step: int) -> int | None:
+    """numpy's end for a Slice's: below -size with a negative step means through the first element."""
+    return None if step < 0 and end < -HUGE else end
+
+
+def _range(ctx: Context, x: Value, at: int, start: int, stop: int) -> Value:
+    """A range of a dynamic axis whose length follows from the bounds."""
+    size = x.shape[at]
+    if start >= 0 and stop >= HUGE:
+        length: Size = size - start
+    elif start < 0 and stop >= HUGE:
+        length = -start
+    elif start >= 0 and stop < 0:
+        length = size + (stop - start)
+    elif start < 0 and stop < 0:
+        length = stop - start
+    elif start >= 0 and 0 <= stop < HUGE:
+        length = stop - start
+        if length != 1 and not (len(x.known[at]) == 1 and x.known[at][0] in axes_of(x.body)):
+            raise Decline("a range of a dynamic dimension may be cut short")
+        if length != 1:
+            raise Decline("a range of a dynamic dimension may be cut short")
+    else:
+        raise Decline("a range of a dynamic dimension")
+    x, axis = single(ctx.b, x, at)
+    assert axis is not None
+    new = Axis(length) if length != 1 else None
+    body = cut(ctx.b, x.body, axis, start, min(stop, (1 << 62)), new, length)
+    return ctx.value([*x.known[:at], (new,) if new else (), *x.known[at + 1 :]], body, x.dtype)
+
+
+def positions(ctx: Context, x: Value, at: int, places: Sequence[int], drop: bool = False) -> Value:
+    """Positions along logical axis ``at``; ``drop``: a single one, without its dimension."""
+    if not places:
+        raise Decline("an empty range")
+    x, axis = single(ctx.b, x, at)
+    new = Axis(len(places)) if len(places) > 1 else None
+    body: Body = x.body
+    if axis is not None:
+        body = take(ctx.b, body, axis, list(places), new)
+    middle: list[Group] = [] if drop else [(new,) if new else ()]
+    return ctx.value([*x.known[:at], *middle, *x.known[at + 1 :]], body, x.dtype)
+
+
+@rule("Split")
+def split_op(ctx: Context) -> list[Value]:
+    x = ctx.input(0)
+    at = normal(ctx.attr("axis", 0), x.rank)
+    size = x.shape[at]
+    sizes = ctx.axes_arg(1, "split")
+    if not isinstance(size, int):
+        raise Decline(f"a Split of the dynamic dimension {size}")
+    if sizes is None:
+        n = len(ctx.node.output)
+        each = -(-size // n)
+        sizes = [min(each, size - i * each) for i in range(n)]
+    starts = np.cumsum([0, *sizes])
+    return [
+        positions(ctx, x, at, range(int(start), int(start) + n)) if n else _decline("an empty part")
+        for start, n in zip(starts, sizes, strict=False)
+    ]
+
+
+def _decline(reason: str) -> Value:
+    raise Decline(reason)
+
+
+__all__ = ["Leaf", "flatten", "positions", "regroup", "rename"]

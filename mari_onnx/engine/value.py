@@ -1,0 +1,179 @@
+"""What the interpreter computes with: `Value`, a tensor of the source graph that need not have been written out.
+
+A Value has the *logical* shape of the source tensor, as a list of groups of atomic axes (`[N*T, D]` is
+``((N, T), (D,))``; an axis of size 1 is the empty group), and a *body* that says what the new graph has of it:
+
+    Leaf(tensor, axes)      one tensor of the new graph; ``axes`` names its stored dimensions. An axis of the Value that
+                            the leaf does not have is broadcast: the leaf is computed once for all its positions. A body
+                            without the candidate axis is the `Shared` kind.
+    Cat(axis, parts)        a concatenation that has not been written out: each part has positions along ``axis``
+    Sum(terms), Prod(factors)   a broadcast sum or product that has not been written out. Found only as the ``form`` of a
+                            written tensor (another way to compute it), where contractions look for something cheaper.
+
+Transpose, Reshape, Expand, Squeeze and Unsqueeze only regroup axes; no body changes and no node is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias, Union
+
+import numpy as np
+
+from mari_onnx.model.dims import Size, product
+
+if TYPE_CHECKING:
+    from mari_onnx.engine.builder import Tensor
+
+
+class Axis:
+    """An atomic axis: an identity with a size (never the integer 1)."""
+
+    __slots__ = ("__weakref__", "size")
+
+    def __init__(self, size: Size):
+        self.size = size
+
+    def __repr__(self) -> str:
+        return f"<{self.size}:{id(self) & 0xFFF:x}>"
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """``axes[i]`` is the axis of the tensor's stored dimension i; None is a stored dimension of size 1."""
+
+    tensor: Tensor
+    axes: tuple[Axis | None, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Positions along the Cat's axis, and their values: ``sub`` is the body's own axis along them (None: one position)."""
+
+    at: tuple[int, ...]
+    sub: Axis | None
+    body: Body
+
+
+@dataclass(frozen=True)
+class Cat:
+    axis: Axis
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Sum:
+    terms: tuple[Body, ...]
+
+
+@dataclass(frozen=True)
+class Prod:
+    factors: tuple[Body, ...]
+
+
+Body: TypeAlias = Union[Leaf, Cat, Sum, Prod]
+Group: TypeAlias = tuple[Axis, ...]
+
+
+@dataclass
+class Value:
+    """A tensor of the source graph.
+
+    groups: the atomic axes of each logical axis; None where not even the rank is known (then the body is a Leaf
+        without axes, and only whole-tensor use is possible).
+    sym: for small integer tensors, the elements as far as they are known: an object array of int, Dim or None.
+    """
+
+    groups: tuple[Group, ...] | None
+    body: Body
+    dtype: int
+    sym: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def known(self) -> tuple[Group, ...]:
+        assert self.groups is not None
+        return self.groups
+
+    @property
+    def rank(self) -> int:
+        return len(self.known)
+
+    @property
+    def shape(self) -> tuple[Size, ...]:
+        return tuple(product(axis.size for axis in group) for group in self.known)
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        return tuple(axis for group in self.known for axis in group)
+
+
+def leaves(body: Body) -> Iterator[Leaf]:
+    stack: list[Body] = [body]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, Leaf):
+            yield top
+        elif isinstance(top, Cat):
+            stack.extend(part.body for part in top.parts)
+        elif isinstance(top, Sum):
+            stack.extend(top.terms)
+        else:
+            stack.extend(top.factors)
+
+
+def axes_of(body: Body) -> frozenset[Axis]:
+    """The axes along which the body varies."""
+    if isinstance(body, Leaf):
+        return frozenset(axis for axis in body.axes if axis is not None)
+    if isinstance(body, Cat):
+        found = {body.axis}
+        for part in body.parts:
+            found |= axes_of(part.body) - {part.sub}
+        return frozenset(found)
+    items = body.terms if isinstance(body, Sum) else body.factors
+    return frozenset().union(*(axes_of(item) for item in items))
+
+
+def rename(body: Body, mapping: dict[Axis, Axis]) -> Body:
+    """The body with axes exchanged, all at once."""
+    if not mapping:
+        return body
+    if isinstance(body, Leaf):
+        if not any(axis in mapping for axis in body.axes if axis is not None):
+            return body
+        return Leaf(body.tensor, tuple(mapping.get(a, a) if a is not None else None for a in body.axes))
+    if isinstance(body, Cat):
+        parts = tuple(Part(p.at, p.sub, rename(p.body, mapping)) for p in body.parts)
+        return Cat(mapping.get(body.axis, body.axis), parts)
+    if isinstance(body, Sum):
+        return Sum(tuple(rename(t, mapping) for t in body.terms))
+    return Prod(tuple(rename(f, mapping) for f in body.factors))
+
+
+def fresh(value: Value) -> Value:
+    """The value over axes of its own, so that it can stand beside another that shares them."""
+    mapping = {axis: Axis(axis.size) for axis in value.axes}
+    groups = tuple(tuple(mapping[a] for a in group) for group in value.known)
+    return Value(groups, rename(value.body, mapping), value.dtype, value.sym)
+
+
+def is_const(body: Body) -> bool:
+    return all(leaf.tensor.const for leaf in leaves(body))
+
+
+def depends(body: Body) -> frozenset[str]:
+    """Which sides the body was computed from: a subset of {"user", "item"}."""
+    return frozenset().union(*(leaf.tensor.deps for leaf in leaves(body)))
+
+
+KINDS = {
+    frozenset(): "Const",
+    frozenset({"user"}): "Shared",
+    frozenset({"item"}): "Item",
+    frozenset({"user", "item"}): "Mixed",
+}
+
+
+def kind(body: Body) -> str:
+    return KINDS[depends(body)]
