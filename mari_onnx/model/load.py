@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mari_onnx.errors import ExternalDataError, ModelNotFound, NotAModel
 from mari_onnx.model import tensors as tensors_
+from mari_onnx.model import wire
 from mari_onnx.model.structure import check_structure
 
 if TYPE_CHECKING:
@@ -186,11 +186,6 @@ def _data_file(path: Path, tensor: str, location: str) -> Path:
     )
 
 
-# Field numbers of the ONNX messages, and the wire types of protobuf.
-_MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-
-
 def _parse_lazily(path: Path) -> onnx.ModelProto:
     """Parses a large file without its large initializers, which then point into the file itself.
 
@@ -201,18 +196,20 @@ def _parse_lazily(path: Path) -> onnx.ModelProto:
         try:
             pieces = []
             graph: list[bytes] = []
-            for number, start, body, end in _fields(data, 0, len(data)):
-                if number != _MODEL_GRAPH:
+            for number, start, body, end in wire.fields(data, 0, len(data)):
+                if number != wire.MODEL_GRAPH:
                     pieces.append(data[start:end])
                     continue
-                for sub, sub_start, sub_body, sub_end in _fields(data, body, end):
-                    if sub == _GRAPH_INITIALIZER:
+                for sub, sub_start, sub_body, sub_end in wire.fields(data, body, end):
+                    if sub == wire.GRAPH_INITIALIZER:
                         tensor = _tensor_without_data(data, sub_body, sub_end, own)
-                        graph.append(_tagged(_GRAPH_INITIALIZER, tensor.SerializeToString()))
+                        graph.append(
+                            wire.tagged(wire.GRAPH_INITIALIZER, tensor.SerializeToString())
+                        )
                     else:
                         graph.append(data[sub_start:sub_end])
             if graph:
-                pieces.append(_tagged(_MODEL_GRAPH, b"".join(graph)))
+                pieces.append(wire.tagged(wire.MODEL_GRAPH, b"".join(graph)))
         except (IndexError, ValueError) as error:
             raise NotAModel(
                 f"{path} is cut off, or is not an ONNX model: {error}", _EXPORT_HINT
@@ -225,8 +222,8 @@ def _tensor_without_data(data: mmap.mmap, start: int, end: int, own: str) -> onn
 
     raw: tuple[int, int] | None = None
     pieces = []
-    for number, field, body, stop in _fields(data, start, end):
-        if number == _TENSOR_RAW_DATA and stop - body >= LAZY_TENSOR:
+    for number, field, body, stop in wire.fields(data, start, end):
+        if number == wire.TENSOR_RAW_DATA and stop - body >= LAZY_TENSOR:
             raw = (body, stop - body)
         else:
             pieces.append(data[field:stop])
@@ -234,48 +231,3 @@ def _tensor_without_data(data: mmap.mmap, start: int, end: int, own: str) -> onn
     if raw is not None:
         tensors_.set_external(tensor, own, *raw)
     return tensor
-
-
-def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Fields of one protobuf message: number, start of the field, start of its content, end."""
-    while position < end:
-        start = position
-        key, position = _varint(data, position)
-        kind = key & 7
-        if kind == _VARINT:
-            body = position
-            _, position = _varint(data, position)
-        elif kind == _BYTES:
-            length, body = _varint(data, position)
-            position = body + length
-        elif kind in (_FIXED32, _FIXED64):
-            body = position
-            position += 4 if kind == _FIXED32 else 8
-        else:
-            raise ValueError(f"unknown wire type {kind} at byte {start}")
-        if position > end:
-            raise ValueError(f"a field at byte {start} goes on after the end of the file")
-        yield key >> 3, start, body, position
-
-
-def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-        if shift > 63:
-            raise ValueError(f"a number at byte {position} does not end")
-
-
-def _tagged(number: int, content: bytes) -> bytes:
-    length = len(content)
-    head = bytearray([number << 3 | _BYTES])
-    while length >= 0x80:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return bytes(head) + content

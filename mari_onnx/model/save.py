@@ -14,13 +14,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mari_onnx.errors import OutputInTheWay, WriteError
 from mari_onnx.model import tensors as tensors_
+from mari_onnx.model import wire
 
 if TYPE_CHECKING:
     import onnx
@@ -104,14 +105,16 @@ def stage(model: onnx.ModelProto, path: str | Path, *, external: bool = False) -
     """
     target = check_target(path)
     with _staging(target) as staged:
+        lazy = False
         if external or _full_size(model) > LARGEST_FILE:
             model = _externalized(model, staged.path)
         elif any(map(tensors_.is_external, tensors_.tensors(model))):
-            model = _copied(model)
-            for tensor in tensors_.tensors(model):
-                tensors_.inline(tensor)
+            model, lazy = _with_initializers_alone_on_disk(model), True
         with _create(staged.path) as file:
-            file.write(model.SerializeToString(deterministic=True))
+            if lazy:
+                wire.write(model, file)
+            else:
+                file.write(model.SerializeToString(deterministic=True))
     return staged
 
 
@@ -205,9 +208,18 @@ def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
+def _with_initializers_alone_on_disk(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose other tensors (attributes, subgraphs) are in memory, as `wire.write` wants."""
+    copy = _copied(model)
+    del copy.graph.initializer[:]
+    for tensor in tensors_.tensors(copy):
+        tensors_.inline(tensor)
+    copy.graph.initializer.extend(model.graph.initializer)
+    return copy
+
+
 def _externalized(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """A copy of `model` whose weights are in a data file beside `path`, written one by one."""
-    # The copy shares nothing, so weights are taken out of it while the file is written.
     copy = _copied(model)
     digest = hashlib.sha256()
     known: dict[tuple[str, ...], tuple[int, int]] = {}
@@ -223,21 +235,23 @@ def _externalized(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
                 if key in known:
                     moved.append((tensor, *known[key]))
                     continue
-                data: memoryview | bytes = tensors_.external_bytes(tensor)
+                pieces: Iterable[bytes] = tensors_.external_chunks(tensor)
             elif len(tensor.raw_data) >= EXTERNAL_FROM:
-                data = tensor.raw_data
-                tensor.ClearField("raw_data")
+                pieces = (tensor.raw_data,)
             else:
                 continue
             padding = bytes(-position % _ALIGN)
-            for piece in (padding, data):
+            position += len(padding)
+            start = position
+            file.write(padding)
+            digest.update(padding)
+            for piece in pieces:
                 file.write(piece)
                 digest.update(piece)
-            position += len(padding)
-            moved.append((tensor, position, len(data)))
+                position += len(piece)
+            moved.append((tensor, start, position - start))
             if key is not None:
-                known[key] = (position, len(data))
-            position += len(data)
+                known[key] = (start, position - start)
     name = f"{path.name}.{digest.hexdigest()[:16]}.data"
     for tensor, offset, length in moved:
         tensors_.set_external(tensor, name, offset, length)

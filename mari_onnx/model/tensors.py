@@ -107,6 +107,20 @@ def external_bytes(tensor: onnx.TensorProto) -> memoryview:
     return memoryview(mapped)[offset : offset + length]
 
 
+def external_chunks(tensor: onnx.TensorProto, size: int = 1 << 24) -> Iterator[bytes]:
+    """The same in pieces of `size` bytes, for copying: mapped pages would count as memory."""
+    location = external_entries(tensor).get("location", "")
+    with open(location, "rb") as file:
+        offset, left = external_range(tensor, file.seek(0, 2))
+        file.seek(offset)
+        while left > 0:
+            chunk = file.read(min(size, left))
+            if not chunk:
+                raise ExternalDataError(f"tensor {tensor.name!r}: {location} became shorter")
+            left -= len(chunk)
+            yield chunk
+
+
 def array(tensor: onnx.TensorProto) -> np.ndarray:
     """The tensor's numbers, read-only where they are mapped from disk.
 
