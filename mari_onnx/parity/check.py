@@ -101,18 +101,19 @@ class _Check:
         )
         if self.result.failures:
             return self._done(started)
-        exact, seconds = self._exact(requests)
-        covering = [] if recorded is not None else self._covering(seconds)
+        exact, *seconds = self._exact(requests)
+        covering = [] if recorded is not None else self._covering(*seconds)
+        once = len(covering)
         for provider in self.settings.providers:
             off = (
                 source_off
                 if provider == first
                 else self._phase("source", provider, False, requests)
             )
-            on = self._phase("source", provider, True, requests + covering)
+            on = self._phase("source", provider, True, requests + covering, once)
             runs = {
                 "off": self._phase("optimized", provider, False, requests),
-                "on": self._phase("optimized", provider, True, requests + covering),
+                "on": self._phase("optimized", provider, True, requests + covering, once),
             }
             self._compare(provider, requests + covering, exact, [off, on], runs)
             if runtime.provider_name(provider) != "CPUExecutionProvider":
@@ -197,16 +198,15 @@ class _Check:
             ]
         return found
 
-    def _covering(self, seconds: float) -> list[feeds.Request]:
+    def _covering(self, seconds: float, row_seconds: float) -> list[feeds.Request]:
         """Further requests, so that every id is met: user-side ids one request each, item-side ids
         in bulk."""
-        budget = min(
-            self.settings.coverage, max(20, int(_COVERAGE_SECONDS / max(seconds, 1e-5) / 2))
-        )
+        budget = min(self.settings.coverage, max(20, int(_COVERAGE_SECONDS / seconds / 2)))
         found: list[feeds.Request] = []
         fixed = self.layout.fixed_n
         rows = fixed or _COVERAGE_ITEM_ROWS
-        while len(found) < min(budget, 8) and self._uncovered(False):
+        bulk = min(budget, max(2, int(_COVERAGE_SECONDS / (rows * row_seconds) / 2)))
+        while len(found) < bulk and self._uncovered(False):
             found.append(self.drawer.request(rows, full=True))
         while len(found) < budget and self._uncovered(True):
             found.append(self.drawer.request(fixed or 2, full=True))
@@ -217,14 +217,25 @@ class _Check:
         return any(met < rows for met, rows in self.drawer.coverage(user).values())
 
     def _phase(
-        self, which: str, provider: str, optimize: bool, requests: Sequence[feeds.Request]
+        self,
+        which: str,
+        provider: str,
+        optimize: bool,
+        requests: Sequence[feeds.Request],
+        once: int = 0,
     ) -> _Runs:
-        """All requests through one session, each twice."""
+        """All requests through one session, each twice but the last `once`."""
         model, name = self.models[which], self.names[which]
         large = _size(model) > runtime.STAGE_BYTES
-        made = runtime.session(
-            model, provider, optimize, self.settings.threads, lean=large, what=name
-        )
+        try:
+            made = runtime.session(
+                model, provider, optimize, self.settings.threads, lean=large, what=name
+            )
+        except ModelError as error:
+            if which == "source":
+                raise
+            self.result.failures.append(_first_line(error))
+            return _Runs([], set())
         outputs = [o.name for o in self.signatures["source"].outputs]
         has = {o.name for o in self.signatures[which].outputs}
         outputs = [o for o in outputs if o in has]
@@ -236,6 +247,8 @@ class _Check:
             feed = request.feed(made.get_inputs())
             try:
                 found.append(runtime.run(made, feed, f"{name} at N={request.n}", outputs))
+                if index >= len(requests) - once:
+                    continue
                 again = runtime.run(made, feed, name, outputs)
             except MariError as error:
                 if provider != "cpu" and not isinstance(error, ModelError):
@@ -258,10 +271,11 @@ class _Check:
 
     def _exact(
         self, requests: Sequence[feeds.Request]
-    ) -> tuple[list[list[np.ndarray] | None], float]:
-        """The float64 outputs of the source, and the median seconds of a run of few candidates."""
+    ) -> tuple[list[list[np.ndarray] | None], float, float]:
+        """The float64 outputs of the source, the median seconds of a run of the fewest candidates,
+        and the seconds a candidate of the most."""
         found: list[list[np.ndarray] | None] = []
-        times: list[float] = []
+        times: dict[int, list[float]] = {}
         try:
             with precise.float64(self.models["source"], threads=self.settings.threads) as model:
                 self.result.reference = model.text
@@ -270,8 +284,7 @@ class _Check:
                     feed = request.feed(self.signatures["source"].inputs)
                     begun = time.perf_counter()
                     found.append(model.run(feed))
-                    if request.n <= max(2, min(r.n for r in requests)):
-                        times.append(time.perf_counter() - begun)
+                    times.setdefault(request.n, []).append(time.perf_counter() - begun)
         except Exception as error:
             # No verdict hangs on it alone: the source's own answers are what is left
             # to compare with.
@@ -281,7 +294,10 @@ class _Check:
                 f"own answers, within {FLOOR_BLIND_ULPS:g} units in the last place of their scale"
             )
             found = [None] * len(requests)
-        return found, float(np.median(times)) if times else 0.002
+        if not times:
+            return found, 2e-3, 2e-5
+        medians = {n: float(np.median(seconds)) for n, seconds in times.items()}
+        return found, medians[min(medians)], medians[max(medians)] / max(medians)
 
     def _compare(
         self,

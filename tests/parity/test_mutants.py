@@ -1,0 +1,44 @@
+"""The check fails every wrong model and passes every right one."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+from mari_onnx.parity import check
+from tests.parity.mutants import MUTANTS, mutate
+from tests.parity.pairs import PAIRS, Pair
+
+DOCS = Path(__file__).parents[2] / "docs" / "parity.md"
+
+
+@functools.cache
+def pair(name: str) -> Pair:
+    return PAIRS[name]()
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_right_models_pass(name: str) -> None:
+    right = pair(name)
+    result = check(right.source, right.optimized, right.sides)
+    assert result.ok, result.reasons
+    assert result.reference.startswith("float64")
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_fail(name: str) -> None:
+    base, fault = MUTANTS[name]
+    right = pair(base)
+    result = check(right.source, mutate(right.optimized, fault), right.sides)
+    assert not result.ok
+    assert result.reasons
+
+
+def test_there_are_enough_mutants_and_the_table_names_them() -> None:
+    assert len(MUTANTS) >= 40
+    text = DOCS.read_text(encoding="utf-8")
+    listed = re.findall(r"^\| ([^|]+) \| `(\w+)` \|", text, re.MULTILINE)
+    assert {(name, base) for name, (base, _) in MUTANTS.items()} == {(a, b) for a, b in listed}
