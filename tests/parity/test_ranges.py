@@ -1,0 +1,154 @@
+"""Which values inputs may have, read from the graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from mari_onnx.model.signature import signature
+from mari_onnx.parity.feeds import Drawer, Layout
+from mari_onnx.parity.ranges import Domain, domains
+from mari_onnx.sides import Sides
+from tests.parity.pairs import Graph
+
+TABLE = np.zeros((37, 2), np.float32)
+
+
+def found(model: onnx.ModelProto, sides: Sides | None = None) -> dict[str, Domain]:
+    layout = Layout(signature(model), sides or Sides({"ids": "item"}))
+    answer, notes = domains(model, layout)
+    assert not notes
+    return answer
+
+
+def lookup(g: Graph, ids: str, table: np.ndarray = TABLE) -> None:
+    g.op("Gather", [g.weight("table", table), ids], "out")
+    g.outputs.append(onnx.ValueInfoProto(name="out"))
+
+
+def test_ids_through_casts_and_an_offset() -> None:
+    g = Graph()
+    g.op("Cast", [g.input("ids", TensorProto.FLOAT, ["N"])], "whole", to=TensorProto.INT32)
+    g.op("Cast", ["whole"], "long", to=TensorProto.INT64)
+    g.op("Add", ["long", g.weight("offset", np.array(5))], "row")
+    lookup(g, "row")
+    assert found(g.model())["ids"].rows == 32
+
+
+def test_columns_of_a_packed_input_have_their_own_ranges() -> None:
+    g = Graph()
+    g.input("ids", TensorProto.INT64, ["N", 4])
+    starts, ends = g.weight("starts", np.array([1])), g.weight("ends", np.array([4]))
+    g.op("Slice", ["ids", starts, ends, g.weight("axis", np.array([1]))], "three")
+    g.op("Add", ["three", g.weight("offsets", np.array([0, 10, 30]))], "rows")
+    lookup(g, "rows")
+    rows = found(g.model())["ids"].rows
+    assert rows is not None
+    assert rows.ravel().tolist() == [0, 10, 20, 7]
+
+
+def test_negative_offset_and_slope() -> None:
+    g = Graph()
+    g.input("ids", TensorProto.INT64, ["N"])
+    g.op("Mul", ["ids", g.weight("two", np.array(2))], "twice")
+    lookup(g, "twice")
+    assert found(g.model())["ids"].rows == 19
+
+
+def test_modulo_lets_ids_go_beyond_the_table() -> None:
+    g = Graph()
+    g.op("Mod", [g.input("ids", TensorProto.INT64, ["N"]), g.weight("m", np.array(37))], "row")
+    lookup(g, "row")
+    rows = found(g.model())["ids"].rows
+    assert rows is not None
+    assert rows > 37
+
+
+def test_one_hot_is_a_lookup() -> None:
+    g = Graph()
+    g.input("ids", TensorProto.INT64, ["N"])
+    g.weight("values", np.array([0, 1], np.float32))
+    g.op("OneHot", ["ids", g.weight("depth", np.array(11)), "values"], "out")
+    g.outputs.append(onnx.ValueInfoProto(name="out"))
+    assert found(g.model())["ids"].rows == 11
+
+
+def test_the_smaller_of_two_tables_counts() -> None:
+    g = Graph()
+    g.input("ids", TensorProto.INT64, ["N"])
+    g.op("Gather", [g.weight("small", TABLE[:9]), "ids"], "other")
+    g.outputs.append(onnx.ValueInfoProto(name="other"))
+    lookup(g, "ids")
+    assert found(g.model())["ids"].rows == 9
+
+
+def test_lookup_in_a_loop_body() -> None:
+    body = helper.make_graph(
+        [
+            helper.make_node("Unsqueeze", ["i", "zero"], ["at"]),
+            helper.make_node("Gather", ["ids", "at"], ["one"]),
+            helper.make_node("Gather", ["table", "one"], ["row"]),
+            helper.make_node("Identity", ["going"], ["still"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+        ],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("row", TensorProto.FLOAT, [1, 2]),
+        ],
+    )
+    g = Graph()
+    g.input("ids", TensorProto.INT64, ["N"])
+    g.weight("table", TABLE)
+    g.weight("zero", np.array([0]))
+    g.op("Size", ["ids"], "count")
+    g.op("Loop", ["count", g.weight("yes", np.array(True))], "out", body=body)
+    g.outputs.append(onnx.ValueInfoProto(name="out"))
+    assert found(g.model())["ids"].rows == 37
+
+
+def test_a_model_without_lookups_has_no_ids() -> None:
+    g = Graph()
+    g.op("Relu", [g.input("ids", TensorProto.FLOAT, ["N", 3])], "out")
+    g.output("out", ["N", 3])
+    assert found(g.model())["ids"] == Domain()
+
+
+def test_lengths_masks_and_positive_inputs() -> None:
+    g = Graph()
+    g.op(
+        "Unsqueeze",
+        [g.input("length", TensorProto.INT64, ["N"]), g.weight("one", np.array([1]))],
+        "l",
+    )
+    g.op("Less", [g.weight("steps", np.arange(8)), "l"], "seen")
+    g.op("And", ["seen", g.input("valid", TensorProto.BOOL, ["N", 8])], "both")
+    g.op("Log", [g.input("count", TensorProto.FLOAT, ["N", 8])], "logs")
+    g.op("Where", ["both", "logs", g.weight("nothing", np.float32(0))], "out")
+    g.output("out", ["N", 8])
+    sides = Sides({"length": "user", "valid": "user", "count": "item"})
+    answer = found(g.model(), sides)
+    assert (answer["length"].role, answer["length"].size) == ("length", 8)
+    assert answer["valid"].role == "mask"
+    assert answer["count"].role == "positive"
+    drawer = Drawer(Layout(signature(g.model()), sides), answer)
+    for _ in range(8):
+        request = drawer.request(3)
+        length = int(request.user["length"][0])
+        assert request.user["valid"].tolist() == [[i < length for i in range(8)]]
+        assert (request.rows["count"] > 0).all()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_id_is_dealt_before_one_comes_twice(seed: int) -> None:
+    g = Graph()
+    g.input("ids", TensorProto.INT64, ["N"])
+    lookup(g, "ids")
+    drawer = Drawer(Layout(signature(g.model()), Sides({"ids": "item"})), found(g.model()), seed)
+    assert sorted(drawer.request(37).rows["ids"].tolist()) == list(range(37))
+    assert drawer.coverage() == {"ids": (37, 37)}
