@@ -213,7 +213,9 @@ def _engine(source: Source) -> Callable[[onnx.ModelProto, Sides, Options], Rewri
         own = metadata.get(VERSION_KEY) == __version__
         if own and metadata.get(METADATA_KEY) == sides.to_json():
             # Written by this very version for these sides: what it left, it leaves again.
-            return dataclasses.replace(result, changed=False)
+            return dataclasses.replace(
+                result, changed=False, reason="it was optimized by this version already"
+            )
         if not sides and not result.changed and _could_be_tagged(model):
             raise unknown_sides(source)
         return result

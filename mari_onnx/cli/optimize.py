@@ -92,8 +92,8 @@ def optimize(
             print_inputs(tuple(done.report.inputs), out)
         _summary(done, out)
         if not dry_run:
+            done.report.output = _facts(staged, output)
             staged.commit()
-            done.report.output = _facts(output)
     if report_file is not None:
         from mari_onnx.model.save import write_text
 
@@ -180,17 +180,14 @@ def _summary(done: Optimized, out: Console) -> None:
             out.print(f"outputs are equal for N = {sizes}", markup=False)
         return
     out.print("nothing to lift: the model is written as it is")
-    sides = done.sides
-    if "user" not in sides.inputs.values() and not sides.columns:
-        out.print("  no input is on the user's side")
-    elif all(node.kind in ("Const", "Shared") for node in report.products):
-        out.print(f"  all {len(report.products)} products run once a request already")
+    if report.reason:
+        out.print(f"  {report.reason}", markup=False)
     print_reasons(report, out, most=3)
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def _facts(staged: Staged, path: Path) -> dict[str, Any]:
     import hashlib
 
-    with path.open("rb") as file:
+    with staged.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"path": str(path), "sha256": digest, "bytes": path.stat().st_size}
+    return {"path": str(path), "sha256": digest, "bytes": staged.size}

@@ -57,6 +57,11 @@ class Staged:
     _folder: Path
     _lock: int | None
 
+    @property
+    def size(self) -> int:
+        """Bytes of the staged model with its data."""
+        return sum(each.stat().st_size for each in self._folder.iterdir())
+
     def commit(self) -> None:
         """Puts the model in place of whatever is at the target; raises WriteError."""
         parent = self.target.parent

@@ -66,6 +66,7 @@ class Report:
 
     Attributes:
         changed: something was lifted or split.
+        reason: why nothing was, None where something was.
         candidates: the N that costs are for.
         inputs, nodes: of the source.
         before, after: totals of source and output.
@@ -87,6 +88,7 @@ class Report:
     output: dict[str, Any] | None = None
     check: dict[str, Any] | None = None
     incidents: list[str] = field(default_factory=list)
+    reason: str | None = None
 
     @property
     def actions(self) -> dict[str, int]:
@@ -120,6 +122,7 @@ class Report:
             "source": self.source,
             "output": self.output,
             "changed": self.changed,
+            "reason": self.reason,
             "candidates": self.candidates,
             "sides": self.sides.to_dict(),
             "before": _totals(self.before),
@@ -171,6 +174,7 @@ def build(source: onnx.ModelProto, rewrite: Rewrite, sides: Sides, candidates: i
         before=totals(source.graph, shapes, candidates),
         after=totals(rewrite.model.graph, concrete(rewrite.out_shapes, candidates), candidates),
         tensors=dict(rewrite.tensor_map),
+        reason=rewrite.reason,
     )
 
 
