@@ -55,7 +55,7 @@ def one(path: Path, out: Path, timed: bool) -> dict[str, Any]:
     try:
         source = onnx.load(path)
         sides = resolve(signature(source), file=path.with_suffix(".sides.toml"))
-        draw = _drawer(source, sides, path.stem)
+        draw = drawer(source, sides, path.stem, zoo.Sizes())
         before = measure(source, sides, draw=draw)
         found["nodes"] = [len(source.graph.node)]
         found["residual"], found["bytes"] = [before.share], [before.byte_share]
@@ -85,7 +85,7 @@ def one(path: Path, out: Path, timed: bool) -> dict[str, Any]:
     return found
 
 
-def _drawer(source: Any, sides: Any, stem: str) -> Any:
+def drawer(source: Any, sides: Any, stem: str, sizes: zoo.Sizes) -> Any:
     """`(seed, n) -> Request`; the history's length is one, wherever it is."""
     from mari_onnx.model.signature import signature
     from mari_onnx.parity.feeds import Drawer, Layout
@@ -94,13 +94,13 @@ def _drawer(source: Any, sides: Any, stem: str) -> Any:
     layout = Layout(signature(source), sides)
     ranges, _ = domains(source, layout)
     name, form, *_ = stem.split(".")
-    longest = zoo.Sizes().history
+    longest = sizes.history
 
     def draw(seed: int, n: int) -> Request:
         full = seed % 3 == 2
         made = Drawer(layout, ranges, seed).request(n, full=full)
         length = longest if full else np.random.default_rng(seed).integers(1, longest + 1)
-        if form == "packed" and (column := zoo.length_column(name, zoo.Sizes())) is not None:
+        if form == "packed" and (column := zoo.length_column(name, sizes)) is not None:
             made.rows["X"][:, column] = length
         elif "hist_len" in made.user:
             made.user["hist_len"][:] = length
