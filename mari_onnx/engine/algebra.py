@@ -174,14 +174,14 @@ def contract(b: Builder, x: Body, y: Body, k: frozenset[Axis], order: Sequence[A
     for this, other, flip in ((x, y, False), (y, x, True)):
         if isinstance(this, Cat) and this.axis not in k:
             cat = neat(b, this, order)
-            if not isinstance(cat, Cat):
+            if not isinstance(cat, Cat) or cat.axis in k:
                 return contract(b, *((other, cat) if flip else (cat, other)), k, order)
             parts = []
             for part in cat.parts:
                 cell = take(b, other, cat.axis, part.at, part.sub)
                 pair = (cell, part.body) if flip else (part.body, cell)
                 parts.append(Part(part.at, part.sub, contract(b, *pair, k, order)))
-            return Cat(cat.axis, tuple(parts))
+            return Cat(cat.axis, tuple(parts), True)
     found = _expand(b, x, y, k, (), DEPTH, order)
     whole = _whole(b, x, y, k, found, order)
     if whole is not None:
@@ -203,7 +203,7 @@ def _expand(
         if isinstance(this, Cat) and this.axis in k:
             if not is_const(other):
                 tidy = neat(b, this, order)  # pieces would be cut out of the other operand one by one
-                if not isinstance(tidy, Cat):
+                if not isinstance(tidy, Cat) or tidy.axis is not this.axis:
                     return _expand(b, *((other, tidy) if flip else (tidy, other)), k, outer, depth, order)
                 this = tidy
             out: list[Term | Body] = []
@@ -518,7 +518,7 @@ def reduce_sum(b: Builder, body: Body, k: frozenset[Axis], order: Sequence[Axis]
             return reduce_sum(b, cat, k_here, order)
         if cat.axis not in k_here:
             parts = (Part(p.at, p.sub, reduce_sum(b, p.body, k_here, order)) for p in cat.parts)
-            return Cat(cat.axis, tuple(parts))
+            return Cat(cat.axis, tuple(parts), True)
         sums = []
         for p in cat.parts:
             inner = k_here - {cat.axis} | ({p.sub} if p.sub else frozenset())

@@ -12,6 +12,10 @@ from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.value import Axis, Body, Cat, Group, Leaf, Part, Prod, Sum, Value, axes_of, is_const, rename
 from mari_onnx.model.dims import Size, divide, product
 
+MAX_RUNS = 128
+"""Runs up to which an interleaved Cat is written by Split and Concat; a Gather moves single elements, and is slower."""
+MAX_TIDY = 6
+"""Parts up to which a Cat that was computed by parts stays as it is."""
 MAX_CELLS = 12
 """Parts that one element-wise step may make of an axis; beyond it the operands are written out."""
 
@@ -111,8 +115,13 @@ def _write_cat(b: Builder, cat: Cat, order: Sequence[Group], full: frozenset[Axi
     if whole:
         return emit.concat(b, written, at)
     runs = _runs(ordered)
-    if len(runs) <= 2 * len(ordered) + 2:
-        return emit.concat(b, [emit.pick(b, written[k], at, range(i, i + n)) for _, k, i, n in runs], at)
+    if len(runs) <= MAX_RUNS:
+        pieces: dict[tuple[int, int], Tensor] = {}
+        for k, t in enumerate(written):
+            own = sorted((i, n) for _, part, i, n in runs if part == k)
+            for (i, _), piece in zip(own, emit.split(b, t, at, [n for _, n in own]), strict=True):
+                pieces[k, i] = piece
+        return emit.concat(b, [pieces[k, i] for _, k, i, _ in runs], at)
     places = [p for part in ordered for p in part.at]
     back = sorted(range(len(places)), key=places.__getitem__)
     return emit.pick(b, emit.concat(b, written, at), at, back)
@@ -164,14 +173,15 @@ def take(b: Builder, body: Body, axis: Axis, at: Sequence[int], new: Axis | None
         if axis not in body.axes:
             return body
         i = body.axes.index(axis)
-        tensor = emit.pick(b, body.tensor, i, at)
+        tensor = _picked(b, body.tensor, i, at)
         leaf = Leaf(tensor, (*body.axes[:i], new, *body.axes[i + 1 :]))
         return _derive(body, leaf, lambda form: take(b, form, axis, at, new))
     if isinstance(body, Cat):
         if body.axis is not axis:
-            return Cat(body.axis, tuple(Part(p.at, p.sub, take(b, p.body, axis, at, new)) for p in body.parts))
+            parts = tuple(Part(p.at, p.sub, take(b, p.body, axis, at, new)) for p in body.parts)
+            return Cat(body.axis, parts, body.tidy)
         if list(at) == list(range(len(at))) and len(at) == axis.size and new is not None:
-            return Cat(new, body.parts)
+            return Cat(new, body.parts, body.tidy)
         owner = {p: (k, i) for k, part in enumerate(body.parts) for i, p in enumerate(part.at)}
         hits: dict[int, list[tuple[int, int]]] = {}
         for place, p in enumerate(at):
@@ -190,8 +200,49 @@ def take(b: Builder, body: Body, axis: Axis, at: Sequence[int], new: Axis | None
             sub = Axis(len(found)) if len(found) > 1 else None
             inner = part.body if part.sub is None else take(b, part.body, part.sub, [i for _, i in found], sub)
             parts.append(Part(tuple(place for place, _ in found), sub, inner))
-        return Cat(new, tuple(parts))
+        return Cat(new, tuple(parts), body.tidy)
     return _map_form(body, lambda item: take(b, item, axis, at, new))
+
+
+ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Relu", "Sigmoid", "Tanh", "Neg", "Identity"}
+
+
+def _picked(b: Builder, t: Tensor, dim: int, at: Sequence[int]) -> Tensor:
+    """Positions of a tensor. Scattered ones are taken from the weights that made it, not gathered for each candidate."""
+    if not t.const and list(at) != list(range(at[0], at[0] + len(at))) and "item" in t.deps:
+        found = _pull(b, t, dim, at, 4)
+        if found is not None:
+            return found
+    return emit.pick(b, t, dim, at)
+
+
+def _pull(b: Builder, t: Tensor, dim: int, at: Sequence[int], depth: int) -> Tensor | None:
+    """``(x W)[:, at] = x W[:, at]``, also behind element-wise operators; None where the tensor was made otherwise."""
+    if t.const:
+        return emit.pick(b, t, dim, at)
+    if t.node is None or depth == 0:
+        return None
+    node = b.nodes[t.node]
+    op, rank = node.proto.op_type, len(t.known)
+    if op == "MatMul" and dim == rank - 1:
+        x, w = node.inputs
+        assert x is not None and w is not None
+        return emit.matmul(b, x, emit.pick(b, w, len(w.known) - 1, at)) if w.const and len(w.known) > 1 else None
+    if op not in ELEMENTWISE or node.proto.domain:
+        return None
+    inputs: list[Tensor] = []
+    for have in node.inputs:
+        assert have is not None
+        own = dim - (rank - len(have.known))
+        if own < 0 or have.known[own] == 1:
+            inputs.append(have)
+            continue
+        found = _pull(b, have, own, at, depth - 1)
+        if found is None:
+            return None
+        inputs.append(found)
+    shape = (*t.known[:dim], len(at), *t.known[dim + 1 :])
+    return b.emit(op, inputs, shape, t.dtype)
 
 
 def cut(b: Builder, body: Body, axis: Axis, start: int, stop: int, new: Axis | None, size: Size) -> Body:
@@ -279,7 +330,8 @@ def split(b: Builder, body: Body, axis: Axis, new: Sequence[Axis]) -> Body:
     if not isinstance(body, Cat):
         return _map_form(body, lambda item: split(b, item, axis, new))
     if body.axis is not axis:
-        return Cat(body.axis, tuple(Part(p.at, p.sub, split(b, p.body, axis, new)) for p in body.parts))
+        parts = tuple(Part(p.at, p.sub, split(b, p.body, axis, new)) for p in body.parts)
+        return Cat(body.axis, parts, body.tidy)
     return _split_cat(b, body, new) or split(b, as_leaf(b, body), axis, new)
 
 
@@ -296,7 +348,7 @@ def _split_cat(b: Builder, cat: Cat, new: Sequence[Axis]) -> Cat | None:
             axes = [*([sub] if sub else []), *new[1:]]
             body = split(b, p.body, p.sub, axes) if p.sub is not None else p.body
             parts.append(Part(at, sub, body))
-        return Cat(new[0], tuple(parts))
+        return Cat(new[0], tuple(parts), cat.tidy)
     outer = int(cat.axis.size) // last if isinstance(cat.axis.size, int) else 0
     parts = []
     for p in cat.parts:
@@ -308,7 +360,7 @@ def _split_cat(b: Builder, cat: Cat, new: Sequence[Axis]) -> Cat | None:
         sub = Axis(n) if n > 1 else None
         axes = [*new[:-1], *([sub] if sub else [])]
         parts.append(Part(p.at[:n], sub, split(b, p.body, p.sub, axes)))
-    return Cat(new[-1], tuple(parts))
+    return Cat(new[-1], tuple(parts), cat.tidy)
 
 
 def _blocks(at: Sequence[int], n: int) -> bool:
@@ -338,7 +390,8 @@ def flatten(b: Builder, body: Body, group: Group, new: Axis) -> Body:
     if not isinstance(body, Cat):
         return _map_form(body, lambda item: flatten(b, item, group, new))
     if body.axis not in group:
-        return Cat(body.axis, tuple(Part(p.at, p.sub, flatten(b, p.body, group, new)) for p in body.parts))
+        joined = tuple(Part(p.at, p.sub, flatten(b, p.body, group, new)) for p in body.parts)
+        return Cat(body.axis, joined, body.tidy)
     if not all(isinstance(a.size, int) for a in group):
         return flatten(b, as_leaf(b, body), group, new)
     k = group.index(body.axis)
@@ -352,7 +405,7 @@ def flatten(b: Builder, body: Body, group: Group, new: Axis) -> Body:
         sub = Axis(len(at)) if len(at) > 1 else None
         inside = flatten(b, p.body, rest, sub) if sub is not None and rest else p.body
         parts.append(Part(at, sub, inside))
-    return Cat(new, tuple(parts))
+    return Cat(new, tuple(parts), body.tidy)
 
 
 def single(b: Builder, value: Value, i: int) -> tuple[Value, Axis | None]:
@@ -418,6 +471,9 @@ def align(b: Builder, values: Sequence[Value]) -> tuple[list[Body], tuple[Group,
 
 def neat(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Body:
     """At most one part for each set of axes that parts vary along: one a kind, however the source interleaved them."""
+    cat = opened(cat)
+    if cat.tidy and 1 < len(cat.parts) <= MAX_TIDY:
+        return cat
     classes: dict[object, list[Part]] = {}
     for part in cat.parts:
         classes.setdefault(_signature(part.body, part.sub), []).append(part)
@@ -430,7 +486,20 @@ def neat(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Body:
                 back = sorted(range(len(part.at)), key=part.at.__getitem__)
                 return take(b, body, part.sub, back, cat.axis)
             return rename(body, {part.sub: cat.axis})
-    return Cat(cat.axis, tuple(parts))
+    return Cat(cat.axis, tuple(parts), True)
+
+
+def opened(cat: Cat) -> Cat:
+    """A part that is itself a Cat along the same positions gives its parts to the outer one."""
+    if not any(isinstance(p.body, Cat) and p.body.axis is p.sub for p in cat.parts):
+        return cat
+    parts: list[Part] = []
+    for p in cat.parts:
+        if isinstance(p.body, Cat) and p.body.axis is p.sub:
+            parts += [Part(tuple(p.at[i] for i in q.at), q.sub, q.body) for q in opened(p.body).parts]
+        else:
+            parts.append(p)
+    return Cat(cat.axis, tuple(parts), cat.tidy)
 
 
 def _signature(body: Body, sub: Axis | None) -> object:
@@ -513,4 +582,4 @@ def zip_bodies(
         sub_order = [sub if a is axis and sub is not None else a for a in order]
         inner_mapped = None if mapped is None else mapped | ({sub} if sub else frozenset())
         parts.append(Part(tuple(at), sub, zip_bodies(b, inner, visit, inner_mapped, sub_order)))
-    return Cat(axis, tuple(parts))
+    return opened(Cat(axis, tuple(parts), True))

@@ -170,6 +170,16 @@ class Builder:
         self._memo[key] = out
         return out
 
+    def emit_many(
+        self, op: str, inputs: Sequence[Tensor], shapes: Sequence[tuple[Size, ...]], attrs: dict[str, Any]
+    ) -> list[Tensor]:
+        """One node with an output for each shape, all of the first input's type."""
+        key = (op, tuple(t.name for t in inputs), repr(sorted(attrs.items())), len(shapes))
+        if key not in self._memo:
+            proto = helper.make_node(op, [t.name for t in inputs], [""] * len(shapes), **attrs)
+            self._memo[key] = self._append(proto, inputs, [inputs[0].dtype] * len(shapes), shapes)
+        return self._memo[key]
+
     def copy(
         self,
         node: NodeProto,

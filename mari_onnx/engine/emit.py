@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mari_onnx.engine.builder import Builder, Tensor
-from mari_onnx.model.dims import Size
+from mari_onnx.model.dims import Size, product
 
 
 def transpose(b: Builder, t: Tensor, perm: Sequence[int]) -> Tensor:
@@ -78,6 +78,19 @@ def cut(b: Builder, t: Tensor, axis: int, start: int, stop: int, size: Size, ste
     return b.emit("Slice", inputs, shape)
 
 
+def split(b: Builder, t: Tensor, axis: int, sizes: Sequence[int]) -> list[Tensor]:
+    """Consecutive parts along an axis."""
+    if len(sizes) == 1:
+        return [t]
+    shapes = [(*t.known[:axis], n, *t.known[axis + 1 :]) for n in sizes]
+    if t.const:
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        return [cut(b, t, axis, s, s + n, n) for s, n in zip(starts, sizes, strict=True)]
+    if b.opset >= 13:
+        return b.emit_many("Split", [t, b.ints(sizes)], shapes, {"axis": axis})
+    return b.emit_many("Split", [t], shapes, {"axis": axis, "split": list(sizes)})
+
+
 def pick(b: Builder, t: Tensor, axis: int, positions: Sequence[int]) -> Tensor:
     """Positions along an axis, in that order: nothing, a Slice or a Gather."""
     n, first = len(positions), positions[0]
@@ -90,6 +103,13 @@ def pick(b: Builder, t: Tensor, axis: int, positions: Sequence[int]) -> Tensor:
     if n > 2 and step > 1 and list(positions) == list(range(first, first + n * step, step)):
         return cut(b, t, axis, first, positions[-1] + 1, n, step)
     shape = (*t.known[:axis], n, *t.known[axis + 1 :])
+    runs = [0] + [i for i in range(1, n) if positions[i] != positions[i - 1] + 1]
+    inner = product(t.known[axis + 1 :])
+    if not t.const and "item" in t.deps and isinstance(inner, int) and inner < 4 and 4 * len(runs) <= n:
+        # a Gather of single elements is several times slower than copying runs
+        ends = [*runs[1:], n]
+        pieces = [cut(b, t, axis, positions[i], positions[j - 1] + 1, j - i) for i, j in zip(runs, ends, strict=True)]
+        return concat(b, pieces, axis)
     return b.emit("Gather", [t, b.ints(positions)], shape, attrs={"axis": axis})
 
 

@@ -67,7 +67,7 @@ def fuse_gemm(nodes: list[Node], outputs: Sequence[Tensor], target: str) -> list
                 continue
             if not _fits(source, x, c):
                 continue
-            proto = NodeProto(op_type="Gemm", name=source.proto.name.replace("MatMul", "Gemm"))
+            proto = NodeProto(op_type="Gemm", name=node.proto.name)
             proto.output.append(node.outputs[0].name)
             node.proto, node.inputs = proto, [*source.inputs, c]
             gone.add(id(source))

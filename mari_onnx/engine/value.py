@@ -58,8 +58,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Cat:
+    """``tidy``: the parts were computed apart; joining those of one kind again would only copy them."""
+
     axis: Axis
     parts: tuple[Part, ...]
+    tidy: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def rename(body: Body, mapping: dict[Axis, Axis]) -> Body:
         return Leaf(body.tensor, tuple(mapping.get(a, a) if a is not None else None for a in body.axes))
     if isinstance(body, Cat):
         parts = tuple(Part(p.at, p.sub, rename(p.body, mapping)) for p in body.parts)
-        return Cat(mapping.get(body.axis, body.axis), parts)
+        return Cat(mapping.get(body.axis, body.axis), parts, body.tidy)
     if isinstance(body, Sum):
         return Sum(tuple(rename(t, mapping) for t in body.terms))
     return Prod(tuple(rename(f, mapping) for f in body.factors))
@@ -155,7 +158,19 @@ def fresh(value: Value) -> Value:
     """The value over axes of its own, so that it can stand beside another that shares them."""
     mapping = {axis: Axis(axis.size) for axis in value.axes}
     groups = tuple(tuple(mapping[a] for a in group) for group in value.known)
-    return Value(groups, rename(value.body, mapping), value.dtype, value.sym)
+    return Value(groups, _own_parts(rename(value.body, mapping)), value.dtype, value.sym)
+
+
+def _own_parts(body: Body) -> Body:
+    """The body with the inner axes of its parts exchanged for new ones."""
+    if not isinstance(body, Cat):
+        return body
+    parts = []
+    for p in body.parts:
+        sub = Axis(p.sub.size) if p.sub is not None else None
+        inner = rename(p.body, {p.sub: sub}) if p.sub is not None and sub is not None else p.body
+        parts.append(Part(p.at, sub, _own_parts(inner)))
+    return Cat(body.axis, tuple(parts), body.tidy)
 
 
 def is_const(body: Body) -> bool:

@@ -201,7 +201,7 @@ def _cells(
         ]
         found = _cells(ctx, inner, axes | ({sub} if sub else frozenset()), swapped, cell)
         columns.append([Part(tuple(at), sub, body) for body in found])
-    return [Cat(axis, tuple(column[o] for column in columns)) for o in range(len(columns[0]))]
+    return [Cat(axis, tuple(column[o] for column in columns), True) for o in range(len(columns[0]))]
 
 
 # ---- which axes go through ----------------------------------------------------------------------------------------

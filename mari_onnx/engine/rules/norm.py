@@ -22,7 +22,7 @@ import numpy as np
 
 from mari_onnx.engine import emit
 from mari_onnx.engine.algebra import add, binary, multiply, reduce_sum, thin
-from mari_onnx.engine.blocks import Decline, as_leaf, neat, rename, with_form, zip_bodies
+from mari_onnx.engine.blocks import Decline, as_leaf, neat, opened, rename, take, with_form, zip_bodies
 from mari_onnx.engine.builder import Builder
 from mari_onnx.engine.context import Context, normal, rule
 from mari_onnx.engine.rules.mapped import MAPPED, run
@@ -165,7 +165,7 @@ def _rows(b: Builder, body: Body, k: Axis, order: list[Axis]) -> Body:
             for p in tidy.parts:
                 inner = [a for a in (p.sub if a is tidy.axis else a for a in order) if a is not None]
                 parts.append(Part(p.at, p.sub, _rows(b, p.body, k, inner)))
-            return Cat(tidy.axis, tuple(parts))
+            return Cat(tidy.axis, tuple(parts), True)
         return _row(b, tidy, order)
     assert isinstance(body, Leaf)
     return _plain(b, body, k)
@@ -231,8 +231,6 @@ def _minus_infinity(b: Builder, leaf: Leaf) -> bool:
 
 def _turned(b: Builder, cat: Cat, other: Axis, order: list[Axis]) -> Body:
     """The grid with its rows outside: a row's softmax must see all of its columns."""
-    from mari_onnx.engine.blocks import take
-
     cells: dict[tuple[int, ...], list[int]] = {}
     owners: dict[int, list[int]] = {}
     for p in cat.parts:
@@ -247,6 +245,7 @@ def _turned(b: Builder, cat: Cat, other: Axis, order: list[Axis]) -> Body:
         sub = Axis(len(at)) if len(at) > 1 else None
         row = take(b, cat, other, at, sub)
         inner = [a for a in (sub if a is other else a for a in order) if a is not None]
+        row = opened(row) if isinstance(row, Cat) else row
         parts.append(Part(tuple(at), sub, _rows(b, row, cat.axis, inner)))
     return Cat(other, tuple(parts))
 
