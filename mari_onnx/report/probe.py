@@ -6,8 +6,8 @@ candidates when it is so for several users, each with candidates of their own.
 
 The model that runs is not quite the one that is judged. What a tensor depends on stays, but values
 that would hide it are moved: the negative side of Relu becomes `-x/8` (a dead unit is not redundant
-work), weights that are nearly nil, as of a model that was never trained, are scaled up (an item's
-part of 1e-8 beside 1 would round away).
+work), weights that let signals fade, as of a model that was never trained, are scaled up (an item's
+part of 1e-8 beside 1 would round away, and a softmax of such scores is the same for all).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _ops(names: str) -> frozenset[str]:
 _SATURATING = _ops(
     "Clip HardSigmoid HardSwish Sigmoid Tanh Erf Min Max Equal Less Greater LessOrEqual "
     "GreaterOrEqual IsNaN IsInf Not And Or Xor Floor Ceil Round Sign ArgMax ArgMin TopK Mod "
-    "OneHot NonZero ThresholdedRelu Shrink Hardmax BitShift Cast"
+    "OneHot NonZero Softmax ThresholdedRelu Shrink Hardmax BitShift Cast"
 )
 
 
@@ -220,17 +220,11 @@ def _probe(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         values = numpy_helper.to_array(weight)
         spread = float(values.std())
-        if 0 < spread < 0.01 and np.isfinite(spread):
-            target = (
-                0.5
-                if weight.name in tables
-                else 1 / math.sqrt(max(weight.dims[-2], weight.dims[-1]))
-            )
-            weight.CopyFrom(
-                numpy_helper.from_array(
-                    (values * (target / spread)).astype(np.float32), weight.name
-                )
-            )
+        wide = max(weight.dims[-2], weight.dims[-1])
+        target = 0.5 if weight.name in tables else 1 / math.sqrt(wide)
+        if 0 < spread < target / 2:
+            scaled = (values * (target / spread)).astype(np.float32)
+            weight.CopyFrom(numpy_helper.from_array(scaled, weight.name))
     for node in copy.graph.node:
         if node.op_type == "Relu" and node.domain in ("", "ai.onnx"):
             node.op_type = "LeakyRelu"
