@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # Seconds that coverage of user-side ids may take, by the time one run took.
 _COVERAGE_SECONDS = 1.0
 _COVERAGE_ITEM_ROWS = 1024
+_SMALL_BYTES = 64 * 2**20
 
 
 def check(
@@ -201,11 +202,15 @@ class _Check:
     def _covering(self, seconds: float, row_seconds: float) -> list[feeds.Request]:
         """Further requests, so that every id is met: user-side ids one request each, item-side ids
         in bulk."""
-        budget = min(self.settings.coverage, max(20, int(_COVERAGE_SECONDS / seconds / 2)))
+        # Tables of usual size are met whole however slow the machine; more as time allows.
+        small = _size(self.models["source"]) <= _SMALL_BYTES
+        floor, bulk_floor = (300, 8) if small else (20, 2)
+        budget = min(self.settings.coverage, max(floor, int(_COVERAGE_SECONDS / seconds / 2)))
         found: list[feeds.Request] = []
         fixed = self.layout.fixed_n
-        rows = fixed or _COVERAGE_ITEM_ROWS
-        bulk = min(budget, max(2, int(_COVERAGE_SECONDS / (rows * row_seconds) / 2)))
+        rows = fixed or (_COVERAGE_ITEM_ROWS if self.layout.axis == 0 else 32)
+        bulk = max(bulk_floor, int(_COVERAGE_SECONDS / (rows * row_seconds) / 2))
+        bulk = min(budget, bulk)
         while len(found) < bulk and self._uncovered(False):
             found.append(self.drawer.request(rows, full=True))
         while len(found) < budget and self._uncovered(True):

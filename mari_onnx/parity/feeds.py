@@ -217,7 +217,7 @@ class Drawer:
         if (
             self.layout.axis == 1 and self.layout.free
         ):  # the first free symbol is the number of requests R
-            free[self.layout.free[0]] = 1 + self._drawn % 3
+            free[self.layout.free[0]] = 32 if full else 1 + self._drawn % 3
         self._drawn += 1
         made = Request({}, {}, n, {}, self.layout.axis, f"seed request {self._drawn} (N={n})")
         lengths: dict[tuple[bool, int], np.ndarray] = {}

@@ -112,7 +112,7 @@ class CheckResult:
         return _plain(
             {
                 "schema": SCHEMA,
-                "schema_version": SCHEMA_VERSION,
+                "version": SCHEMA_VERSION,
                 "ok": self.ok,
                 "source": self.source,
                 "optimized": self.optimized,

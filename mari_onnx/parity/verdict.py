@@ -74,7 +74,7 @@ class Verdict:
         if not triples:
             return
         if triples[0][2][0].dtype.kind == "f" or triples[0][2][0].dtype.name == "bfloat16":
-            self._floats(triples)
+            self._floats(triples, len(exact))
         else:
             self._exactly(triples)
 
@@ -108,7 +108,7 @@ class Verdict:
         if wrong:
             self.result.fail(f"{wrong} of {self.result.values} values differ{self._place()}")
 
-    def _floats(self, triples: Sequence[Any]) -> None:
+    def _floats(self, triples: Sequence[Any], drawn: int) -> None:
         result, settings = self.result, self.settings
         own = [
             scale_of(wide(mine[0]) if truth is None else truth) for _, _, mine, _, truth in triples
@@ -150,7 +150,9 @@ class Verdict:
         result.mean_abs = total / max(result.values, 1)
         known = any(truth is not None for *_, truth in triples)
         self._bounds(epsilon(triples[0][2][0].dtype), known, [overall, by_request])
-        self._rank(triples, scales)
+        # Requests that are there to meet ids have no ranking of interest.
+        ranked = [t for t in triples if t[0] < drawn]
+        self._rank(ranked, scales)
         if result.nonfinite:
             result.fail(
                 f"{result.nonfinite} values are NaN or infinite in one model only{self._place()}"

@@ -168,7 +168,7 @@ def test_an_error_of_onnxruntime_names_model_input_and_remedy(tmp_path: Path) ->
 def test_result_as_json_and_junit() -> None:
     result = check(PAIR.source, MUTANT, PAIR.sides)
     data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert (data["schema"], data["schema_version"], data["ok"]) == ("mari-onnx/check", 1, False)
+    assert (data["schema"], data["version"], data["ok"]) == ("mari-onnx/check", 1, False)
     assert data["outputs"][0]["overall"]["error"] > data["outputs"][0]["overall"]["allowed"]
     suite = ElementTree.fromstring(result.to_junit().split("\n", 1)[1])
     assert suite.attrib["tests"] == "3"
