@@ -120,7 +120,7 @@ def _reasons(done: Any, before: Any) -> list[list[Any]]:
     return [[k, v] for k, v in sorted(weights.items(), key=lambda x: -x[1])[:5]]
 
 
-def ratio(source: Path, output: Path, request: Request, seconds: float = 1.5) -> float:
+def ratio(source: Path, output: Path, request: Request, seconds: float = 1.0) -> float:
     """Time of the source over the time of the output, one thread; above 1 the output is faster."""
     from mari_onnx import runtime
 

@@ -42,9 +42,11 @@ def render(found: list[dict[str, Any]], failed: dict[str, str]) -> str:
 def _summary(done: list[dict[str, Any]], found: list[dict[str, Any]]) -> str:
     low = sum(x["residual"][1] <= 0.01 for x in done)
     equal = sum(x["check"]["ok"] for x in done)
+    grown = sum(x["nodes"][1] > 2 * x["nodes"][0] for x in done)
     lines = [
         f"- {len(found)} graphs, {len(done)} optimized, {equal} of these equal to their source.",
         f"- Residual at most 1% in {low} of {len(done)}.",
+        f"- More than twice the nodes of the source: {grown}.",
     ]
     for n in ("64", "500"):
         times = sorted(x["ratio"][n] for x in done if "ratio" in x)
