@@ -36,10 +36,11 @@ def test_what_is_left_comes_with_its_reason():
 
 
 def test_failures_are_named():
-    failed = {"c": "Traceback\n  File x\nRuntimeError: shapes of | differ\n"}
+    why = "RuntimeError: shapes of | differ\n\nTraceback\n"
+    failed = {"c": why, "e": why}
     page = render([{"graph": "d", "error": "ModelError: no"}, result("a", 0.0)], failed)
     assert "- `d`: ModelError: no" in page
-    assert "- `c`: RuntimeError: shapes of / differ" in page
+    assert "- `c`, `e`: RuntimeError: shapes of / differ" in page
 
 
 def test_outputs_that_differ_stand_out():

@@ -177,6 +177,14 @@ def strip(path: Path) -> None:
     onnx.save(model, path)
 
 
+def cause(error: BaseException) -> str:
+    """One line: the first cause of an error, which exporters wrap in advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {text[0][:160]}"
+
+
 def corpus(
     out: Path, sizes: zoo.Sizes, only: list[str] | None, bare: bool = False
 ) -> Iterator[tuple[str, str]]:
@@ -209,7 +217,8 @@ def corpus(
                     yield stem, f"{time.perf_counter() - started:.1f} s"
                 except Exception as error:
                     partial.unlink(missing_ok=True)
-                    failed.write_text("".join(traceback.format_exception(error))[-4000:])
+                    trace = "".join(traceback.format_exception(error))
+                    failed.write_text(f"{cause(error)}\n\n{trace[-4000:]}")
                     yield stem, f"failed: {type(error).__name__}"
 
 

@@ -86,10 +86,8 @@ def _left(x: dict[str, Any]) -> str:
 
 
 def _failures(failed: dict[str, str]) -> str:
-    lines = []
-    for name, trace in sorted(failed.items()):
-        last = [line.strip() for line in trace.splitlines() if line.strip()]
-        errors = [line for line in last if "Error" in line.split(":")[0]]
-        shown = (errors[-1] if errors else last[-1])[:160].replace("|", "/")
-        lines.append(f"- `{name}`: {shown}")
-    return "\n".join(lines) + "\n"
+    """Graphs by cause, the first line of what each left."""
+    causes: dict[str, list[str]] = {}
+    for name, text in sorted(failed.items()):
+        causes.setdefault(text.splitlines()[0].replace("|", "/"), []).append(f"`{name}`")
+    return "".join(f"- {', '.join(names)}: {why}\n" for why, names in causes.items())
