@@ -150,6 +150,19 @@ def as_leaf(b: Builder, body: Body, order: Sequence[Axis] = ()) -> Leaf:
     return Leaf(write(b, body, [(a,) for a in axes]), tuple(axes))
 
 
+def as_block(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Cat:
+    """The Cat as one tensor with its parts behind each other, for operators that do not mind the order along the axis."""
+    cat = opened(cat)
+    at = tuple(p for part in cat.parts for p in part.at)
+    sub = Axis(len(at))
+    placed, start = [], 0
+    for part in cat.parts:
+        placed.append(Part(tuple(range(start, start + len(part.at))), part.sub, part.body))
+        start += len(part.at)
+    wanted = [sub if a is cat.axis else a for a in order]
+    return Cat(cat.axis, (Part(at, sub, as_leaf(b, Cat(sub, tuple(placed)), wanted)),), True)
+
+
 def _biggest_first(body: Body) -> list[Leaf]:
     from mari_onnx.engine.value import leaves
 
@@ -472,11 +485,12 @@ def align(b: Builder, values: Sequence[Value]) -> tuple[list[Body], tuple[Group,
 def neat(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Body:
     """At most one part for each set of axes that parts vary along: one a kind, however the source interleaved them."""
     cat = opened(cat)
-    if cat.tidy and 1 < len(cat.parts) <= MAX_TIDY:
+    if cat.tidy and len(cat.parts) <= MAX_TIDY and cat.parts[0].at != tuple(range(int(product([cat.axis.size])))):
         return cat
     classes: dict[object, list[Part]] = {}
     for part in cat.parts:
         classes.setdefault(_signature(part.body, part.sub), []).append(part)
+    _adopt(classes)
     parts = [members[0] if len(members) == 1 else _join(b, cat.axis, members, order) for members in classes.values()]
     if len(parts) == 1:
         (part,) = parts
@@ -487,6 +501,24 @@ def neat(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Body:
                 return take(b, body, part.sub, back, cat.axis)
             return rename(body, {part.sub: cat.axis})
     return Cat(cat.axis, tuple(parts), True)
+
+
+def _adopt(classes: dict[object, list[Part]]) -> None:
+    """Constants that are not uniform go with a part of the user's: a copy once a request, not nodes of their own."""
+    hosts = [key for key, parts in classes.items() if all(_shared(p.body) for p in parts)]
+    for key, parts in list(classes.items()):
+        if not all(isinstance(p.body, Leaf) and p.body.tensor.const and axes_of(p.body) for p in parts):
+            continue
+        for host in hosts:
+            lead = classes[host][0]
+            if all(axes_of(p.body) - {p.sub} <= axes_of(lead.body) - {lead.sub} for p in parts):
+                classes[host] += parts
+                del classes[key]
+                break
+
+
+def _shared(body: Body) -> bool:
+    return isinstance(body, Leaf) and not body.tensor.const and body.tensor.deps == {"user"}
 
 
 def opened(cat: Cat) -> Cat:

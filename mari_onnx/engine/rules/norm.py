@@ -22,7 +22,7 @@ import numpy as np
 
 from mari_onnx.engine import emit
 from mari_onnx.engine.algebra import add, binary, multiply, reduce_sum, thin
-from mari_onnx.engine.blocks import Decline, as_leaf, neat, opened, rename, take, with_form, zip_bodies
+from mari_onnx.engine.blocks import Decline, as_block, as_leaf, neat, opened, rename, take, with_form, zip_bodies
 from mari_onnx.engine.builder import Builder
 from mari_onnx.engine.context import Context, normal, rule
 from mari_onnx.engine.rules.mapped import MAPPED, run
@@ -160,6 +160,10 @@ def _rows(b: Builder, body: Body, k: Axis, order: list[Axis]) -> Body:
         tidy = neat(b, body, order)
         if not isinstance(tidy, Cat):
             return _rows(b, tidy, k, order)
+        if len(tidy.parts) == 1 and tidy.axis is k and tidy.parts[0].sub is not None:
+            (p,) = tidy.parts
+            inner = [p.sub if a is k else a for a in order if a is not None]
+            return Cat(k, (Part(p.at, p.sub, _rows(b, p.body, p.sub, inner)),), True)  # type: ignore[arg-type]
         if tidy.axis is not k:
             parts = []
             for p in tidy.parts:
@@ -210,12 +214,23 @@ def _row(b: Builder, cat: Cat, order: list[Axis]) -> Body:
         other = next(p.body.axis for p in cat.parts if isinstance(p.body, Cat))
         if all(p.sub is not other for p in cat.parts):
             return _turned(b, cat, other, order)
-    whole = _plain(b, as_leaf(b, cat, order), cat.axis)
-    full = axes_of(whole)
-    if all((axes_of(p.body) - {p.sub}) | {cat.axis} == full for p in cat.parts):
-        return whole
-    form = _blocks(b, cat, order)
-    return with_form(whole, form) if form is not None else whole
+    block = as_block(b, cat, order)
+    (part,) = block.parts
+    assert isinstance(part.body, Leaf) and part.sub is not None
+    whole = _plain(b, part.body, part.sub)
+    full = axes_of(whole) - {part.sub}
+    if any(axes_of(p.body) - {p.sub} != full for p in cat.parts):
+        places = [p.at for p in cat.parts]
+        starts = [sum(len(at) for at in places[:i]) for i in range(len(places))]
+        laid = [
+            Part(tuple(range(i, i + len(p.at))), p.sub, p.body) for i, p in zip(starts, cat.parts, strict=True)
+        ]
+        form = _blocks(b, Cat(part.sub, tuple(laid), True), [part.sub if a is cat.axis else a for a in order])
+        if form is not None:
+            whole = with_form(whole, form)
+    if part.at == tuple(range(len(part.at))):
+        return rename(whole, {part.sub: cat.axis})
+    return Cat(cat.axis, (Part(part.at, part.sub, whole),), True)
 
 
 def _zeros(dead: list[Part], zero: Leaf) -> list[Part]:

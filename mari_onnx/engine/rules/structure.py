@@ -60,7 +60,7 @@ def regroup(ctx: Context, x: Value, target: Sequence[Size]) -> Value:
     atoms = list(x.axes)
     found = segments(ctx.b, [a.size for a in atoms], target)
     if found is None:
-        raise Decline(f"{list(x.shape)} to {list(target)} cuts across axes")
+        return _through(ctx, x, target)
     body: Body = x.body
     pieces: list[tuple[Axis, int]] = []
     for n, axis in enumerate(atoms):
@@ -73,6 +73,57 @@ def regroup(ctx: Context, x: Value, target: Sequence[Size]) -> Value:
         pieces += [(a, j) for a, (_, j) in zip(new, mine, strict=True)]
     groups: list[Group] = [tuple(a for a, j in pieces if j == k) for k in range(len(target))]
     return Value(tuple(groups), body, x.dtype, None)
+
+
+def _through(ctx: Context, x: Value, target: Sequence[Size]) -> Value:
+    """A target that cuts across axes: between points where both sides have come as far, axes become one and are cut.
+
+    A target of ``2 N`` counts as (N, 2), so that the candidates stay an axis of their own.
+    """
+    wide: list[tuple[Size, int]] = []
+    for j, size in enumerate(target):
+        factor = size.terms if isinstance(size, Dim) else {}
+        (count,) = factor.values() if len(factor) == 1 else (1,)
+        wide += [(divide(size, count) or size, j), (count, j)] if count > 1 else [(size, j)]
+    atoms = list(x.axes)
+    points = _meeting(ctx, [a.size for a in atoms], [size for size, _ in wide])
+    body: Body = x.body
+    pieces: list[tuple[Axis, int]] = []
+    for (i0, j0), (i1, j1) in zip(points, points[1:], strict=False):
+        own, want = tuple(atoms[i0:i1]), wide[j0:j1]
+        found = segments(ctx.b, [a.size for a in own], [size for size, _ in want])
+        if found is None:
+            if any(isinstance(a.size, Dim) for a in own):
+                raise Decline(f"{list(x.shape)} to {list(target)} cuts across axes")
+            whole = Axis(product(a.size for a in own))
+            body = flatten(ctx.b, body, own, whole)
+            own, found = (whole,), [(size, 0, j) for j, (size, _) in enumerate(want) if size != 1]
+        for n, axis in enumerate(own):
+            mine = [(size, want[j][1]) for size, i, j in found if i == n]
+            new = [axis] if len(mine) == 1 else [Axis(size) for size, _ in mine]
+            if len(mine) > 1:
+                body = split(ctx.b, body, axis, new)
+            pieces += [(a, j) for a, (_, j) in zip(new, mine, strict=True)]
+    groups: list[Group] = [tuple(a for a, j in pieces if j == k) for k in range(len(target))]
+    return Value(tuple(groups), body, x.dtype)
+
+
+def _meeting(ctx: Context, left: Sequence[Size], right: Sequence[Size]) -> list[tuple[int, int]]:
+    """Pairs of positions at which both factorisations have covered the same number of elements."""
+    points = [(0, 0)]
+    for i in range(1, len(left) + 1):
+        done = product(left[:i])
+        for j in range(points[-1][1] + 1, len(right) + 1):
+            if ctx.b.same(done, product(right[:j])):
+                points.append((i, j))
+                break
+    if points[-1] != (len(left), len(right)):
+        if ctx.b.same(product(left), product(right)):
+            points[-1:] = [(len(left), len(right))] if points[-1][0] == len(left) or len(points) > 1 else [
+                (0, 0), (len(left), len(right))]  # fmt: skip
+            return points
+        raise Decline(f"{list(left)} elements to {list(right)}")
+    return points
 
 
 @rule("Flatten")
