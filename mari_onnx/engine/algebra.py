@@ -351,8 +351,9 @@ def _whole(
     if len(kinds) < 2 or any(t.outer for t in terms):
         return None
     split = sum(t.cost() - NODE for t in terms) + NODE * len(kinds)
-    one = volume(union | axes_of(y)) + NODE
-    if split + 0.25 * NODE * (len(kinds) - 1) < one:
+    # writing the Cat out takes an Expand for each part that is repeated, and a copy of the rows
+    one = volume(union | axes_of(y)) + NODE * len(kinds) + ELEMENT * volume(union) / 3
+    if split < one:
         return None
     return Term((), as_leaf(b, x, order), y, k)
 

@@ -603,10 +603,12 @@ def zip_bodies(
                 for p in part.at:
                     keys[p].append(k)
     cells: dict[tuple[int, ...], list[int]] = {}
-    for p in sorted(keys):
+    for p in keys:  # in the order of the first Cat's parts, which then need no reordering
         cells.setdefault(tuple(keys[p]), []).append(p)
     if len(cells) > MAX_CELLS:
         return zip_bodies(b, [as_leaf(b, x, order) for x in bodies], visit, mapped, order)
+    if mapped is None and len(cells) > 1 and not _worth(bodies, axis, cells):
+        return _unsplit(b, bodies, axis, [p for at in cells.values() for p in at], visit, order)
     parts = []
     for at in cells.values():
         sub = Axis(len(at)) if len(at) > 1 else None
@@ -615,3 +617,45 @@ def zip_bodies(
         inner_mapped = None if mapped is None else mapped | ({sub} if sub else frozenset())
         parts.append(Part(tuple(at), sub, zip_bodies(b, inner, visit, inner_mapped, sub_order)))
     return opened(Cat(axis, tuple(parts), True))
+
+
+def _worth(bodies: Sequence[Body], axis: Axis, cells: dict[tuple[int, ...], list[int]]) -> bool:
+    """Whether any cell of an element-wise step varies along fewer axes than the whole."""
+    if any(isinstance(p.body, Cat) for body in bodies if isinstance(body, Cat) for p in body.parts):
+        return True
+    cats = [body for body in bodies if isinstance(body, Cat) and body.axis is axis]
+    rest = [axes_of(body) - {axis} for body in bodies if not (isinstance(body, Cat) and body.axis is axis)]
+    if any(isinstance(body, Cat) and body.axis is not axis for body in bodies):
+        return True
+    outs = []
+    for key in cells:
+        own = [axes_of(cat.parts[k].body) - {cat.parts[k].sub} for cat, k in zip(cats, key, strict=True)]
+        outs.append(frozenset().union(*own, *rest))
+    return any(out != outs[0] for out in outs) or all(is_const(body) for body in bodies)
+
+
+def _unsplit(
+    b: Builder,
+    bodies: Sequence[Body],
+    axis: Axis,
+    places: list[int],
+    visit: Callable[[list[Leaf]], Body],
+    order: Sequence[Axis],
+) -> Body:
+    """An element-wise step that saves nothing by parts, as one node.
+
+    The operands keep the order of the parts, block behind block: constants are put in that order at build time, a
+    product gets its columns from its weights in that order, and only what was made otherwise forces the source's order.
+    """
+    for body in bodies:
+        if isinstance(body, Leaf) and axis in body.axes and not body.tensor.const:
+            i = body.axes.index(axis)
+            if "item" in body.tensor.deps and _pull(b, body.tensor, i, places, 4) is None:
+                places = sorted(places)
+    sub = Axis(len(places))
+    inside = [sub if a is axis else a for a in order]
+    leaves = [as_leaf(b, take(b, body, axis, places, sub), inside) for body in bodies]
+    result = visit(leaves)
+    if places == sorted(places):
+        return rename(result, {sub: axis})
+    return Cat(axis, (Part(tuple(places), sub, result),), True)

@@ -235,6 +235,8 @@ def _report(
         action = "folded"
     elif first is not None and first.groups is not None and _saves(first):
         action = "split" if isinstance(first.body, Cat) else "lifted"
+    elif reason is None and name in ("products", "reduce", "norm") and any(_split_inputs(v) for v in inputs):
+        action = "split"
     elif reason is not None and any(v is not None and v.groups is not None and _saves(v) for v in inputs):
         action = "barrier"
     else:
@@ -251,6 +253,10 @@ def _saves(value: Value) -> bool:
     if isinstance(value.body, Cat):
         return any(axes_of(p.body) - {p.sub} != axes - {value.body.axis} for p in value.body.parts)
     return axes_of(value.body) != axes
+
+
+def _split_inputs(value: Value | None) -> bool:
+    return value is not None and isinstance(value.body, Cat) and _saves(value)
 
 
 def constant_of(walk: Walk, name: str) -> np.ndarray | None:

@@ -188,7 +188,7 @@ def _cells(
                 for p in part.at:
                     keys[p].append(k)
     cells: dict[tuple[int, ...], list[int]] = {}
-    for p in sorted(keys):
+    for p in keys:  # in the order of the first Cat's parts, which then need no reordering
         cells.setdefault(tuple(keys[p]), []).append(p)
     if len(cells) > MAX_CELLS:
         return _cells(ctx, [as_leaf(b, x) for x in bodies], axes, groups, cell)

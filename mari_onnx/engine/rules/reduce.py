@@ -38,10 +38,10 @@ def reduced(ctx: Context, x: Value) -> tuple[frozenset[Axis], list[Group], bool]
 @rule(*SUMS)
 def sums(ctx: Context) -> list[Value]:
     x = ctx.input(0)
-    if x.dtype not in FLOATS:
+    op = ctx.node.op_type
+    if x.dtype not in FLOATS and not (op == "ReduceSum" and x.dtype in (6, 7)):
         raise Decline("a reduction of integers")
     k, groups, any_ = reduced(ctx, x)
-    op = ctx.node.op_type
     if not any_:
         raise Decline("nothing is reduced")
     b = ctx.b

@@ -310,7 +310,9 @@ def _range(ctx: Context, x: Value, at: int, start: int, stop: int) -> Value:
 def positions(ctx: Context, x: Value, at: int, places: Sequence[int], drop: bool = False) -> Value:
     """Positions along logical axis ``at``; ``drop``: a single one, without its dimension."""
     if not places:
-        raise Decline("an empty range")
+        # no element: any scalar, broadcast along an axis of length 0
+        empty = Leaf(ctx.b.const(0, x.dtype), ())
+        return ctx.value([*x.known[:at], (Axis(0),), *x.known[at + 1 :]], empty, x.dtype)
     x, axis = single(ctx.b, x, at)
     new = Axis(len(places)) if len(places) > 1 else None
     body: Body = x.body
@@ -334,13 +336,9 @@ def split_op(ctx: Context) -> list[Value]:
         sizes = [min(each, size - i * each) for i in range(n)]
     starts = np.cumsum([0, *sizes])
     return [
-        positions(ctx, x, at, range(int(start), int(start) + n)) if n else _decline("an empty part")
+        positions(ctx, x, at, range(int(start), int(start) + n))
         for start, n in zip(starts, sizes, strict=False)
     ]
-
-
-def _decline(reason: str) -> Value:
-    raise Decline(reason)
 
 
 __all__ = ["Leaf", "flatten", "positions", "regroup", "rename"]
