@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _COVERAGE_SECONDS = 1.0
 _COVERAGE_ITEM_ROWS = 1024
 _SMALL_BYTES = 64 * 2**20
+# Requests that only complete the coverage: so many of them are run in float64 too.
+_SETTLED = 32
 
 
 def check(
@@ -116,7 +118,9 @@ class _Check:
                 "off": self._phase("optimized", provider, False, requests),
                 "on": self._phase("optimized", provider, True, requests + covering, once),
             }
-            self._compare(provider, requests + covering, exact, [off, on], runs)
+            exact += [None] * (len(requests) + len(covering) - len(exact))
+            self._settle(requests + covering, exact, on, runs["on"])
+            self._compare(provider, requests + covering, len(requests), exact, [off, on], runs)
             if runtime.provider_name(provider) != "CPUExecutionProvider":
                 self._verify(provider, requests[0])
         return self._done(started)
@@ -304,10 +308,34 @@ class _Check:
         medians = {n: float(np.median(seconds)) for n, seconds in times.items()}
         return found, medians[min(medians)], medians[max(medians)] / max(medians)
 
+    def _settle(
+        self,
+        requests: Sequence[feeds.Request],
+        exact: list[list[np.ndarray] | None],
+        source: _Runs,
+        optimized: _Runs,
+    ) -> None:
+        """Runs those requests in float64 too that only complete the coverage of ids and are the
+        furthest apart: where the source itself errs as much, nothing is wrong."""
+        if all(e is None for e in exact):
+            return
+        apart = []
+        for place, (mine, theirs) in enumerate(
+            zip(source.outputs, optimized.outputs, strict=False)
+        ):
+            if exact[place] is None and isinstance(mine, list) and isinstance(theirs, list):
+                apart.append((compare.furthest(mine, theirs), place))
+        places = [place for far, place in sorted(apart, reverse=True)[:_SETTLED] if far > 0]
+        if places:
+            found, *_ = self._exact([requests[place] for place in places])
+            for place, outputs in zip(places, found, strict=True):
+                exact[place] = outputs
+
     def _compare(
         self,
         provider: str,
         requests: Sequence[feeds.Request],
+        drawn: int,
         exact: Sequence[list[np.ndarray] | None],
         sources: Sequence[_Runs],
         optimized: dict[str, _Runs],
@@ -323,7 +351,7 @@ class _Check:
                     )
         for index, output in enumerate(self.signatures["source"].outputs):
             verdict = Verdict(
-                output.name, str(output.dtype), provider, self.settings, self.layout.axis
+                output.name, str(output.dtype), provider, self.settings, self.layout.axis, drawn
             )
             verdict.judge(
                 index,

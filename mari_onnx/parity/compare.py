@@ -160,6 +160,17 @@ def ulps(source: np.ndarray, optimized: np.ndarray) -> np.ndarray:
     return np.abs(source.astype(np.float64) - optimized.astype(np.float64)) / spacing
 
 
+def furthest(source: Sequence[np.ndarray], optimized: Sequence[np.ndarray]) -> float:
+    """Largest difference of any float output relative to its scale; 0 for other shapes."""
+    found = 0.0
+    for a, b in zip(source, optimized, strict=False):
+        if a.dtype.kind == "f" and a.shape == b.shape and a.size:
+            with np.errstate(invalid="ignore"):
+                difference = np.abs(wide(a) - wide(b))
+            found = max(found, float(np.nan_to_num(difference).max()) / (scale_of(wide(a)) or 1.0))
+    return found
+
+
 def scale_of(values: np.ndarray) -> float:
     """Largest finite magnitude; 0 where there is none."""
     finite = np.abs(values[np.isfinite(values)])

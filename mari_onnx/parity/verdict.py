@@ -35,9 +35,12 @@ FLOOR_BLIND_ULPS = 64.0
 class Verdict:
     """Judges one output on one provider; `result` is what comes of it."""
 
-    def __init__(self, name: str, dtype: str, provider: str, settings: Settings, axis: int):
+    def __init__(
+        self, name: str, dtype: str, provider: str, settings: Settings, axis: int, drawn: int
+    ):
         self.result = OutputResult(name, provider, dtype)
-        self.settings, self.axis = settings, axis
+        # The first `drawn` requests are the check's own; others only meet further ids.
+        self.settings, self.axis, self.drawn = settings, axis, drawn
 
     def judge(
         self,
@@ -50,8 +53,7 @@ class Verdict:
         """Compares output `index` of all runs.
 
         Args:
-            exact: float64 outputs of the first requests; further requests are compared with the
-                source.
+            exact: float64 outputs; where there are none a request is compared with the source.
             sources, optimized: [mode][request][output]; an error stands where a run failed.
         """
         triples = []
@@ -74,7 +76,7 @@ class Verdict:
         if not triples:
             return
         if triples[0][2][0].dtype.kind == "f" or triples[0][2][0].dtype.name == "bfloat16":
-            self._floats(triples, len(exact))
+            self._floats(triples)
         else:
             self._exactly(triples)
 
@@ -108,7 +110,7 @@ class Verdict:
         if wrong:
             self.result.fail(f"{wrong} of {self.result.values} values differ{self._place()}")
 
-    def _floats(self, triples: Sequence[Any], drawn: int) -> None:
+    def _floats(self, triples: Sequence[Any]) -> None:
         result, settings = self.result, self.settings
         own = [
             scale_of(wide(mine[0]) if truth is None else truth) for _, _, mine, _, truth in triples
@@ -151,7 +153,7 @@ class Verdict:
         known = any(truth is not None for *_, truth in triples)
         self._bounds(epsilon(triples[0][2][0].dtype), known, [overall, by_request])
         # Requests that are there to meet ids have no ranking of interest.
-        ranked = [t for t in triples if t[0] < drawn]
+        ranked = [t for t in triples if t[0] < self.drawn]
         self._rank(ranked, scales)
         if result.nonfinite:
             result.fail(
