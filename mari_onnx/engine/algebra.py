@@ -182,6 +182,17 @@ def contract(b: Builder, x: Body, y: Body, k: frozenset[Axis], order: Sequence[A
                 pair = (cell, part.body) if flip else (part.body, cell)
                 parts.append(Part(part.at, part.sub, contract(b, *pair, k, order)))
             return Cat(cat.axis, tuple(parts), True)
+    for this, other, flip in ((x, y, False), (y, x, True)):
+        rows = _zero_rows(b, this, other, k)
+        if rows is not None:
+            axis, cells = rows
+            parts = []
+            for at in cells:
+                sub = Axis(len(at)) if len(at) > 1 else None
+                cell = take(b, other, axis, at, sub)
+                inner = [a for a in (sub if a is axis else a for a in order) if a is not None]
+                parts.append(Part(tuple(at), sub, contract(b, *((cell, this) if flip else (this, cell)), k, inner)))
+            return Cat(axis, tuple(parts), True)
     found = _expand(b, x, y, k, (), DEPTH, order)
     whole = _whole(b, x, y, k, found, order)
     if whole is not None:
@@ -193,6 +204,31 @@ def contract(b: Builder, x: Body, y: Body, k: frozenset[Axis], order: Sequence[A
         assert total is not None
         return total
     return add(b, [*bodies, *([total] if total is not None else [])], order)
+
+
+def _zero_rows(b: Builder, x: Body, y: Body, k: frozenset[Axis]) -> tuple[Axis, list[list[int]]] | None:
+    """Rows of a constant y by which parts of x they read at all: a mask of exact zeros cuts some off from the items."""
+    if not (isinstance(x, Cat) and x.axis in k and isinstance(y, Leaf) and y.tensor.const and x.axis in y.axes):
+        return None
+    free = [a for a in y.axes if a is not None and a not in k]
+    array = y.tensor.array
+    if len(free) != 1 or array.dtype == object or array.size > 1 << 22 or array.all():
+        return None
+    tidy = neat(b, x)
+    if not isinstance(tidy, Cat) or tidy.axis is not x.axis:
+        return None
+    rows = np.moveaxis(array != 0, [y.axes.index(free[0]), y.axes.index(x.axis)], [0, 1]).reshape(
+        array.shape[y.axes.index(free[0])], array.shape[y.axes.index(x.axis)], -1
+    )
+    reads = [rows[:, list(p.at)].any(axis=(1, 2)) for p in tidy.parts]
+    cells: dict[tuple[bool, ...], list[int]] = {}
+    for row, key in enumerate(zip(*reads, strict=True)):
+        cells.setdefault(tuple(bool(r) for r in key), []).append(row)
+    if len(cells) < 2 or len(cells) > 4:
+        return None
+    kinds = [axes_of(p.body) - {p.sub} for p in tidy.parts]
+    outs = [frozenset().union(*(kind for kind, on in zip(kinds, key, strict=True) if on)) for key in cells]
+    return (free[0], list(cells.values())) if any(out != outs[0] for out in outs) else None
 
 
 def _expand(

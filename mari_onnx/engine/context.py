@@ -36,14 +36,41 @@ def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
 class Context:
     """One source node with the Values of its inputs (None where an optional input is left out)."""
 
-    def __init__(self, b: Builder, node: NodeProto, inputs: Sequence[Value | None], opsets: dict[str, int]):
+    def __init__(
+        self,
+        b: Builder,
+        node: NodeProto,
+        inputs: Sequence[Value | None],
+        opsets: dict[str, int],
+        captured: dict[str, Value],
+    ):
         self.b = b
+        self.captured = captured
         self.node = node
         self.inputs = list(inputs)
         self.opsets = opsets
         self.attrs: dict[str, Any] = {
             a.name: helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name
         }
+
+    def write_out(self) -> list[Value | None]:
+        """The default rule: all inputs written out, the node as it is."""
+        b, node = self.b, self.node
+        tensors = [materialise(b, v) if v is not None else None for v in self.inputs]
+        captured = {name: materialise(b, v) for name, v in self.captured.items()}
+        shapes = [t.shape if t is not None else None for t in tensors]
+        found = self.infer(shapes, tensors)
+        renamed = {name: t.name for name, t in captured.items()} or None
+        outs = b.copy(node, tensors, [d for d, _ in found], [None] * len(found), list(captured.values()), renamed)
+        values: list[Value | None] = []
+        for o, (out, (_, shape)) in enumerate(zip(outs, found, strict=True)):
+            if not node.output[o]:
+                values.append(None)
+                continue
+            if shape is not None and not out.const:
+                out.shape = tuple(s if s is not None else b.fresh(out, i) for i, s in enumerate(shape))
+            values.append(from_tensor(out))
+        return values
 
     @property
     def opset(self) -> int:

@@ -15,7 +15,7 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 from mari_onnx.engine import emit
-from mari_onnx.engine.blocks import Decline, materialise
+from mari_onnx.engine.blocks import Decline
 from mari_onnx.engine.builder import RANDOM, Builder, Tensor, captures
 from mari_onnx.engine.context import RULES, Context, from_tensor
 from mari_onnx.engine.rules import shape as shape_rules
@@ -167,7 +167,8 @@ def _packed(b: Builder, tensor: Tensor, axes: Sequence[Axis | None], columns: Ma
 def visit(walk: Walk, node: NodeProto) -> None:
     """Answer one node."""
     inputs = [walk.env[name] if name else None for name in node.input]
-    ctx = Context(walk.b, node, inputs, walk.opsets)
+    captured = {name: walk.env[name] for name in captures(node) if name in walk.env}
+    ctx = Context(walk.b, node, inputs, walk.opsets, captured)
     walk.b.origin = node.name or next((o for o in node.output if o), "")
     walk.b.label = next((o for o in node.output if o), node.name)
     reason: str | None = None
@@ -196,34 +197,11 @@ def visit(walk: Walk, node: NodeProto) -> None:
             # a rule that trips over a graph it did not expect leaves the node as it is
             reason, name, outputs = f"the rule failed ({type(error).__name__}: {error})", "default", None
     if outputs is None:
-        outputs = default(walk, ctx)
+        outputs = ctx.write_out()
     for output, value in zip(node.output, outputs, strict=False):
         if output and value is not None:
             walk.env[output] = value
     walk.reports.append(_report(node, inputs, outputs, name, reason))
-
-
-def default(walk: Walk, ctx: Context) -> list[Value | None]:
-    """All inputs written out, the node as it is."""
-    b, node = walk.b, ctx.node
-    tensors = [materialise(b, v) if v is not None else None for v in ctx.inputs]
-    outer = [name for name in captures(node) if name in walk.env]
-    captured = {name: materialise(b, walk.env[name]) for name in outer}
-    shapes = [t.shape if t is not None else None for t in tensors]
-    found = ctx.infer(shapes, tensors)
-    renamed = {name: t.name for name, t in captured.items()}
-    outs = b.copy(
-        node, tensors, [d for d, _ in found], [None] * len(found), list(captured.values()), renamed or None
-    )
-    values: list[Value | None] = []
-    for o, (out, (_, shape)) in enumerate(zip(outs, found, strict=True)):
-        if not node.output[o]:
-            values.append(None)
-            continue
-        if shape is not None and not out.const:
-            out.shape = tuple(s if s is not None else b.fresh(out, i) for i, s in enumerate(shape))
-        values.append(from_tensor(out))
-    return values
 
 
 def _report(

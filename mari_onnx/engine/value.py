@@ -79,6 +79,19 @@ Body: TypeAlias = Union[Leaf, Cat, Sum, Prod]
 Group: TypeAlias = tuple[Axis, ...]
 
 
+@dataclass(frozen=True)
+class Places:
+    """Coordinates of a mask that is the same at all positions of its first ``free`` axes.
+
+    shape: of the mask; flat: row-major positions within its other axes; across: coordinates are along axis 0.
+    """
+
+    shape: tuple[Size, ...]
+    free: int
+    flat: tuple[int, ...]
+    across: bool
+
+
 @dataclass
 class Value:
     """A tensor of the source graph.
@@ -86,12 +99,14 @@ class Value:
     groups: the atomic axes of each logical axis; None where not even the rank is known (then the body is a Leaf
         without axes, and only whole-tensor use is possible).
     sym: for small integer tensors, the elements as far as they are known: an object array of int, Dim or None.
+    places: for coordinates of a constant mask (NonZero, or its transpose), where they point.
     """
 
     groups: tuple[Group, ...] | None
     body: Body
     dtype: int
     sym: np.ndarray | None = field(default=None, repr=False)
+    places: Places | None = field(default=None, repr=False)
 
     @property
     def known(self) -> tuple[Group, ...]:

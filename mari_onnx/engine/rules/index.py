@@ -6,13 +6,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from mari_onnx.engine.blocks import Decline, single, write, zip_bodies
-from mari_onnx.engine.context import Context, normal, rule
-from mari_onnx.engine.rules.structure import positions
-from mari_onnx.engine.value import Axis, Body, Group, Leaf, Value, axes_of, fresh
-from mari_onnx.model.dims import Size
+from mari_onnx.engine.blocks import Decline, align, single, zip_bodies
+from mari_onnx.engine.context import Context, constant, normal, rule
+from mari_onnx.engine.rules.mapped import Through, run
+from mari_onnx.engine.rules.structure import positions, range_of, regroup
+from mari_onnx.engine.value import Axis, Body, Cat, Group, Leaf, Part, Places, Value, axes_of, fresh, is_const, rename
+from mari_onnx.model.dims import Size, product
 
 
 @rule("Gather")
@@ -42,10 +45,8 @@ def _picked(ctx: Context, x: Value, at: int, index: np.ndarray) -> Value | None:
         new: Group = (Axis(len(flat)),) if len(flat) > 1 else ()
         return ctx.value([*x.known[:at], *([new] if index.ndim else []), *x.known[at + 1 :]], x.body, x.dtype)
     if len(flat) == 1 and flat[0] < 0:
-        from mari_onnx.engine.rules.structure import _range
-
         end = 1 << 62 if flat[0] == -1 else flat[0] + 1
-        value = _range(ctx, x, at, flat[0], end)
+        value = range_of(ctx, x, at, flat[0], end)
         groups = value.known if index.ndim else [*value.known[:at], *value.known[at + 1 :]]
         return ctx.value(groups, value.body, x.dtype)
     if min(flat) < 0:
@@ -78,40 +79,127 @@ def lookup(ctx: Context, x: Value, ids: Value, at: int) -> Value:
     return ctx.value(groups, body, x.dtype)
 
 
+@rule("NonZero")
+def non_zero(ctx: Context) -> list[Value]:
+    """Coordinates of a mask that is constant but for axes in front along which it is repeated (the candidates)."""
+    x = ctx.input(0)
+    free = next((i for i, s in enumerate(x.shape) if isinstance(s, int)), x.rank)
+    inner = x.shape[free:]
+    if not is_const(x.body) or not all(isinstance(s, int) for s in inner) or set(x.axes[:free]) & axes_of(x.body):
+        raise Decline("the mask is computed from data")
+    block = Value(x.known[free:], x.body, x.dtype)
+    array = constant(ctx.b, block)
+    if array is None or array.size > 1 << 20:
+        raise Decline("the mask is too large")
+    flat = tuple(int(i) for i in np.flatnonzero(array))
+    if not flat:
+        raise Decline("the mask is empty")
+    (value,) = [v for v in ctx.write_out() if v is not None]
+    count = Axis(product([*x.shape[:free], len(flat)]))
+    assert isinstance(value.body, Leaf)
+    if count.size != value.shape[1]:
+        body = rename(value.body, {value.known[1][0]: count}) if value.known[1] else value.body
+        value = ctx.value([value.known[0], (count,)], body, value.dtype)
+    value.places = Places(x.shape, free, flat, across=True)
+    return [value]
+
+
 @rule("GatherND")
 def gather_nd(ctx: Context) -> list[Value]:
-    """Constant indices of one coordinate are a Gather; of two, positions of the merged axes (upper-triangle pairs)."""
-    x = ctx.input(0)
-    batch = ctx.attr("batch_dims", 0)
+    """Coordinates are positions of the merged axes where they are constant, or those of a constant mask.
+
+    A coordinate along an axis on which the data does not vary has no effect; one that is left is a look-up.
+    """
+    x, batch = ctx.input(0), ctx.attr("batch_dims", 0)
+    places = ctx.input(1).places
+    if places is not None and not batch and not places.across and len(places.shape) <= x.rank:
+        return [_masked(ctx, x, places)]
     index = ctx.array(1)
     if index is None:
-        return [_gather_rows(ctx, x, batch)]
+        return [_rows(ctx, x, batch)]
     depth = index.shape[-1]
     if batch or not all(isinstance(x.shape[d], int) for d in range(depth)):
         raise Decline("GatherND over a dynamic or batch axis")
     sizes = [int(s) for s in x.shape[:depth] if isinstance(s, int)]
+    value = positions(ctx, merged(ctx, x, 0, depth), 0, flat_positions(index, sizes))
+    if index.ndim == 2:
+        return [value]
+    return [regroup(ctx, value, [*index.shape[:-1], *value.shape[1:]])]
+
+
+def merged(ctx: Context, x: Value, start: int, stop: int) -> Value:
+    """Logical axes start to stop as one."""
+    group = tuple(a for g in x.known[start:stop] for a in g)
+    return ctx.value([*x.known[:start], group, *x.known[stop:]], x.body, x.dtype)
+
+
+def flat_positions(index: np.ndarray, sizes: Sequence[int]) -> list[int]:
+    """Row-major positions of constant coordinates (the last axis of ``index``)."""
     flat = np.zeros(index.shape[:-1], dtype=np.int64)
     for d, size in enumerate(sizes):
         flat = flat * size + np.where(index[..., d] < 0, index[..., d] + size, index[..., d])
-    merged = ctx.value([tuple(a for g in x.known[:depth] for a in g), *x.known[depth:]], x.body, x.dtype)
-    value = positions(ctx, merged, 0, [int(i) for i in flat.reshape(-1)])
-    if flat.ndim == 1:
-        return [value]
-    from mari_onnx.engine.rules.structure import regroup
-
-    return [regroup(ctx, value, [*flat.shape, *value.shape[1:]])]
+    return [int(i) for i in flat.reshape(-1)]
 
 
-def _gather_rows(ctx: Context, x: Value, batch: int) -> Value:
-    """Batched look-ups: all batch axes are mapped, so rows that are equal are looked up once."""
-    from mari_onnx.engine.rules.mapped import Through, run
-
-    through = [Through((d, d), (d,)) for d in range(batch)]
-    if not through:
-        raise Decline("GatherND with indices computed from data")
-    (value,) = run(ctx, through)
-    assert value is not None
-    return value
+def _masked(ctx: Context, x: Value, places: Places) -> Value:
+    """``x[mask]``: the mask's positions, for each position of the axes along which it is repeated."""
+    depth = len(places.shape)
+    if not all(ctx.b.same(a, c) for a, c in zip(x.shape[:depth], places.shape, strict=True)):
+        raise Decline("the mask does not have the data's shape")
+    value = positions(ctx, merged(ctx, x, places.free, depth), places.free, places.flat)
+    return merged(ctx, value, 0, places.free + 1)
 
 
-__all__ = ["write"]
+def _rows(ctx: Context, x: Value, batch: int) -> Value:
+    """Look-ups by computed coordinates."""
+    if batch:
+        (value,) = run(ctx, [Through((d, d), (d,)) for d in range(batch)])
+        assert value is not None
+        return value
+    index = ctx.input(1)
+    depth = index.shape[-1]
+    if not isinstance(depth, int):
+        raise Decline("GatherND with coordinates of unknown number")
+    body_axes = axes_of(x.body)
+    left = [d for d in range(depth) if set(x.known[d]) & body_axes]
+    if len(left) > 1:
+        raise Decline("GatherND with several coordinates computed from data")
+    if not left:
+        return ctx.value([*index.known[:-1], *x.known[depth:]], x.body, x.dtype)
+    (d,) = left
+    ids = positions(ctx, fresh(index), index.rank - 1, [d], drop=True)
+    table = ctx.value([x.known[d], *x.known[depth:]], x.body, x.dtype)
+    return lookup(ctx, table, ids, 0)
+
+
+@rule("ScatterND")
+def scatter_nd(ctx: Context) -> list[Value]:
+    """Constant distinct coordinates: a Cat of the updates and of what they leave of the data."""
+    x, updates = ctx.input(0), fresh(ctx.input(2))
+    index = ctx.array(1)
+    if index is None or ctx.attr("reduction", "none") != "none":
+        raise Decline("ScatterND with coordinates computed from data, or that reduces")
+    depth = index.shape[-1]
+    if not all(isinstance(s, int) for s in x.shape[:depth]):
+        raise Decline("ScatterND along a dynamic axis")
+    sizes = [int(s) for s in x.shape[:depth] if isinstance(s, int)]
+    flat = flat_positions(index, sizes)
+    if len(set(flat)) != len(flat):
+        raise Decline("ScatterND writes a position twice")
+    data = merged(ctx, x, 0, depth)
+    new = merged(ctx, updates, 0, index.ndim - 1)
+    total = int(product(sizes))
+    rest = sorted(set(range(total)) - set(flat))
+    pieces = [(flat, new)] + ([(rest, positions(ctx, data, 0, rest))] if rest else [])
+    parts, slim = [], []
+    subs: list[Axis | None] = []
+    for _, value in pieces:
+        value, sub = single(ctx.b, value, 0)
+        subs.append(sub)
+        slim.append(Value(value.known[1:], value.body, value.dtype))
+    bodies, groups = align(ctx.b, slim)
+    for (at, _), sub, body in zip(pieces, subs, bodies, strict=True):
+        parts.append(Part(tuple(at), sub, body))
+    axis = Axis(total)
+    value = ctx.value([(axis,), *groups], Cat(axis, tuple(parts)), x.dtype)
+    return [regroup(ctx, value, [*sizes, *value.shape[1:]]) if depth > 1 else value]

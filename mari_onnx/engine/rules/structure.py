@@ -7,6 +7,7 @@ varies; Concat stays a `Cat`; Slice, Split and Gather with constant indices pick
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,7 +23,10 @@ HUGE = 1 << 30
 def transpose(ctx: Context) -> list[Value]:
     x = ctx.input(0)
     perm = ctx.attr("perm") or list(range(x.rank))[::-1]
-    return [ctx.value([x.known[p] for p in perm], x.body, x.dtype)]
+    value = ctx.value([x.known[p] for p in perm], x.body, x.dtype)
+    if x.places is not None and list(perm) == [1, 0]:
+        value.places = replace(x.places, across=not x.places.across)
+    return [value]
 
 
 @rule("Reshape")
@@ -273,7 +277,7 @@ def _slice(ctx: Context, x: Value, at: int, start: Size, end: Size, step: int) -
         if not (step == -1 and False):
             raise Decline(f"a range of the dynamic dimension {size}")
     stop = HUGE if end == size else int(end)  # type: ignore[arg-type]
-    return _range(ctx, x, at, int(start), stop)  # type: ignore[arg-type]
+    return range_of(ctx, x, at, int(start), stop)  # type: ignore[arg-type]
 
 
 def _end(end: int, step: int) -> int | None:
@@ -281,7 +285,7 @@ def _end(end: int, step: int) -> int | None:
     return None if step < 0 and end < -HUGE else end
 
 
-def _range(ctx: Context, x: Value, at: int, start: int, stop: int) -> Value:
+def range_of(ctx: Context, x: Value, at: int, start: int, stop: int) -> Value:
     """A range of a dynamic axis whose length follows from the bounds."""
     size = x.shape[at]
     if start >= 0 and stop >= HUGE:
