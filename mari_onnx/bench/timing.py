@@ -1,0 +1,111 @@
+"""Times of several callables, run in turns so that what slows the machine down slows all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of runs in turns.
+
+    Attributes:
+        names: what was run, k names.
+        seconds: float64 `[rounds, k]`; row r holds one run of each, close together in time.
+    """
+
+    names: tuple[str, ...]
+    seconds: np.ndarray
+
+    @property
+    def rounds(self) -> int:
+        return len(self.seconds)
+
+    def of(self, name: str) -> np.ndarray:
+        """Seconds of each round of one name, `[rounds]`."""
+        column: np.ndarray = self.seconds[:, self.names.index(name)]
+        return column
+
+    def median(self, name: str) -> float:
+        return float(np.median(self.of(name)))
+
+    def p99(self, name: str) -> float:
+        return float(np.percentile(self.of(name), 99))
+
+    def spread(self, name: str) -> float:
+        """Half the distance between the quartiles, as a share of the median."""
+        low, middle, high = np.percentile(self.of(name), [25, 50, 75])
+        return float((high - low) / 2 / middle)
+
+    def ratios(self, slow: str, fast: str) -> np.ndarray:
+        """`slow / fast` pair by pair, `[rounds]`: above 1 where `fast` is the faster."""
+        pairs: np.ndarray = self.of(slow) / self.of(fast)
+        return pairs
+
+    def ratio(self, slow: str, fast: str) -> float:
+        """The median of the pairs' ratios."""
+        return float(np.median(self.ratios(slow, fast)))
+
+    def quartiles(self, slow: str, fast: str) -> tuple[float, float]:
+        """The middle half of the pairs' ratios."""
+        low, high = np.percentile(self.ratios(slow, fast), [25, 75])
+        return float(low), float(high)
+
+    def to_dict(self, baseline: str) -> dict[str, dict[str, Any]]:
+        """Figures of each name, milliseconds; `speedup` is over `baseline`."""
+        return {
+            name: {
+                "median_ms": self.median(name) * 1e3,
+                "p99_ms": self.p99(name) * 1e3,
+                "spread": self.spread(name),
+                "speedup": self.ratio(baseline, name),
+                "speedup_quartiles": list(self.quartiles(baseline, name)),
+                "rounds": self.rounds,
+            }
+            for name in self.names
+        }
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[int], object]],
+    *,
+    seconds: float = 2.0,
+    least: int = 5,
+    most: int = 2000,
+    warm_up: int = 3,
+    clock: Clock = time.perf_counter,
+) -> Timing:
+    """Runs every callable once a round (A B A B), the order turned by one each round.
+
+    Args:
+        runs: name -> callable, which is given the number of the round and returns when done.
+        seconds: measured rounds go on until they took this long together...
+        least, most: ...but at least and at most so many.
+        warm_up: rounds before, not measured; fewer where one alone takes longer than `seconds`.
+        clock: seconds, for tests.
+    """
+    names = tuple(runs)
+    started = clock()
+    for turn in range(warm_up):
+        for name in names:
+            runs[name](turn)
+        if clock() - started > seconds:
+            break
+    rows: list[Sequence[float]] = []
+    started = clock()
+    while len(rows) < most and (len(rows) < least or clock() - started < seconds):
+        row = [0.0] * len(names)
+        for place in range(len(names)):
+            which = (place + len(rows)) % len(names)
+            before = clock()
+            runs[names[which]](len(rows))
+            row[which] = clock() - before
+        rows.append(row)
+    return Timing(names, np.array(rows, np.float64).reshape(-1, len(names)))

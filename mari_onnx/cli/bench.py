@@ -1,0 +1,299 @@
+"""`mari-onnx bench MODEL [MODEL...]`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mari_onnx.cli.options import common_options, side_options, sides_from
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mari_onnx.bench.measure import Measured, Variant
+    from mari_onnx.model.load import Source
+    from mari_onnx.parity.feeds import Request
+    from mari_onnx.sides import Sides
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        found = tuple(dict.fromkeys(int(part) for part in value.split(",") if part.strip()))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise click.BadParameter(f"{value!r} is no list of positive numbers like 1,16,64")
+    return found
+
+
+@click.command()
+@click.argument(
+    "models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@side_options
+@click.option(
+    "--candidates",
+    callback=_numbers,
+    default="1,16,64,256,1000,4000",
+    show_default=True,
+    metavar="N,...",
+    help="Numbers of candidates to time.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Recorded requests instead of drawn ones (as for `check`); N is then as recorded.",
+)
+@click.option(
+    "--threads",
+    callback=_numbers,
+    default="1",
+    show_default=True,
+    metavar="T,...",
+    help="Threads within an operator.",
+)
+@click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    show_default=True,
+    metavar="S",
+    help="Measuring time for each N, all models together.",
+)
+@click.option(
+    "--peers", is_flag=True, help="Also what onnxsim, onnxslim and onnxscript make of the model."
+)
+@click.option(
+    "--floor",
+    "with_floor",
+    is_flag=True,
+    help="Also the optimized model with its user part cut away: no lossless rewrite is faster.",
+)
+@click.option("--memory/--no-memory", default=True, help="Peak memory, in processes of their own.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE"
+)
+@click.option(
+    "--plot",
+    "plot_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Latency and speed-up against N, as .png or .svg.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@common_options
+def bench(
+    models: tuple[Path, ...],
+    candidates: tuple[int, ...],
+    data: Path | None,
+    threads: tuple[int, ...],
+    provider: str,
+    seconds: float,
+    peers: bool,
+    with_floor: bool,
+    memory: bool,
+    json_file: Path | None,
+    plot_file: Path | None,
+    quiet: bool,
+    **sides: Any,
+) -> None:
+    """Time models against each other on the same requests, in turns (A B A B).
+
+    One MODEL is timed against what `optimize` makes of it. Of several, the first is what the
+    others are compared with, and the sides are those of its inputs.
+    """
+    from mari_onnx.bench.measure import measure
+    from mari_onnx.cli.check import progress_bar
+    from mari_onnx.model.load import read
+    from mari_onnx.parity.check import find_sides
+    from mari_onnx.report.terminal import console
+
+    if plot_file is not None:
+        from mari_onnx.bench.plot import check_format
+
+        check_format(plot_file)
+    source = read(models[0])
+    found = sides_from(sides, source.model, models[0])
+    if not found:
+        found = find_sides(list(models), [source.model, *(read(path).model for path in models[1:])])
+    out = console()
+    out.quiet = quiet or str(json_file) == "-"
+    results: list[Measured] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder,
+        progress_bar(quiet) as progress,
+    ):
+        if progress is not None:
+            progress("optimizing", 0, 1)
+        variants, notes = _variants(
+            source,
+            found,
+            models,
+            Path(folder),
+            _typical(candidates),
+            provider,
+            peers,
+            with_floor,
+        )
+        requests = _requests(source, found, candidates, data)
+        for count in threads:
+            results += measure(
+                variants,
+                requests,
+                threads=count,
+                provider=provider,
+                seconds=seconds,
+                memory=memory,
+                progress=progress,
+            )
+    _show(results, notes, out)
+    if json_file is not None:
+        _write_json(json_file, results, notes, models[0], provider)
+    if plot_file is not None:
+        from mari_onnx.bench.plot import plot
+
+        plot(results, plot_file, models[0].name)
+        out.print(f"wrote {plot_file}", markup=False)
+
+
+def _typical(candidates: Sequence[int]) -> int:
+    """The N that the rewrite has to pay for: the middle one."""
+    return sorted(candidates)[len(candidates) // 2]
+
+
+def _variants(
+    source: Source,
+    sides: Sides,
+    models: Sequence[Path],
+    folder: Path,
+    candidates: int,
+    provider: str,
+    peers: bool,
+    with_floor: bool,
+) -> tuple[list[Variant], list[str]]:
+    """Everything to be timed, the baseline first, and notes on what is missing."""
+    from mari_onnx.bench.measure import OURS, Variant, variants_of
+
+    made: list[Variant] = []
+    notes: list[str] = []
+    if len(models) == 1 or peers or with_floor:
+        made, notes = variants_of(
+            source,
+            sides,
+            folder,
+            candidates=candidates,
+            target=provider,
+            with_peers=peers,
+            with_floor=with_floor,
+        )
+    if len(models) == 1:
+        return made, notes
+    named = [Variant(name, path) for name, path in zip(_names(models), models, strict=True)]
+    return [*named, *(each for each in made[1:] if each.name != OURS)], notes
+
+
+def _names(models: Sequence[Path]) -> list[str]:
+    """Short names that tell the files apart."""
+    for short in ([path.name for path in models], [str(path) for path in models]):
+        if len(set(short)) == len(short):
+            return short
+    return [f"{index} {path}" for index, path in enumerate(models, 1)]
+
+
+def _requests(
+    source: Source, sides: Sides, candidates: Sequence[int], data: Path | None
+) -> dict[int, list[Request]]:
+    from mari_onnx.bench.measure import draw
+
+    if data is None:
+        drawn = [draw(source, sides, n) for n in candidates]
+        return {requests[0].n: requests for requests in drawn}
+    from mari_onnx.model.signature import signature
+    from mari_onnx.parity.recorded import load
+
+    found: dict[int, list[Request]] = {}
+    for request in load(data, signature(source.model), sides):
+        found.setdefault(request.n, []).append(request)
+    return dict(sorted(found.items()))
+
+
+def _show(results: Sequence[Measured], notes: Sequence[str], out: Console) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from mari_onnx.report.terminal import quantity
+
+    shown = [each.to_dict() for each in results]
+    entries = [figures for each in shown for figures in each["variants"].values()]
+    extra = {
+        "transfer_median_ms": ("transfers", lambda v: f"{v:.3f} ms"),
+        "of_floor_speed": ("of floor", lambda v: f"{v:.2f}"),
+        "flops_per_candidate": ("FLOPs a candidate", quantity),
+        "bytes_per_candidate": ("bytes a candidate", quantity),
+        "peak_memory_bytes": ("peak memory", lambda v: f"{v / 1e6:.0f} MB"),
+        "max_difference": ("max difference", lambda v: f"{v:.1e}"),
+    }
+    extra = {key: how for key, how in extra.items() if any(e.get(key) is not None for e in entries)}
+    several = len({each.threads for each in results}) > 1
+    table = Table(box=None, pad_edge=False)
+    for name in ["N", *(["threads"] if several else [])]:
+        table.add_column(name, justify="right")
+    table.add_column("model")
+    for name in [
+        "median",
+        "p99",
+        "spread",
+        "faster",
+        "(middle half)",
+        *(h for h, _ in extra.values()),
+    ]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in shown:
+        for index, (name, figures) in enumerate(each["variants"].items()):
+            low, high = figures["speedup_quartiles"]
+            setting = [str(each["candidates"]), *([str(each["threads"])] if several else [])]
+            table.add_row(
+                *(setting if not index else [""] * len(setting)),
+                escape(name),
+                f"{figures['median_ms']:.3f} ms",
+                f"{figures['p99_ms']:.3f} ms",
+                f"{figures['spread']:.0%}",
+                f"{figures['speedup']:.2f}x" if index else "",
+                f"{low:.2f}-{high:.2f}" if index else "",
+                *(
+                    "" if figures.get(key) is None else text(figures[key])
+                    for key, (_, text) in extra.items()
+                ),
+            )
+    out.print(table)
+    for note in notes:
+        out.print(f"note: {note}", markup=False)
+
+
+def _write_json(
+    file: Path, results: Sequence[Measured], notes: Sequence[str], source: Path, provider: str
+) -> None:
+    from mari_onnx.bench.machine import machine
+    from mari_onnx.model.save import write_text
+
+    answer = {
+        "schema": "mari-onnx/bench",
+        "version": 1,
+        "source": str(source),
+        "provider": provider,
+        "machine": machine(provider),
+        "notes": list(notes),
+        "results": [each.to_dict() for each in results],
+    }
+    text = json.dumps(answer, indent=1, ensure_ascii=False)
+    if str(file) == "-":
+        click.echo(text)
+    else:
+        write_text(file, text + "\n")
