@@ -14,6 +14,7 @@ import numpy as np
 
 from mari_onnx import runtime
 from mari_onnx.errors import MariError
+from mari_onnx.model.dims import symbols
 from mari_onnx.model.signature import Input, signature
 
 if TYPE_CHECKING:
@@ -75,9 +76,9 @@ def floor(rewrite: Rewrite, sides: Sides) -> Floor:
         raise NoFloor(f"nothing was lifted: {rewrite.reason}")
     _check_safe(rewrite.model)
     model = _in_memory(rewrite.model)
-    cut = _cut(rewrite, sides)
-    probe = _with_outputs(model, cut)
-    return Floor(_without_user(rewrite, model, cut, probe), tuple(cut), probe)
+    parts = _parts(rewrite, sides)
+    probe = _with_outputs(model, parts.cut)
+    return Floor(_without_user(model, probe, parts, rewrite), parts.cut, probe)
 
 
 def _in_memory(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -116,21 +117,10 @@ def _check_safe(model: onnx.ModelProto) -> None:
         raise NoFloor("the model has functions of its own")
 
 
-_PLAIN_TYPES = [
-    "FLOAT",
-    "FLOAT16",
-    "DOUBLE",
-    "INT8",
-    "INT16",
-    "INT32",
-    "INT64",
-    "UINT8",
-    "UINT16",
-    "UINT32",
-    "UINT64",
-    "BOOL",
-    "STRING",
-]
+_PLAIN_TYPES = (
+    *("FLOAT", "FLOAT16", "DOUBLE", "INT8", "INT16", "INT32", "INT64"),
+    *("UINT8", "UINT16", "UINT32", "UINT64", "BOOL", "STRING"),
+)
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -141,22 +131,29 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs(attribute.g)
 
 
-def _cut(rewrite: Rewrite, sides: Sides) -> list[str]:
-    """Tensors of the user alone that something of the candidates takes."""
+@dataclass(frozen=True)
+class _Parts:
+    """`rows`: tensors that depend on candidates; `cut`: others that those are made of."""
+
+    rows: frozenset[str]
+    cut: tuple[str, ...]
+
+
+def _parts(rewrite: Rewrite, sides: Sides) -> _Parts:
     graph = rewrite.model.graph
-    rows = {value.name for value in graph.input if _has_rows(rewrite, value.name)}
+    rows = {value.name for value in graph.input if _has_rows(rewrite, sides, value.name)}
     users = {value.name for value in graph.input} - rows
-    taken: dict[str, None] = {}
+    cut: dict[str, None] = {}
     for node in graph.node:
         inputs = _inputs(node)
         # How many candidates there are is known without looking at one.
         mixed = node.op_type not in ("Shape", "Size") and any(name in rows for name in inputs)
         if mixed and not _takes_user_row(node, rewrite, sides):
             rows.update(node.output)
-            taken.update((name, None) for name in inputs if name in users)
+            cut.update((name, None) for name in inputs if name in users)
         elif any(name in users or name in rows for name in inputs):
             users.update(node.output)
-    return list(taken)
+    return _Parts(frozenset(rows), tuple(cut))
 
 
 def _inputs(node: onnx.NodeProto) -> list[str]:
@@ -175,7 +172,7 @@ def _takes_user_row(node: onnx.NodeProto, rewrite: Rewrite, sides: Sides) -> boo
     return node.op_type == "Slice" and node.input[0] in sides.columns and shape[:1] == (1,)
 
 
-def _with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """A copy with other outputs, whose types are left to the runtime."""
     import onnx
 
@@ -187,57 +184,51 @@ def _with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
 
 
 def _without_user(
-    rewrite: Rewrite, model: onnx.ModelProto, cut: list[str], probe: onnx.ModelProto
+    model: onnx.ModelProto, probe: onnx.ModelProto, parts: _Parts, rewrite: Rewrite
 ) -> onnx.ModelProto:
     import onnx_graphsurgeon as gs
 
     graph = gs.import_onnx(model)
     tensors = graph.tensors()
-    graph.inputs = [each for each in graph.inputs if _has_rows(rewrite, each.name)]
-    for name, dtype in _types(probe, cut).items():
+    graph.inputs = [each for each in graph.inputs if each.name in parts.rows]
+    for name, dtype in _types(probe, parts.cut).items():
         tensor = tensors[name]
         tensor.inputs.clear()
         tensor.dtype = dtype
         shape = rewrite.out_shapes.get(name)
-        tensor.shape = (
-            None if shape is None else [d if isinstance(d, int) else str(d) for d in shape]
-        )
+        if shape is not None:
+            tensor.shape = [d if isinstance(d, int) else str(d) for d in shape]
         graph.inputs.append(tensor)
-    graph.outputs = [each for each in graph.outputs if each.inputs]
+    graph.outputs = [each for each in graph.outputs if each.name in parts.rows]
     if not graph.outputs:
         raise NoFloor("no output depends on candidates")
-    graph.cleanup(remove_unused_graph_inputs=True, recurse_functions=False)
+    graph.cleanup(remove_unused_graph_inputs=True)
     return gs.export_onnx(graph, do_type_check=False)
 
 
-def _has_rows(rewrite: Rewrite, name: str) -> bool:
-    return rewrite.kinds.get(name, "Mixed") not in ("Shared", "Const")
+def _has_rows(rewrite: Rewrite, sides: Sides, name: str) -> bool:
+    """An input that may differ between candidates; untagged, it is one whose shape counts them."""
+    if name in sides.columns:
+        return True
+    side = sides.side(name)
+    if side is not None:
+        return side != "user"
+    return any("N" in symbols(size) for size in rewrite.shapes.get(name, ()))
 
 
-def _types(probe: onnx.ModelProto, cut: list[str]) -> dict[str, Any]:
+def _types(probe: onnx.ModelProto, cut: Sequence[str]) -> dict[str, Any]:
     """Element types of the cut tensors, as onnxruntime infers them."""
     if not cut:
         return {}
+    found = {}
     made = runtime.session(probe, what="the model with its cut exposed")
-    return {
-        each.name: _NUMPY[each.type.removeprefix("tensor(")[:-1]] for each in made.get_outputs()
-    }
+    for each in made.get_outputs():
+        name = each.type.removeprefix("tensor(").removesuffix(")")
+        try:
+            found[each.name] = np.dtype(_NUMPY_NAMES.get(name, name))
+        except TypeError as error:
+            raise NoFloor(f"tensor {each.name!r} at the cut is a {each.type}") from error
+    return found
 
 
-_NUMPY = {
-    name: np.dtype(np.float32 if name == "float" else np.float64 if name == "double" else name)
-    for name in [
-        "float",
-        "double",
-        "float16",
-        "int8",
-        "int16",
-        "int32",
-        "int64",
-        "uint8",
-        "uint16",
-        "uint32",
-        "uint64",
-        "bool",
-    ]
-}
+_NUMPY_NAMES = {"float": "float32", "double": "float64"}

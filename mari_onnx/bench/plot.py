@@ -42,7 +42,7 @@ def plot(results: Sequence[Measured], path: Path, title: str = "") -> None:
     for style, count in zip(("-", "--", ":", "-."), threads, strict=False):
         chosen = [each for each in results if each.threads == count]
         xs = [each.n for each in chosen]
-        suffix = f", {count} threads" if len(threads) > 1 else ""
+        suffix = f", {count} thread{'s' * (count > 1)}" if len(threads) > 1 else ""
         for index, name in enumerate(names):
             look: dict[str, Any] = {
                 "color": _COLOURS[index % len(_COLOURS)],
@@ -65,8 +65,10 @@ def plot(results: Sequence[Measured], path: Path, title: str = "") -> None:
     ticks = sorted({each.n for each in results})
     for axes in (left, right):
         axes.set_xticks(ticks, [str(n) for n in ticks])
-        axes.minorticks_off()
+        axes.xaxis.minorticks_off()
         axes.grid(alpha=0.25)
+    for formatter in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
+        formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else "")
     left.legend(fontsize=8)
     _finish(figure, path, title)
 

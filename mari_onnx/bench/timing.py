@@ -1,4 +1,4 @@
-"""Times of several callables, run in turns so that what slows the machine down slows all of them."""
+"""Times of several callables, run in turns: what slows the machine down slows all of them."""
 
 from __future__ import annotations
 
