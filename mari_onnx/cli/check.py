@@ -71,10 +71,10 @@ class _Numbers(click.ParamType):
 @click.option(
     "--coverage",
     type=click.IntRange(min=0),
-    default=1000,
+    default=10_000,
     show_default=True,
     metavar="K",
-    help="At most so many further requests, to meet every user-side id.",
+    help="At most so many further requests (and about a second a run), to meet every id.",
 )
 @click.option("--extremes", is_flag=True, help="Also draw floats of 0, 1e-6, 1e3 and 1e4.")
 @click.option(

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 # Seconds that coverage of user-side ids may take, by the time one run took.
 _COVERAGE_SECONDS = 1.0
 _COVERAGE_ITEM_ROWS = 1024
-_SMALL_BYTES = 64 * 2**20
 # Requests that only complete the coverage: so many of them are run in float64 too.
 _SETTLED = 32
 
@@ -206,15 +205,12 @@ class _Check:
     def _covering(self, seconds: float, row_seconds: float) -> list[feeds.Request]:
         """Further requests, so that every id is met: user-side ids one request each, item-side ids
         in bulk."""
-        # Tables of usual size are met whole however slow the machine; more as time allows.
-        small = _size(self.models["source"]) <= _SMALL_BYTES
-        floor, bulk_floor = (300, 8) if small else (20, 2)
-        budget = min(self.settings.coverage, max(floor, int(_COVERAGE_SECONDS / seconds / 2)))
+        # Small tables are met whole on a slow machine too; more as time allows.
+        budget = min(self.settings.coverage, _affordable(seconds, 300))
         found: list[feeds.Request] = []
         fixed = self.layout.fixed_n
         rows = fixed or (_COVERAGE_ITEM_ROWS if self.layout.axis == 0 else 32)
-        bulk = max(bulk_floor, int(_COVERAGE_SECONDS / (rows * row_seconds) / 2))
-        bulk = min(budget, bulk)
+        bulk = min(self.settings.coverage, _affordable(rows * row_seconds, 8))
         while len(found) < bulk and self._uncovered(False):
             found.append(self.drawer.request(rows, full=True))
         while len(found) < budget and self._uncovered(True):
@@ -409,6 +405,12 @@ def find_sides(paths: Sequence[ModelLike], models: Sequence[Any]) -> Sides:
     other = resolve(signature(models[1]))
     named = {i.name for i in mine.inputs}
     return Sides({k: v for k, v in other.inputs.items() if k in named}, {}, other.candidate_axis)
+
+
+def _affordable(seconds: float, usual: int) -> int:
+    """How many runs of two models fit the time for coverage; `usual` may take four times that."""
+    runs = _COVERAGE_SECONDS / (2 * seconds)
+    return max(int(runs), min(usual, int(4 * runs)), 1)
 
 
 def _name(model: ModelLike, kind: str) -> str:

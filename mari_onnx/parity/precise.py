@@ -44,6 +44,8 @@ _TYPED = {
     "RandomUniformLike": "dtype",
 }
 
+_FLOAT_UNLESS_SAID = ("SequenceEmpty", "RandomNormal", "RandomUniform")
+
 
 @dataclass
 class Precise:
@@ -209,8 +211,7 @@ def _convert_graph(
     graph: onnx.GraphProto, model: onnx.ModelProto, weights: _Weights | None = None
 ) -> None:
     for value in [*graph.input, *graph.output]:
-        if value.type.tensor_type.elem_type in _FLOATS:
-            value.type.tensor_type.elem_type = _DOUBLE
+        _widen_type(value.type)
     del graph.value_info[:]  # inferred anew
     if weights is None:  # a body; the main graph's weights are converted one by one
         for tensor in graph.initializer:
@@ -239,10 +240,23 @@ def _convert_nodes(nodes: Any, model: Any) -> None:
                 node.attribute.append(helper.make_attribute("value", tensor))
             elif _TYPED.get(node.op_type) == attribute.name and attribute.i in _FLOATS:
                 attribute.i = _DOUBLE
+        if node.op_type in _FLOAT_UNLESS_SAID and not any(
+            a.name == "dtype" for a in node.attribute
+        ):
+            node.attribute.append(helper.make_attribute("dtype", _DOUBLE))
         if node.op_type == "ConstantOfShape" and not node.attribute:
             node.attribute.append(
                 helper.make_attribute("value", helper.make_tensor("", _DOUBLE, [1], [0.0]))
             )
+
+
+def _widen_type(kind: onnx.TypeProto) -> None:
+    """In tensors, sequences and optionals."""
+    which = kind.WhichOneof("value")
+    if which == "tensor_type" and kind.tensor_type.elem_type in _FLOATS:
+        kind.tensor_type.elem_type = _DOUBLE
+    elif which in ("sequence_type", "optional_type"):
+        _widen_type(getattr(kind, which).elem_type)
 
 
 def _widen(tensor: onnx.TensorProto) -> None:

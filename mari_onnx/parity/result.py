@@ -45,7 +45,7 @@ class Settings:
     atol: float | None = None
     multiple: float = MULTIPLE
     top_k: Sequence[int] = (10, 50)
-    coverage: int = 1000
+    coverage: int = 10_000
     extremes: bool = False
     threads: int = 1
     dump: str | os.PathLike[str] | None = None
