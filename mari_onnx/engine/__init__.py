@@ -75,6 +75,10 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options, opsets: dic
         for name, value in walk.env.items()
         if name in inputs and isinstance(value.body, Leaf)
     }
+    lifted = {name for name, tensor in stored.items() if tensor.shape != walk.env[name].shape}
+    both = sorted(lifted & {info.name for info in graph.output})
+    if both:
+        return Rewrite(model, False, [], reason=f"the user input {both[0]!r} is an output too, and must keep its N rows")
     for node in graph.node:
         _visit(walk, node)
     wanted = [(info.name, _output(walk, walk.env[info.name])) for info in graph.output]

@@ -19,7 +19,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from mari_onnx.engine import emit
-from mari_onnx.engine.blocks import as_leaf, flatten, form_of, neat, take, with_form, write, zip_bodies
+from mari_onnx.engine.blocks import (
+    as_leaf,
+    flatten,
+    form_of,
+    neat,
+    take,
+    with_form,
+    write,
+    zip_bodies,
+)
 from mari_onnx.engine.builder import FOLD_LIMIT, Builder, Tensor
 from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, axes_of, is_const, rename
 from mari_onnx.engine.weigh import ELEMENT, NODE, volume
@@ -171,6 +180,12 @@ def contract(b: Builder, x: Body, y: Body, k: frozenset[Axis], order: Sequence[A
     order: the logical order of the result's axes, a preference for layouts. Every axis in ``k`` must be an axis of x
     or y; one that neither has is the caller's to multiply by.
     """
+    lost = k - (axes_of(x) | axes_of(y))
+    if lost:
+        # neither operand varies there: the sum is a multiplication, of the smaller one
+        x, k = _repeat(b, x, lost), k - lost
+    if not k:
+        return multiply(b, x, y, order)
     for this, other, flip in ((x, y, False), (y, x, True)):
         if isinstance(this, Cat) and this.axis not in k:
             cat = neat(b, this, order)
@@ -246,15 +261,10 @@ def _expand(
             for part in this.parts:
                 cell = take(b, other, this.axis, part.at, part.sub)
                 inner = k - {this.axis} | ({part.sub} if part.sub else frozenset())
-                body = part.body
-                inner &= axes_of(body) | axes_of(cell)
-                lost = len(part.at) if part.sub is not None and part.sub not in inner else 1
-                if _zero(body) or _zero(cell):
+                if _zero(part.body) or _zero(cell):
                     continue
-                if lost > 1:
-                    body = _times(b, body, lost)
-                pair = (cell, body) if flip else (body, cell)
-                out += _expand(b, *pair, inner, outer, depth, order)
+                pair = (cell, part.body) if flip else (part.body, cell)
+                out += _lost(b, *pair, inner, outer, depth, order)
             return out or [Leaf(b.const(0, _dtype(x)), ())]
     if isinstance(x, Cat) or isinstance(y, Cat):
         body = contract(b, x, y, k, order)

@@ -9,7 +9,20 @@ from collections.abc import Callable, Sequence
 
 from mari_onnx.engine import emit
 from mari_onnx.engine.builder import Builder, Tensor
-from mari_onnx.engine.value import Axis, Body, Cat, Group, Leaf, Part, Prod, Sum, Value, axes_of, is_const, rename
+from mari_onnx.engine.value import (
+    Axis,
+    Body,
+    Cat,
+    Group,
+    Leaf,
+    Part,
+    Prod,
+    Sum,
+    Value,
+    axes_of,
+    is_const,
+    rename,
+)
 from mari_onnx.model.dims import Size, divide, product
 
 MAX_RUNS = 128
@@ -627,11 +640,14 @@ def _worth(bodies: Sequence[Body], axis: Axis, cells: dict[tuple[int, ...], list
     rest = [axes_of(body) - {axis} for body in bodies if not (isinstance(body, Cat) and body.axis is axis)]
     if any(isinstance(body, Cat) and body.axis is not axis for body in bodies):
         return True
+    constant = all(is_const(body) for body in bodies if not (isinstance(body, Cat) and body.axis is axis))
     outs = []
     for key in cells:
         own = [axes_of(cat.parts[k].body) - {cat.parts[k].sub} for cat, k in zip(cats, key, strict=True)]
-        outs.append(frozenset().union(*own, *rest))
-    return any(out != outs[0] for out in outs) or all(is_const(body) for body in bodies)
+        # a block that is constant may be -inf or zero throughout, which later operators can use
+        fixed = all(is_const(cat.parts[k].body) for cat, k in zip(cats, key, strict=True)) and constant
+        outs.append((frozenset().union(*own, *rest), fixed))
+    return any(out != outs[0] for out in outs)
 
 
 def _unsplit(

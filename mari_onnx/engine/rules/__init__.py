@@ -1,5 +1,15 @@
 """One module an operator family; importing this package fills the table of rules."""
 
-from mari_onnx.engine.rules import elementwise, index, mapped, norm, products, reduce, shape, structure
+from mari_onnx.engine.rules import (
+    elementwise,
+    index,
+    mapped,
+    norm,
+    products,
+    reduce,
+    shape,
+    softmax,
+    structure,
+)
 
-__all__ = ["elementwise", "index", "mapped", "norm", "products", "reduce", "shape", "structure"]
+__all__ = ["elementwise", "index", "mapped", "norm", "products", "reduce", "shape", "softmax", "structure"]

@@ -14,7 +14,20 @@ from mari_onnx.engine.blocks import Decline, align, single, zip_bodies
 from mari_onnx.engine.context import Context, constant, normal, rule
 from mari_onnx.engine.rules.mapped import Through, run
 from mari_onnx.engine.rules.structure import positions, range_of, regroup
-from mari_onnx.engine.value import Axis, Body, Cat, Group, Leaf, Part, Places, Value, axes_of, fresh, is_const, rename
+from mari_onnx.engine.value import (
+    Axis,
+    Body,
+    Cat,
+    Group,
+    Leaf,
+    Part,
+    Places,
+    Value,
+    axes_of,
+    fresh,
+    is_const,
+    rename,
+)
 from mari_onnx.model.dims import Size, product
 
 

@@ -13,7 +13,16 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from mari_onnx.engine.blocks import Decline
-from mari_onnx.engine.context import INTS, SMALL, Context, from_array, from_sizes, normal, rule, symbolic
+from mari_onnx.engine.context import (
+    INTS,
+    SMALL,
+    Context,
+    from_array,
+    from_sizes,
+    normal,
+    rule,
+    symbolic,
+)
 from mari_onnx.engine.value import Axis, Group, Leaf, Value
 from mari_onnx.model.dims import Dim, Size, divide, product
 

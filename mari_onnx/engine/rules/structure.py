@@ -13,7 +13,19 @@ import numpy as np
 
 from mari_onnx.engine.blocks import Decline, align, cut, flatten, segments, single, split, take
 from mari_onnx.engine.context import Context, normal, rule
-from mari_onnx.engine.value import Axis, Body, Cat, Group, Leaf, Part, Value, axes_of, fresh, is_const, rename
+from mari_onnx.engine.value import (
+    Axis,
+    Body,
+    Cat,
+    Group,
+    Leaf,
+    Part,
+    Value,
+    axes_of,
+    fresh,
+    is_const,
+    rename,
+)
 from mari_onnx.model.dims import Dim, Size, divide, product
 
 HUGE = 1 << 30

@@ -1,0 +1,157 @@
+"""How large a tensor's elements can be at most, from constants: for masks that are large but finite.
+
+A softmax weight exp(c - max) of a masked score c is exactly 0 where some other score in the row is above c by more than
+the exponent's range. With c = -1e9 that holds whenever the row has an unmasked score that is provably above -1e9 + 120;
+tables, weights and normalizations bound most scores of a ranking model by a few thousand.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from mari_onnx.engine.builder import Builder, Node, Tensor
+
+STEPS = 4000
+"""Nodes looked at for one bound; beyond it nothing is claimed."""
+UNIT = {"Sigmoid", "Tanh", "Softmax", "Erf", "Sin", "Cos", "HardSigmoid", "Softsign"}
+KEEP = {
+    "Relu", "Gelu", "LeakyRelu", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand", "Neg",
+    "Abs", "Split", "ReduceMean", "ReduceMax", "ReduceMin", "HardSwish", "Mish", "Elu", "Tile", "Flatten", "Dropout",
+}  # fmt: skip
+
+
+def bound(b: Builder, tensor: Tensor) -> float:
+    """An upper bound of the elements' absolute values; infinity where none is known."""
+    known: dict[str, float] = {}
+    stack = [tensor]
+    steps = 0
+    while stack:
+        top = stack[-1]
+        if top.name in known:
+            stack.pop()
+            continue
+        steps += 1
+        if steps > STEPS:
+            return math.inf
+        if top.const:
+            known[top.name] = _largest(top)
+        elif top.node is None:
+            known[top.name] = math.inf
+        else:
+            node = b.nodes[top.node]
+            needed = [t for t in _operands(node) if t.name not in known]
+            if needed:
+                stack += needed
+                continue
+            known[top.name] = min(_node(node, known), _normalized(b, node))
+        stack.pop()
+    return known[tensor.name]
+
+
+def _largest(tensor: Tensor) -> float:
+    array = tensor.array
+    if array.dtype == object or array.size == 0:
+        return math.inf
+    value = float(np.max(np.abs(array.astype(np.float64)))) if array.dtype != bool else 1.0
+    return value if math.isfinite(value) else math.inf
+
+
+def _operands(node: Node) -> list[Tensor]:
+    op = node.proto.op_type
+    inputs = [t for t in node.inputs if t is not None]
+    if op in UNIT:
+        return []
+    if op in KEEP or op in ("Gather", "GatherElements", "GatherND", "CumSum", "ReduceSum"):
+        return inputs[:1]
+    if op == "LayerNormalization":
+        return inputs[1:]
+    return inputs[1:] if op == "Where" else inputs
+
+
+def _node(node: Node, known: dict[str, float]) -> float:
+    op = node.proto.op_type
+    inputs = [t for t in node.inputs if t is not None]
+    if node.proto.domain not in ("", "ai.onnx"):
+        return math.inf
+    if op in UNIT:
+        return 1.0
+    values = [known.get(t.name, math.inf) for t in inputs]
+    if op in KEEP or op in ("Gather", "GatherElements", "GatherND"):
+        return values[0]
+    if op in ("Add", "Sub", "Sum"):
+        return sum(values)
+    if op == "Mul":
+        return math.prod(values) if all(math.isfinite(v) for v in values) else math.inf
+    if op == "Div":
+        divisor = inputs[1]
+        smallest = float(np.min(np.abs(divisor.array.astype(np.float64)))) if divisor.const else 0.0
+        return values[0] / smallest if smallest > 0 else math.inf
+    if op in ("Concat", "Max", "Min"):
+        return max(values)
+    if op == "Where":
+        return max(values[1:])
+    if op == "MatMul":
+        return _product(inputs, values)
+    if op == "ReduceSum":
+        return math.inf
+    if op == "LayerNormalization":
+        width = inputs[0].known[-1]
+        if not isinstance(width, int):
+            return math.inf
+        return math.sqrt(width) * values[1] + (values[2] if len(values) > 2 else 0.0)
+    return math.inf
+
+
+def _normalized(b: Builder, node: Node) -> float:
+    """sqrt(D) for ``x / sqrt(mean(x^2) + eps)``, however it is written; infinity for anything else."""
+    if node.proto.op_type not in ("Mul", "Div"):
+        return math.inf
+    pairs = [node.inputs] if node.proto.op_type == "Div" else [node.inputs, node.inputs[::-1]]
+    for x, scale in pairs:
+        if x is None or scale is None:
+            continue
+        tensor: Tensor | None = scale
+        if node.proto.op_type == "Mul":
+            tensor = _through(b, tensor, "Reciprocal")
+        tensor = _through(b, tensor, "Sqrt")
+        mean = _through(b, tensor, "Add")
+        square = _source(b, _through(b, mean, "ReduceMean"))
+        if mean is None or square is None or x.shape is None:
+            continue
+        op, inputs = square.proto.op_type, square.inputs
+        itself = inputs[0] is x and (op == "Mul" and inputs[1] is x or op == "Pow" and _scalar(inputs[1]) == 2)
+        width = x.known[-1]
+        reduced = mean.known[: len(x.known) - 1] == x.known[:-1]
+        if itself and reduced and isinstance(width, int):
+            return math.sqrt(width)
+    return math.inf
+
+
+def _through(b: Builder, tensor: Tensor | None, op: str) -> Tensor | None:
+    """The input of the operator that made a tensor; of an Add the one that is not a constant."""
+    node = _source(b, tensor)
+    if node is None or node.proto.op_type != op:
+        return None
+    inputs = [t for t in node.inputs if t is not None and not t.const]
+    return inputs[0] if inputs else None
+
+
+def _source(b: Builder, tensor: Tensor | None) -> Node | None:
+    return b.nodes[tensor.node] if tensor is not None and tensor.node is not None else None
+
+
+def _scalar(tensor: Tensor | None) -> object:
+    return tensor.scalar if tensor is not None else None
+
+
+def _product(inputs: list[Tensor], values: list[float]) -> float:
+    if not all(math.isfinite(v) for v in values):
+        return math.inf
+    for which, other in ((1, 0), (0, 1)):
+        if inputs[which].const and inputs[which].array.ndim > 1:
+            weights = np.abs(inputs[which].array.astype(np.float64))
+            return values[other] * float(weights.sum(axis=-2 if which else -1).max())
+    width = inputs[0].known[-1]
+    return values[0] * values[1] * width if isinstance(width, int) else math.inf
