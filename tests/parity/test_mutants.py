@@ -23,7 +23,7 @@ def pair(name: str) -> Pair:
 @pytest.mark.parametrize("name", PAIRS)
 def test_right_models_pass(name: str) -> None:
     right = pair(name)
-    result = check(right.source, right.optimized, right.sides)
+    result = check(right.source, right.optimized, right.sides, coverage=300)
     assert result.ok, result.reasons
     assert result.reference.startswith("float64")
 
@@ -32,7 +32,7 @@ def test_right_models_pass(name: str) -> None:
 def test_mutants_fail(name: str) -> None:
     base, fault = MUTANTS[name]
     right = pair(base)
-    result = check(right.source, mutate(right.optimized, fault), right.sides)
+    result = check(right.source, mutate(right.optimized, fault), right.sides, coverage=300)
     assert not result.ok
     assert result.reasons
 
