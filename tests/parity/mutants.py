@@ -7,6 +7,7 @@ optimized model in place. docs/parity.md lists them; a test keeps the list there
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,11 +32,11 @@ def weight(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Fault:
     return fault
 
 
-def put(name: str, at: object, value: object) -> Fault:
+def put(name: str, at: Any, value: Any) -> Fault:
     """Overwrites some numbers of a weight."""
 
     def change(array: np.ndarray) -> np.ndarray:
-        array[at] = value  # type: ignore[index]
+        array[at] = value
         return array
 
     return weight(name, change)
