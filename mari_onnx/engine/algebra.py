@@ -13,7 +13,7 @@ so that no operand is repeated along an axis on which it does not vary. An axis 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,8 @@ from mari_onnx.engine.builder import FOLD_LIMIT, Builder, Tensor
 from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, axes_of, is_const, rename
 from mari_onnx.engine.weigh import ELEMENT, NODE, volume
 
+WRITE = 0.5
+"""The share of a tensor's own cost that falls on a contraction of it: others may want the tensor too."""
 DEPTH = 6
 """How deep forms of forms are followed."""
 
@@ -70,6 +72,10 @@ def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) ->
     plain = _neutral(op, x, y)
     if plain is not None:
         return plain
+    if op == "Add":
+        for this, other in ((x, y), (y, x)):
+            if this.tensor.absorb is not None and axes_of(other) < axes_of(this):
+                return this.tensor.absorb(this.axes, other)
     (tx, ty), axes = stretch(b, [x, y], order)
     leaf = Leaf(_keep(b, emit.binary(b, op, tx, ty), axes), axes)
     if leaf.tensor.const:
@@ -144,13 +150,57 @@ def add(b: Builder, terms: Sequence[Body], order: Sequence[Axis] = ()) -> Body:
 
 def add_leaves(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis] = ()) -> Leaf:
     """Terms without axes that others have are added up first, so that each goes through the large ones once."""
+    left = _folded(b, terms, order)
+    total = left[-1]
+    for term in left[:-1]:
+        total = _plain_add(b, total, term, order)
+    return _absorbing(total, lambda more: add_leaves(b, [*terms, more], order)) if len(terms) > 1 else total
+
+
+def _folded(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis]) -> list[Leaf]:
+    """The terms by size, each added to the smallest other that has all of its axes, but for those of full size."""
     left = sorted(terms, key=lambda t: (not t.tensor.const, volume(axes_of(t))))
-    while len(left) > 1:
+    done: list[Leaf] = []
+    while left:
         first = left.pop(0)
-        host = next((k for k, t in enumerate(left) if axes_of(first) <= axes_of(t)), 0)
-        left[host] = binary(b, "Add", left[host], first, order)
-        left.sort(key=lambda t: (not t.tensor.const, volume(axes_of(t))))
-    return left[0]
+        host = next((k for k, t in enumerate(left[:-1]) if axes_of(first) <= axes_of(t)), None)
+        if host is None and left and axes_of(first) == axes_of(left[-1]):
+            host = len(left) - 1
+        if host is None:
+            done.append(first)
+        else:
+            left[host] = _plain_add(b, left[host], first, order)
+            left.sort(key=lambda t: (not t.tensor.const, volume(axes_of(t))))
+    return done
+
+
+def _plain_add(b: Builder, x: Leaf, y: Leaf, order: Sequence[Axis]) -> Leaf:
+    x, y = thin(b, x), thin(b, y)
+    plain = _neutral("Add", x, y)
+    if plain is not None:
+        return plain
+    (tx, ty), axes = stretch(b, [x, y], order)
+    leaf = Leaf(_keep(b, emit.binary(b, "Add", tx, ty), axes), axes)
+    return with_form(leaf, Sum((x, y)))
+
+
+def _absorbing(total: Leaf, again: Callable[[Leaf], Leaf]) -> Leaf:
+    """Let a sum take in one more small term later on."""
+    made = total.axes
+
+    def absorb(axes: tuple[Axis | None, ...], more: Leaf) -> Leaf:
+        forth = {now: then for then, now in zip(made, axes, strict=True) if then is not None and now is not None}
+        clash = {a: Axis(a.size) for a in axes_of(more) if a not in forth and a in made}
+        body = rename(more, {**forth, **clash})
+        assert isinstance(body, Leaf)
+        back = {then: now for now, then in {**forth, **clash}.items()}
+        result = rename(again(body), back)
+        assert isinstance(result, Leaf)
+        return result
+
+    if total.tensor.absorb is None and not total.tensor.const:
+        total.tensor.absorb = absorb
+    return total
 
 
 # ---- contraction ---------------------------------------------------------------------------------------------------
@@ -280,7 +330,7 @@ def _expand(
     assert isinstance(x, Leaf) and isinstance(y, Leaf)
     direct = Term(outer, x, y, k)
     best: list[Term | Body] = [direct]
-    cost = direct.cost()
+    cost = direct.cost() + sum(WRITE * ELEMENT * volume(axes_of(t)) for t in (x, y) if t.tensor.form is not None)
     for this, other in ((x, y), (y, x)):
         form = form_of(this) if depth else None
         if form is None:
@@ -485,26 +535,48 @@ def _side(b: Builder, cat: Cat, k: Axis, first: bool) -> Leaf:
 
 
 def _total(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> Body | None:
-    """The terms' products, added: the smaller sums ride in the largest product where its layout lets them."""
+    """The terms' products, added: smaller ones ride in the largest, where they lack its rows."""
     if not terms:
         return None
-    ordered = sorted(terms, key=lambda t: volume(t.out))
-    done = [_emit_term(b, t, order) for t in ordered]
-    if len(done) == 1:
-        return done[0]
-    total = add_leaves(b, done, order)
-    return total
+    *small, large = sorted(terms, key=lambda t: volume(t.out))
+    return _ride(b, large, [_emit_term(b, t, order) for t in small], order)
 
 
-def _emit_term(b: Builder, term: Term, order: Sequence[Axis]) -> Leaf:
-    leaf = product(b, term.a, term.c, term.k, order)
+def _ride(b: Builder, large: Term, others: Sequence[Leaf], order: Sequence[Axis]) -> Leaf:
+    """The largest product plus the others; what takes one more small term later adds it to the others."""
+    rows = axes_of(large.a) - axes_of(large.c)
+    riding = [t for t in others if not axes_of(t) & rows] if not large.outer else []
+    rest = [t for t in others if t not in riding]
+    addend = add_leaves(b, riding, order) if riding else None
+    total = _emit_term(b, large, order, addend)
+    if rest:
+        folded = _folded(b, [total, *rest], order)
+        total = folded[-1]
+        for term in folded[:-1]:
+            total = _plain_add(b, total, term, order)
+    return _absorbing(total, lambda more: _ride(b, large, [*others, more], order))
+
+
+def _emit_term(b: Builder, term: Term, order: Sequence[Axis], addend: Leaf | None = None) -> Leaf:
+    leaf = product(b, term.a, term.c, term.k, order, addend)
     for g in sorted(term.outer, key=lambda g: volume(axes_of(g))):
         leaf = binary(b, "Mul", leaf, g, order)
     return leaf
 
 
-def product(b: Builder, x: Leaf, y: Leaf, k: frozenset[Axis], order: Sequence[Axis] = ()) -> Leaf:
-    """One contraction of two tensors as a MatMul: shared axes are the batch, the others rows and columns."""
+def product(
+    b: Builder, x: Leaf, y: Leaf, k: frozenset[Axis], order: Sequence[Axis] = (), addend: Leaf | None = None
+) -> Leaf:
+    """One contraction of two tensors as a MatMul: shared axes are the batch, the others rows and columns.
+
+    addend: what is added to it; without the rows it is added before the columns are told apart, so that a Gemm takes it.
+    """
+    if addend is not None:
+        if axes_of(addend) <= axes_of(y) - axes_of(x) and not axes_of(x) & axes_of(y) - k and k:
+            leaf = _rows_times_columns(b, x, y, k, addend)
+            if leaf is not None:
+                return leaf
+        return _plain_add(b, product(b, x, y, k, order), addend, order)
     x, y = (_drop(b, leaf, k, other) for leaf, other in ((x, y), (y, x)))
     ax, ay = axes_of(x), axes_of(y)
     k = k & ax & ay
@@ -539,6 +611,23 @@ def product(b: Builder, x: Leaf, y: Leaf, k: frozenset[Axis], order: Sequence[Ax
         sizes = [a.size for a in batch] + ([a.size for a in rows] or [1]) + ([a.size for a in cols] or [1])
         out = emit.reshape(b, out, sizes)
     return Leaf(out, (*batch, *(rows or [None]), *(cols or [None])))
+
+
+def _rows_times_columns(b: Builder, x: Leaf, y: Leaf, k: frozenset[Axis], addend: Leaf) -> Leaf | None:
+    """``x y + addend`` with all columns as one dimension, the addend a row of it."""
+    if not k <= axes_of(x) & axes_of(y) or is_const(x):
+        return None
+    rows = [a for a in x.axes if a is not None and a not in k]
+    cols = tuple(a for a in y.axes if a is not None and a not in k)
+    if not rows or not cols or (len(cols) > 1 and len(rows) > 1):
+        return None
+    ks = tuple(a for a in (y if is_const(y) else x).axes if a is not None and a in k)
+    out = emit.matmul(b, write(b, x, [*((a,) for a in rows), ks]), write(b, y, [ks, cols]))
+    row = write(b, addend, [cols], frozenset(cols) if len(cols) > 1 else frozenset())
+    out = emit.binary(b, "Add", out, row)
+    if len(cols) > 1:
+        out = emit.reshape(b, out, [*out.known[:-1], *(a.size for a in cols)])
+    return Leaf(out, (*rows, *cols))
 
 
 def _drop(b: Builder, leaf: Leaf, k: frozenset[Axis], other: Leaf) -> Leaf:

@@ -7,7 +7,7 @@ output asks for is dropped at the end, so rules may emit alternatives freely.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper
 
-from mari_onnx.engine.value import Axis, Body
+from mari_onnx.engine.value import Axis, Body, Leaf
 from mari_onnx.model import tensors
 from mari_onnx.model.dims import Dim, Size, product, symbols
 
@@ -26,9 +26,14 @@ RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLik
 
 
 class Tensor:
-    """A tensor of the new graph. ``form``: another way to compute it, over template axes of its dimensions."""
+    """A tensor of the new graph.
 
-    __slots__ = ("_array", "_proto", "deps", "dtype", "form", "name", "node", "shape", "source")
+    form: another way to compute it, over template axes of its dimensions.
+    absorb: for a sum, the same sum with one more small term, which then is added to the other small ones first.
+    source: the source tensor whose name it has.
+    """
+
+    __slots__ = ("_array", "_proto", "absorb", "deps", "dtype", "form", "name", "node", "shape", "source")
 
     def __init__(
         self,
@@ -44,6 +49,7 @@ class Tensor:
         self._array, self._proto = array, proto
         self.form: tuple[tuple[Axis | None, ...], Body] | None = None
         self.source: str | None = None
+        self.absorb: Callable[[tuple[Axis | None, ...], Leaf], Leaf] | None = None
 
     @property
     def const(self) -> bool:

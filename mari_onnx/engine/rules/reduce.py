@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from mari_onnx.engine import emit
 from mari_onnx.engine.algebra import binary, cast_size, multiply, reduce_sum
@@ -104,15 +104,15 @@ def extremes(ctx: Context) -> list[Value]:
     op = ctx.node.op_type.removeprefix("Reduce")
     if not any_:
         raise Decline("nothing is reduced")
-    if op == "Prod" and (k - axes_of(x.body)):
-        raise Decline("a product over repeated elements")
-    if op != "Prod" and x.dtype == 9:
+    if x.dtype == 9:
         raise Decline("a reduction of booleans")
     return [ctx.value(groups, extreme(ctx.b, op, x.body, k), x.dtype)]
 
 
 def extreme(b: Builder, op: str, body: Body, k: frozenset[Axis]) -> Body:
     """Max, Min or Prod over axes, by parts."""
+    if op == "Prod" and any(k_ - axes_of(leaf) for leaf, k_ in _cells(body, k)):
+        raise Decline("a product over repeated elements")
     k = k & axes_of(body)
     if not k:
         return body
@@ -126,8 +126,6 @@ def extreme(b: Builder, op: str, body: Body, k: frozenset[Axis]) -> Body:
         results = []
         for p in cat.parts:
             inner = k - {cat.axis} | ({p.sub} if p.sub and p.sub in axes_of(p.body) else frozenset())
-            if op == "Prod" and p.sub is not None and p.sub not in axes_of(p.body):
-                raise Decline("a product over repeated elements")
             results.append(extreme(b, op, p.body, inner))
         total = results[0]
         for other in results[1:]:
@@ -135,6 +133,16 @@ def extreme(b: Builder, op: str, body: Body, k: frozenset[Axis]) -> Body:
         return total
     assert isinstance(body, Leaf)
     return _reduce(b, op, body, k)
+
+
+def _cells(body: Body, k: frozenset[Axis]) -> Iterator[tuple[Leaf, frozenset[Axis]]]:
+    """Every leaf with the reduced axes as its part has them."""
+    if isinstance(body, Cat):
+        for p in body.parts:
+            inner = k - {body.axis} | ({p.sub} if p.sub is not None and body.axis in k else frozenset())
+            yield from _cells(p.body, inner)
+    elif isinstance(body, Leaf):
+        yield body, k
 
 
 def _joiner(b: Builder, op: str) -> Callable[[list[Leaf]], Body]:
