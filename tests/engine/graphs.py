@@ -1,0 +1,515 @@
+"""Small graphs between user and item tensors: written by hand or drawn, rewritten, and compared in float64.
+
+`Graph` writes a model and knows how its inputs are drawn; `tensor` draws a random expression of a given shape;
+`check` rewrites a graph and compares it with its source by onnx's reference evaluator.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper, printer
+from onnx.reference import ReferenceEvaluator
+
+from mari_onnx import engine
+from mari_onnx.engine import Options, Rewrite, rewrite
+from mari_onnx.sides import Sides
+
+Size = int | str
+Shape = tuple[Size, ...]
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+N = "N"
+OPSETS = (11, 13, 17, 18, 20, 21)
+COUNTS = (1, 3, 7)
+LENGTHS = {"R": 2, "T": 4}
+"""What free dimensions are at run time."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """``shape`` has "N" on the candidate axis; ``high``: integers below it, None: floats, 2 with bool: a mask."""
+
+    side: str | None
+    shape: Shape
+    dtype: type
+    high: int | None = None
+
+
+class Graph:
+    """A model being written: ``g.MatMul(a, b)`` is a node; its result is the name of the first output.
+
+    columns: sides of the columns of packed inputs. fixed: the literal batch of the export, None for a symbolic one.
+    """
+
+    def __init__(self, opset: int = 18, dtype: type = np.float64, axis: int = 0, fixed: int | None = None, seed: int = 0):
+        self.opset, self.dtype, self.axis, self.fixed = opset, dtype, axis, fixed
+        self.rng = np.random.default_rng(seed)
+        self.inputs: dict[str, Input] = {}
+        self.columns: dict[str, dict[str, tuple[int, ...]]] = {}
+        self.initializers: list[onnx.TensorProto] = []
+        self.nodes: list[onnx.NodeProto] = []
+        self.outputs: list[str] = []
+        self.pool: dict[Shape, list[str]] = {}
+        self._names = itertools.count()
+
+    def __repr__(self) -> str:
+        return f"{self.sides}\n{printer.to_text(self.model())}"
+
+    def name(self, base: str = "t") -> str:
+        return f"{base}{next(self._names)}"
+
+    # ---- inputs ----------------------------------------------------------------------------------------------------
+    def input(self, side: str | None, *shape: Size, high: int | None = None, dtype: type | None = None) -> str:
+        name = self.name({"user": "u", "item": "x", "cross": "c"}.get(side or "", "p"))
+        kind = dtype or (self.dtype if high is None else np.int64)
+        self.inputs[name] = Input(side, shape, kind, high)
+        return name
+
+    def user(self, *shape: Size, **how: Any) -> str:
+        return self.input("user", N, *shape, **how)
+
+    def item(self, *shape: Size, **how: Any) -> str:
+        return self.input("item", N, *shape, **how)
+
+    def packed(self, **columns: Sequence[int]) -> str:
+        name = self.input("packed", N, sum(len(c) for c in columns.values()))
+        self.columns[name] = {side: tuple(places) for side, places in columns.items()}
+        return name
+
+    def const(self, value: Any, dtype: type | None = None) -> str:
+        array = np.asarray(value)
+        if dtype is not None or array.dtype.kind == "f":
+            array = array.astype(dtype or self.dtype)
+        name = self.name("w")
+        self.initializers.append(numpy_helper.from_array(array, name))
+        return name
+
+    def weight(self, *shape: int) -> str:
+        return self.const(self.rng.standard_normal(shape))
+
+    # ---- nodes -----------------------------------------------------------------------------------------------------
+    def nodes_of(self, op: str, inputs: Sequence[str], outputs: int | Sequence[str], **attrs: Any) -> list[str]:
+        names = [self.name() for _ in range(outputs)] if isinstance(outputs, int) else list(outputs)
+        self.nodes.append(helper.make_node(op, list(inputs), names, name=self.name(f"{op}_"), **attrs))
+        return names
+
+    def __getattr__(self, op: str) -> Callable[..., str]:
+        if not op[0].isupper():
+            raise AttributeError(op)
+        return lambda *inputs, **attrs: self.nodes_of(op, inputs, 1, **attrs)[0]
+
+    def _axes(self, op: str, since: int, x: str, axes: Sequence[int] | None, name: str = "axes", **attrs: Any) -> str:
+        """An operator whose axes became an input in opset ``since``."""
+        if axes is None:
+            return getattr(self, op)(x, **attrs)
+        if self.opset < since:
+            return getattr(self, op)(x, **{name: list(axes)}, **attrs)
+        return getattr(self, op)(x, self.const(list(axes), np.int64), **attrs)
+
+    def squeeze(self, x: str, axes: Sequence[int] | None = None) -> str:
+        return self._axes("Squeeze", 13, x, axes)
+
+    def unsqueeze(self, x: str, *axes: int) -> str:
+        return self._axes("Unsqueeze", 13, x, axes)
+
+    def reduce(self, op: str, x: str, axes: Sequence[int] | None, keepdims: int = 1, **attrs: Any) -> str:
+        return self._axes(f"Reduce{op}", 13 if op == "Sum" else 18, x, axes, keepdims=keepdims, **attrs)
+
+    def split(self, x: str, sizes: Sequence[int], axis: int) -> list[str]:
+        if self.opset < 13:
+            return self.nodes_of("Split", [x], len(sizes), axis=axis, split=list(sizes))
+        return self.nodes_of("Split", [x, self.const(list(sizes), np.int64)], len(sizes), axis=axis)
+
+    def slice(self, x: str, start: int, end: int, axis: int, step: int = 1) -> str:
+        return self.Slice(x, *(self.const([v], np.int64) for v in (start, end, axis, step)))
+
+    def reshape(self, x: str, *sizes: int) -> str:
+        return self.Reshape(x, self.const(list(sizes), np.int64))
+
+    def expand(self, x: str, *sizes: int) -> str:
+        return self.Expand(x, self.const(list(sizes), np.int64))
+
+    def size(self, x: str, axis: int) -> str:
+        """A dimension as an exporter reads it: Shape, Gather, Unsqueeze."""
+        return self.unsqueeze(self.Gather(self.Shape(x), self.const(axis, np.int64), axis=0), 0)
+
+    def output(self, *names: str) -> Graph:
+        self.outputs += names
+        return self
+
+    # ---- the model -------------------------------------------------------------------------------------------------
+    @property
+    def sides(self) -> Sides:
+        tagged = {n: i.side for n, i in self.inputs.items() if i.side not in (None, "packed")}
+        return Sides(tagged, self.columns, self.axis)  # type: ignore[arg-type]
+
+    def model(self) -> onnx.ModelProto:
+        infos = []
+        for name, given in self.inputs.items():
+            shape = [self.fixed or N if d == N else d for d in given.shape]
+            infos.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(given.dtype)), shape))
+        made = self._made(infos, [onnx.ValueInfoProto(name=o) for o in self.outputs])
+        runs = [run(made, self.feeds(n)) for n in ((self.fixed,) * 2 if self.fixed else (3, 7))]
+        outputs = []
+        for name, a, b in zip(self.outputs, *runs, strict=True):
+            dims = [p if p == q else f"{name}_{i}" for i, (p, q) in enumerate(zip(a.shape, b.shape, strict=True))]
+            outputs.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(a.dtype), dims))
+        return self._made(infos, outputs)
+
+    def _made(self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
+        graph = helper.make_graph(self.nodes, "g", inputs, outputs, self.initializers)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+
+    def feeds(self, n: int, once: bool = False) -> dict[str, np.ndarray]:
+        """Inputs for n candidates; ``once``: as the new model takes them, one row of the user's."""
+        out = {}
+        for k, (name, given) in enumerate(self.inputs.items()):
+            rng = np.random.default_rng((k, n))
+            user = given.side == "user" and self.axis < len(given.shape) and given.shape[self.axis] == N
+            at = [1 if user and i == self.axis else n if d == N else LENGTHS.get(str(d), d) for i, d in enumerate(given.shape)]
+            shape = [int(d) for d in at]
+            if given.high is None:
+                array = rng.standard_normal(shape).astype(given.dtype)
+            else:
+                array = rng.integers(0, given.high, shape).astype(given.dtype)
+            if user and not once:
+                array = np.repeat(array, n, axis=self.axis)
+            if name in self.columns:
+                places = list(self.columns[name].get("user", ()))
+                array[:, places] = array[:1, places]
+            out[name] = array
+        return out
+
+
+# ---- running and comparing -----------------------------------------------------------------------------------------
+
+
+def run(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    wanted = {i.name for i in model.graph.input}
+    with np.errstate(all="ignore"):
+        return ReferenceEvaluator(model).run(None, {k: v for k, v in feeds.items() if k in wanted})
+
+
+@contextmanager
+def unweighed() -> Iterator[None]:
+    """Rewrites are kept though they save nothing, so that what is compared is never the source itself."""
+    costs = itertools.cycle((1.0, 0.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_flops", lambda *_: next(costs))
+        yield
+
+
+def check(
+    g: Graph,
+    counts: Sequence[int] = COUNTS,
+    candidates: int = 500,
+    weighed: bool = False,
+    tolerance: float = 1e-9,
+    skip: frozenset[str] = frozenset(),
+) -> Rewrite:
+    """Rewrite, and compare with the source at each N. Answers the rewrite."""
+    source = g.model()
+    onnx.checker.check_model(source)
+    before = source.SerializeToString(deterministic=True)
+    options = Options(candidates=candidates, skip=skip)
+    if weighed:
+        result = rewrite(source, g.sides, options)
+    else:
+        with unweighed():
+            result = rewrite(source, g.sides, options)
+    assert source.SerializeToString(deterministic=True) == before, "the source was written to"
+    onnx.checker.check_model(result.model)
+    for was, new in ((source.graph.input, result.model.graph.input), (source.graph.output, result.model.graph.output)):
+        assert [(i.name, i.type.tensor_type.elem_type) for i in was] == [(i.name, i.type.tensor_type.elem_type) for i in new]
+    for n in (g.fixed,) if g.fixed else counts:
+        want = run(source, g.feeds(n))
+        have = run(result.model, g.feeds(n, once=result.changed))
+        for name, a, b in zip(g.outputs, want, have, strict=True):
+            same(a, b, tolerance, f"{name} at N={n}")
+    return result
+
+
+def same(want: np.ndarray, have: np.ndarray, tolerance: float, where: str) -> None:
+    assert want.shape == have.shape, f"{where}: {have.shape} is not {want.shape}"
+    assert want.dtype == have.dtype, f"{where}: {have.dtype} is not {want.dtype}"
+    scale = max(1.0, float(np.abs(want[np.isfinite(want)]).max(initial=0))) if want.dtype.kind == "f" else 0
+    np.testing.assert_allclose(have, want, rtol=tolerance, atol=tolerance * scale, err_msg=where)
+
+
+# ---- what is left to do for each candidate -------------------------------------------------------------------------
+
+
+def traced(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Every tensor of a run."""
+    open_ = onnx.ModelProto()
+    open_.CopyFrom(model)
+    del open_.graph.output[:]
+    names = [o for node in model.graph.node for o in node.output if o]
+    open_.graph.output.extend(onnx.ValueInfoProto(name=o) for o in names)
+    found = dict(zip(names, run(open_, feeds), strict=True))
+    found.update({i.name: numpy_helper.to_array(i) for i in model.graph.initializer})
+    return found | dict(feeds)
+
+
+def macs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> int:
+    """Multiply-adds of the products of a run."""
+    seen = traced(model, feeds)
+    total = 0
+    for node in model.graph.node:
+        if node.op_type in ("MatMul", "Gemm"):
+            inner = seen[node.input[0]].shape[0 if any(a.name == "transA" and a.i for a in node.attribute) else -1]
+            total += seen[node.output[0]].size * inner
+        assert node.op_type not in ("Einsum", "Conv"), "not counted here"
+    return total
+
+
+def macs_each(g: Graph, result: Rewrite) -> float:
+    """Multiply-adds of products that one more candidate costs."""
+    few, many = (macs(result.model, g.feeds(n, once=result.changed)) for n in (3, 7))
+    return (many - few) / 4
+
+
+MOVES = {"Expand", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Concat", "Split", "Identity", "Flatten"}
+
+
+def repeated(g: Graph, result: Rewrite) -> list[str]:
+    """Operators that compute on the user's data alone, and the more the more candidates there are."""
+    mine = {n for n, i in g.inputs.items() if i.side != "user"}
+    few, many = (traced(result.model, g.feeds(n, once=result.changed)) for n in (3, 7))
+    free: set[str] = {n for n, i in g.inputs.items() if i.side == "user"}
+    found = []
+    for node in result.model.graph.node:
+        if node.op_type in ("Shape", "Size"):
+            continue
+        if any(i in mine for i in node.input):
+            mine.update(node.output)
+        elif any(i in free for i in node.input):
+            free.update(node.output)
+            if node.op_type not in MOVES and any(few[o].shape != many[o].shape for o in node.output if o):
+                found.append(node.op_type)
+    return found
+
+
+def lifted(g: Graph, result: Rewrite | None = None, per_candidate: int | None = None) -> Rewrite:
+    """Checked, and nothing of the user's part is computed again for each candidate."""
+    result = result or check(g)
+    assert result.changed, result.reason
+    assert repeated(g, result) == []
+    if per_candidate is not None:
+        assert macs_each(g, result) == per_candidate
+    return result
+
+
+def actions(result: Rewrite) -> dict[str, list[str]]:
+    """Actions by operator of the source."""
+    found: dict[str, list[str]] = {}
+    for report in result.nodes:
+        found.setdefault(report.op, []).append(report.action)
+    return found
+
+
+# ---- drawing -------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def starts(draw: Draw, opsets: Sequence[int] = OPSETS) -> Graph:
+    return Graph(draw(st.sampled_from(opsets)), seed=draw(st.integers(0, 3)))
+
+
+def shapes(draw: Draw, low: int = 2, high: int = 4) -> Shape:
+    """[N, ...] of some rank, small."""
+    return (N, *draw(st.lists(st.integers(1, 4), min_size=low - 1, max_size=high - 1)))
+
+
+def tensor(draw: Draw, g: Graph, shape: Shape, depth: int = 2) -> str:
+    """A random expression of this shape; N may stand on any axis."""
+    known = g.pool.get(shape)
+    if known and draw(st.integers(0, 4)) == 0:
+        return draw(st.sampled_from(known))
+    makers = LEAVES if depth == 0 else LEAVES + INNER
+    made = draw(st.sampled_from(makers))(draw, g, shape, depth)
+    g.pool.setdefault(shape, []).append(made)
+    return made
+
+
+def _leaf(side: str) -> Callable[[Draw, Graph, Shape, int], str]:
+    def make(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
+        if N not in shape:
+            return g.weight(*(int(s) for s in shape))
+        at = shape.index(N)
+        own = [s for s in shape if s != N]
+        if side == "const":  # a parameter expanded to the batch that is read from a tensor
+            like = g.input(draw(st.sampled_from(("user", "item"))), N, 1)
+            return g.Expand(g.weight(*(1 if s == N else int(s) for s in shape)), _sizes(g, shape, like))
+        x = g.input(side, N, *own)
+        if at == 0:
+            return x
+        return g.Transpose(x, perm=[*range(1, at + 1), 0, *range(at + 1, len(shape))])
+
+    return make
+
+
+def _sizes(g: Graph, shape: Shape, like: str) -> str:
+    parts = [g.size(like, 0) if s == N else g.const([s], np.int64) for s in shape]
+    return g.Concat(*parts, axis=0)
+
+
+def _wide(shape: Shape, least: int = 2) -> list[int]:
+    return [i for i, s in enumerate(shape) if isinstance(s, int) and s >= least]
+
+
+def _with(shape: Shape, axis: int, size: Size) -> Shape:
+    return (*shape[:axis], size, *shape[axis + 1 :])
+
+
+def _sign(draw: Draw, axis: int, rank: int) -> int:
+    return axis - rank if draw(st.booleans()) else axis
+
+
+def _concat(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
+    axes = _wide(shape)
+    if not axes:
+        return tensor(draw, g, shape, depth - 1)
+    axis = draw(st.sampled_from(axes))
+    left = int(shape[axis])
+    parts = []
+    while left:
+        size = draw(st.integers(1, left))
+        parts.append(tensor(draw, g, _with(shape, axis, size), depth - 1))
+        left -= size
+    return g.Concat(*parts, axis=_sign(draw, axis, len(shape)))
+
+
+def _stack(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
+    axes = [a for a in _wide(shape) if int(shape[a]) <= 3]
+    if not axes:
+        return tensor(draw, g, shape, depth - 1)
+    axis = draw(st.sampled_from(axes))
+    slim = (*shape[:axis], *shape[axis + 1 :])
+    return g.Concat(*(g.unsqueeze(tensor(draw, g, slim, depth - 1), axis) for _ in range(int(shape[axis]))), axis=axis)
+
+
+def _picked(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
+    axes = _wide(shape, 1)
+    if not axes:
+        return tensor(draw, g, shape, depth - 1)
+    axis = draw(st.sampled_from(axes))
+    size = int(shape[axis])
+    wide = size + draw(st.integers(0, 3))
+    x = _concat(draw, g, _with(shape, axis, wide), depth)
+    if draw(st.booleans()):
+        start = draw(st.integers(0, wide - size))
+        return g.slice(x, start, start + size, _sign(draw, axis, len(shape)))
+    places = draw(st.lists(st.integers(-wide, wide - 1), min_size=size, max_size=size))
+    return g.Gather(x, g.const(places, np.int64), axis=_sign(draw, axis, len(shape)))
+
+
+UNARY = ("Relu", "Sigmoid", "Tanh", "Neg", "Abs", "Identity", "Sin", "Softplus", "Erf", "LeakyRelu")
+
+
+def _unary(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
+    return getattr(g, draw(st.sampled_from(UNARY)))(tensor(draw, g, shape, depth - 1))
+
+
+def _binary(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
+    x = tensor(draw, g, shape, depth - 1)
+    other = broadcastable(draw, g, shape, depth - 1)
+    op = draw(st.sampled_from(("Add", "Sub", "Mul", "Div", "Max")))
+    if op == "Div":
+        other = g.Add(g.Abs(other), g.const(np.array(1.5)))
+    pair = (x, other) if op == "Div" or draw(st.booleans()) else (other, x)
+    return getattr(g, op)(*pair)
+
+
+def broadcastable(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
+    """A tensor that broadcasts to the shape: some dimensions 1 (N only of a constant), some leading ones left out."""
+    kept = [1 if draw(st.integers(0, 3)) == 0 else s for s in shape]
+    first = draw(st.integers(0, len(shape)))
+    small = tuple(kept[first:])
+    if N in shape[first:] and N not in small and draw(st.booleans()):
+        small = shape
+    return tensor(draw, g, small, depth) if N in small else g.weight(*(int(s) for s in small))
+
+
+def _linear(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
+    if len(shape) < 2 or shape[-1] == N:
+        return tensor(draw, g, shape, depth - 1)
+    inner = draw(st.integers(1, 4))
+    x = tensor(draw, g, _with(shape, len(shape) - 1, inner), depth - 1)
+    return g.MatMul(x, g.weight(inner, int(shape[-1])))
+
+
+def _turned(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
+    perm = draw(st.permutations(range(len(shape))))
+    back = [perm.index(i) for i in range(len(perm))]
+    return g.Transpose(tensor(draw, g, tuple(shape[p] for p in perm), depth - 1), perm=back)
+
+
+def _regrouped(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
+    """From a tensor with neighbours merged, or with one dimension cut in two."""
+    target = [-1 if s == N else int(s) for s in shape]
+    axes = [i for i in range(len(shape) - 1) if N not in shape[i : i + 2]]
+    if axes and draw(st.booleans()):
+        i = draw(st.sampled_from(axes))
+        source: Shape = (*shape[:i], int(shape[i]) * int(shape[i + 1]), *shape[i + 2 :])
+    else:
+        wide = [(i, f) for i in _wide(shape, 4) for f in (2,) if int(shape[i]) % f == 0]
+        if not wide:
+            return tensor(draw, g, shape, depth - 1)
+        i, f = draw(st.sampled_from(wide))
+        source = (*shape[:i], f, int(shape[i]) // f, *shape[i + 1 :])
+    return g.reshape(tensor(draw, g, source, depth - 1), *target)
+
+
+def _folded(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
+    """Through [N*T, D] and back, with a product on the way."""
+    if len(shape) != 3 or shape[0] != N:
+        return tensor(draw, g, shape, depth - 1)
+    t, d = int(shape[1]), int(shape[2])
+    flat = g.reshape(tensor(draw, g, shape, depth - 1), -1, d)
+    if draw(st.booleans()):
+        flat = g.Gemm(flat, g.weight(d, d), g.weight(d)) if draw(st.booleans()) else g.MatMul(flat, g.weight(d, d))
+    return g.reshape(flat, -1, t, d)
+
+
+def _expanded(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
+    axes = _wide(shape)
+    if not axes:
+        return tensor(draw, g, shape, depth - 1)
+    axis = draw(st.sampled_from(axes))
+    target = [1 if s == N else int(s) for s in shape]
+    x = tensor(draw, g, _with(shape, axis, 1), depth - 1)
+    if draw(st.booleans()):
+        return g.expand(x, *target)
+    return g.Tile(x, g.const([int(s) if i == axis else 1 for i, s in enumerate(shape)], np.int64))
+
+
+def _reduced(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
+    axis = draw(st.integers(0, len(shape)))
+    x = tensor(draw, g, (*shape[:axis], draw(st.integers(1, 3)), *shape[axis:]), depth - 1)
+    op = draw(st.sampled_from(("Sum", "Mean", "Max")))
+    return g.reduce(op, x, [_sign(draw, axis, len(shape) + 1)], keepdims=0)
+
+
+def _softmax(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
+    return g.Softmax(tensor(draw, g, shape, depth - 1), axis=len(shape) - 1)
+
+
+def _where(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
+    condition = g.Greater(broadcastable(draw, g, shape, depth - 1), g.const(np.array(0.1)))
+    return g.Where(condition, tensor(draw, g, shape, depth - 1), broadcastable(draw, g, shape, 0))
+
+
+LEAVES = [_leaf("user"), _leaf("item"), _leaf("user"), _leaf("cross"), _leaf("const")]
+INNER = [
+    _concat, _concat, _concat, _stack, _picked, _unary, _binary, _binary, _linear, _turned, _regrouped, _folded,
+    _expanded, _reduced, _softmax, _where,
+]  # fmt: skip

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.engine.graphs import Draw, Graph, check, shapes, starts, tensor
+
+
+@st.composite
+def expressions(draw: Draw) -> Graph:
+    g = draw(starts())
+    shape = shapes(draw)
+    return g.output(*(g.Sin(tensor(draw, g, shape, 3)) for _ in range(draw(st.integers(1, 2)))))
+
+
+@given(expressions(), st.sampled_from((2, 500, 50_000)))
+def test_any_expression_is_the_same(g: Graph, candidates: int) -> None:
+    check(g, candidates=candidates)

@@ -1,0 +1,264 @@
+"""Softmax, LayerNormalization and their kin, along a Cat, beside it and over the candidates; masks; BatchNormalization."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.engine.graphs import Draw, Graph, N, actions, check, lifted, macs_each, shapes, starts, tensor
+
+
+def _softmax(draw: Draw, g: Graph, x: str, rank: int) -> str:
+    op = draw(st.sampled_from(("Softmax", "Softmax", "LogSoftmax")))
+    axis = draw(st.integers(-rank, rank - 1)) if g.opset >= 13 else rank - 1
+    return getattr(g, op)(x, axis=axis)
+
+
+def _masked(draw: Draw, g: Graph, x: str, rank: int) -> str:
+    """Scores plus or replaced by a mask, before the softmax along the last axis."""
+    low = draw(st.sampled_from((-np.inf, -1e9, -3.0)))
+    drawn = g.rng.random((6, 6))
+    drawn[:, draw(st.integers(0, 5))] = 1.0  # a column that every row sees
+    _, d = draw(st.sampled_from(((rank, 5),)))
+    scores = g.MatMul(x, g.weight(g.last, d))  # type: ignore[attr-defined]
+    keep = drawn[0, :d] > 0.5
+    keep[draw(st.integers(0, d - 1))] = True
+    if draw(st.booleans()):
+        scores = g.Add(scores, g.const(np.where(keep, 0.0, low)))
+    else:
+        scores = g.Where(g.const(keep), scores, g.const(np.array(low)))
+    return g.Softmax(scores, axis=-1 if g.opset >= 13 else rank - 1)
+
+
+def _layer_norm(draw: Draw, g: Graph, x: str, rank: int) -> str:
+    if g.opset < 17:
+        return _written_out(draw, g, x, rank)
+    d = g.last  # type: ignore[attr-defined]
+    bias = [g.weight(d)] if draw(st.booleans()) else []
+    return g.LayerNormalization(x, g.weight(d), *bias, epsilon=draw(st.sampled_from((1e-5, 0.1))), axis=draw(st.sampled_from((-1, rank - 1))))
+
+
+def _written_out(draw: Draw, g: Graph, x: str, rank: int) -> str:
+    """The same in small operators, as older exporters write it."""
+    centred = g.Sub(x, g.reduce("Mean", x, [-1]))
+    squares = g.Mul(centred, centred) if draw(st.booleans()) else g.Pow(centred, g.const(np.array(2.0)))
+    spread = g.Sqrt(g.Add(g.reduce("Mean", squares, [-1]), g.const(np.array(1e-3))))
+    return g.Mul(g.Div(centred, spread), g.weight(g.last))  # type: ignore[attr-defined]
+
+
+def _lp(draw: Draw, g: Graph, x: str, rank: int) -> str:
+    if draw(st.booleans()):
+        return g.LpNormalization(g.Add(x, g.const(np.array(0.3))), axis=draw(st.integers(-rank, rank - 1)), p=2)
+    return g.Div(x, g.Add(g.reduce("L2", x, [-1]), g.const(np.array(0.1))))
+
+
+def _batch(draw: Draw, g: Graph, x: str, rank: int) -> str:
+    if rank < 2:
+        return x
+    c = g.channels  # type: ignore[attr-defined]
+    statistics = [g.weight(c), g.weight(c), g.weight(c), g.const(np.abs(g.rng.standard_normal(c)) + 0.5)]
+    return g.BatchNormalization(x, *statistics, epsilon=1e-3)
+
+
+ROOTS = [_softmax, _softmax, _masked, _layer_norm, _layer_norm, _written_out, _lp, _batch]
+
+
+@st.composite
+def norms(draw: Draw) -> Graph:
+    """Normalized, and multiplied by weights in half of the graphs."""
+    g = draw(starts())
+    shape = shapes(draw)
+    g.last, g.channels = int(shape[-1]), int(shape[1])  # type: ignore[attr-defined]
+    root = draw(st.sampled_from(ROOTS))
+    y = root(draw, g, tensor(draw, g, shape, 3), len(shape))
+    if draw(st.booleans()):
+        y = g.MatMul(y, g.weight(5 if root is _masked else g.last, 3))  # type: ignore[attr-defined]
+    return g.output(g.Sin(y))
+
+
+@given(norms(), st.sampled_from((2, 500, 50_000)))
+def test_norms_are_the_same(g: Graph, candidates: int) -> None:
+    check(g, candidates=candidates, tolerance=1e-8)
+
+
+# ---- attention -----------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def attentions(draw: Draw, masks: tuple[str, ...] = ("none", "causal", "block", "finite", "padding")) -> Graph:
+    """Self-attention over [user tokens | item tokens], one to two layers, with a mask."""
+    g = draw(starts(opsets=(13, 17, 18)))
+    users, items, d = draw(st.integers(1, 4)), draw(st.integers(1, 2)), draw(st.integers(2, 4))
+    return attention(g, users, items, d, draw(st.sampled_from(masks)), draw(st.integers(1, 2)), draw(st.booleans()))
+
+
+def attention(g: Graph, users: int, items: int, d: int, mask: str, layers: int, heads: bool = False, every: bool = False) -> Graph:
+    """mask: causal and block keep the user's rows from the item's columns with -inf, finite with -1e9;
+    padding masks positions of the history given as an input. every: all of the history is padding."""
+    tokens = g.Concat(g.user(users, d), g.item(items, d), axis=1)
+    total = users + items
+    rows, columns = np.indices((total, total))
+    seen = {"causal": columns <= rows, "block": (columns < users) | (rows >= users)}.get(mask, columns < users if mask == "finite" else rows >= 0)
+    if mask == "padding":
+        pad = g.user(users, high=1 if every else 2)
+        valid = g.Concat(g.Cast(pad, to=9), g.const(np.ones((1, items), bool)) if items == 0 else g.Cast(g.item(items, high=1), to=9), axis=1)
+    for _ in range(layers):
+        q, k, v = (g.MatMul(tokens, g.weight(d, d)) for _ in range(3))
+        if heads:
+            q, k, v = (g.Transpose(g.reshape(t, -1, total, 1, d), perm=[0, 2, 1, 3]) for t in (q, k, v))
+        turned = g.Transpose(k, perm=[0, 1, 3, 2] if heads else [0, 2, 1])
+        scores = g.Div(g.MatMul(q, turned), g.const(np.array(np.sqrt(d))))
+        if mask in ("causal", "block"):
+            scores = g.Where(g.const(seen), scores, g.const(np.array(-np.inf)))
+        elif mask == "finite":
+            scores = g.Add(scores, g.const(np.where(seen, 0.0, -1e9)))
+        elif mask == "padding":
+            wide = g.unsqueeze(valid, 1, 2) if heads else g.unsqueeze(valid, 1)
+            scores = g.Where(wide, scores, g.const(np.array(-1e9)))
+        out = g.MatMul(g.Softmax(scores, axis=-1), v)
+        if heads:
+            out = g.reshape(g.Transpose(out, perm=[0, 2, 1, 3]), -1, total, d)
+        tokens = g.Add(tokens, out)
+        if g.opset >= 17:
+            tokens = g.LayerNormalization(tokens, g.weight(d), g.weight(d))
+    return g.output(g.slice(tokens, total - 1, total, 1))
+
+
+@given(attentions(), st.sampled_from((2, 500)))
+def test_attention_is_the_same(g: Graph, candidates: int) -> None:
+    check(g, candidates=candidates, tolerance=1e-8)
+
+
+@pytest.mark.parametrize("mask", ("causal", "block"))
+@pytest.mark.parametrize("heads", (False, True))
+def test_user_rows_stay_the_users_layer_after_layer(mask: str, heads: bool) -> None:
+    users, items, d, layers = 12, 2, 8, 2
+    result = lifted(g := attention(Graph(), users, items, d, mask, layers, heads))
+    total = users + items
+    exact = items * 3 * d * d + 2 * items * total * d
+    assert macs_each(g, result) <= layers * exact
+
+
+def test_a_finite_mask_with_a_wholly_padded_user() -> None:
+    """A row whose columns are all masked with -1e9 attends to everything, the item's columns too."""
+    for every in (False, True):
+        check(attention(Graph(), 4, 2, 4, "padding", 2, every=every), tolerance=1e-8)
+    check(attention(Graph(), 4, 2, 4, "finite", 2), tolerance=1e-8)
+
+
+def test_a_finite_mask_over_the_whole_users_row() -> None:
+    g = Graph()
+    scores = g.Concat(g.user(3), g.item(2), axis=1)
+    mask = g.const(np.array([-1e9, -1e9, -1e9, 0.0, 0.0]))
+    all_masked = g.const(np.full(5, -1e9))
+    g.output(g.Softmax(g.Add(scores, mask), axis=1), g.Softmax(g.Add(scores, all_masked), axis=1))
+    check(g)
+
+
+def test_minus_infinity_over_user_or_item_columns() -> None:
+    for dead in ([0, 1, 2], [3, 4], [0, 3], [4]):
+        g = Graph()
+        scores = g.Concat(g.user(3), g.item(2), axis=1)
+        mask = np.zeros(5)
+        mask[dead] = -np.inf
+        g.output(g.MatMul(g.Softmax(g.Add(scores, g.const(mask)), axis=1), g.weight(5, 2)))
+        lifted(g, check(g))
+
+
+def test_a_row_of_minus_infinity_alone_is_nan_as_in_the_source() -> None:
+    g = Graph()
+    grid = g.Add(g.MatMul(g.Concat(g.user(3, 2), g.item(2, 2), axis=1), g.weight(2, 4)), g.item(5, 4))
+    keep = np.ones((5, 4), bool)
+    keep[0] = False
+    g.output(g.Softmax(g.Where(g.const(keep), grid, g.const(np.array(-np.inf))), axis=-1))
+    check(g)
+
+
+# ---- LayerNormalization --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", (False, True))
+def test_layer_norm_over_the_concat_then_a_product(bias: bool) -> None:
+    g = Graph()
+    both = g.Concat(g.user(600), g.item(20), axis=1)
+    normal = g.LayerNormalization(both, g.weight(620), *([g.weight(620)] if bias else []))
+    g.output(g.MatMul(normal, g.weight(620, 64)))
+    result = lifted(g)
+    assert macs_each(g, result) <= 21 * 64
+
+
+def test_layer_norm_beside_the_concat() -> None:
+    g = Graph()
+    tokens = g.Concat(g.user(5, 8), g.item(2, 8), axis=1)
+    g.output(g.MatMul(g.LayerNormalization(tokens, g.weight(8), g.weight(8)), g.weight(8, 4)))
+    lifted(g, per_candidate=2 * 8 * 4)
+
+
+def test_layer_norm_over_several_axes() -> None:
+    g = Graph()
+    tokens = g.Concat(g.user(3, 4), g.item(2, 4), axis=1)
+    y = g.LayerNormalization(tokens, g.weight(5, 4), g.weight(5, 4), axis=1)
+    g.output(g.MatMul(g.reshape(y, -1, 20), g.weight(20, 3)), g.MatMul(y, g.weight(4, 2)))
+    check(g)
+
+
+def test_layer_norm_with_statistics_asked_for() -> None:
+    g = Graph(dtype=np.float32)
+    both = g.Concat(g.user(3), g.item(2), axis=1)
+    g.output(*g.nodes_of("LayerNormalization", [both, g.weight(5), g.weight(5)], 3))
+    check(g, tolerance=1e-5)
+
+
+def test_layer_norm_over_the_candidates_is_left() -> None:
+    g = Graph()
+    turned = g.Transpose(g.Concat(g.user(3), g.item(2), axis=1))
+    g.output(g.Softmax(turned, axis=-1), g.LogSoftmax(turned, axis=1), g.LpNormalization(turned, axis=-1))
+    check(g)
+
+
+# ---- BatchNormalization --------------------------------------------------------------------------------------------
+
+
+def _statistics(g: Graph, n: int) -> list[str]:
+    return [g.weight(n), g.weight(n), g.weight(n), g.const(np.abs(g.rng.standard_normal(n)) + 0.5)]
+
+
+def test_batch_norm_between_concat_and_product() -> None:
+    g = Graph()
+    both = g.Concat(g.user(6), g.item(3), axis=1)
+    g.output(g.MatMul(g.BatchNormalization(both, *_statistics(g, 9)), g.weight(9, 4)))
+    lifted(g, per_candidate=3 * 4)
+
+
+def test_batch_norm_in_training_mode_is_left() -> None:
+    g = Graph(18)
+    both = g.Concat(g.user(6), g.item(3), axis=1)
+    y, *_ = g.nodes_of("BatchNormalization", [both, *_statistics(g, 9)], 3, training_mode=1)
+    g.output(y)
+    assert actions(check(g, counts=(3, 7)))["BatchNormalization"] in (["barrier"], ["kept"])
+
+
+@pytest.mark.parametrize("axis", (0, -2))
+def test_softmax_over_the_candidates_is_a_barrier(axis: int) -> None:
+    g = Graph()
+    both = g.Concat(g.user(3), g.item(2), axis=1)
+    g.output(g.Softmax(both, axis=axis))
+    check(g)
+
+
+def test_softmax_of_the_users_column_over_the_candidates() -> None:
+    """N equal rows: 1/N each, which only the run knows."""
+    g = Graph()
+    g.output(g.Mul(g.Softmax(g.user(3), axis=0), g.item(3)))
+    check(g)
+
+
+@pytest.mark.parametrize("axis", (1, 2))
+def test_softmax_of_old_opsets_flattens(axis: int) -> None:
+    """Before opset 13 all axes from ``axis`` on are one; compared where that is the last axis alone."""
+    g = Graph(11)
+    tokens = g.Concat(g.user(3, 2), g.item(2, 2), axis=1)
+    g.output(g.Softmax(tokens if axis == 2 else g.reshape(tokens, -1, 10), axis=axis))
+    check(g)

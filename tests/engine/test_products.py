@@ -1,0 +1,251 @@
+"""MatMul, Gemm, Einsum and 1x1 Conv: weights on either side, batched, and products of two activations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.engine.graphs import Draw, Graph, N, actions, check, lifted, macs_each, starts, tensor
+
+
+def _right(draw: Draw, g: Graph) -> str:
+    """x W, with a matrix, a vector or a batch of matrices."""
+    lead = draw(st.lists(st.integers(1, 3), max_size=2))
+    k, n = draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    x = tensor(draw, g, (N, *lead, k), 3)
+    batch = [s if draw(st.booleans()) else 1 for s in lead[:-1]] if draw(st.booleans()) else []
+    w = g.weight(k) if draw(st.integers(0, 4)) == 0 else g.weight(*batch, k, n)
+    return g.MatMul(x, w)
+
+
+def _left(draw: Draw, g: Graph) -> str:
+    """A x: weights on the left, as AFN and CIN."""
+    k, d, m = (draw(st.integers(1, 4)) for _ in range(3))
+    x = tensor(draw, g, (N, k, d), 3)
+    return g.MatMul(g.weight(k) if draw(st.integers(0, 4)) == 0 else g.weight(m, k), x)
+
+
+def _pairs(draw: Draw, g: Graph) -> str:
+    """Tokens against tokens, one of them transposed."""
+    a, b, d = (draw(st.integers(1, 4)) for _ in range(3))
+    x = tensor(draw, g, (N, a, d), 3)
+    same = draw(st.booleans())
+    y = x if same else tensor(draw, g, (N, b, d), 2)
+    return g.MatMul(x, g.Transpose(y, perm=[0, 2, 1]))
+
+
+def _gemm(draw: Draw, g: Graph) -> str:
+    k, n = draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    turned, wide = draw(st.booleans()), draw(st.booleans())
+    x = tensor(draw, g, (k, N) if turned else (N, k), 3)
+    attrs = {"transA": int(turned), "transB": int(wide)}
+    for name in ("alpha", "beta"):
+        if draw(st.booleans()):
+            attrs[name] = draw(st.sampled_from((0.0, 0.5, -2.0)))
+    w = g.weight(n, k) if wide else g.weight(k, n)
+    bias = draw(st.sampled_from((None, (), (1,), (n,), (1, n), (1, 1), "N1", "Nn")))
+    if bias is None:
+        return g.Gemm(x, w, **attrs)
+    c = g.weight(*bias) if isinstance(bias, tuple) else tensor(draw, g, (N, 1 if bias == "N1" else n), 1)
+    return g.Gemm(x, w, c, **attrs)
+
+
+def _gemm_swapped(draw: Draw, g: Graph) -> str:
+    """The activation as B: W x' with candidates as columns."""
+    k, m = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    wide = draw(st.booleans())
+    x = tensor(draw, g, (N, k) if wide else (k, N), 3)
+    return g.Gemm(g.weight(m, k), x, transB=int(wide))
+
+
+EQUATIONS = (
+    ("nk,kh->nh", (N, 3), (3, 2)), ("hk,nk->nh", (2, 3), (N, 3)), ("nfd,fdh->nfh", (N, 2, 3), (2, 3, 4)),
+    ("ntd,nsd->nts", (N, 2, 3), (N, 4, 3)), ("nfd,de->nef", (N, 2, 3), (3, 2)), ("...d,dh->...h", (N, 2, 3), (3, 2)),
+    ("nd,nd->n", (N, 3), (N, 3)), ("nd,ne->nde", (N, 3), (N, 2)), ("nd,h->nh", (N, 3), (2,)),
+    ("nfd,ngd->nfgd", (N, 2, 3), (N, 2, 3)), ("ij,jk", (N, 3), (3, 2)), ("ntd,nt->nd", (N, 4, 3), (N, 4)),
+    ("n...d,nd->n...", (N, 2, 3), (N, 3)), ("nd,md->nm", (N, 3), (N, 3)),
+)  # fmt: skip
+
+
+def _einsum(draw: Draw, g: Graph) -> str:
+    if g.opset < 12:
+        return _right(draw, g)
+    equation, *operands = draw(st.sampled_from(EQUATIONS))
+    args = [tensor(draw, g, s, 2) if N in s else g.weight(*s) for s in operands]
+    return g.Einsum(*args, equation=equation)
+
+
+def _einsum_one(draw: Draw, g: Graph) -> str:
+    if g.opset < 12:
+        return _left(draw, g)
+    equation = draw(st.sampled_from(("nfd->nd", "nfd->ndf", "nfd->n", "nfd->fd", "...d->d...")))
+    return g.Einsum(tensor(draw, g, (N, 2, 3), 3), equation=equation)
+
+
+def _conv(draw: Draw, g: Graph) -> str:
+    c, t, f = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    x = tensor(draw, g, (N, c, t), 3)
+    bias = [g.weight(f)] if draw(st.booleans()) else []
+    return g.Conv(x, g.weight(f, c, 1), *bias)
+
+
+def _chain(draw: Draw, g: Graph) -> str:
+    """Gate, then product, then product: forms are looked through."""
+    k = draw(st.integers(2, 5))
+    x, gate = tensor(draw, g, (N, k), 3), tensor(draw, g, (N, draw(st.sampled_from((1, k)))), 2)
+    hidden = g.MatMul(g.Mul(x, gate), g.weight(k, 3))
+    if draw(st.booleans()):
+        hidden = g.Add(hidden, tensor(draw, g, (N, 3), 1))
+    return g.MatMul(hidden, g.weight(3, 2))
+
+
+ROOTS = [_right, _left, _pairs, _gemm, _gemm_swapped, _einsum, _einsum_one, _conv, _chain, _right, _gemm]
+
+
+@st.composite
+def products(draw: Draw) -> Graph:
+    g = draw(starts())
+    return g.output(*(draw(st.sampled_from(ROOTS))(draw, g) for _ in range(draw(st.integers(1, 2)))))
+
+
+@given(products(), st.sampled_from((1, 500, 50_000)))
+def test_products_are_the_same(g: Graph, candidates: int) -> None:
+    check(g, candidates=candidates)
+
+
+# ---- what is lifted ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trans", (0, 1))
+@pytest.mark.parametrize(("alpha", "beta"), ((1.0, 1.0), (0.5, -2.0)))
+def test_gemm_over_a_concat(trans: int, alpha: float, beta: float) -> None:
+    g = Graph()
+    both = g.Concat(g.user(6), g.item(3), axis=1)
+    w = g.weight(4, 9) if trans else g.weight(9, 4)
+    g.output(g.Gemm(both, w, g.weight(4), transB=trans, alpha=alpha, beta=beta))
+    lifted(g, per_candidate=3 * 4)
+
+
+def test_the_product_from_the_left() -> None:
+    g = Graph()
+    fields = g.Concat(g.user(5, 4), g.item(3, 4), axis=1)
+    g.output(g.MatMul(g.weight(6, 8), fields))
+    lifted(g, per_candidate=3 * 4 * 6)
+
+
+def test_candidates_as_columns() -> None:
+    g = Graph()
+    both = g.Concat(g.user(5), g.item(3), axis=1)
+    g.output(g.Gemm(g.weight(6, 8), both, transB=1))
+    lifted(g, per_candidate=3 * 6)
+
+
+def test_batched_weights() -> None:
+    g = Graph()
+    fields = g.Concat(g.user(2, 1, 5), g.item(2, 1, 3), axis=-1)
+    g.output(g.MatMul(fields, g.weight(2, 8, 4)))
+    lifted(g, per_candidate=2 * 3 * 4)
+
+
+def test_several_experts_over_one_concat() -> None:
+    g = Graph()
+    both = g.Concat(g.user(8), g.item(3), axis=1)
+    g.output(*(g.MatMul(both, g.weight(11, 4)) for _ in range(3)))
+    lifted(g, per_candidate=3 * 3 * 4)
+
+
+def test_a_users_tower_runs_on_one_row() -> None:
+    g = Graph()
+    hidden = g.user(8)
+    for _ in range(3):
+        hidden = g.Relu(g.Gemm(hidden, g.weight(8, 8), g.weight(8)))
+    g.output(g.reduce("Sum", g.Mul(hidden, g.item(8)), [1], keepdims=0))
+    lifted(g)
+
+
+def test_pairwise_dots_keep_the_users_block_once() -> None:
+    """T T' over [u | x]: u u' is per request."""
+    g = Graph()
+    tokens = g.Concat(g.user(6, 16), g.item(2, 16), axis=1)
+    g.output(g.MatMul(tokens, g.Transpose(tokens, perm=[0, 2, 1])))
+    result = lifted(g)
+    assert macs_each(g, result) <= 8 * 8 * 16 - 6 * 6 * 16
+
+
+def test_dins_unit_reads_the_target_and_the_history_once() -> None:
+    """[q, k, q-k, q*k] W: only q*k is per candidate and position."""
+    g = Graph()
+    history, target = g.user(10, 8), g.item(1, 8)
+    q = g.expand(target, 1, 10, 8)
+    unit = g.Concat(q, history, g.Sub(q, history), g.Mul(q, history), axis=2)
+    g.output(g.Relu(g.MatMul(unit, g.weight(32, 36))))
+    result = lifted(g)
+    assert macs_each(g, result) <= 10 * 8 * 36 + 8 * 36
+
+
+def test_einsum_over_a_concat() -> None:
+    g = Graph()
+    fields = g.Concat(g.user(5, 4), g.item(3, 4), axis=1)
+    g.output(g.Einsum(fields, g.weight(8, 4, 2), equation="nfd,fdh->nfh"))
+    lifted(g, per_candidate=3 * 4 * 2)
+
+
+def test_conv_of_width_one() -> None:
+    g = Graph()
+    channels = g.Concat(g.user(5, 4), g.item(3, 4), axis=1)
+    g.output(g.Conv(channels, g.weight(2, 8, 1), g.weight(2)))
+    lifted(g, per_candidate=3 * 4 * 2)
+
+
+# ---- what must stay ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", ("MatMul", "Gemm"))
+def test_an_integer_product_is_left(op: str) -> None:
+    g = Graph()
+    both = g.Concat(g.user(3, high=9), g.item(2, high=9), axis=1)
+    g.output(getattr(g, op)(both, g.const(np.arange(10).reshape(5, 2))))
+    result = check(g)
+    assert actions(result)[op] in (["kept"], ["barrier"])
+
+
+def test_attention_among_candidates() -> None:
+    """Every candidate sees every other: N x N."""
+    g = Graph()
+    both = g.Concat(g.user(4), g.item(3), axis=1)
+    scores = g.MatMul(both, g.Transpose(both))
+    g.output(g.MatMul(g.Softmax(scores, axis=-1), both))
+    check(g)
+
+
+def test_a_product_summed_over_candidates() -> None:
+    g = Graph()
+    both = g.Concat(g.user(4), g.item(3), axis=1)
+    g.output(g.Gemm(both, both, transA=1), g.MatMul(g.Transpose(g.user(2)), both))
+    check(g)
+
+
+@pytest.mark.parametrize("pads", ([1, 1], [0, 1]))
+def test_a_padded_conv_of_width_one(pads: list[int]) -> None:
+    g = Graph()
+    channels = g.Concat(g.user(2, 4), g.item(3, 4), axis=1)
+    g.output(g.Conv(channels, g.weight(2, 5, 1), g.weight(2), pads=pads))
+    check(g)
+
+
+@pytest.mark.parametrize("attrs", ({"strides": [2]}, {"group": 5}, {"dilations": [2]}, {"auto_pad": "VALID"}, {"auto_pad": "SAME_UPPER", "strides": [2]}))
+def test_convs_with_attributes(attrs: dict) -> None:
+    g = Graph()
+    channels = g.Concat(g.user(2, 4), g.item(3, 4), axis=1)
+    g.output(g.Conv(channels, g.weight(5, 5 // attrs.get("group", 1), 1), **attrs))
+    check(g)
+
+
+def test_an_einsum_with_a_diagonal_is_left() -> None:
+    g = Graph()
+    square = g.Concat(g.user(1, 3), g.item(2, 3), axis=1)
+    g.output(g.Einsum(square, equation="nii->ni"), g.Einsum(square, g.weight(3), g.item(3), equation="nij,j,ni->nj"))
+    result = check(g)
+    assert actions(result)["Einsum"] == ["barrier", "barrier"]

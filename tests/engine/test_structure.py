@@ -1,0 +1,247 @@
+"""Operators that move elements: nested and interleaved Concats, Slices, Reshapes, Tiles, broadcasts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.engine.graphs import Draw, Graph, N, _sign, actions, check, lifted, shapes, starts, tensor
+
+
+@st.composite
+def moves(draw: Draw) -> Graph:
+    """An expression through one to three moves; what comes out may have any rank."""
+    g = draw(starts())
+    shape = shapes(draw)
+    y = tensor(draw, g, shape, 2)
+    for _ in range(draw(st.integers(1, 3))):
+        y, shape = draw(st.sampled_from(MOVES))(draw, g, y, shape)
+    return g.output(g.Sin(y))
+
+
+def _axis(draw: Draw, shape: tuple) -> int | None:
+    axes = [i for i, s in enumerate(shape) if isinstance(s, int)]
+    return draw(st.sampled_from(axes)) if axes else None
+
+
+def _slice(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, tuple]:
+    axis = _axis(draw, shape)
+    if axis is None:
+        return y, shape
+    size = shape[axis]
+    start, end = draw(st.integers(-size, size)), draw(st.sampled_from((-1, size, 1 << 40, -(1 << 40), 1)))
+    step = draw(st.sampled_from((1, 2, -1, -2)))
+    stop = None if step < 0 and end < -(1 << 30) else end
+    places = list(range(size))[slice(start, stop, step)]
+    if not places:
+        return y, shape
+    return g.slice(y, start, end, _sign(draw, axis, len(shape)), step), (*shape[:axis], len(places), *shape[axis + 1 :])
+
+
+def _split(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, tuple]:
+    axis = _axis(draw, shape)
+    if axis is None or shape[axis] < 2:
+        return y, shape
+    cut = draw(st.integers(1, shape[axis] - 1))
+    parts = g.split(y, [cut, shape[axis] - cut], _sign(draw, axis, len(shape)))
+    return g.Concat(*reversed(parts), axis=axis), shape
+
+
+def _reshape(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, tuple]:
+    """Any other row-major factorisation of what lies beside N, which stays where it is or is folded in."""
+    if N not in shape:
+        return y, shape
+    at = shape.index(N)
+    left, right = int(np.prod(shape[:at])), int(np.prod(shape[at + 1 :]))
+    rest = []
+    for side in (left, right):
+        divisors = [d for d in range(1, side + 1) if side % d == 0]
+        first = draw(st.sampled_from(divisors))
+        rest.append([s for s in (first, side // first) if s != 1 or draw(st.booleans())])
+    new = (*rest[0], N, *rest[1])
+    zero = at == len(rest[0]) and draw(st.booleans())
+    return g.reshape(y, *((0 if zero else -1) if s == N else s for s in new)), new
+
+
+def _flatten(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, tuple]:
+    """Flatten and back; the axis may cut on either side of N."""
+    axis = draw(st.integers(0, len(shape)))
+    flat = g.Flatten(y, axis=_sign(draw, axis, len(shape)) if axis < len(shape) else axis)
+    return g.reshape(flat, *(-1 if s == N else s for s in shape)), shape
+
+
+def _squeeze(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, tuple]:
+    at = draw(st.integers(0, len(shape)))
+    wide = g.unsqueeze(y, _sign(draw, at, len(shape) + 1))
+    if draw(st.booleans()):
+        return wide, (*shape[:at], 1, *shape[at:])
+    return g.squeeze(wide, [_sign(draw, at, len(shape) + 1)]), shape
+
+
+def _transpose(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, tuple]:
+    if draw(st.integers(0, 3)) == 0:
+        return g.Transpose(y), shape[::-1]
+    perm = draw(st.permutations(range(len(shape))))
+    return g.Transpose(y, perm=perm), tuple(shape[p] for p in perm)
+
+
+def _tile(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, tuple]:
+    repeats = [1 if s == N else draw(st.integers(1, 2)) for s in shape]
+    return g.Tile(y, g.const(repeats, np.int64)), tuple(s if s == N else s * r for s, r in zip(shape, repeats, strict=True))
+
+
+def _join(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, tuple]:
+    axis = _axis(draw, shape)
+    if axis is None:
+        return y, shape
+    other = (*shape[:axis], draw(st.integers(1, 3)), *shape[axis + 1 :])
+    parts = [y, tensor(draw, g, other, 1)]
+    size = shape[axis] + other[axis]
+    return g.Concat(*draw(st.permutations(parts)), axis=_sign(draw, axis, len(shape))), (*shape[:axis], size, *shape[axis + 1 :])
+
+
+def _candidates_apart(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, tuple]:
+    """Positions of the candidate axis are no one's to lift: repeated, shifted and reversed as in the source."""
+    if N not in shape:
+        return y, shape
+    at = shape.index(N)
+    which = draw(st.integers(0, 2))
+    if which == 0:
+        return g.slice(y, -1, -(1 << 40), at, -1), shape
+    if which == 1:
+        return g.Concat(g.slice(y, 0, 1, at), g.slice(y, 1, 1 << 40, at), axis=at), shape
+    return g.Add(y, g.Gather(y, g.const([0], np.int64), axis=at)), shape
+
+
+MOVES = [_slice, _split, _reshape, _flatten, _squeeze, _transpose, _tile, _join, _join, _reshape, _candidates_apart]
+
+
+@given(moves())
+def test_moves_are_the_same(g: Graph) -> None:
+    check(g)
+
+
+@pytest.mark.parametrize("nested", (False, True))
+def test_an_interleaved_concat_is_one_product_a_kind(nested: bool) -> None:
+    g = Graph()
+    parts = [g.user(2), g.item(3), g.user(1), g.item(2), g.user(4)]
+    if nested:
+        parts = [g.Concat(*parts[:2], axis=1), g.Concat(*parts[2:4], axis=-1), parts[4]]
+    g.output(g.MatMul(g.Concat(*parts, axis=1), g.weight(12, 8)))
+    result = lifted(g, per_candidate=5 * 8)
+    assert [n.op_type for n in result.model.graph.node].count("MatMul") + [
+        n.op_type for n in result.model.graph.node
+    ].count("Gemm") == 2
+
+
+@pytest.mark.parametrize("opset", (11, 13, 18))
+def test_slices_and_splits_of_a_concat_cost_nothing(opset: int) -> None:
+    g = Graph(opset)
+    u, x = g.user(6), g.item(4)
+    both = g.Concat(u, x, axis=1)
+    mine, theirs = g.split(both, [6, 4], 1)
+    again = g.Concat(g.slice(both, 8, 10, -1), g.slice(mine, 5, -7, -1, -1), theirs, axis=1)
+    g.output(g.MatMul(again, g.weight(12, 3)))
+    result = lifted(g, per_candidate=6 * 3)
+    assert actions(result)["Concat"] == ["split", "split"]
+
+
+def test_folded_candidates_keep_the_users_part_once() -> None:
+    g = Graph()
+    u, x = g.user(4, 3), g.item(4, 5)
+    flat = g.reshape(g.Concat(u, x, axis=2), -1, 8)
+    g.output(g.reshape(g.MatMul(flat, g.weight(8, 6)), -1, 4, 6))
+    lifted(g, per_candidate=4 * 5 * 6)
+
+
+def test_stacked_fields_then_reshape() -> None:
+    g = Graph()
+    fields = [g.user(3), g.item(3), g.user(3), g.item(3)]
+    stacked = g.Concat(*(g.unsqueeze(f, 1) for f in fields), axis=1)
+    g.output(g.MatMul(g.reshape(stacked, -1, 12), g.weight(12, 5)))
+    lifted(g, per_candidate=6 * 5)
+
+
+def test_a_transposed_batch_is_followed() -> None:
+    g = Graph()
+    tokens = g.Concat(g.user(3, 4), g.item(2, 4), axis=1)
+    first = g.Transpose(tokens, perm=[1, 0, 2])
+    g.output(g.Transpose(g.MatMul(first, g.weight(4, 6)), perm=[1, 0, 2]))
+    lifted(g, per_candidate=2 * 4 * 6)
+
+
+def test_requests_by_candidates_without_tags() -> None:
+    """[R, N, ...]: Expand in the graph says it all."""
+    g = Graph()
+    u, x = g.input(None, "R", 6), g.input(None, "R", N, 3)
+    sizes = g.Concat(g.size(x, 0), g.size(x, 1), g.const([6], np.int64), axis=0)
+    wide = g.Expand(g.unsqueeze(u, 1), sizes)
+    g.output(g.MatMul(g.Concat(wide, x, axis=2), g.weight(9, 4)))
+    result = check(g)
+    assert actions(result)["MatMul"] == ["split"] or actions(result)["Expand"] == ["lifted"]
+    few, many = ({k: 2 * v for k, v in {"R": 1}.items()} for _ in range(2))
+    assert few == many
+    from tests.engine.graphs import macs_each
+
+    assert macs_each(g, result) == 2 * 3 * 4
+
+
+def test_packed_columns() -> None:
+    g = Graph()
+    x = g.packed(user=[0, 3, 4], item=[1, 5], cross=[2])
+    g.output(g.MatMul(g.Relu(x), g.weight(6, 4)))
+    lifted(g, per_candidate=3 * 4)
+
+
+def test_candidate_axis_one() -> None:
+    g = Graph(axis=1)
+    u, x = g.input("user", 2, N, 4), g.input("item", 2, N, 3)
+    g.output(g.MatMul(g.Concat(u, x, axis=-1), g.weight(7, 5)))
+    lifted(g, per_candidate=2 * 3 * 5)
+
+
+# ---- what must stay ------------------------------------------------------------------------------------------------
+
+
+def test_a_reshape_that_mixes_candidates_is_left() -> None:
+    """[N, 4] to [4, N] without Transpose puts candidates where columns were."""
+    g = Graph()
+    u, x = g.user(2), g.item(2)
+    mixed = g.reshape(g.Concat(u, x, axis=1), 4, -1)
+    g.output(g.CumSum(mixed, g.const(1, np.int64)))
+    check(g)
+
+
+def test_a_reshape_of_the_user_that_mixes_candidates() -> None:
+    g = Graph()
+    g.output(g.Add(g.Sin(g.reshape(g.user(4), 4, -1)), g.Transpose(g.item(4))))
+    check(g)
+
+
+def test_candidates_concatenated_along_their_axis() -> None:
+    """A token before the candidates: the axis is N + 1."""
+    g = Graph()
+    first = g.const(np.ones((1, 3)))
+    both = g.Concat(first, g.MatMul(g.Concat(g.user(2), g.item(2), axis=1), g.weight(4, 3)), axis=0)
+    g.output(g.MatMul(both, g.weight(3, 2)))
+    check(g)
+
+
+@pytest.mark.parametrize("opset", (11, 18))
+def test_squeeze_without_axes_of_a_dynamic_dimension(opset: int) -> None:
+    """At N=1 the candidates are squeezed too."""
+    g = Graph(opset)
+    y = g.MatMul(g.Concat(g.user(3), g.item(2), axis=1), g.weight(5, 1))
+    g.output(g.Identity(g.squeeze(y)))
+    g_model_ranks_differ = check(g, counts=(3, 7))
+    assert actions(g_model_ranks_differ)["Squeeze"] in (["kept"], ["barrier"])
+
+
+def test_only_the_user_reaches_an_output() -> None:
+    """An output of the user's alone still has N rows."""
+    g = Graph()
+    u, x = g.user(3), g.item(2)
+    g.output(g.Relu(g.MatMul(u, g.weight(3, 4))), g.Relu(x))
+    lifted(g, per_candidate=0)
