@@ -31,11 +31,11 @@ from mari_onnx.engine.blocks import (
 )
 from mari_onnx.engine.builder import FOLD_LIMIT, Builder, Tensor
 from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, axes_of, is_const, rename
-from mari_onnx.engine.weigh import ELEMENT, NODE, volume
+from mari_onnx.engine.weigh import ELEMENT, NODE, SLOW, element, volume
 
 WRITE = 0.5
 """The share of a tensor's own cost that falls on a contraction of it: others may want the tensor too."""
-DEPTH = 6
+DEPTH = 4
 """How deep forms of forms are followed."""
 
 
@@ -220,7 +220,10 @@ class Term:
         return (axes_of(self.a) | axes_of(self.c)) - self.k
 
     def cost(self) -> float:
-        macs = volume(axes_of(self.a) | axes_of(self.c))
+        a, c = axes_of(self.a), axes_of(self.c)
+        alone = self.k - (a & c)  # summed out of the operand that has it, at build time where that is a constant
+        macs = volume((a | c) - alone)
+        macs += sum(volume(x) for x, leaf in ((a, self.a), (c, self.c)) if x & alone and not leaf.tensor.const)
         return macs + NODE + sum(ELEMENT * volume(self.out | axes_of(g)) + NODE for g in self.outer)
 
 
@@ -300,9 +303,12 @@ def _expand(
     b: Builder, x: Body, y: Body, k: frozenset[Axis], outer: tuple[Leaf, ...], depth: int, order: Sequence[Axis]
 ) -> list[Term | Body]:
     """The sum as terms, opened along every Cat on a contracted axis and through forms where that is cheaper."""
+    blocks = _by_blocks(b, x, y, k, outer, depth, order) or _by_blocks(b, y, x, k, outer, depth, order)
+    if blocks is not None:
+        return blocks
     for this, other, flip in ((x, y, False), (y, x, True)):
         if isinstance(this, Cat) and this.axis in k:
-            if not is_const(other):
+            if not is_const(other) and all(isinstance(p.body, (Leaf, Cat)) for p in this.parts):
                 tidy = neat(b, this, order)  # pieces would be cut out of the other operand one by one
                 if not isinstance(tidy, Cat) or tidy.axis is not this.axis:
                     return _expand(b, *((other, tidy) if flip else (tidy, other)), k, outer, depth, order)
@@ -330,7 +336,7 @@ def _expand(
     assert isinstance(x, Leaf) and isinstance(y, Leaf)
     direct = Term(outer, x, y, k)
     best: list[Term | Body] = [direct]
-    cost = direct.cost() + sum(WRITE * ELEMENT * volume(axes_of(t)) for t in (x, y) if t.tensor.form is not None)
+    cost = _price(b, [direct])
     for this, other in ((x, y), (y, x)):
         form = form_of(this) if depth else None
         if form is None:
@@ -340,30 +346,70 @@ def _expand(
         if not all(isinstance(t, Term) for t in other_way):
             continue
         terms = _same(b, [t for t in other_way if isinstance(t, Term)])
-        price = sum(t.cost() for t in terms) + sum(ELEMENT * volume(t.out) for t in terms[1:])
-        price += sum(ELEMENT * n.volume for n in _fresh(b, mark, terms))
+        price = _price(b, terms) + sum(ELEMENT * volume(t.out) for t in terms[1:])
+        price += _fresh(b, mark, terms)
         if price < cost:
             best, cost = list(terms), price
     return best
 
 
-@dataclass(frozen=True)
-class _Work:
-    volume: float
+def _by_blocks(
+    b: Builder, x: Body, y: Body, k: frozenset[Axis], outer: tuple[Leaf, ...], depth: int, order: Sequence[Axis]
+) -> list[Term | Body] | None:
+    """A tensor that could be computed by blocks (a Softmax), against a Cat along the same axis: all blocks or none."""
+    if not (depth and isinstance(x, Leaf) and isinstance(y, Cat) and y.axis in k):
+        return None
+    form = form_of(x)
+    if not isinstance(form, Cat) or form.axis is not y.axis:
+        return None
+    mark = len(b.nodes)
+    apart = _lost(b, form, y, k, outer, depth - 1, order)
+    whole = _expand(b, x, y, k, outer, 0, order)
+    pieces = [t for t in [*apart, *whole] if not isinstance(t, Term)]
+    if pieces:
+        return whole
+    cost = [_price(b, [t for t in way if isinstance(t, Term)]) for way in (apart, whole)]
+    cost[0] += _fresh(b, mark, [t for t in apart if isinstance(t, Term)])
+    op = _maker(b, x.tensor)
+    cost[1] += element(op) * volume(axes_of(x)) + 0.5 * ELEMENT * volume(axes_of(x))  # and the row's Concat
+    return apart if cost[0] < cost[1] else whole
 
 
-def _fresh(b: Builder, mark: int, terms: Sequence[Term]) -> list[_Work]:
-    """Element-wise work that the terms' operands need anew."""
-    out, seen = [], set()
+def _price(b: Builder, terms: Sequence[Term]) -> float:
+    """Products, and a share of what their operands cost to write where those could do without."""
+    total = 0.0
+    for term in terms:
+        total += term.cost()
+        for leaf in (term.a, term.c):
+            if leaf.tensor.form is not None:
+                op = _maker(b, leaf.tensor)
+                total += (1.0 if op in SLOW else WRITE) * element(op) * volume(axes_of(leaf))
+    return total
+
+
+def _maker(b: Builder, tensor: Tensor) -> str | None:
+    """The operator that computed a tensor, behind those that only move its elements."""
+    while tensor.node is not None:
+        node = b.nodes[tensor.node]
+        if node.proto.op_type not in ("Slice", "Reshape", "Transpose", "Squeeze", "Unsqueeze") or node.inputs[0] is None:
+            return node.proto.op_type
+        tensor = node.inputs[0]
+    return None
+
+
+def _fresh(b: Builder, mark: int, terms: Sequence[Term]) -> float:
+    """The price of element-wise work that the terms' operands need anew."""
+    total, seen = 0.0, set()
     stack = [t.a.tensor for t in terms] + [t.c.tensor for t in terms] + [g.tensor for t in terms for g in t.outer]
     while stack:
         tensor = stack.pop()
         if tensor.node is None or tensor.node < mark or tensor.name in seen:
             continue
         seen.add(tensor.name)
-        out.append(_Work(volume([Axis(s) for s in tensor.known])))
-        stack += [i for i in b.nodes[tensor.node].inputs if i is not None]
-    return out
+        node = b.nodes[tensor.node]
+        total += element(node.proto.op_type) * volume([Axis(s) for s in tensor.known])
+        stack += [i for i in node.inputs if i is not None]
+    return total
 
 
 def _lost(
@@ -585,8 +631,9 @@ def product(
     batch = [a for a in x.axes if a is not None and a in ay and a not in k]
     rows = [a for a in x.axes if a is not None and a not in ay]
     cols = [a for a in y.axes if a is not None and a not in ax]
-    if (not batch and is_const(x) and not is_const(y)) or (batch and volume(rows) < volume(cols) and not rows):
-        return product(b, y, x, k, order)
+    turned = "item" in y.tensor.deps and "item" not in x.tensor.deps
+    if (turned and cols) or (batch and cols and not rows):
+        return product(b, y, x, k, order)  # the candidates as rows
     ks = tuple(a for a in (y if is_const(x) else x).axes if a is not None and a in k)
     left: list[tuple[Axis, ...]]
     if not batch:

@@ -127,6 +127,11 @@ def _write_cat(b: Builder, cat: Cat, order: Sequence[Group], full: frozenset[Axi
         written.append(write(b, part.body, [*order[:at], here, *order[at + 1 :]], keep))
     if whole:
         return emit.concat(b, written, at)
+    return _interleaved(b, ordered, written, at)
+
+
+def _interleaved(b: Builder, ordered: Sequence[Part], written: Sequence[Tensor], at: int) -> Tensor:
+    """Parts with scattered positions, in the order of the positions."""
     runs = _runs(ordered)
     if len(runs) <= MAX_RUNS:
         pieces: dict[tuple[int, int], Tensor] = {}
@@ -208,6 +213,9 @@ def take(b: Builder, body: Body, axis: Axis, at: Sequence[int], new: Axis | None
             return Cat(body.axis, parts, body.tidy)
         if list(at) == list(range(len(at))) and len(at) == axis.size and new is not None:
             return Cat(new, body.parts, body.tidy)
+        if len(set(at)) < len(at) and not body.tidy:
+            # positions taken several times (pairs of fields): blocks first, then one Gather a block
+            return take(b, neat(b, body), axis, at, new)
         owner = {p: (k, i) for k, part in enumerate(body.parts) for i, p in enumerate(part.at)}
         hits: dict[int, list[tuple[int, int]]] = {}
         for place, p in enumerate(at):
@@ -500,6 +508,9 @@ def neat(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Body:
     cat = opened(cat)
     if cat.tidy and len(cat.parts) <= MAX_TIDY and cat.parts[0].at != tuple(range(int(product([cat.axis.size])))):
         return cat
+    repeated = _repeated(b, cat, order)
+    if repeated is not None:
+        return repeated
     classes: dict[object, list[Part]] = {}
     for part in cat.parts:
         classes.setdefault(_signature(part.body, part.sub), []).append(part)
@@ -514,6 +525,24 @@ def neat(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Body:
                 return take(b, body, part.sub, back, cat.axis)
             return rename(body, {part.sub: cat.axis})
     return Cat(cat.axis, tuple(parts), True)
+
+
+def _repeated(b: Builder, cat: Cat, order: Sequence[Axis]) -> Body | None:
+    """Pieces that occur several times (a field in each of its pairs): each once, then rows of the blocks by a Gather."""
+    if len(cat.parts) < 8 or any(p.sub is not None for p in cat.parts):
+        return None
+    unique = {p.body: i for i, p in reversed(list(enumerate(cat.parts)))}
+    if 2 * len(unique) > len(cat.parts) or len(unique) < 2:
+        return None
+    bodies = sorted(unique, key=unique.__getitem__)
+    index = {body: i for i, body in enumerate(bodies)}
+    axis = Axis(len(bodies))
+    each = Cat(axis, tuple(Part((i,), None, body) for i, body in enumerate(bodies)))
+    inside = [axis if a is cat.axis else a for a in order]
+    at = [0] * len(cat.parts)
+    for p in cat.parts:
+        at[p.at[0]] = index[p.body]
+    return take(b, neat(b, each, inside), axis, at, cat.axis)
 
 
 def _adopt(classes: dict[object, list[Part]]) -> None:
@@ -573,13 +602,16 @@ def _join(b: Builder, axis: Axis, parts: Sequence[Part], order: Sequence[Axis]) 
             column = [Part(p.at, p.sub, _align_sub(p.body, k, member, p.sub)) for p in placed]
             inner.append(Part(member.at, member.sub, neat(b, Cat(sub, tuple(column)), order)))
         return Part(at, sub, Cat(first.axis, tuple(inner)))
-    lead = next((p for p in parts if isinstance(p.body, Leaf) and p.sub in p.body.axes), None)
+    lead = next((p for p in parts if isinstance(p.body, Leaf) and p.sub is not None and p.sub in p.body.axes), None)
     wanted: list[Axis] = []
     if lead is not None and isinstance(lead.body, Leaf):
         wanted = [sub if a is lead.sub else a for a in lead.body.axes if a is not None]
     elif axis in order:
         varies = axes_of(first)
         wanted = [sub if a is axis else a for a in order if a is axis or a in varies]
+    elif isinstance(first, Leaf):
+        *outer, last = [a for a in first.axes if a is not None] or [sub]
+        wanted = list(dict.fromkeys([*outer, sub, last]))  # fields before their features: rows stay contiguous
     return Part(at, sub, as_leaf(b, Cat(sub, tuple(placed)), wanted))
 
 

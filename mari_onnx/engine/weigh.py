@@ -10,13 +10,17 @@ from mari_onnx.model.dims import Dim, symbols
 
 ELEMENT = 12.0
 """An element read and written by an element-wise operator (about 0.4 ns on a CPU core, a multiply-add 0.03 ns)."""
+SLOW = {
+    "Softmax": 90.0, "LayerNormalization": 40.0, "Exp": 30.0, "Erf": 40.0, "Tanh": 40.0, "Sigmoid": 40.0, "Gelu": 50.0,
+    "Pow": 40.0, "Log": 40.0, "Sqrt": 15.0, "Div": 15.0,
+}  # fmt: skip
+"""An element of operators that cost more than moving it."""
 NODE = 30_000.0
 """The fixed cost of one more node (about 1 microsecond)."""
 
 CANDIDATES: ContextVar[int] = ContextVar("candidates", default=500)
 FREE = 50
 """What a free dimension (a history length) is taken for."""
-REQUESTS = 1
 
 
 def volume(axes: Iterable[Axis]) -> float:
@@ -25,6 +29,11 @@ def volume(axes: Iterable[Axis]) -> float:
     for axis in axes:
         total *= length(axis)
     return total
+
+
+def element(op: str | None) -> float:
+    """An element of an operator's result."""
+    return SLOW.get(op or "", ELEMENT)
 
 
 def length(axis: Axis) -> int:
