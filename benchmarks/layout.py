@@ -1,0 +1,139 @@
+"""Neat against fragmented feature orders, and the first layer against its candidate part alone.
+
+User width 1024, item width 256, hidden 512, then 256, then 1; one thread. Each side comes in k
+features of equal width. Neat: all user features, then all item features; fragmented: in turns. The
+paper's method loses 38% on the latter. "Packed" takes each side as one input and cuts it up.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+
+from benchmarks.graphs import Graph
+from benchmarks.side_by_side import Setting, cut, optimized, timed
+from benchmarks.tables import Section, Target, milliseconds
+from mari_onnx.bench.floor import Floor
+from mari_onnx.bench.timing import Timing
+from mari_onnx.report.terminal import console
+from mari_onnx.sides import Sides
+
+COMMAND = "python -m benchmarks.layout"
+USER, ITEM, HIDDEN = 1024, 256, (512, 256, 1)
+FEATURES = (8, 32, 128)
+CANDIDATES = (500, 2000)
+
+
+def network(
+    features: int, fragmented: bool, layers: int = len(HIDDEN), packed: bool = False
+) -> onnx.ModelProto:
+    """The first `layers` layers over `features` features a side; `user_0 [N, w]`, `item_0`, ..."""
+    g = Graph()
+    sides = []
+    for side, width in (("user", USER), ("item", ITEM)):
+        wide = width // features
+        if packed:
+            whole = g.input(f"{side}_all", ["N", width])
+            sizes = g.ints(*[wide] * features)
+            sides.append(g.ops("Split", whole, sizes, count=features, axis=1))
+        else:
+            sides.append([g.input(f"{side}_{i}", ["N", wide]) for i in range(features)])
+    users, items = sides
+    order = [*users, *items]
+    if fragmented:
+        order = [piece for pair in zip(users, items, strict=True) for piece in pair]
+    y, width = g.op("Concat", *order, axis=1), USER + ITEM
+    for index, size in enumerate(HIDDEN[:layers]):
+        y, width = g.dense(y, width, size, relu=index < len(HIDDEN) - 1), size
+    return g.model("score", ["N", width])
+
+
+def sides_of(model: onnx.ModelProto) -> Sides:
+    """By the names of the inputs."""
+    return Sides({value.name: value.name.split("_")[0] for value in model.graph.input})
+
+
+def section(setting: Setting | None = None) -> Section:
+    setting = setting or Setting(seconds=2.5, least=20)
+    result = Section(
+        "Neat against fragmented, and the first layer against its floor",
+        f"User width {USER} and item width {ITEM} in k features each, layers "
+        f"{'-'.join(map(str, HIDDEN))}, one thread. Neat: user features, then item features; "
+        "fragmented: in turns; packed: in turns, cut out of one input a side. The floor is the "
+        "optimized model with the user's part fed ready made. Medians in ms of one run, ratios "
+        "pair by pair.",
+        COMMAND,
+        ["N, what", "source", "ours", "source / ours", "ours / ours neat", "floor / ours"],
+    )
+    for n in CANDIDATES:
+        for features in FEATURES:
+            _compare(result, n, features, setting)
+        timing = _timed({"": network(8, True, layers=1)}, n, setting)
+        _row(result, f"{n}, first layer alone, k = 8", timing, "", "")
+        result.targets.append(
+            Target.at_least(
+                f"N={n}: first layer at least 0.95 of its floor's speed",
+                timing.ratio("floor", "ours"),
+                0.95,
+            )
+        )
+    return result
+
+
+def _compare(result: Section, n: int, features: int, setting: Setting) -> None:
+    sources = {
+        " neat": network(features, False),
+        " fragmented": network(features, True),
+        " packed": network(features, True, packed=True),
+    }
+    timing = _timed(sources, n, setting)
+    for key in sources:
+        _row(result, f"{n}, k = {features},{key}", timing, key, " neat")
+    worst = timing.ratio("ours fragmented", "ours neat")
+    name = f"N={n}, k={features}: fragmented at most 1.02 of neat"
+    result.targets.append(Target.at_most(name, worst, 1.02))
+
+
+def _timed(sources: Mapping[str, onnx.ModelProto], n: int, setting: Setting) -> Timing:
+    """Each source, ours of it, and the floor of the first; all on values of their own."""
+    models: dict[str, onnx.ModelProto | Floor] = {}
+    for key, source in sources.items():
+        sides = sides_of(source)
+        result = optimized(source, sides, n)
+        models |= {f"source{key}": source, f"ours{key}": result.model}
+        if len(models) == 2:
+            models["floor"] = cut(result, sides)
+    rng = np.random.default_rng(1)
+    user, rows = {}, {}
+    for value in (value for source in sources.values() for value in source.graph.input):
+        width = value.type.tensor_type.shape.dim[1].dim_value
+        side, count = (user, 1) if value.name.startswith("user") else (rows, n)
+        side[value.name] = rng.standard_normal((count, width), np.float32)
+    return timed(models, user, rows, setting)[0]
+
+
+def _row(result: Section, name: str, timing: Timing, key: str, neat: str) -> None:
+    ours = f"ours{key}"
+    result.rows.append(
+        [
+            name,
+            milliseconds(timing.median(f"source{key}")),
+            milliseconds(timing.median(ours)),
+            f"{timing.ratio(f'source{key}', ours):.2f}",
+            f"{timing.ratio(ours, f'ours{neat}'):.3f}" if key else "",
+            f"{timing.ratio('floor', ours):.3f}",
+        ]
+    )
+
+
+def main() -> int:
+    result = section()
+    result.show(console())
+    return 0 if result.met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
