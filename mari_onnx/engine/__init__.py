@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import onnx
+import onnx.inliner
 from onnx import AttributeProto, NodeProto
 
 from mari_onnx.engine import rules  # noqa: F401  fills the table

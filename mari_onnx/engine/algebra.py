@@ -26,13 +26,15 @@ from mari_onnx.engine.blocks import (
     neat,
     take,
     with_form,
+    within,
     write,
     zip_bodies,
 )
 from mari_onnx.engine.builder import FOLD_LIMIT, Builder, Tensor
 from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, axes_of, is_const, rename
-from mari_onnx.engine.weigh import ELEMENT, NODE, SLOW, element, volume
+from mari_onnx.engine.weigh import ELEMENT, NODE, SLOW, SPREAD, element, volume
 
+BINARY = {"Add", "Sub", "Mul", "Div", "Max", "Min"}
 WRITE = 0.5
 """The share of a tensor's own cost that falls on a contraction of it: others may want the tensor too."""
 DEPTH = 4
@@ -224,7 +226,7 @@ class Term:
         alone = self.k - (a & c)  # summed out of the operand that has it, at build time where that is a constant
         macs = volume((a | c) - alone)
         macs += sum(volume(x) for x, leaf in ((a, self.a), (c, self.c)) if x & alone and not leaf.tensor.const)
-        return macs + NODE + sum(ELEMENT * volume(self.out | axes_of(g)) + NODE for g in self.outer)
+        return macs + NODE + sum(SPREAD * volume(self.out | axes_of(g)) + NODE for g in self.outer)
 
 
 def contract(b: Builder, x: Body, y: Body, k: frozenset[Axis], order: Sequence[Axis] = ()) -> Body:
@@ -248,7 +250,7 @@ def contract(b: Builder, x: Body, y: Body, k: frozenset[Axis], order: Sequence[A
             for part in cat.parts:
                 cell = take(b, other, cat.axis, part.at, part.sub)
                 pair = (cell, part.body) if flip else (part.body, cell)
-                parts.append(Part(part.at, part.sub, contract(b, *pair, k, order)))
+                parts.append(Part(part.at, part.sub, contract(b, *pair, k, within(order, cat.axis, part.sub))))
             return Cat(cat.axis, tuple(parts), True)
     for this, other, flip in ((x, y, False), (y, x, True)):
         rows = _zero_rows(b, this, other, k)
@@ -258,8 +260,8 @@ def contract(b: Builder, x: Body, y: Body, k: frozenset[Axis], order: Sequence[A
             for at in cells:
                 sub = Axis(len(at)) if len(at) > 1 else None
                 cell = take(b, other, axis, at, sub)
-                inner = [a for a in (sub if a is axis else a for a in order) if a is not None]
-                parts.append(Part(tuple(at), sub, contract(b, *((cell, this) if flip else (this, cell)), k, inner)))
+                pair = (cell, this) if flip else (this, cell)
+                parts.append(Part(tuple(at), sub, contract(b, *pair, k, within(order, axis, sub))))
             return Cat(axis, tuple(parts), True)
     found = _expand(b, x, y, k, (), DEPTH, order)
     whole = _whole(b, x, y, k, found, order)
@@ -407,7 +409,9 @@ def _fresh(b: Builder, mark: int, terms: Sequence[Term]) -> float:
             continue
         seen.add(tensor.name)
         node = b.nodes[tensor.node]
-        total += element(node.proto.op_type) * volume([Axis(s) for s in tensor.known])
+        sizes = {t.shape for t in node.inputs if t is not None and t.shape != ()}
+        each = SPREAD if len(sizes) > 1 and node.proto.op_type in BINARY else element(node.proto.op_type)
+        total += each * volume([Axis(s) for s in tensor.known])
         stack += [i for i in node.inputs if i is not None]
     return total
 
@@ -700,7 +704,9 @@ def reduce_sum(b: Builder, body: Body, k: frozenset[Axis], order: Sequence[Axis]
         if not isinstance(cat, Cat):
             return reduce_sum(b, cat, k_here, order)
         if cat.axis not in k_here:
-            parts = (Part(p.at, p.sub, reduce_sum(b, p.body, k_here, order)) for p in cat.parts)
+            parts = (
+                Part(p.at, p.sub, reduce_sum(b, p.body, k_here, within(order, cat.axis, p.sub))) for p in cat.parts
+            )
             return Cat(cat.axis, tuple(parts), True)
         sums = []
         for p in cat.parts:

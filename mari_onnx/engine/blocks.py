@@ -302,6 +302,11 @@ def _map_form(body: Body, how: Callable[[Body], Body]) -> Body:
     return Prod(tuple(how(f) for f in body.factors))
 
 
+def within(order: Sequence[Axis], axis: Axis, sub: Axis | None) -> list[Axis]:
+    """The order of axes inside a part of a Cat along ``axis``."""
+    return [a for a in (sub if a is axis else a for a in order) if a is not None]
+
+
 # ---- regrouping ----------------------------------------------------------------------------------------------------
 
 
@@ -658,7 +663,7 @@ def zip_bodies(
     for at in cells.values():
         sub = Axis(len(at)) if len(at) > 1 else None
         inner = [take(b, body, axis, at, sub) for body in bodies]
-        sub_order = [sub if a is axis and sub is not None else a for a in order]
+        sub_order = within(order, axis, sub)
         inner_mapped = None if mapped is None else mapped | ({sub} if sub else frozenset())
         parts.append(Part(tuple(at), sub, zip_bodies(b, inner, visit, inner_mapped, sub_order)))
     return opened(Cat(axis, tuple(parts), True))

@@ -36,8 +36,19 @@ from mari_onnx.engine.builder import Builder, Tensor, evaluate
 from mari_onnx.engine.context import Context, normal, rule
 from mari_onnx.engine.rules.mapped import MAPPED, run
 from mari_onnx.engine.rules.reduce import extreme, unary
-from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, Prod, Value, axes_of, is_const, leaves, rename
-
+from mari_onnx.engine.value import (
+    Axis,
+    Body,
+    Cat,
+    Leaf,
+    Part,
+    Prod,
+    Value,
+    axes_of,
+    is_const,
+    leaves,
+    rename,
+)
 
 RANGE = 800.0
 """exp(-RANGE) is 0 in every floating-point type."""
