@@ -26,7 +26,7 @@ from mari_onnx.sides import Sides
 Size = int | str
 Shape = tuple[Size, ...]
 Draw = Callable[[st.SearchStrategy[Any]], Any]
-N = "N"
+N, R = "N", "R"
 OPSETS = (11, 13, 17, 18, 20, 21)
 COUNTS = (1, 3, 7)
 LENGTHS = {"R": 2, "T": 4}
@@ -58,6 +58,7 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.outputs: list[str] = []
         self.pool: dict[Shape, list[str]] = {}
+        self.tag: bool = True
         self._names = itertools.count()
 
     def __repr__(self) -> str:
@@ -320,8 +321,11 @@ def actions(result: Rewrite) -> dict[str, list[str]]:
 
 
 @st.composite
-def starts(draw: Draw, opsets: Sequence[int] = OPSETS) -> Graph:
-    return Graph(draw(st.sampled_from(opsets)), seed=draw(st.integers(0, 3)))
+def starts(draw: Draw, opsets: Sequence[int] = OPSETS, requests: bool = False) -> Graph:
+    """requests: tensors are [R, N, ...], the candidate axis is 1, and inputs are tagged or not."""
+    g = Graph(draw(st.sampled_from(opsets)), seed=draw(st.integers(0, 3)), axis=int(requests))
+    g.tag = not requests or draw(st.booleans())
+    return g
 
 
 def shapes(draw: Draw, low: int = 2, high: int = 4) -> Shape:
@@ -340,16 +344,23 @@ def tensor(draw: Draw, g: Graph, shape: Shape, depth: int = 2) -> str:
     return made
 
 
+def _fixed(shape: Shape) -> list[int]:
+    """The shape with 1 where a size is only known at run time."""
+    return [1 if isinstance(s, str) else s for s in shape]
+
+
 def _leaf(side: str) -> Callable[[Draw, Graph, Shape, int], str]:
     def make(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
+        if R in shape:
+            return _request(g, side, shape)
         if N not in shape:
-            return g.weight(*(int(s) for s in shape))
+            return g.weight(*_fixed(shape))
         at = shape.index(N)
         own = [s for s in shape if s != N]
         if side == "const":  # a parameter expanded to the batch that is read from a tensor
-            like = g.input(draw(st.sampled_from(("user", "item"))), N, 1)
-            return g.Expand(g.weight(*(1 if s == N else int(s) for s in shape)), _sizes(g, shape, like))
-        x = g.input(side, N, *own)
+            like = g.input(None if g.axis else draw(st.sampled_from(("user", "item"))), N, 1)
+            return g.Expand(g.weight(*_fixed(shape)), _sizes(g, shape, {N: g.size(like, 0)}))
+        x = g.input(None if g.axis else side, N, *own)
         if at == 0:
             return x
         return g.Transpose(x, perm=[*range(1, at + 1), 0, *range(at + 1, len(shape))])
@@ -357,9 +368,25 @@ def _leaf(side: str) -> Callable[[Draw, Graph, Shape, int], str]:
     return make
 
 
-def _sizes(g: Graph, shape: Shape, like: str) -> str:
-    parts = [g.size(like, 0) if s == N else g.const([s], np.int64) for s in shape]
-    return g.Concat(*parts, axis=0)
+def _request(g: Graph, side: str, shape: Shape) -> str:
+    """R requests of N candidates: [R, ...] of the user, expanded in the graph, or [R, N, ...]."""
+    own = [s for s in shape if s not in (R, N)]
+    front = [i for s in (R, N) for i in range(len(shape)) if shape[i] == s]
+    order = front + [i for i in range(len(shape)) if i not in front]
+    perm = [order.index(i) for i in range(len(shape))]
+    if N not in shape:
+        x = g.input("user" if g.tag else None, R, *own)
+    elif side in ("user", "const"):
+        like = g.input("item" if g.tag else None, R, N, 1)
+        u = g.unsqueeze(g.input("user" if g.tag else None, R, *own), 1) if side == "user" else g.weight(1, 1, *_fixed(tuple(own)))
+        x = g.Expand(u, _sizes(g, (R, N, *own), {R: g.size(like, 0), N: g.size(like, 1)}))
+    else:
+        x = g.input(side if g.tag else None, R, N, *own)
+    return x if perm == list(range(len(shape))) else g.Transpose(x, perm=perm)
+
+
+def _sizes(g: Graph, shape: Shape, known: Mapping[str, str]) -> str:
+    return g.Concat(*(known[s] if isinstance(s, str) else g.const([s], np.int64) for s in shape), axis=0)
 
 
 def _wide(shape: Shape, least: int = 2) -> list[int]:
@@ -436,11 +463,11 @@ def broadcastable(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
     small = tuple(kept[first:])
     if N in shape[first:] and N not in small and draw(st.booleans()):
         small = shape
-    return tensor(draw, g, small, depth) if N in small else g.weight(*(int(s) for s in small))
+    return tensor(draw, g, small, depth) if {N, R} & set(small) else g.weight(*_fixed(small))
 
 
 def _linear(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
-    if len(shape) < 2 or shape[-1] == N:
+    if len(shape) < 2 or isinstance(shape[-1], str):
         return tensor(draw, g, shape, depth - 1)
     inner = draw(st.integers(1, 4))
     x = tensor(draw, g, _with(shape, len(shape) - 1, inner), depth - 1)
@@ -455,17 +482,20 @@ def _turned(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
 
 def _regrouped(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
     """From a tensor with neighbours merged, or with one dimension cut in two."""
-    target = [-1 if s == N else int(s) for s in shape]
-    axes = [i for i in range(len(shape) - 1) if N not in shape[i : i + 2]]
+    axes = [i for i in range(len(shape) - 1) if all(isinstance(s, int) for s in shape[i : i + 2])]
+    if sum(isinstance(s, str) for s in shape) > 1:
+        axes = [i for i in axes if all(isinstance(s, int) for s in shape[i:])]
     if axes and draw(st.booleans()):
         i = draw(st.sampled_from(axes))
         source: Shape = (*shape[:i], int(shape[i]) * int(shape[i + 1]), *shape[i + 2 :])
     else:
-        wide = [(i, f) for i in _wide(shape, 4) for f in (2,) if int(shape[i]) % f == 0]
-        if not wide:
+        wide = [i for i in _wide(shape, 4) if int(shape[i]) % 2 == 0]
+        if not wide or sum(isinstance(s, str) for s in shape) > 1:
             return tensor(draw, g, shape, depth - 1)
-        i, f = draw(st.sampled_from(wide))
-        source = (*shape[:i], f, int(shape[i]) // f, *shape[i + 1 :])
+        i = draw(st.sampled_from(wide))
+        source = (*shape[:i], 2, int(shape[i]) // 2, *shape[i + 1 :])
+    before = draw(st.booleans()) or sum(isinstance(s, str) for s in shape) > 1
+    target = [s if isinstance(s, int) else 0 if before and j < i else -1 for j, s in enumerate(shape)]
     return g.reshape(tensor(draw, g, source, depth - 1), *target)
 
 
@@ -485,11 +515,10 @@ def _expanded(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
     if not axes:
         return tensor(draw, g, shape, depth - 1)
     axis = draw(st.sampled_from(axes))
-    target = [1 if s == N else int(s) for s in shape]
     x = tensor(draw, g, _with(shape, axis, 1), depth - 1)
     if draw(st.booleans()):
-        return g.expand(x, *target)
-    return g.Tile(x, g.const([int(s) if i == axis else 1 for i, s in enumerate(shape)], np.int64))
+        return g.expand(x, *_fixed(shape))
+    return g.Tile(x, g.const([s if i == axis else 1 for i, s in enumerate(_fixed(shape))], np.int64))
 
 
 def _reduced(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
