@@ -714,19 +714,18 @@ def reduce_sum(b: Builder, body: Body, k: frozenset[Axis], order: Sequence[Axis]
             sums.append(reduce_sum(b, p.body, inner, order))
         return add(b, sums, order)
     assert isinstance(body, Leaf)
-    form = form_of(body)
-    if isinstance(form, Prod):
-        best = _sum_of_product(b, body, form, k_here, order)
-        if best is not None:
-            return best
+    best = weighted_sum(b, body, k_here, order)
+    if best is not None:
+        return best
     at = [i for i, a in enumerate(body.axes) if a in k_here]
     t = emit.reduce(b, "ReduceSum", body.tensor, at)
     return Leaf(t, tuple(None if i in at else a for i, a in enumerate(body.axes)))
 
 
-def _sum_of_product(b: Builder, body: Leaf, form: Prod, k: frozenset[Axis], order: Sequence[Axis]) -> Body | None:
-    """A weighted sum as one product, where the factors have different axes: history pooling becomes a GEMM."""
-    if len(form.factors) != 2:
+def weighted_sum(b: Builder, body: Leaf, k: frozenset[Axis], order: Sequence[Axis]) -> Body | None:
+    """The sum of a product as one product, where the factors have different axes: history pooling becomes a GEMM."""
+    form = form_of(body)
+    if not isinstance(form, Prod) or len(form.factors) != 2:
         return None
     x, y = form.factors
     full = axes_of(body)

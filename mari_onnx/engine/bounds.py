@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from mari_onnx.engine.builder import Builder, Node, Tensor
+from mari_onnx.model.dims import product
 
 STEPS = 4000
 """Nodes looked at for one bound; beyond it nothing is claimed."""
@@ -123,7 +124,7 @@ def _normalized(b: Builder, node: Node) -> float:
         op, inputs = square.proto.op_type, square.inputs
         itself = inputs[0] is x and (op == "Mul" and inputs[1] is x or op == "Pow" and _scalar(inputs[1]) == 2)
         width = x.known[-1]
-        reduced = mean.known[: len(x.known) - 1] == x.known[:-1]
+        reduced = product(mean.known) == product(x.known[:-1])
         if itself and reduced and isinstance(width, int):
             return math.sqrt(width)
     return math.inf
@@ -139,7 +140,13 @@ def _through(b: Builder, tensor: Tensor | None, op: str) -> Tensor | None:
 
 
 def _source(b: Builder, tensor: Tensor | None) -> Node | None:
-    return b.nodes[tensor.node] if tensor is not None and tensor.node is not None else None
+    """The node that computed a tensor, behind dimensions of 1 that come and go."""
+    while tensor is not None and tensor.node is not None:
+        node = b.nodes[tensor.node]
+        if node.proto.op_type not in ("Squeeze", "Unsqueeze"):
+            return node
+        tensor = node.inputs[0]
+    return None
 
 
 def _scalar(tensor: Tensor | None) -> object:

@@ -121,9 +121,9 @@ def divide(a: Size, b: Size) -> Size | None:
         return a // b if b and a % b == 0 else None
     if a == b:
         return 1
+    if b == 0 or a == 0:
+        return 0 if b != 0 else None
     rest, divisor = dict(_terms(a)), _terms(b)
-    if not divisor or a == 0:
-        return 0 if a == 0 and b != 0 else None
     lead = max(divisor, key=_order)
     quotient: dict[Monomial, int] = {}
     while rest:

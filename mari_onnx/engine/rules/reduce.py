@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from mari_onnx.engine import emit
-from mari_onnx.engine.algebra import binary, cast_size, multiply, reduce_sum
-from mari_onnx.engine.blocks import Decline, neat, zip_bodies
+from mari_onnx.engine.algebra import binary, cast_size, multiply, reduce_sum, weighted_sum
+from mari_onnx.engine.blocks import Decline, neat, within, zip_bodies
 from mari_onnx.engine.builder import Builder
 from mari_onnx.engine.context import Context, normal, rule
 from mari_onnx.engine.rules.products import FLOATS
-from mari_onnx.engine.value import Axis, Body, Cat, Group, Leaf, Value, axes_of
+from mari_onnx.engine.value import Axis, Body, Cat, Group, Leaf, Part, Value, axes_of
 from mari_onnx.model.dims import product
 
 SUMS = ("ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp")
@@ -75,7 +75,12 @@ def mean(b: Builder, body: Body, k: frozenset[Axis], order: list[Axis]) -> Body:
     varies = k & axes_of(body)
     if not varies:
         return body
-    if isinstance(body, Leaf) and body.tensor.form is None:
+    if isinstance(body, Cat):
+        body = neat(b, body, order)
+    if isinstance(body, Cat) and body.axis not in varies:
+        parts = (Part(p.at, p.sub, mean(b, p.body, k, within(order, body.axis, p.sub))) for p in body.parts)
+        return Cat(body.axis, tuple(parts), True)
+    if isinstance(body, Leaf) and weighted_sum(b, body, varies, order) is None:
         at = [i for i, a in enumerate(body.axes) if a in varies]
         t = emit.reduce(b, "ReduceMean", body.tensor, at)
         return Leaf(t, tuple(None if i in at else a for i, a in enumerate(body.axes)))
