@@ -1,7 +1,7 @@
-"""`python -m benchmarks`: every benchmark whose targets are promises."""
+"""`python -m benchmarks` is `python benchmarks/run.py`."""
 
 import sys
 
-from benchmarks import first_layer
+from benchmarks import run
 
-sys.exit(first_layer.main())
+sys.exit(run.main())

@@ -181,10 +181,11 @@ def measure(
         }
         result = Measured(n, threads, Timing((), np.zeros((0, 0))))
         result.apart = _apart(variants, sessions, feeds)
-        make = _on_cpu if provider == "cpu" else _on_device
         runs, moves = {}, {}
         for each in variants:
-            runs[each.name], moves[each.name] = make(sessions[each.name], feeds[each.name])
+            runs[each.name], moves[each.name] = prepared(
+                sessions[each.name], feeds[each.name], provider
+            )
         result.timing = interleaved(runs, seconds=seconds, least=least)
         if provider != "cpu":
             result.transfers = interleaved(moves, seconds=seconds / 4, least=least)
@@ -201,16 +202,15 @@ def measure(
 Run = Callable[[int], object]
 
 
-def _on_cpu(
-    session: onnxruntime.InferenceSession, feeds: Sequence[dict[str, np.ndarray]]
+def prepared(
+    session: onnxruntime.InferenceSession, feeds: Sequence[dict[str, np.ndarray]], provider: str
 ) -> tuple[Run, Run]:
-    return lambda turn: session.run(None, feeds[turn % len(feeds)]), lambda _: None
+    """A run, and the transfers that it leaves out where all is on the device already.
 
-
-def _on_device(
-    session: onnxruntime.InferenceSession, feeds: Sequence[dict[str, np.ndarray]]
-) -> tuple[Run, Run]:
-    """A run with everything on the device already, and the transfers that it leaves out."""
+    Both take the number of the round, which picks the feed.
+    """
+    if provider == "cpu":
+        return lambda turn: session.run(None, feeds[turn % len(feeds)]), lambda _: None
     import onnxruntime
 
     outputs = [each.name for each in session.get_outputs()]
