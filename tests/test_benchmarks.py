@@ -1,0 +1,89 @@
+"""The benchmarks run, on sizes too small to tell anything, and their page says what they found."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from benchmarks import gpu, grid, layout, run, scale, tokens
+from benchmarks.side_by_side import Setting, optimized, timed
+from benchmarks.tables import Section, Target
+from mari_onnx.sides import Sides
+
+TINY = Setting(seconds=0, least=1)
+
+
+def test_targets_are_judged():
+    assert Target.at_least("fast", 0.95, 0.95).met
+    assert not Target.at_least("fast", 0.94, 0.95).met
+    assert Target.at_most("small", 1.02, 1.02).met
+    assert Target.at_most("small", 1.03, 1.02).verdict == "MISSED"
+
+
+def test_page_lists_what_is_missed():
+    target = Target.at_most("small", 2, 1)
+    found = Section("Title", "Text.", "python -m x", ["a", "b"], [["1", "2"]], [target], ["Note."])
+    text = run.page([found], 60)
+    assert "0 of 1 targets are met. Missed: small (2)." in text
+    assert "| 1 | 2 |" in text
+    assert "python -m x" in text
+    assert "Note." in text
+
+
+def test_page_says_that_no_gpu_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path / "none.json")
+    assert "Not yet measured." in gpu.page()
+
+
+def test_grid_cells_agree():
+    axes = grid.Axes((20,), (64,), (8,), (16,))
+    ((cell, timing),) = grid.measure(axes, TINY).items()
+    assert cell == (20, 64, 8, 16)
+    assert timing.names == ("vanilla", "one-shot", "ours", "floor")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_layouts_are_rewritten(packed: bool):
+    source = layout.network(8, True, packed=packed)
+    result = optimized(source, layout.sides_of(source), 64)
+    user = [v.type.tensor_type.shape.dim[0] for v in result.model.graph.input]
+    assert sum(dim.dim_value == 1 for dim in user) == (1 if packed else 8)
+
+
+def test_transformers_keep_their_scores():
+    source = tokens.transformer(5, 2, 2)
+    result = optimized(source, tokens.SIDES, 200)
+    rng = np.random.default_rng(0)
+    user = rng.standard_normal((1, 5, tokens.WIDTH), np.float32)
+    items = rng.standard_normal((6, 2, tokens.WIDTH), np.float32)
+    models = {"source": source, "ours": result.model}
+    _, outputs = timed(models, {"user": user}, {"item": items}, TINY)
+    np.testing.assert_allclose(outputs["ours"], outputs["source"], atol=1e-5)
+
+
+def test_gpu_forms_are_the_same_layer():
+    models = {name: gpu.form(name, 4, 3, np.float32) for name in ("gemm_c", "matmul_add", "row")}
+    user, items = np.ones((1, 3), np.float32), np.ones((5, 4), np.float32)
+    _, outputs = timed(models, {"user": user}, {"item": items}, TINY)
+    for got in outputs.values():
+        np.testing.assert_allclose(got, outputs["gemm_c"], atol=1e-6)
+
+
+@pytest.mark.parametrize("nodes", [100, 1000])
+def test_towers_have_as_many_nodes_as_asked_for(nodes: int):
+    model = scale.towers(nodes)
+    onnx.checker.check_model(model)
+    assert len(model.graph.node) == pytest.approx(nodes, rel=0.05)
+
+
+def test_heavy_models_are_valid_either_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "LAYER", 64)
+    for limit in (1, 1000):
+        monkeypatch.setattr(scale, "EXTERNAL_MB", limit)
+        path = tmp_path / f"{limit}.onnx"
+        scale.write_heavy(2, path)
+        assert path.with_suffix(".data").is_file() == (limit == 1)
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+        assert optimized(model, Sides({"user_id": "user", "item": "item"}), 64).changed
