@@ -1,4 +1,4 @@
-"""Hypothesis profiles: `ci` draws the same examples each run, `deep` searches (`--hypothesis-profile deep`)."""
+"""Hypothesis profiles: `ci` draws the same examples each run, `deep` searches."""
 
 from __future__ import annotations
 

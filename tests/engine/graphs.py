@@ -1,7 +1,7 @@
-"""Small graphs between user and item tensors: written by hand or drawn, rewritten, and compared in float64.
+"""Small graphs between user and item tensors: written or drawn, rewritten, compared in float64.
 
-`Graph` writes a model and knows how its inputs are drawn; `tensor` draws a random expression of a given shape;
-`check` rewrites a graph and compares it with its source by onnx's reference evaluator.
+`Graph` writes a model and knows how its inputs are drawn; `tensor` draws a random expression of a
+given shape; `check` rewrites a graph and compares it with its source by onnx's reference evaluator.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper, printer
+from onnx import helper, numpy_helper, printer
 from onnx.reference import ReferenceEvaluator
 
 from mari_onnx import engine
@@ -35,7 +35,7 @@ LENGTHS = {"R": 2, "T": 4}
 
 @dataclass(frozen=True)
 class Input:
-    """``shape`` has "N" on the candidate axis; ``high``: integers below it, None: floats, 2 with bool: a mask."""
+    """``shape`` has "N" on the candidate axis; ``high``: integers below it, None: floats."""
 
     side: str | None
     shape: Shape
@@ -44,12 +44,20 @@ class Input:
 
 
 class Graph:
-    """A model being written: ``g.MatMul(a, b)`` is a node; its result is the name of the first output.
+    """A model being written: ``g.MatMul(a, b)`` is a node, its result the name of the first output.
 
-    columns: sides of the columns of packed inputs. fixed: the literal batch of the export, None for a symbolic one.
+    fixed: the literal batch of the export, None for a symbolic one. tag: whether inputs of
+    [R, N, ...] graphs are tagged. pool: what was drawn, by shape.
     """
 
-    def __init__(self, opset: int = 18, dtype: type = np.float64, axis: int = 0, fixed: int | None = None, seed: int = 0):
+    def __init__(
+        self,
+        opset: int = 18,
+        dtype: type = np.float64,
+        axis: int = 0,
+        fixed: int | None = None,
+        seed: int = 0,
+    ):
         self.opset, self.dtype, self.axis, self.fixed = opset, dtype, axis, fixed
         self.rng = np.random.default_rng(seed)
         self.inputs: dict[str, Input] = {}
@@ -67,8 +75,10 @@ class Graph:
     def name(self, base: str = "t") -> str:
         return f"{base}{next(self._names)}"
 
-    # ---- inputs ----------------------------------------------------------------------------------------------------
-    def input(self, side: str | None, *shape: Size, high: int | None = None, dtype: type | None = None) -> str:
+    # ---- inputs --------------------
+    def input(
+        self, side: str | None, *shape: Size, high: int | None = None, dtype: type | None = None
+    ) -> str:
         name = self.name({"user": "u", "item": "x", "cross": "c"}.get(side or "", "p"))
         kind = dtype or (self.dtype if high is None else np.int64)
         self.inputs[name] = Input(side, shape, kind, high)
@@ -96,10 +106,14 @@ class Graph:
     def weight(self, *shape: int) -> str:
         return self.const(self.rng.standard_normal(shape))
 
-    # ---- nodes -----------------------------------------------------------------------------------------------------
-    def nodes_of(self, op: str, inputs: Sequence[str], outputs: int | Sequence[str], **attrs: Any) -> list[str]:
+    # ---- nodes --------------------
+    def nodes_of(
+        self, op: str, inputs: Sequence[str], outputs: int | Sequence[str], **attrs: Any
+    ) -> list[str]:
         names = [self.name() for _ in range(outputs)] if isinstance(outputs, int) else list(outputs)
-        self.nodes.append(helper.make_node(op, list(inputs), names, name=self.name(f"{op}_"), **attrs))
+        self.nodes.append(
+            helper.make_node(op, list(inputs), names, name=self.name(f"{op}_"), **attrs)
+        )
         return names
 
     def __getattr__(self, op: str) -> Callable[..., str]:
@@ -107,7 +121,15 @@ class Graph:
             raise AttributeError(op)
         return lambda *inputs, **attrs: self.nodes_of(op, inputs, 1, **attrs)[0]
 
-    def _axes(self, op: str, since: int, x: str, axes: Sequence[int] | None, name: str = "axes", **attrs: Any) -> str:
+    def _axes(
+        self,
+        op: str,
+        since: int,
+        x: str,
+        axes: Sequence[int] | None,
+        name: str = "axes",
+        **attrs: Any,
+    ) -> str:
         """An operator whose axes became an input in opset ``since``."""
         if axes is None:
             return getattr(self, op)(x, **attrs)
@@ -121,8 +143,12 @@ class Graph:
     def unsqueeze(self, x: str, *axes: int) -> str:
         return self._axes("Unsqueeze", 13, x, axes)
 
-    def reduce(self, op: str, x: str, axes: Sequence[int] | None, keepdims: int = 1, **attrs: Any) -> str:
-        return self._axes(f"Reduce{op}", 13 if op == "Sum" else 18, x, axes, keepdims=keepdims, **attrs)
+    def reduce(
+        self, op: str, x: str, axes: Sequence[int] | None, keepdims: int = 1, **attrs: Any
+    ) -> str:
+        return self._axes(
+            f"Reduce{op}", 13 if op == "Sum" else 18, x, axes, keepdims=keepdims, **attrs
+        )
 
     def split(self, x: str, sizes: Sequence[int], axis: int) -> list[str]:
         if self.opset < 13:
@@ -146,7 +172,7 @@ class Graph:
         self.outputs += names
         return self
 
-    # ---- the model -------------------------------------------------------------------------------------------------
+    # ---- the model --------------------
     @property
     def sides(self) -> Sides:
         tagged = {n: i.side for n, i in self.inputs.items() if i.side not in (None, "packed")}
@@ -156,26 +182,46 @@ class Graph:
         infos = []
         for name, given in self.inputs.items():
             shape = [self.fixed or N if d == N else d for d in given.shape]
-            infos.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(given.dtype)), shape))
+            infos.append(
+                helper.make_tensor_value_info(
+                    name, helper.np_dtype_to_tensor_dtype(np.dtype(given.dtype)), shape
+                )
+            )
         made = self._made(infos, [onnx.ValueInfoProto(name=o) for o in self.outputs])
         runs = [run(made, self.feeds(n)) for n in ((self.fixed,) * 2 if self.fixed else (3, 7))]
         outputs = []
         for name, a, b in zip(self.outputs, *runs, strict=True):
-            dims = [p if p == q else f"{name}_{i}" for i, (p, q) in enumerate(zip(a.shape, b.shape, strict=True))]
-            outputs.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(a.dtype), dims))
+            dims = [
+                p if p == q else f"{name}_{i}"
+                for i, (p, q) in enumerate(zip(a.shape, b.shape, strict=True))
+            ]
+            outputs.append(
+                helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(a.dtype), dims)
+            )
         return self._made(infos, outputs)
 
-    def _made(self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
+    def _made(
+        self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
+    ) -> onnx.ModelProto:
         graph = helper.make_graph(self.nodes, "g", inputs, outputs, self.initializers)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+        return helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8
+        )
 
     def feeds(self, n: int, once: bool = False) -> dict[str, np.ndarray]:
         """Inputs for n candidates; ``once``: as the new model takes them, one row of the user's."""
         out = {}
         for k, (name, given) in enumerate(self.inputs.items()):
             rng = np.random.default_rng((k, n))
-            user = given.side == "user" and self.axis < len(given.shape) and given.shape[self.axis] == N
-            at = [1 if user and i == self.axis else n if d == N else LENGTHS.get(str(d), d) for i, d in enumerate(given.shape)]
+            user = (
+                given.side == "user"
+                and self.axis < len(given.shape)
+                and given.shape[self.axis] == N
+            )
+            at = [
+                1 if user and i == self.axis else n if d == N else LENGTHS.get(str(d), d)
+                for i, d in enumerate(given.shape)
+            ]
             shape = [int(d) for d in at]
             if given.high is None:
                 array = rng.standard_normal(shape).astype(given.dtype)
@@ -190,7 +236,7 @@ class Graph:
         return out
 
 
-# ---- running and comparing -----------------------------------------------------------------------------------------
+# ---- running and comparing --------------------
 
 
 def run(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -201,7 +247,7 @@ def run(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndar
 
 @contextmanager
 def unweighed() -> Iterator[None]:
-    """Rewrites are kept though they save nothing, so that what is compared is never the source itself."""
+    """Rewrites are kept though they save nothing, so the source is not compared with itself."""
     costs = itertools.cycle((1.0, 0.0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "_flops", lambda *_: next(costs))
@@ -228,8 +274,13 @@ def check(
             result = rewrite(source, g.sides, options)
     assert source.SerializeToString(deterministic=True) == before, "the source was written to"
     onnx.checker.check_model(result.model)
-    for was, new in ((source.graph.input, result.model.graph.input), (source.graph.output, result.model.graph.output)):
-        assert [(i.name, i.type.tensor_type.elem_type) for i in was] == [(i.name, i.type.tensor_type.elem_type) for i in new]
+    for was, new in (
+        (source.graph.input, result.model.graph.input),
+        (source.graph.output, result.model.graph.output),
+    ):
+        assert [(i.name, i.type.tensor_type.elem_type) for i in was] == [
+            (i.name, i.type.tensor_type.elem_type) for i in new
+        ]
     for n in (g.fixed,) if g.fixed else counts:
         want = run(source, g.feeds(n))
         have = run(result.model, g.feeds(n, once=result.changed))
@@ -241,11 +292,15 @@ def check(
 def same(want: np.ndarray, have: np.ndarray, tolerance: float, where: str) -> None:
     assert want.shape == have.shape, f"{where}: {have.shape} is not {want.shape}"
     assert want.dtype == have.dtype, f"{where}: {have.dtype} is not {want.dtype}"
-    scale = max(1.0, float(np.abs(want[np.isfinite(want)]).max(initial=0))) if want.dtype.kind == "f" else 0
+    scale = (
+        max(1.0, float(np.abs(want[np.isfinite(want)]).max(initial=0)))
+        if want.dtype.kind == "f"
+        else 0
+    )
     np.testing.assert_allclose(have, want, rtol=tolerance, atol=tolerance * scale, err_msg=where)
 
 
-# ---- what is left to do for each candidate -------------------------------------------------------------------------
+# ---- what is left to do for each candidate --------------------
 
 
 def traced(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -266,7 +321,9 @@ def macs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> int:
     total = 0
     for node in model.graph.node:
         if node.op_type in ("MatMul", "Gemm"):
-            inner = seen[node.input[0]].shape[0 if any(a.name == "transA" and a.i for a in node.attribute) else -1]
+            inner = seen[node.input[0]].shape[
+                0 if any(a.name == "transA" and a.i for a in node.attribute) else -1
+            ]
             total += seen[node.output[0]].size * inner
         assert node.op_type not in ("Einsum", "Conv"), "not counted here"
     return total
@@ -278,11 +335,21 @@ def macs_each(g: Graph, result: Rewrite) -> float:
     return (many - few) / 4
 
 
-MOVES = {"Expand", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Concat", "Split", "Identity", "Flatten"}
+MOVES = {
+    "Expand",
+    "Reshape",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Concat",
+    "Split",
+    "Identity",
+    "Flatten",
+}
 
 
 def repeated(g: Graph, result: Rewrite) -> list[str]:
-    """Operators that compute on the user's data alone, and the more the more candidates there are."""
+    """Operators on the user's data alone that compute the more, the more candidates there are."""
     mine = {n for n, i in g.inputs.items() if i.side != "user"}
     few, many = (traced(result.model, g.feeds(n, once=result.changed)) for n in (3, 7))
     free: set[str] = {n for n, i in g.inputs.items() if i.side == "user"}
@@ -294,7 +361,9 @@ def repeated(g: Graph, result: Rewrite) -> list[str]:
             mine.update(node.output)
         elif any(i in free for i in node.input):
             free.update(node.output)
-            if node.op_type not in MOVES and any(few[o].shape != many[o].shape for o in node.output if o):
+            if node.op_type not in MOVES and any(
+                few[o].shape != many[o].shape for o in node.output if o
+            ):
                 found.append(node.op_type)
     return found
 
@@ -317,7 +386,7 @@ def actions(result: Rewrite) -> dict[str, list[str]]:
     return found
 
 
-# ---- drawing -------------------------------------------------------------------------------------------------------
+# ---- drawing --------------------
 
 
 @st.composite
@@ -378,7 +447,11 @@ def _request(g: Graph, side: str, shape: Shape) -> str:
         x = g.input("user" if g.tag else None, R, *own)
     elif side in ("user", "const"):
         like = g.input("item" if g.tag else None, R, N, 1)
-        u = g.unsqueeze(g.input("user" if g.tag else None, R, *own), 1) if side == "user" else g.weight(1, 1, *_fixed(tuple(own)))
+        u = (
+            g.unsqueeze(g.input("user" if g.tag else None, R, *own), 1)
+            if side == "user"
+            else g.weight(1, 1, *_fixed(tuple(own)))
+        )
         x = g.Expand(u, _sizes(g, (R, N, *own), {R: g.size(like, 0), N: g.size(like, 1)}))
     else:
         x = g.input(side if g.tag else None, R, N, *own)
@@ -386,7 +459,9 @@ def _request(g: Graph, side: str, shape: Shape) -> str:
 
 
 def _sizes(g: Graph, shape: Shape, known: Mapping[str, str]) -> str:
-    return g.Concat(*(known[s] if isinstance(s, str) else g.const([s], np.int64) for s in shape), axis=0)
+    return g.Concat(
+        *(known[s] if isinstance(s, str) else g.const([s], np.int64) for s in shape), axis=0
+    )
 
 
 def _wide(shape: Shape, least: int = 2) -> list[int]:
@@ -397,7 +472,8 @@ def _with(shape: Shape, axis: int, size: Size) -> Shape:
     return (*shape[:axis], size, *shape[axis + 1 :])
 
 
-def _sign(draw: Draw, axis: int, rank: int) -> int:
+def signed(draw: Draw, axis: int, rank: int) -> int:
+    """The axis counted from the front or from the back."""
     return axis - rank if draw(st.booleans()) else axis
 
 
@@ -412,7 +488,7 @@ def _concat(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
         size = draw(st.integers(1, left))
         parts.append(tensor(draw, g, _with(shape, axis, size), depth - 1))
         left -= size
-    return g.Concat(*parts, axis=_sign(draw, axis, len(shape)))
+    return g.Concat(*parts, axis=signed(draw, axis, len(shape)))
 
 
 def _stack(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
@@ -421,7 +497,10 @@ def _stack(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
         return tensor(draw, g, shape, depth - 1)
     axis = draw(st.sampled_from(axes))
     slim = (*shape[:axis], *shape[axis + 1 :])
-    return g.Concat(*(g.unsqueeze(tensor(draw, g, slim, depth - 1), axis) for _ in range(int(shape[axis]))), axis=axis)
+    return g.Concat(
+        *(g.unsqueeze(tensor(draw, g, slim, depth - 1), axis) for _ in range(int(shape[axis]))),
+        axis=axis,
+    )
 
 
 def _picked(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
@@ -434,9 +513,9 @@ def _picked(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
     x = _concat(draw, g, _with(shape, axis, wide), depth)
     if draw(st.booleans()):
         start = draw(st.integers(0, wide - size))
-        return g.slice(x, start, start + size, _sign(draw, axis, len(shape)))
+        return g.slice(x, start, start + size, signed(draw, axis, len(shape)))
     places = draw(st.lists(st.integers(-wide, wide - 1), min_size=size, max_size=size))
-    return g.Gather(x, g.const(places, np.int64), axis=_sign(draw, axis, len(shape)))
+    return g.Gather(x, g.const(places, np.int64), axis=signed(draw, axis, len(shape)))
 
 
 UNARY = ("Relu", "Sigmoid", "Tanh", "Neg", "Abs", "Identity", "Sin", "Softplus", "Erf", "LeakyRelu")
@@ -457,7 +536,7 @@ def _binary(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
 
 
 def broadcastable(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
-    """A tensor that broadcasts to the shape: some dimensions 1 (N only of a constant), some leading ones left out."""
+    """A tensor that broadcasts to the shape: some dimensions 1, some leading ones left out."""
     kept = [1 if draw(st.integers(0, 3)) == 0 else s for s in shape]
     first = draw(st.integers(0, len(shape)))
     small = tuple(kept[first:])
@@ -495,7 +574,9 @@ def _regrouped(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
         i = draw(st.sampled_from(wide))
         source = (*shape[:i], 2, int(shape[i]) // 2, *shape[i + 1 :])
     before = draw(st.booleans()) or sum(isinstance(s, str) for s in shape) > 1
-    target = [s if isinstance(s, int) else 0 if before and j < i else -1 for j, s in enumerate(shape)]
+    target = [
+        s if isinstance(s, int) else 0 if before and j < i else -1 for j, s in enumerate(shape)
+    ]
     return g.reshape(tensor(draw, g, source, depth - 1), *target)
 
 
@@ -506,7 +587,11 @@ def _folded(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
     t, d = int(shape[1]), int(shape[2])
     flat = g.reshape(tensor(draw, g, shape, depth - 1), -1, d)
     if draw(st.booleans()):
-        flat = g.Gemm(flat, g.weight(d, d), g.weight(d)) if draw(st.booleans()) else g.MatMul(flat, g.weight(d, d))
+        flat = (
+            g.Gemm(flat, g.weight(d, d), g.weight(d))
+            if draw(st.booleans())
+            else g.MatMul(flat, g.weight(d, d))
+        )
     return g.reshape(flat, -1, t, d)
 
 
@@ -518,14 +603,16 @@ def _expanded(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
     x = tensor(draw, g, _with(shape, axis, 1), depth - 1)
     if draw(st.booleans()):
         return g.expand(x, *_fixed(shape))
-    return g.Tile(x, g.const([s if i == axis else 1 for i, s in enumerate(_fixed(shape))], np.int64))
+    return g.Tile(
+        x, g.const([s if i == axis else 1 for i, s in enumerate(_fixed(shape))], np.int64)
+    )
 
 
 def _reduced(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
     axis = draw(st.integers(0, len(shape)))
     x = tensor(draw, g, (*shape[:axis], draw(st.integers(1, 3)), *shape[axis:]), depth - 1)
     op = draw(st.sampled_from(("Sum", "Mean", "Max")))
-    return g.reduce(op, x, [_sign(draw, axis, len(shape) + 1)], keepdims=0)
+    return g.reduce(op, x, [signed(draw, axis, len(shape) + 1)], keepdims=0)
 
 
 def _softmax(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
@@ -539,6 +626,6 @@ def _where(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
 
 LEAVES = [_leaf("user"), _leaf("item"), _leaf("user"), _leaf("cross"), _leaf("const")]
 INNER = [
-    _concat, _concat, _concat, _stack, _picked, _unary, _binary, _binary, _linear, _turned, _regrouped, _folded,
-    _expanded, _reduced, _softmax, _where,
+    _concat, _concat, _concat, _stack, _picked, _unary, _binary, _binary, _linear, _turned,
+    _regrouped, _folded, _expanded, _reduced, _softmax, _where,
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Bodies against numpy: whatever regroups, picks, joins or multiplies them must give what the arrays give."""
+"""Bodies against numpy: what regroups, picks, joins or multiplies them gives the same arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,19 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from mari_onnx.engine.algebra import add, contract, multiply, reduce_sum
-from mari_onnx.engine.blocks import Decline, align, as_block, as_leaf, flatten, neat, segments, single, split, take, write
+from mari_onnx.engine.blocks import (
+    Decline,
+    align,
+    as_block,
+    as_leaf,
+    flatten,
+    neat,
+    segments,
+    single,
+    split,
+    take,
+    write,
+)
 from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.finish import live
 from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, Value, axes_of, fresh, rename
@@ -62,7 +74,9 @@ class Bench:
     def values(self, body: Body, axes: Sequence[Axis]) -> np.ndarray:
         """The body over all these axes."""
         tensor = write(self.b, body, [(a,) for a in axes], frozenset(axes))
-        assert tuple(run(s) for s in tensor.known) == self.array(tensor).shape, "the shape that is known is not the one at run time"
+        assert tuple(run(s) for s in tensor.known) == self.array(tensor).shape, (
+            "the shape that is known is not the one at run time"
+        )
         return self.array(tensor)
 
 
@@ -71,7 +85,9 @@ def run(size: Size) -> int:
 
 
 def axes(draw: Draw, low: int = 1, high: int = 3) -> list[Axis]:
-    return [Axis(s) for s in draw(st.lists(st.sampled_from((2, 3, 4, N)), min_size=low, max_size=high))]
+    return [
+        Axis(s) for s in draw(st.lists(st.sampled_from((2, 3, 4, N)), min_size=low, max_size=high))
+    ]
 
 
 def body(draw: Draw, bench: Bench, over: Sequence[Axis], depth: int = 2) -> tuple[Body, np.ndarray]:
@@ -95,14 +111,18 @@ def body(draw: Draw, bench: Bench, over: Sequence[Axis], depth: int = 2) -> tupl
     return Leaf(tensor, tuple(stored)), np.broadcast_to(full, [run(a.size) for a in over])
 
 
-def _cat(draw: Draw, bench: Bench, over: Sequence[Axis], axis: Axis, depth: int) -> tuple[Body, np.ndarray]:
+def _cat(
+    draw: Draw, bench: Bench, over: Sequence[Axis], axis: Axis, depth: int
+) -> tuple[Body, np.ndarray]:
     size, at = run(axis.size), list(over).index(axis)
     owner = draw(st.lists(st.integers(0, 2), min_size=size, max_size=size))
     parts, whole = [], np.zeros([run(a.size) for a in over])
     for k in sorted(set(owner)):
         places = [i for i, o in enumerate(owner) if o == k]
         sub = Axis(len(places)) if len(places) > 1 else None
-        inner, values = body(draw, bench, [*over[:at], *([sub] if sub else []), *over[at + 1 :]], depth - 1)
+        inner, values = body(
+            draw, bench, [*over[:at], *([sub] if sub else []), *over[at + 1 :]], depth - 1
+        )
         parts.append(Part(tuple(places), sub, inner))
         whole[(*[slice(None)] * at, places)] = values if sub else np.expand_dims(values, at)
     return Cat(axis, tuple(parts)), whole
@@ -138,7 +158,11 @@ def test_neat_leaf_and_block_are_the_same_values(data: st.DataObject, bench: Ben
         same(bench.values(tidy, over), values)
         same(bench.values(as_block(bench.b, x, order), over), values)
         if isinstance(tidy, Cat) and tidy.axis is x.axis:
-            kinds = [axes_of(p.body) - {p.sub} for p in tidy.parts if isinstance(p.body, Leaf) and not p.body.tensor.const]
+            kinds = [
+                axes_of(p.body) - {p.sub}
+                for p in tidy.parts
+                if isinstance(p.body, Leaf) and not p.body.tensor.const
+            ]
             assert len(kinds) == len(set(kinds)), "at most one part for each set of axes"
 
 
@@ -152,7 +176,9 @@ def test_positions_are_taken(data: st.DataObject, bench: Bench) -> None:
     i = data.draw(st.sampled_from(wide))
     places = data.draw(st.lists(st.integers(0, run(over[i].size) - 1), min_size=1, max_size=5))
     new = Axis(len(places)) if len(places) > 1 else None
-    have = bench.values(take(bench.b, x, over[i], places, new), [*over[:i], *([new] if new else []), *over[i + 1 :]])
+    have = bench.values(
+        take(bench.b, x, over[i], places, new), [*over[:i], *([new] if new else []), *over[i + 1 :]]
+    )
     want = values.take(places, axis=i)
     same(have, want if new else want.squeeze(i))
 
@@ -168,7 +194,12 @@ def test_axes_become_one_and_are_cut_again(data: st.DataObject, bench: Bench) ->
     left = [*over[:start], whole, *over[start + 2 :]]
     same(bench.values(flat, left), values.reshape([run(a.size) for a in left]))
     again = tuple(Axis(a.size) for a in group)
-    same(bench.values(split(bench.b, flat, whole, again), [*over[:start], *again, *over[start + 2 :]]), values)
+    same(
+        bench.values(
+            split(bench.b, flat, whole, again), [*over[:start], *again, *over[start + 2 :]]
+        ),
+        values,
+    )
 
 
 @given(st.data(), SEEDS)
@@ -204,7 +235,9 @@ def test_reductions_of_bodies(data: st.DataObject, bench: Bench) -> None:
 @given(st.data(), SEEDS)
 def test_contractions_of_bodies(data: st.DataObject, bench: Bench) -> None:
     """sum over k of x y, with batch axes, rows, columns and several contracted ones."""
-    shared, rows, columns, inner = (axes(data.draw, low, high) for low, high in ((0, 1), (0, 2), (0, 2), (1, 2)))
+    shared, rows, columns, inner = (
+        axes(data.draw, low, high) for low, high in ((0, 1), (0, 2), (0, 2), (1, 2))
+    )
     left, right = [*shared, *rows, *inner], [*shared, *inner, *columns]
     x, a = body(data.draw, bench, left)
     y, c = body(data.draw, bench, right)
@@ -228,7 +261,9 @@ def test_values_of_different_factorisations_align(data: st.DataObject, bench: Be
     logical = data.draw(st.lists(st.sampled_from((4, 6, 3)), min_size=1, max_size=2))
     values, arrays = [], []
     for _ in range(2):
-        own = [s if data.draw(st.integers(0, 3)) else 1 for s in logical][data.draw(st.integers(0, 1)) if len(logical) > 1 else 0 :]
+        own = [s if data.draw(st.integers(0, 3)) else 1 for s in logical][
+            data.draw(st.integers(0, 1)) if len(logical) > 1 else 0 :
+        ]
         groups = tuple(tuple(Axis(f) for f in data.draw(st.sampled_from(factors[s]))) for s in own)
         x, array = body(data.draw, bench, [a for g in groups for a in g])
         values.append(Value(groups, x, TensorProto.DOUBLE))
@@ -243,7 +278,10 @@ def test_values_of_different_factorisations_align(data: st.DataObject, bench: Be
         same(bench.values(x, over), array.reshape([run(a.size) for a in over]))
 
 
-@given(st.lists(st.sampled_from((1, 2, 3, 4, 6, N)), max_size=4), st.lists(st.sampled_from((1, 2, 3, 4, 6, N)), max_size=4))
+@given(
+    st.lists(st.sampled_from((1, 2, 3, 4, 6, N)), max_size=4),
+    st.lists(st.sampled_from((1, 2, 3, 4, 6, N)), max_size=4),
+)
 def test_segments_refine_both_sides(left: list[Size], right: list[Size]) -> None:
     found = segments(Builder(18), left, right)
     if found is None:
@@ -292,7 +330,7 @@ def test_equal_nodes_and_constants_are_one() -> None:
     assert b.const(np.array(0.0)) is not b.const(np.array(-0.0))
 
 
-@pytest.mark.parametrize("size", (N, N * 2 + 1, N * N, 5))
+@pytest.mark.parametrize("size", [N, N * 2 + 1, N * N, 5])
 def test_sizes_are_computed_from_the_inputs(size: Size) -> None:
     bench = Bench(0)
     assert bench.array(bench.b.size(size)).tolist() == [run(size)]

@@ -1,4 +1,4 @@
-"""Symbolic dimensions are integer polynomials: every operation agrees with the integers they stand for."""
+"""Symbolic dimensions: every operation agrees with the integers that they stand for."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def test_an_exact_quotient_is_found_and_is_exact(a: Size, b: Size, values: dict[
 
 
 @given(sizes(), VALUES, st.sets(st.sampled_from(NAMES)))
-def test_substituting_then_evaluating_is_evaluating(a: Size, values: dict[str, int], some: set[str]) -> None:
+def test_substituting_then_evaluating_is_evaluating(
+    a: Size, values: dict[str, int], some: set[str]
+) -> None:
     if not isinstance(a, Dim):
         return
     partly = a.substitute({name: values[name] for name in some})

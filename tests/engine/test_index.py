@@ -7,7 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import Draw, Graph, N, _sign, actions, check, lifted, repeated, shapes, starts, tensor
+from tests.engine.graphs import (
+    Draw,
+    Graph,
+    N,
+    actions,
+    check,
+    lifted,
+    repeated,
+    shapes,
+    signed,
+    starts,
+    tensor,
+)
 
 
 def _ids(draw: Draw, g: Graph, shape: tuple, rows: int, depth: int = 2) -> str:
@@ -19,10 +31,15 @@ def _ids(draw: Draw, g: Graph, shape: tuple, rows: int, depth: int = 2) -> str:
     if which <= 3 and wide:
         axis = draw(st.sampled_from(wide))
         left = draw(st.integers(1, shape[axis] - 1))
-        parts = [_ids(draw, g, (*shape[:axis], n, *shape[axis + 1 :]), rows, depth - 1) for n in (left, shape[axis] - left)]
+        parts = [
+            _ids(draw, g, (*shape[:axis], n, *shape[axis + 1 :]), rows, depth - 1)
+            for n in (left, shape[axis] - left)
+        ]
         return g.Concat(*parts, axis=axis)
     low = g.Mod(_ids(draw, g, shape, rows, depth - 1), g.const(max(1, rows // 2)))
-    return g.Cast(g.Cast(g.Add(low, g.const(draw(st.integers(0, rows - max(1, rows // 2))))), to=11), to=7)
+    return g.Cast(
+        g.Cast(g.Add(low, g.const(draw(st.integers(0, rows - max(1, rows // 2))))), to=11), to=7
+    )
 
 
 def _lookup(draw: Draw, g: Graph) -> str:
@@ -34,7 +51,11 @@ def _lookup(draw: Draw, g: Graph) -> str:
 def _lookup_beside(draw: Draw, g: Graph) -> str:
     """Ids along another axis of a constant table."""
     rows = draw(st.integers(1, 4))
-    return g.Gather(g.weight(2, rows, 3), _ids(draw, g, shapes(draw, 1, 2), rows), axis=draw(st.sampled_from((1, -2))))
+    return g.Gather(
+        g.weight(2, rows, 3),
+        _ids(draw, g, shapes(draw, 1, 2), rows),
+        axis=draw(st.sampled_from((1, -2))),
+    )
 
 
 def _positions(draw: Draw, g: Graph) -> str:
@@ -45,7 +66,11 @@ def _positions(draw: Draw, g: Graph) -> str:
     index = draw(st.sampled_from(((), (1,), (3,), (2, 2))))
     count = int(np.prod(index))
     places = draw(st.lists(st.integers(-size, size - 1), min_size=count, max_size=count))
-    return g.Gather(tensor(draw, g, shape, 3), g.const(np.array(places, np.int64).reshape(index)), axis=_sign(draw, axis, len(shape)))
+    return g.Gather(
+        tensor(draw, g, shape, 3),
+        g.const(np.array(places, np.int64).reshape(index)),
+        axis=signed(draw, axis, len(shape)),
+    )
 
 
 def _of_candidates(draw: Draw, g: Graph) -> str:
@@ -60,7 +85,9 @@ def _nd(draw: Draw, g: Graph) -> str:
     """Upper-triangle pairs, as DLRM picks them: Transpose, GatherND, Transpose."""
     a, b = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     x = g.Transpose(tensor(draw, g, (N, a, b), 3), perm=[1, 2, 0])
-    pairs = draw(st.lists(st.tuples(st.integers(-a, a - 1), st.integers(-b, b - 1)), min_size=1, max_size=5))
+    pairs = draw(
+        st.lists(st.tuples(st.integers(-a, a - 1), st.integers(-b, b - 1)), min_size=1, max_size=5)
+    )
     return g.Transpose(g.GatherND(x, g.const(np.array(pairs, np.int64))), perm=[1, 0])
 
 
@@ -74,7 +101,11 @@ def _columns(draw: Draw, g: Graph) -> str:
 
 def _batched(draw: Draw, g: Graph) -> str:
     t = draw(st.integers(1, 4))
-    return g.GatherND(tensor(draw, g, (N, t, 2), 2), _ids(draw, g, (N, draw(st.integers(1, 3)), 1), t, 1), batch_dims=1)
+    return g.GatherND(
+        tensor(draw, g, (N, t, 2), 2),
+        _ids(draw, g, (N, draw(st.integers(1, 3)), 1), t, 1),
+        batch_dims=1,
+    )
 
 
 def _elements(draw: Draw, g: Graph) -> str:
@@ -90,7 +121,19 @@ def _last_of_dynamic(draw: Draw, g: Graph) -> str:
     return g.slice(x, draw(st.sampled_from((-1, 0, 1, -2))), 1 << 40, 1)
 
 
-ROOTS = [_lookup, _lookup, _lookup_beside, _positions, _positions, _of_candidates, _nd, _columns, _batched, _elements, _last_of_dynamic]
+ROOTS = [
+    _lookup,
+    _lookup,
+    _lookup_beside,
+    _positions,
+    _positions,
+    _of_candidates,
+    _nd,
+    _columns,
+    _batched,
+    _elements,
+    _last_of_dynamic,
+]
 
 
 @st.composite
@@ -105,11 +148,11 @@ def test_gathers_are_the_same(g: Graph) -> None:
     check(g)
 
 
-# ---- what is lifted ------------------------------------------------------------------------------------------------
+# ---- what is lifted --------------------
 
 
 def test_ids_concatenated_before_the_lookup() -> None:
-    """Concat, Add(offsets), Gather(table), Reshape, product: only the item's columns for each candidate."""
+    """Concat, Add(offsets), Gather(table), Reshape, product: the item's columns alone."""
     g = Graph()
     ids = g.Concat(g.user(4, high=10), g.item(2, high=10), axis=1)
     ids = g.Add(ids, g.const(np.arange(6) * 10))
@@ -150,21 +193,27 @@ def test_packed_ids() -> None:
     lifted(g, per_candidate=8 * 8)
 
 
-# ---- what must stay ------------------------------------------------------------------------------------------------
+# ---- what must stay --------------------
 
 
 def test_a_table_that_the_item_makes() -> None:
     """Gather over the candidate axis by the user's ids: there is no batch."""
     g = Graph()
     ids = g.Clip(g.user(2, high=3), g.const(0), g.const(0))
-    g.output(g.Gather(g.item(3), ids, axis=0), g.Gather(g.Concat(g.user(1), g.item(2), axis=1), ids, axis=0))
+    g.output(
+        g.Gather(g.item(3), ids, axis=0),
+        g.Gather(g.Concat(g.user(1), g.item(2), axis=1), ids, axis=0),
+    )
     check(g)
 
 
 def test_the_users_table_by_the_items_ids() -> None:
     """GatherElements over the user's history by the item's positions reads N rows of positions."""
     g = Graph()
-    g.output(g.GatherElements(g.user(4), g.item(2, high=4), axis=1), g.GatherElements(g.item(4), g.user(2, high=4), axis=1))
+    g.output(
+        g.GatherElements(g.user(4), g.item(2, high=4), axis=1),
+        g.GatherElements(g.item(4), g.user(2, high=4), axis=1),
+    )
     result = check(g)
     assert repeated(g, result) == []
 
@@ -177,7 +226,7 @@ def test_positions_that_only_the_run_knows() -> None:
     check(g)
 
 
-@pytest.mark.parametrize("index", (0, -1, [0], [0, -1], [-1, 0, 0]))
+@pytest.mark.parametrize("index", [0, -1, [0], [0, -1], [-1, 0, 0]])
 def test_rows_of_the_candidates(index: int | list[int]) -> None:
     g = Graph()
     both = g.Concat(g.user(2), g.item(2), axis=1)

@@ -1,4 +1,4 @@
-"""Operators that work on each position of some axes by itself, and barriers along the candidates."""
+"""Operators that work on each position of some axes by itself; barriers along the candidates."""
 
 from __future__ import annotations
 
@@ -9,12 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import Draw, Graph, N, Shape, _sign, actions, check, lifted, repeated, shapes, starts, tensor
+from tests.engine.graphs import (
+    Draw,
+    Graph,
+    N,
+    Shape,
+    actions,
+    check,
+    lifted,
+    repeated,
+    shapes,
+    signed,
+    starts,
+    tensor,
+)
 
 
 def _axis(draw: Draw, shape: Shape, candidates: bool = True) -> int:
     axis = draw(st.integers(0 if candidates else 1, len(shape) - 1))
-    return _sign(draw, axis, len(shape))
+    return signed(draw, axis, len(shape))
 
 
 def _along(op: str, **attrs: object) -> Callable[[Draw, Graph], str]:
@@ -37,7 +50,13 @@ def _topk(draw: Draw, g: Graph) -> str:
     shape = shapes(draw)
     axis = _axis(draw, shape, candidates=False)
     k = draw(st.integers(1, int(shape[axis])))
-    values, where = g.nodes_of("TopK", [tensor(draw, g, shape, 2), g.const([k])], 2, axis=axis, largest=draw(st.integers(0, 1)))
+    values, where = g.nodes_of(
+        "TopK",
+        [tensor(draw, g, shape, 2), g.const([k])],
+        2,
+        axis=axis,
+        largest=draw(st.integers(0, 1)),
+    )
     return g.Add(values, g.Cast(where, to=11)) if draw(st.booleans()) else values
 
 
@@ -49,7 +68,10 @@ def _topk_of_candidates(draw: Draw, g: Graph) -> str:
 def _arg(draw: Draw, g: Graph) -> str:
     shape = shapes(draw)
     op = getattr(g, draw(st.sampled_from(("ArgMax", "ArgMin"))))
-    return g.Cast(op(tensor(draw, g, shape, 2), axis=_axis(draw, shape), keepdims=draw(st.integers(0, 1))), to=11)
+    return g.Cast(
+        op(tensor(draw, g, shape, 2), axis=_axis(draw, shape), keepdims=draw(st.integers(0, 1))),
+        to=11,
+    )
 
 
 def _one_hot(draw: Draw, g: Graph) -> str:
@@ -98,7 +120,11 @@ def _recurrent(draw: Draw, g: Graph) -> str:
         if draw(st.booleans()):
             inputs += ["", g.Transpose(tensor(draw, g, (N, 1, h), 1), perm=[1, 0, 2])]
     outputs = g.nodes_of(op, inputs, 2, hidden_size=h)
-    return g.squeeze(outputs[1], [0]) if draw(st.booleans()) else g.Transpose(g.squeeze(outputs[0], [1]), perm=[1, 0, 2])
+    return (
+        g.squeeze(outputs[1], [0])
+        if draw(st.booleans())
+        else g.Transpose(g.squeeze(outputs[0], [1]), perm=[1, 0, 2])
+    )
 
 
 def _det(draw: Draw, g: Graph) -> str:
@@ -113,8 +139,8 @@ def _elements(draw: Draw, g: Graph) -> str:
 
 
 ROOTS = [
-    _along("Hardmax"), _along("Softmax"), _cumsum, _topk, _topk_of_candidates, _arg, _one_hot, _trilu, _pad, _conv, _pool,
-    _recurrent, _det, _elements,
+    _along("Hardmax"), _along("Softmax"), _cumsum, _topk, _topk_of_candidates, _arg, _one_hot,
+    _trilu, _pad, _conv, _pool, _recurrent, _det, _elements,
 ]  # fmt: skip
 
 
@@ -131,7 +157,7 @@ def test_mapped_operators_are_the_same(g: Graph) -> None:
     check(g)
 
 
-# ---- what is lifted ------------------------------------------------------------------------------------------------
+# ---- what is lifted --------------------
 
 
 def test_a_recurrent_network_over_the_users_history() -> None:
@@ -142,7 +168,10 @@ def test_a_recurrent_network_over_the_users_history() -> None:
     lifted(g, per_candidate=3 * 4)
 
 
-@pytest.mark.parametrize("op", ("TopK", "CumSum", "ArgMax", "Conv", "MaxPool", "OneHot", "Trilu", "Pad", "GatherElements"))
+@pytest.mark.parametrize(
+    "op",
+    ["TopK", "CumSum", "ArgMax", "Conv", "MaxPool", "OneHot", "Trilu", "Pad", "GatherElements"],
+)
 def test_the_users_part_runs_on_one_row(op: str) -> None:
     g = Graph()
     u = g.Relu(g.user(3, 4))
@@ -157,32 +186,41 @@ def test_the_users_part_runs_on_one_row(op: str) -> None:
         "Pad": lambda: g.Pad(u, g.const([0, 1, 0, 0, 0, 2])),
         "GatherElements": lambda: g.GatherElements(u, g.user(3, 2, high=4), axis=2),
     }[op]()
-    g.output(g.Add(g.reduce("Sum", y, [1, 2] if op != "OneHot" else [1, 2, 3], 0), g.reduce("Sum", g.item(2), [1], 0)))
+    g.output(
+        g.Add(
+            g.reduce("Sum", y, [1, 2] if op != "OneHot" else [1, 2, 3], 0),
+            g.reduce("Sum", g.item(2), [1], 0),
+        )
+    )
     lifted(g)
 
 
-# ---- barriers ------------------------------------------------------------------------------------------------------
+# ---- barriers --------------------
 
 
-@pytest.mark.parametrize("op", ("Softmax", "TopK", "CumSum", "ArgMax", "Hardmax", "Pad", "Trilu", "ReverseSequence"))
-def test_along_the_candidates_all_rows_are_seen(op: str) -> None:
+@pytest.mark.parametrize(
+    "op", ["Softmax", "TopK", "CumSum", "ArgMax", "Hardmax", "Pad", "Trilu", "ReverseSequence"]
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_along_the_candidates_all_rows_are_seen(op: str, whole: bool) -> None:
     """On [u|x] and on u alone: equal rows still count N times."""
-    for whole in (True, False):
-        g = Graph()
-        u, x = g.Relu(g.user(3)), g.item(2)
-        both = g.Concat(u, x, axis=1) if whole else u
-        y = {
-            "Softmax": lambda t: g.Softmax(t, axis=0),
-            "TopK": lambda t: g.nodes_of("TopK", [t, g.const([1])], 2, axis=0)[0],
-            "CumSum": lambda t: g.CumSum(t, g.const(-2)),
-            "ArgMax": lambda t: g.Cast(g.ArgMax(t, axis=0), to=11),
-            "Hardmax": lambda t: g.Hardmax(t, axis=0),
-            "Pad": lambda t: g.Pad(t, g.const([1, 0, 0, 0])),
-            "Trilu": lambda t: g.Trilu(t),
-            "ReverseSequence": lambda t: g.ReverseSequence(t, g.Cast(g.Expand(g.size(x, 0), g.const([3 + 2 * whole])), to=7), batch_axis=1, time_axis=0),
-        }[op](both)
-        g.output(y, g.Sin(x))
-        check(g)
+    g = Graph()
+    u, x = g.Relu(g.user(3)), g.item(2)
+    t = g.Concat(u, x, axis=1) if whole else u
+    y = {
+        "Softmax": lambda: g.Softmax(t, axis=0),
+        "TopK": lambda: g.nodes_of("TopK", [t, g.const([1])], 2, axis=0)[0],
+        "CumSum": lambda: g.CumSum(t, g.const(-2)),
+        "ArgMax": lambda: g.Cast(g.ArgMax(t, axis=0), to=11),
+        "Hardmax": lambda: g.Hardmax(t, axis=0),
+        "Pad": lambda: g.Pad(t, g.const([1, 0, 0, 0])),
+        "Trilu": lambda: g.Trilu(t),
+        "ReverseSequence": lambda: g.ReverseSequence(
+            t, g.Expand(g.size(x, 0), g.const([3 + 2 * whole])), batch_axis=1, time_axis=0
+        ),
+    }[op]()
+    g.output(y, g.Sin(x))
+    check(g)
 
 
 def test_sorting_candidates_by_score() -> None:
@@ -214,5 +252,9 @@ def test_a_grid_with_several_mapped_inputs() -> None:
     g = Graph()
     data, where = g.user(4), g.item(1, high=4)
     y = g.ScatterElements(data, where, g.Concat(g.user(1), axis=1), axis=1)
-    g.output(g.Add(y, g.ScatterElements(g.item(4), g.user(1, high=4), g.item(1), axis=1, reduction="add")))
+    g.output(
+        g.Add(
+            y, g.ScatterElements(g.item(4), g.user(1, high=4), g.item(1), axis=1, reduction="add")
+        )
+    )
     assert repeated(g, check(g)) == []

@@ -1,4 +1,4 @@
-"""Softmax, LayerNormalization and their kin, along a Cat, beside it and over the candidates; masks; BatchNormalization."""
+"""Softmax, masks, LayerNormalization and BatchNormalization, along a Cat and beside it."""
 
 from __future__ import annotations
 
@@ -7,58 +7,90 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import Draw, Graph, N, actions, check, lifted, macs_each, shapes, starts, tensor
+from tests.engine.graphs import (
+    Draw,
+    Graph,
+    Shape,
+    actions,
+    check,
+    lifted,
+    macs_each,
+    shapes,
+    starts,
+    tensor,
+)
+
+SEEN = 5
+"""Columns of masked scores."""
 
 
-def _softmax(draw: Draw, g: Graph, x: str, rank: int) -> str:
-    op = draw(st.sampled_from(("Softmax", "Softmax", "LogSoftmax")))
+def last(shape: Shape) -> int:
+    return int(shape[-1])
+
+
+def _softmax(draw: Draw, g: Graph, x: str, shape: Shape) -> str:
+    op, rank = draw(st.sampled_from(("Softmax", "Softmax", "LogSoftmax"))), len(shape)
     axis = draw(st.integers(-rank, rank - 1)) if g.opset >= 13 else rank - 1
     return getattr(g, op)(x, axis=axis)
 
 
-def _masked(draw: Draw, g: Graph, x: str, rank: int) -> str:
+def _masked(draw: Draw, g: Graph, x: str, shape: Shape) -> str:
     """Scores plus or replaced by a mask, before the softmax along the last axis."""
     low = draw(st.sampled_from((-np.inf, -1e9, -3.0)))
-    drawn = g.rng.random((6, 6))
-    drawn[:, draw(st.integers(0, 5))] = 1.0  # a column that every row sees
-    _, d = draw(st.sampled_from(((rank, 5),)))
-    scores = g.MatMul(x, g.weight(g.last, d))  # type: ignore[attr-defined]
-    keep = drawn[0, :d] > 0.5
-    keep[draw(st.integers(0, d - 1))] = True
+    scores = g.MatMul(x, g.weight(last(shape), SEEN))
+    keep = g.rng.random(SEEN) > 0.5
+    keep[draw(st.integers(0, SEEN - 1))] = True
     if draw(st.booleans()):
         scores = g.Add(scores, g.const(np.where(keep, 0.0, low)))
     else:
         scores = g.Where(g.const(keep), scores, g.const(np.array(low)))
-    return g.Softmax(scores, axis=-1 if g.opset >= 13 else rank - 1)
+    return g.Softmax(scores, axis=-1 if g.opset >= 13 else len(shape) - 1)
 
 
-def _layer_norm(draw: Draw, g: Graph, x: str, rank: int) -> str:
+def _layer_norm(draw: Draw, g: Graph, x: str, shape: Shape) -> str:
     if g.opset < 17:
-        return _written_out(draw, g, x, rank)
-    d = g.last  # type: ignore[attr-defined]
+        return _written_out(draw, g, x, shape)
+    d = last(shape)
     bias = [g.weight(d)] if draw(st.booleans()) else []
-    return g.LayerNormalization(x, g.weight(d), *bias, epsilon=draw(st.sampled_from((1e-5, 0.1))), axis=draw(st.sampled_from((-1, rank - 1))))
+    return g.LayerNormalization(
+        x,
+        g.weight(d),
+        *bias,
+        epsilon=draw(st.sampled_from((1e-5, 0.1))),
+        axis=draw(st.sampled_from((-1, len(shape) - 1))),
+    )
 
 
-def _written_out(draw: Draw, g: Graph, x: str, rank: int) -> str:
+def _written_out(draw: Draw, g: Graph, x: str, shape: Shape) -> str:
     """The same in small operators, as older exporters write it."""
     centred = g.Sub(x, g.reduce("Mean", x, [-1]))
-    squares = g.Mul(centred, centred) if draw(st.booleans()) else g.Pow(centred, g.const(np.array(2.0)))
+    squares = (
+        g.Mul(centred, centred) if draw(st.booleans()) else g.Pow(centred, g.const(np.array(2.0)))
+    )
     spread = g.Sqrt(g.Add(g.reduce("Mean", squares, [-1]), g.const(np.array(1e-3))))
-    return g.Mul(g.Div(centred, spread), g.weight(g.last))  # type: ignore[attr-defined]
+    return g.Mul(g.Div(centred, spread), g.weight(last(shape)))
 
 
-def _lp(draw: Draw, g: Graph, x: str, rank: int) -> str:
+def _lp(draw: Draw, g: Graph, x: str, shape: Shape) -> str:
     if draw(st.booleans()):
-        return g.LpNormalization(g.Add(x, g.const(np.array(0.3))), axis=draw(st.integers(-rank, rank - 1)), p=2)
+        return g.LpNormalization(
+            g.Add(x, g.const(np.array(0.3))),
+            axis=draw(st.integers(-len(shape), len(shape) - 1)),
+            p=2,
+        )
     return g.Div(x, g.Add(g.reduce("L2", x, [-1]), g.const(np.array(0.1))))
 
 
-def _batch(draw: Draw, g: Graph, x: str, rank: int) -> str:
+def _batch(draw: Draw, g: Graph, x: str, shape: Shape) -> str:
     if g.opset < 14:  # there onnx's reference evaluator mixes in the statistics of the batch
-        return _written_out(draw, g, x, rank)
-    c = g.channels  # type: ignore[attr-defined]
-    statistics = [g.weight(c), g.weight(c), g.weight(c), g.const(np.abs(g.rng.standard_normal(c)) + 0.5)]
+        return _written_out(draw, g, x, shape)
+    c = int(shape[1])
+    statistics = [
+        g.weight(c),
+        g.weight(c),
+        g.weight(c),
+        g.const(np.abs(g.rng.standard_normal(c)) + 0.5),
+    ]
     return g.BatchNormalization(x, *statistics, epsilon=1e-3)
 
 
@@ -70,11 +102,10 @@ def norms(draw: Draw) -> Graph:
     """Normalized, and multiplied by weights in half of the graphs."""
     g = draw(starts())
     shape = shapes(draw)
-    g.last, g.channels = int(shape[-1]), int(shape[1])  # type: ignore[attr-defined]
     root = draw(st.sampled_from(ROOTS))
-    y = root(draw, g, tensor(draw, g, shape, 3), len(shape))
+    y = root(draw, g, tensor(draw, g, shape, 3), shape)
     if draw(st.booleans()):
-        y = g.MatMul(y, g.weight(5 if root is _masked else g.last, 3))  # type: ignore[attr-defined]
+        y = g.MatMul(y, g.weight(SEEN if root is _masked else last(shape), 3))
     return g.output(g.Sin(y))
 
 
@@ -83,31 +114,54 @@ def test_norms_are_the_same(g: Graph, candidates: int) -> None:
     check(g, candidates=candidates, tolerance=1e-8)
 
 
-# ---- attention -----------------------------------------------------------------------------------------------------
+# ---- attention --------------------
 
 
 @st.composite
-def attentions(draw: Draw, masks: tuple[str, ...] = ("none", "causal", "block", "finite", "padding")) -> Graph:
+def attentions(
+    draw: Draw, masks: tuple[str, ...] = ("none", "causal", "block", "finite", "padding")
+) -> Graph:
     """Self-attention over [user tokens | item tokens], one to two layers, with a mask."""
     g = draw(starts(opsets=(13, 17, 18)))
     users, items, d = draw(st.integers(1, 4)), draw(st.integers(1, 2)), draw(st.integers(2, 4))
-    return attention(g, users, items, d, draw(st.sampled_from(masks)), draw(st.integers(1, 2)), draw(st.booleans()))
+    return attention(
+        g,
+        users,
+        items,
+        d,
+        draw(st.sampled_from(masks)),
+        draw(st.integers(1, 2)),
+        draw(st.booleans()),
+    )
 
 
-def attention(g: Graph, users: int, items: int, d: int, mask: str, layers: int, heads: bool = False, every: bool = False) -> Graph:
-    """mask: causal and block keep the user's rows from the item's columns with -inf, finite with -1e9;
-    padding masks positions of the history given as an input. every: all of the history is padding."""
+def attention(
+    g: Graph,
+    users: int,
+    items: int,
+    d: int,
+    mask: str,
+    layers: int,
+    heads: bool = False,
+    every: bool = False,
+) -> Graph:
+    """mask: causal and block keep the user's rows from the item's columns with -inf, finite
+    with -1e9; padding masks positions by an input. every: all positions are padding."""
     tokens = g.Concat(g.user(users, d), g.item(items, d), axis=1)
     total = users + items
     rows, columns = np.indices((total, total))
-    seen = {"causal": columns <= rows, "block": (columns < users) | (rows >= users)}.get(mask, columns < users if mask == "finite" else rows >= 0)
+    seen = {"causal": columns <= rows, "block": (columns < users) | (rows >= users)}.get(
+        mask, columns < users
+    )
     if mask == "padding":
-        pad = g.user(users, high=1 if every else 2)
-        valid = g.Concat(g.Cast(pad, to=9), g.const(np.ones((1, items), bool)) if items == 0 else g.Cast(g.item(items, high=1), to=9), axis=1)
+        pads = [g.user(users, high=1 if every else 2), g.item(items, high=1 if every else 2)]
+        valid = g.Concat(*(g.Cast(p, to=9) for p in pads), axis=1)
     for _ in range(layers):
         q, k, v = (g.MatMul(tokens, g.weight(d, d)) for _ in range(3))
         if heads:
-            q, k, v = (g.Transpose(g.reshape(t, -1, total, 1, d), perm=[0, 2, 1, 3]) for t in (q, k, v))
+            q, k, v = (
+                g.Transpose(g.reshape(t, -1, total, 1, d), perm=[0, 2, 1, 3]) for t in (q, k, v)
+            )
         turned = g.Transpose(k, perm=[0, 1, 3, 2] if heads else [0, 2, 1])
         scores = g.Div(g.MatMul(q, turned), g.const(np.array(np.sqrt(d))))
         if mask in ("causal", "block"):
@@ -131,8 +185,8 @@ def test_attention_is_the_same(g: Graph, candidates: int) -> None:
     check(g, candidates=candidates, tolerance=1e-8)
 
 
-@pytest.mark.parametrize("mask", ("causal", "block"))
-@pytest.mark.parametrize("heads", (False, True))
+@pytest.mark.parametrize("mask", ["causal", "block"])
+@pytest.mark.parametrize("heads", [False, True])
 def test_user_rows_stay_the_users_layer_after_layer(mask: str, heads: bool) -> None:
     users, items, d, layers = 12, 2, 8, 2
     result = lifted(g := attention(Graph(), users, items, d, mask, layers, heads))
@@ -142,7 +196,7 @@ def test_user_rows_stay_the_users_layer_after_layer(mask: str, heads: bool) -> N
 
 
 def test_a_finite_mask_with_a_wholly_padded_user() -> None:
-    """A row whose columns are all masked with -1e9 attends to everything, the item's columns too."""
+    """A row whose columns are all masked with -1e9 attends to everything, the item's too."""
     for every in (False, True):
         check(attention(Graph(), 4, 2, 4, "padding", 2, every=every), tolerance=1e-8)
     check(attention(Graph(), 4, 2, 4, "finite", 2), tolerance=1e-8)
@@ -169,17 +223,19 @@ def test_minus_infinity_over_user_or_item_columns() -> None:
 
 def test_a_row_of_minus_infinity_alone_is_nan_as_in_the_source() -> None:
     g = Graph()
-    grid = g.Add(g.MatMul(g.Concat(g.user(3, 2), g.item(2, 2), axis=1), g.weight(2, 4)), g.item(5, 4))
+    grid = g.Add(
+        g.MatMul(g.Concat(g.user(3, 2), g.item(2, 2), axis=1), g.weight(2, 4)), g.item(5, 4)
+    )
     keep = np.ones((5, 4), bool)
     keep[0] = False
     g.output(g.Softmax(g.Where(g.const(keep), grid, g.const(np.array(-np.inf))), axis=-1))
     check(g)
 
 
-# ---- LayerNormalization --------------------------------------------------------------------------------------------
+# ---- LayerNormalization --------------------
 
 
-@pytest.mark.parametrize("bias", (False, True))
+@pytest.mark.parametrize("bias", [False, True])
 def test_layer_norm_over_the_concat_then_a_product(bias: bool) -> None:
     g = Graph()
     both = g.Concat(g.user(600), g.item(20), axis=1)
@@ -214,11 +270,13 @@ def test_layer_norm_with_statistics_asked_for() -> None:
 def test_layer_norm_over_the_candidates_is_left() -> None:
     g = Graph()
     turned = g.Transpose(g.Concat(g.user(3), g.item(2), axis=1))
-    g.output(g.Softmax(turned, axis=-1), g.LogSoftmax(turned, axis=1), g.LpNormalization(turned, axis=-1))
+    g.output(
+        g.Softmax(turned, axis=-1), g.LogSoftmax(turned, axis=1), g.LpNormalization(turned, axis=-1)
+    )
     check(g)
 
 
-# ---- BatchNormalization --------------------------------------------------------------------------------------------
+# ---- BatchNormalization --------------------
 
 
 def _statistics(g: Graph, n: int) -> list[str]:
@@ -240,7 +298,7 @@ def test_batch_norm_in_training_mode_is_left() -> None:
     assert actions(check(g, counts=(3, 7)))["BatchNormalization"] in (["barrier"], ["kept"])
 
 
-@pytest.mark.parametrize("axis", (0, -2))
+@pytest.mark.parametrize("axis", [0, -2])
 def test_softmax_over_the_candidates_is_a_barrier(axis: int) -> None:
     g = Graph()
     both = g.Concat(g.user(3), g.item(2), axis=1)
@@ -255,9 +313,9 @@ def test_softmax_of_the_users_column_over_the_candidates() -> None:
     check(g)
 
 
-@pytest.mark.parametrize("axis", (1, 2))
+@pytest.mark.parametrize("axis", [1, 2])
 def test_softmax_of_old_opsets_flattens(axis: int) -> None:
-    """Before opset 13 all axes from ``axis`` on are one; compared where that is the last axis alone."""
+    """Before opset 13 all axes from ``axis`` on are one; here that is the last axis alone."""
     g = Graph(11)
     tokens = g.Concat(g.user(3, 2), g.item(2, 2), axis=1)
     g.output(g.Softmax(tokens if axis == 2 else g.reshape(tokens, -1, 10), axis=axis))

@@ -1,4 +1,4 @@
-"""MatMul, Gemm, Einsum and 1x1 Conv: weights on either side, batched, and products of two activations."""
+"""MatMul, Gemm, Einsum and 1x1 Conv: weights on either side, batched; two activations."""
 
 from __future__ import annotations
 
@@ -48,7 +48,11 @@ def _gemm(draw: Draw, g: Graph) -> str:
     bias = draw(st.sampled_from((None, (), (1,), (n,), (1, n), (1, 1), "N1", "Nn")))
     if bias is None:
         return g.Gemm(x, w, **attrs)
-    c = g.weight(*bias) if isinstance(bias, tuple) else tensor(draw, g, (N, 1 if bias == "N1" else n), 1)
+    c = (
+        g.weight(*bias)
+        if isinstance(bias, tuple)
+        else tensor(draw, g, (N, 1 if bias == "N1" else n), 1)
+    )
     return g.Gemm(x, w, c, **attrs)
 
 
@@ -61,10 +65,12 @@ def _gemm_swapped(draw: Draw, g: Graph) -> str:
 
 
 EQUATIONS = (
-    ("nk,kh->nh", (N, 3), (3, 2)), ("hk,nk->nh", (2, 3), (N, 3)), ("nfd,fdh->nfh", (N, 2, 3), (2, 3, 4)),
-    ("ntd,nsd->nts", (N, 2, 3), (N, 4, 3)), ("nfd,de->nef", (N, 2, 3), (3, 2)), ("...d,dh->...h", (N, 2, 3), (3, 2)),
+    ("nk,kh->nh", (N, 3), (3, 2)), ("hk,nk->nh", (2, 3), (N, 3)),
+    ("nfd,fdh->nfh", (N, 2, 3), (2, 3, 4)), ("...d,dh->...h", (N, 2, 3), (3, 2)),
+    ("ntd,nsd->nts", (N, 2, 3), (N, 4, 3)), ("nfd,de->nef", (N, 2, 3), (3, 2)),
     ("nd,nd->n", (N, 3), (N, 3)), ("nd,ne->nde", (N, 3), (N, 2)), ("nd,h->nh", (N, 3), (2,)),
-    ("nfd,ngd->nfgd", (N, 2, 3), (N, 2, 3)), ("ij,jk", (N, 3), (3, 2)), ("ntd,nt->nd", (N, 4, 3), (N, 4)),
+    ("nfd,ngd->nfgd", (N, 2, 3), (N, 2, 3)), ("ij,jk", (N, 3), (3, 2)),
+    ("ntd,nt->nd", (N, 4, 3), (N, 4)),
     ("n...d,nd->n...", (N, 2, 3), (N, 3)), ("nd,md->nm", (N, 3), (N, 3)),
 )  # fmt: skip
 
@@ -101,13 +107,27 @@ def _chain(draw: Draw, g: Graph) -> str:
     return g.MatMul(hidden, g.weight(3, 2))
 
 
-ROOTS = [_right, _left, _pairs, _gemm, _gemm_swapped, _einsum, _einsum_one, _conv, _chain, _right, _gemm]
+ROOTS = [
+    _right,
+    _left,
+    _pairs,
+    _gemm,
+    _gemm_swapped,
+    _einsum,
+    _einsum_one,
+    _conv,
+    _chain,
+    _right,
+    _gemm,
+]
 
 
 @st.composite
 def products(draw: Draw) -> Graph:
     g = draw(starts())
-    return g.output(*(draw(st.sampled_from(ROOTS))(draw, g) for _ in range(draw(st.integers(1, 2)))))
+    return g.output(
+        *(draw(st.sampled_from(ROOTS))(draw, g) for _ in range(draw(st.integers(1, 2))))
+    )
 
 
 @given(products(), st.sampled_from((1, 500, 50_000)))
@@ -115,11 +135,11 @@ def test_products_are_the_same(g: Graph, candidates: int) -> None:
     check(g, candidates=candidates)
 
 
-# ---- what is lifted ------------------------------------------------------------------------------------------------
+# ---- what is lifted --------------------
 
 
-@pytest.mark.parametrize("trans", (0, 1))
-@pytest.mark.parametrize(("alpha", "beta"), ((1.0, 1.0), (0.5, -2.0)))
+@pytest.mark.parametrize("trans", [0, 1])
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (0.5, -2.0)])
 def test_gemm_over_a_concat(trans: int, alpha: float, beta: float) -> None:
     g = Graph()
     both = g.Concat(g.user(6), g.item(3), axis=1)
@@ -199,10 +219,10 @@ def test_conv_of_width_one() -> None:
     lifted(g, per_candidate=3 * 4 * 2)
 
 
-# ---- what must stay ------------------------------------------------------------------------------------------------
+# ---- what must stay --------------------
 
 
-@pytest.mark.parametrize("op", ("MatMul", "Gemm"))
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
 def test_an_integer_product_is_left(op: str) -> None:
     g = Graph()
     both = g.Concat(g.user(3, high=9), g.item(2, high=9), axis=1)
@@ -227,7 +247,7 @@ def test_a_product_summed_over_candidates() -> None:
     check(g)
 
 
-@pytest.mark.parametrize("pads", ([1, 1], [0, 1]))
+@pytest.mark.parametrize("pads", [[1, 1], [0, 1]])
 def test_a_padded_conv_of_width_one(pads: list[int]) -> None:
     g = Graph()
     channels = g.Concat(g.user(2, 4), g.item(3, 4), axis=1)
@@ -235,7 +255,16 @@ def test_a_padded_conv_of_width_one(pads: list[int]) -> None:
     check(g)
 
 
-@pytest.mark.parametrize("attrs", ({"strides": [2]}, {"group": 5}, {"dilations": [2]}, {"auto_pad": "VALID"}, {"auto_pad": "SAME_UPPER", "strides": [2]}))
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {"strides": [2]},
+        {"group": 5},
+        {"dilations": [2]},
+        {"auto_pad": "VALID"},
+        {"auto_pad": "SAME_UPPER", "strides": [2]},
+    ],
+)
 def test_convs_with_attributes(attrs: dict) -> None:
     g = Graph()
     channels = g.Concat(g.user(2, 4), g.item(3, 4), axis=1)
@@ -246,6 +275,9 @@ def test_convs_with_attributes(attrs: dict) -> None:
 def test_an_einsum_with_a_diagonal_is_left() -> None:
     g = Graph()
     square = g.Concat(g.user(1, 3), g.item(2, 3), axis=1)
-    g.output(g.Einsum(square, equation="nii->ni"), g.Einsum(square, g.weight(3), g.item(3), equation="nij,j,ni->nj"))
+    g.output(
+        g.Einsum(square, equation="nii->ni"),
+        g.Einsum(square, g.weight(3), g.item(3), equation="nij,j,ni->nj"),
+    )
     result = check(g)
     assert actions(result)["Einsum"] == ["barrier", "barrier"]

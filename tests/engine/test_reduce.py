@@ -7,7 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import Draw, Graph, N, Shape, _sign, actions, check, lifted, shapes, starts, tensor
+from tests.engine.graphs import (
+    Draw,
+    Graph,
+    N,
+    Shape,
+    actions,
+    check,
+    lifted,
+    shapes,
+    signed,
+    starts,
+    tensor,
+)
 
 OPS = ("Sum", "Mean", "SumSquare", "L1", "L2", "LogSum", "LogSumExp", "Max", "Min", "Prod")
 POSITIVE = {"LogSum"}
@@ -19,7 +31,10 @@ def reduced(draw: Draw, g: Graph, shape: Shape, op: str, candidates: bool) -> st
     if op in POSITIVE:
         x = g.Add(g.Abs(x), g.const(np.array(0.5)))
     free = [i for i, s in enumerate(shape) if candidates or s != N]
-    axes: list[int] | None = [_sign(draw, a, len(shape)) for a in draw(st.lists(st.sampled_from(free), min_size=1, unique=True))]
+    axes: list[int] | None = [
+        signed(draw, a, len(shape))
+        for a in draw(st.lists(st.sampled_from(free), min_size=1, unique=True))
+    ]
     attrs = {}
     if candidates and draw(st.integers(0, 3)) == 0:
         axes = None
@@ -60,7 +75,7 @@ def test_factorization_machines_are_the_same(g: Graph) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("opset", (11, 18))
+@pytest.mark.parametrize("opset", [11, 18])
 def test_the_users_part_is_reduced_once(op: str, opset: int) -> None:
     g = Graph(opset)
     tokens = g.Concat(g.user(6, 4), g.item(3, 4), axis=1)
@@ -89,14 +104,16 @@ def test_history_pooling_weighted_by_the_item() -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("keepdims", (0, 1))
+@pytest.mark.parametrize("keepdims", [0, 1])
 def test_over_the_candidates_all_rows_count(op: str, keepdims: int) -> None:
     """A user column summed over the candidates is N times itself."""
     g = Graph()
     both = g.Concat(g.user(3), g.item(2), axis=1)
     if op in POSITIVE:
         both = g.Exp(both)
-    g.output(g.reduce(op, both, [0], keepdims=keepdims), g.reduce(op, both, None, keepdims=keepdims))
+    g.output(
+        g.reduce(op, both, [0], keepdims=keepdims), g.reduce(op, both, None, keepdims=keepdims)
+    )
     check(g)
 
 
@@ -108,7 +125,7 @@ def test_of_the_user_alone_over_the_candidates(op: str) -> None:
     check(g)
 
 
-@pytest.mark.parametrize("op", ("Sum", "Max", "Prod", "Mean"))
+@pytest.mark.parametrize("op", ["Sum", "Max", "Prod", "Mean"])
 def test_integers(op: str) -> None:
     g = Graph()
     ids = g.Concat(g.user(3, high=5), g.item(2, high=5), axis=1)
@@ -126,14 +143,25 @@ def test_booleans() -> None:
 def test_noop_with_empty_axes() -> None:
     g = Graph()
     both = g.Concat(g.user(3), g.item(2), axis=1)
-    g.output(g.reduce("Sum", both, None, noop_with_empty_axes=1), g.reduce("Sum", both, [], noop_with_empty_axes=1))
+    g.output(
+        g.reduce("Sum", both, None, noop_with_empty_axes=1),
+        g.reduce("Sum", both, [], noop_with_empty_axes=1),
+    )
     check(g)
 
 
 def test_axes_computed_at_run_time_are_left() -> None:
     g = Graph(dtype=np.float64)
     both = g.Concat(g.user(3), g.item(2), axis=1)
-    axes = g.Cast(g.reduce("Max", g.Clip(g.item(1), g.const(np.array(0.9)), g.const(np.array(0.99))), [0, 1], keepdims=0), to=7)
+    axes = g.Cast(
+        g.reduce(
+            "Max",
+            g.Clip(g.item(1), g.const(np.array(0.9)), g.const(np.array(0.99))),
+            [0, 1],
+            keepdims=0,
+        ),
+        to=7,
+    )
     axes = g.Add(g.unsqueeze(axes, 0), g.const([1], np.int64))
     g.output(g.ReduceSum(both, axes))
     assert actions(check(g))["ReduceSum"] in (["kept"], ["barrier"])

@@ -1,4 +1,4 @@
-"""Operators that move elements: nested and interleaved Concats, Slices, Reshapes, Tiles, broadcasts."""
+"""Operators that move elements: nested, interleaved Concats, Slices, Reshapes, broadcasts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import Draw, Graph, N, _sign, actions, check, lifted, shapes, starts, tensor
+from tests.engine.graphs import (
+    LENGTHS,
+    Draw,
+    Graph,
+    N,
+    Shape,
+    actions,
+    check,
+    lifted,
+    macs_each,
+    shapes,
+    signed,
+    starts,
+    tensor,
+)
+
+Moved = tuple[str, Shape]
 
 
 @st.composite
@@ -21,36 +37,43 @@ def moves(draw: Draw) -> Graph:
     return g.output(g.Sin(y))
 
 
-def _axis(draw: Draw, shape: tuple) -> int | None:
+def _axis(draw: Draw, shape: Shape) -> int | None:
     axes = [i for i, s in enumerate(shape) if isinstance(s, int)]
     return draw(st.sampled_from(axes)) if axes else None
 
 
-def _slice(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, tuple]:
+def _slice(draw: Draw, g: Graph, y: str, shape: Shape) -> Moved:
     axis = _axis(draw, shape)
     if axis is None:
         return y, shape
     size = shape[axis]
-    start, end = draw(st.integers(-size, size)), draw(st.sampled_from((-1, size, 1 << 40, -(1 << 40), 1)))
+    start, end = (
+        draw(st.integers(-size, size)),
+        draw(st.sampled_from((-1, size, 1 << 40, -(1 << 40), 1))),
+    )
     step = draw(st.sampled_from((1, 2, -1, -2)))
     stop = None if step < 0 and end < -(1 << 30) else end
     places = list(range(size))[slice(start, stop, step)]
     if not places:
         return y, shape
-    return g.slice(y, start, end, _sign(draw, axis, len(shape)), step), (*shape[:axis], len(places), *shape[axis + 1 :])
+    return g.slice(y, start, end, signed(draw, axis, len(shape)), step), (
+        *shape[:axis],
+        len(places),
+        *shape[axis + 1 :],
+    )
 
 
-def _split(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, tuple]:
+def _split(draw: Draw, g: Graph, y: str, shape: Shape) -> Moved:
     axis = _axis(draw, shape)
     if axis is None or shape[axis] < 2:
         return y, shape
     cut = draw(st.integers(1, shape[axis] - 1))
-    parts = g.split(y, [cut, shape[axis] - cut], _sign(draw, axis, len(shape)))
+    parts = g.split(y, [cut, shape[axis] - cut], signed(draw, axis, len(shape)))
     return g.Concat(*reversed(parts), axis=axis), shape
 
 
-def _reshape(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, tuple]:
-    """Any other row-major factorisation of what lies beside N, which stays where it is or is folded in."""
+def _reshape(draw: Draw, g: Graph, y: str, shape: Shape) -> Moved:
+    """Any other row-major factorisation of what lies beside N."""
     if N not in shape:
         return y, shape
     at = shape.index(N)
@@ -65,45 +88,51 @@ def _reshape(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, tuple]:
     return g.reshape(y, *((0 if zero else -1) if s == N else s for s in new)), new
 
 
-def _flatten(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, tuple]:
+def _flatten(draw: Draw, g: Graph, y: str, shape: Shape) -> Moved:
     """Flatten and back; the axis may cut on either side of N."""
     axis = draw(st.integers(0, len(shape)))
-    flat = g.Flatten(y, axis=_sign(draw, axis, len(shape)) if axis < len(shape) else axis)
+    flat = g.Flatten(y, axis=signed(draw, axis, len(shape)) if axis < len(shape) else axis)
     return g.reshape(flat, *(-1 if s == N else s for s in shape)), shape
 
 
-def _squeeze(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, tuple]:
+def _squeeze(draw: Draw, g: Graph, y: str, shape: Shape) -> Moved:
     at = draw(st.integers(0, len(shape)))
-    wide = g.unsqueeze(y, _sign(draw, at, len(shape) + 1))
+    wide = g.unsqueeze(y, signed(draw, at, len(shape) + 1))
     if draw(st.booleans()):
         return wide, (*shape[:at], 1, *shape[at:])
-    return g.squeeze(wide, [_sign(draw, at, len(shape) + 1)]), shape
+    return g.squeeze(wide, [signed(draw, at, len(shape) + 1)]), shape
 
 
-def _transpose(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, tuple]:
+def _transpose(draw: Draw, g: Graph, y: str, shape: Shape) -> Moved:
     if draw(st.integers(0, 3)) == 0:
         return g.Transpose(y), shape[::-1]
     perm = draw(st.permutations(range(len(shape))))
     return g.Transpose(y, perm=perm), tuple(shape[p] for p in perm)
 
 
-def _tile(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, tuple]:
+def _tile(draw: Draw, g: Graph, y: str, shape: Shape) -> Moved:
     repeats = [1 if s == N else draw(st.integers(1, 2)) for s in shape]
-    return g.Tile(y, g.const(repeats, np.int64)), tuple(s if s == N else s * r for s, r in zip(shape, repeats, strict=True))
+    return g.Tile(y, g.const(repeats, np.int64)), tuple(
+        s if s == N else s * r for s, r in zip(shape, repeats, strict=True)
+    )
 
 
-def _join(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, tuple]:
+def _join(draw: Draw, g: Graph, y: str, shape: Shape) -> Moved:
     axis = _axis(draw, shape)
     if axis is None:
         return y, shape
     other = (*shape[:axis], draw(st.integers(1, 3)), *shape[axis + 1 :])
     parts = [y, tensor(draw, g, other, 1)]
     size = shape[axis] + other[axis]
-    return g.Concat(*draw(st.permutations(parts)), axis=_sign(draw, axis, len(shape))), (*shape[:axis], size, *shape[axis + 1 :])
+    return g.Concat(*draw(st.permutations(parts)), axis=signed(draw, axis, len(shape))), (
+        *shape[:axis],
+        size,
+        *shape[axis + 1 :],
+    )
 
 
-def _candidates_apart(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, tuple]:
-    """Positions of the candidate axis are no one's to lift: repeated, shifted and reversed as in the source."""
+def _candidates_apart(draw: Draw, g: Graph, y: str, shape: Shape) -> Moved:
+    """Positions of the candidate axis are no one's to lift: reversed, repeated, shifted."""
     if N not in shape:
         return y, shape
     at = shape.index(N)
@@ -115,7 +144,19 @@ def _candidates_apart(draw: Draw, g: Graph, y: str, shape: tuple) -> tuple[str, 
     return g.Add(y, g.Gather(y, g.const([0], np.int64), axis=at)), shape
 
 
-MOVES = [_slice, _split, _reshape, _flatten, _squeeze, _transpose, _tile, _join, _join, _reshape, _candidates_apart]
+MOVES = [
+    _slice,
+    _split,
+    _reshape,
+    _flatten,
+    _squeeze,
+    _transpose,
+    _tile,
+    _join,
+    _join,
+    _reshape,
+    _candidates_apart,
+]
 
 
 @given(moves())
@@ -123,7 +164,7 @@ def test_moves_are_the_same(g: Graph) -> None:
     check(g)
 
 
-@pytest.mark.parametrize("nested", (False, True))
+@pytest.mark.parametrize("nested", [False, True])
 def test_an_interleaved_concat_is_one_product_a_kind(nested: bool) -> None:
     g = Graph()
     parts = [g.user(2), g.item(3), g.user(1), g.item(2), g.user(4)]
@@ -131,12 +172,10 @@ def test_an_interleaved_concat_is_one_product_a_kind(nested: bool) -> None:
         parts = [g.Concat(*parts[:2], axis=1), g.Concat(*parts[2:4], axis=-1), parts[4]]
     g.output(g.MatMul(g.Concat(*parts, axis=1), g.weight(12, 8)))
     result = lifted(g, per_candidate=5 * 8)
-    assert [n.op_type for n in result.model.graph.node].count("MatMul") + [
-        n.op_type for n in result.model.graph.node
-    ].count("Gemm") == 2
+    assert len([n for n in result.model.graph.node if n.op_type in ("MatMul", "Gemm")]) == 2
 
 
-@pytest.mark.parametrize("opset", (11, 13, 18))
+@pytest.mark.parametrize("opset", [11, 13, 18])
 def test_slices_and_splits_of_a_concat_cost_nothing(opset: int) -> None:
     g = Graph(opset)
     u, x = g.user(6), g.item(4)
@@ -180,12 +219,8 @@ def test_requests_by_candidates_without_tags() -> None:
     wide = g.Expand(g.unsqueeze(u, 1), sizes)
     g.output(g.MatMul(g.Concat(wide, x, axis=2), g.weight(9, 4)))
     result = check(g)
-    assert actions(result)["MatMul"] == ["split"] or actions(result)["Expand"] == ["lifted"]
-    few, many = ({k: 2 * v for k, v in {"R": 1}.items()} for _ in range(2))
-    assert few == many
-    from tests.engine.graphs import macs_each
-
-    assert macs_each(g, result) == 2 * 3 * 4
+    assert actions(result)["Expand"] == ["lifted"]
+    assert macs_each(g, result) == LENGTHS["R"] * 3 * 4
 
 
 def test_packed_columns() -> None:
@@ -202,7 +237,7 @@ def test_candidate_axis_one() -> None:
     lifted(g, per_candidate=2 * 3 * 5)
 
 
-# ---- what must stay ------------------------------------------------------------------------------------------------
+# ---- what must stay --------------------
 
 
 def test_a_reshape_that_mixes_candidates_is_left() -> None:
@@ -229,14 +264,13 @@ def test_candidates_concatenated_along_their_axis() -> None:
     check(g)
 
 
-@pytest.mark.parametrize("opset", (11, 18))
+@pytest.mark.parametrize("opset", [11, 18])
 def test_squeeze_without_axes_of_a_dynamic_dimension(opset: int) -> None:
     """At N=1 the candidates are squeezed too."""
     g = Graph(opset)
     y = g.MatMul(g.Concat(g.user(3), g.item(2), axis=1), g.weight(5, 1))
     g.output(g.Identity(g.squeeze(y)))
-    g_model_ranks_differ = check(g, counts=(3, 7))
-    assert actions(g_model_ranks_differ)["Squeeze"] in (["kept"], ["barrier"])
+    assert actions(check(g, counts=(1, 3, 7)))["Squeeze"] in (["kept"], ["barrier"])
 
 
 def test_only_the_user_reaches_an_output() -> None:
