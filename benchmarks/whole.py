@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -64,7 +65,8 @@ def build(wanted: Sequence[str]) -> list[str]:
 
 def _build(name: str) -> list[str]:
     path = FOLDER / f"{name}.onnx"
-    if not path.with_suffix(".npz").is_file():
+    if _stale(path.with_suffix(".npz")):
+        shutil.rmtree(FOLDER / name, ignore_errors=True)
         command = [sys.executable, str(ROOT / "models" / "industrial.py"), name, str(FOLDER)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -77,6 +79,13 @@ def _build(name: str) -> list[str]:
         reasons = [f"{name}: no {peer.tool} ({peer.reason})" for peer in missing]
         (folder / "notes.txt").write_text("\n".join(reasons), encoding="utf-8")
     return (folder / "notes.txt").read_text(encoding="utf-8").splitlines()
+
+
+def _stale(built: Path) -> bool:
+    """Not built yet, or before the models were last changed."""
+    sources = [*(ROOT / "models").glob("*.py"), *(ROOT / "models" / "zoo").glob("*.py")]
+    latest = max(path.stat().st_mtime for path in sources)
+    return not built.is_file() or built.stat().st_mtime < latest
 
 
 def run(
