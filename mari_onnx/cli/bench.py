@@ -78,7 +78,11 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 )
 @click.option("--memory/--no-memory", default=True, help="Peak memory, in processes of their own.")
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE"
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="Write the figures as JSON (docs/bench.md); - for standard output.",
 )
 @click.option(
     "--plot",
