@@ -49,6 +49,8 @@ class Context:
         self.node = node
         self.inputs = list(inputs)
         self.opsets = opsets
+        self.visit: Callable[[NodeProto, dict[str, Value]], None] | None = None
+        """Answers a node of a subgraph; its inputs are in the environment, its outputs are put there."""
         self.attrs: dict[str, Any] = {
             a.name: helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name
         }

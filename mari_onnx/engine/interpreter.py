@@ -18,6 +18,7 @@ from mari_onnx.engine import emit
 from mari_onnx.engine.blocks import Decline
 from mari_onnx.engine.builder import RANDOM, Builder, Tensor, captures
 from mari_onnx.engine.context import RULES, Context, from_tensor
+from mari_onnx.engine.rules import loop as loop_rules
 from mari_onnx.engine.rules import shape as shape_rules
 from mari_onnx.engine.value import Axis, Cat, Group, Leaf, Part, Value, axes_of, is_const, kind
 from mari_onnx.model.dims import Dim, Size
@@ -169,6 +170,7 @@ def visit(walk: Walk, node: NodeProto) -> None:
     inputs = [walk.env[name] if name else None for name in node.input]
     captured = {name: walk.env[name] for name in captures(node) if name in walk.env}
     ctx = Context(walk.b, node, inputs, walk.opsets, captured)
+    ctx.visit = lambda inner, env: visit(Walk(walk.b, walk.opsets, walk.skip, env), inner)
     walk.b.origin = node.name or next((o for o in node.output if o), "")
     walk.b.label = next((o for o in node.output if o), node.name)
     reason: str | None = None
@@ -198,6 +200,7 @@ def visit(walk: Walk, node: NodeProto) -> None:
             reason, name, outputs = f"the rule failed ({type(error).__name__}: {error})", "default", None
     if outputs is None:
         outputs = ctx.write_out()
+    loop_rules.follow(ctx, outputs)
     for output, value in zip(node.output, outputs, strict=False):
         if output and value is not None:
             walk.env[output] = value

@@ -100,6 +100,8 @@ class Value:
         without axes, and only whole-tensor use is possible).
     sym: for small integer tensors, the elements as far as they are known: an object array of int, Dim or None.
     places: for coordinates of a constant mask (NonZero, or its transpose), where they point.
+    series: for a vector of integers that is an arithmetic progression, its first element and the step.
+    items: for a sequence of tensors of one shape, the elements stacked along a first axis.
     """
 
     groups: tuple[Group, ...] | None
@@ -107,6 +109,8 @@ class Value:
     dtype: int
     sym: np.ndarray | None = field(default=None, repr=False)
     places: Places | None = field(default=None, repr=False)
+    series: tuple[Size, Size] | None = field(default=None, repr=False)
+    items: Value | None = field(default=None, repr=False)
 
     @property
     def known(self) -> tuple[Group, ...]:

@@ -3,6 +3,7 @@
 from mari_onnx.engine.rules import (
     elementwise,
     index,
+    loop,
     mapped,
     norm,
     products,
@@ -12,4 +13,4 @@ from mari_onnx.engine.rules import (
     structure,
 )
 
-__all__ = ["elementwise", "index", "mapped", "norm", "products", "reduce", "shape", "softmax", "structure"]
+__all__ = ["elementwise", "index", "loop", "mapped", "norm", "products", "reduce", "shape", "softmax", "structure"]

@@ -19,6 +19,7 @@ from mari_onnx.engine.context import (
     Context,
     from_array,
     from_sizes,
+    from_tensor,
     normal,
     rule,
     symbolic,
@@ -79,17 +80,17 @@ def constant_of_shape(ctx: Context) -> list[Value]:
 def range_(ctx: Context) -> list[Value]:
     bounds = [ctx.sizes(i)[0] if ctx.inputs[i] is not None else None for i in range(3)]
     start, stop, step = bounds
-    if start == 0 and step == 1 and stop is not None and isinstance(stop, Dim):
+    if start is not None and stop is not None and step is not None and _dims(np.array([*bounds, None], dtype=object)):
+        length = divide(stop - start, step)
+        if length is None or _sign(ctx, length, 0) != 1 or not all(ctx.b.computable(s) for s in (start, stop, step)):
+            raise Decline("the length of the range is not known")
         dtype = ctx.input(0).dtype
-        tensors = [ctx.b.size(s) for s in (0, stop, 1)]
         from mari_onnx.engine import emit
 
-        scalars = [emit.reshape(ctx.b, t, ()) for t in tensors]
+        scalars = [emit.reshape(ctx.b, ctx.b.size(s), ()) for s in (start, stop, step)]
         if dtype != TensorProto.INT64:
             scalars = [ctx.b.emit("Cast", [t], (), dtype, {"to": dtype}) for t in scalars]
-        axis = Axis(stop)
-        out = ctx.b.emit("Range", scalars, (stop,), dtype)
-        return [ctx.value([(axis,)], Leaf(out, (axis,)), dtype)]
+        return [from_tensor(ctx.b.emit("Range", scalars, (length,), dtype))]
     if all(isinstance(s, int) for s in bounds):
         array = np.arange(*[int(s) for s in bounds])  # type: ignore[call-overload, arg-type]
         return [from_array(ctx.b, array, ctx.input(0).dtype)]
