@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import onnx
 
 from mari_onnx.engine.builder import Builder, Node, Tensor
 from mari_onnx.model.dims import product
@@ -162,3 +163,86 @@ def _product(inputs: list[Tensor], values: list[float]) -> float:
             return values[other] * float(weights.sum(axis=-2 if which else -1).max())
     width = inputs[0].known[-1]
     return values[0] * values[1] * width if isinstance(width, int) else math.inf
+
+
+# ---- element by element --------------------------------------------------------------------------------------------
+
+Span = tuple[np.ndarray, np.ndarray]
+LIMIT = 1 << 22
+
+
+def span(b: Builder, tensor: Tensor, depth: int = 10) -> Span:
+    """Lower and upper bounds of the elements, broadcastable to the tensor's dimensions (float64).
+
+    Constant masks give each element its own bounds, through Where, Add and what only moves elements; everything else has
+    one bound for all.
+    """
+    found = _span(b, tensor, depth) if depth else None
+    if found is None:
+        most = np.full((1,) * len(tensor.known), bound(b, tensor))
+        found = -most, most
+    return found
+
+
+def _span(b: Builder, tensor: Tensor, depth: int) -> Span | None:
+    if tensor.const:
+        array = tensor.array
+        if array.dtype == object or array.size > LIMIT:
+            return None
+        return array.astype(np.float64), array.astype(np.float64)
+    node = _made(b, tensor)
+    if node is None or node.proto.domain not in ("", "ai.onnx"):
+        return None
+    op, rank = node.proto.op_type, len(tensor.known)
+    inputs = [t for t in node.inputs if t is not None]
+    if op == "Where" and inputs[0].const:
+        condition = _lead(inputs[0].array.astype(bool), rank)
+        (low_x, high_x), (low_y, high_y) = (span(b, t, depth - 1) for t in inputs[1:3])
+        low = np.where(condition, _lead(low_x, rank), _lead(low_y, rank))
+        return low, np.where(condition, _lead(high_x, rank), _lead(high_y, rank))
+    if op == "Add" and any(t.const for t in inputs):
+        (low_x, high_x), (low_y, high_y) = (span(b, t, depth - 1) for t in inputs)
+        with np.errstate(invalid="ignore"):
+            low, high = _lead(low_x, rank) + _lead(low_y, rank), _lead(high_x, rank) + _lead(high_y, rank)
+        return np.nan_to_num(low, nan=-np.inf, neginf=-np.inf), np.nan_to_num(high, nan=np.inf, neginf=-np.inf)
+    if op in ("Slice", "Gather", "Transpose", "Unsqueeze", "Squeeze"):
+        low, high = span(b, inputs[0], depth - 1)
+        if low.size == 1 and high.size == 1:
+            return low.reshape((1,) * rank), high.reshape((1,) * rank)
+        moved = [_moved(node, inputs, side) for side in (low, high)]
+        return (moved[0], moved[1]) if moved[0] is not None and moved[1] is not None else None
+    return None
+
+
+def _made(b: Builder, tensor: Tensor) -> Node | None:
+    return b.nodes[tensor.node] if tensor.node is not None else None
+
+
+def _lead(array: np.ndarray, rank: int) -> np.ndarray:
+    return array.reshape((1,) * (rank - array.ndim) + array.shape)
+
+
+def _moved(node: Node, inputs: list[Tensor], side: np.ndarray) -> np.ndarray | None:
+    """Bounds after an operator that moves elements; a dimension of 1 stands for one that does not differ."""
+    op = node.proto.op_type
+    attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.proto.attribute}
+    if op == "Transpose":
+        return side.transpose(attrs["perm"])
+    if not all(t.const for t in inputs[1:]):
+        return None
+    arrays = [t.array.reshape(-1) for t in inputs[1:]]
+    if op in ("Unsqueeze", "Squeeze"):
+        axes = tuple(int(a) for a in (arrays[0] if arrays else attrs["axes"]))
+        return np.expand_dims(side, axes) if op == "Unsqueeze" else np.squeeze(side, axis=axes)
+    if op == "Gather":
+        axis = int(attrs.get("axis", 0))
+        if inputs[1].array.ndim != 1:
+            return None
+        return side if side.shape[axis] == 1 else side.take(inputs[1].array, axis=axis)
+    starts, ends, axes = arrays[0], arrays[1], arrays[2]
+    steps = arrays[3] if len(arrays) > 3 else np.ones_like(starts)
+    index = [slice(None)] * side.ndim
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        if side.shape[int(axis)] != 1:
+            index[int(axis)] = slice(int(start), int(end), int(step))
+    return side[tuple(index)]

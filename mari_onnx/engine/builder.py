@@ -102,6 +102,10 @@ class Builder:
         self.fixed: dict[str, int] = {}
         self.origin = ""
         self.label = "t"
+        # what a tensor is a reshape, a transposition or a range of: chains of these become one node
+        self.reshaped: dict[str, Tensor] = {}
+        self.turned: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
+        self.cuts: dict[str, tuple[Tensor, int, int]] = {}
         self._reserved = set(reserved)
         self._used: set[str] = set()
         self._nodes_used: set[str] = set()

@@ -9,16 +9,30 @@ from mari_onnx.model.dims import Size, product
 
 
 def transpose(b: Builder, t: Tensor, perm: Sequence[int]) -> Tensor:
+    if t.name in b.turned:
+        t, before = b.turned[t.name]
+        perm = [before[p] for p in perm]
     if list(perm) == list(range(len(perm))):
         return t
-    return b.emit("Transpose", [t], tuple(t.known[p] for p in perm), attrs={"perm": list(perm)})
+    out = b.emit("Transpose", [t], tuple(t.known[p] for p in perm), attrs={"perm": list(perm)})
+    if not out.const:
+        b.turned[out.name] = (t, tuple(perm))
+    return out
 
 
 def reshape(b: Builder, t: Tensor, shape: Sequence[Size]) -> Tensor:
     """Squeeze or Unsqueeze where that is all, else Reshape to a constant target wherever one -1 and zeros allow it."""
     shape = tuple(shape)
+    t = b.reshaped.get(t.name, t)
     if t.known == shape:
         return t
+    out = _reshape(b, t, shape)
+    if not out.const:
+        b.reshaped[out.name] = t
+    return out
+
+
+def _reshape(b: Builder, t: Tensor, shape: tuple[Size, ...]) -> Tensor:
     drop, add = _ones(t.known, shape)
     if drop is not None and add is not None and not (drop and add):
         return _axes(b, "Squeeze" if drop else "Unsqueeze", t, drop or add, shape)
@@ -98,7 +112,13 @@ def pick(b: Builder, t: Tensor, axis: int, positions: Sequence[int]) -> Tensor:
     if list(positions) == list(range(first, first + n)):
         if first == 0 and size == n:
             return t
-        return cut(b, t, axis, first, first + n, n)
+        if b.cuts.get(t.name, (t, -1, 0))[1] == axis:
+            t, _, before = b.cuts[t.name]
+            first += before
+        out = cut(b, t, axis, first, first + n, n)
+        if not out.const and isinstance(t.known[axis], int):
+            b.cuts[out.name] = (t, axis, first)
+        return out
     step = positions[1] - first
     if n > 2 and step > 1 and list(positions) == list(range(first, first + n * step, step)):
         return cut(b, t, axis, first, positions[-1] + 1, n, step)

@@ -13,14 +13,12 @@ of a row's scores count. A row without such a score (all of it masked: its weigh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from ml_dtypes import finfo
 from onnx import helper
 
 from mari_onnx.engine import emit
-from mari_onnx.engine.algebra import add, binary, multiply, reduce_sum, thin
+from mari_onnx.engine.algebra import add, binary, multiply, reduce_sum
 from mari_onnx.engine.blocks import (
     Decline,
     as_block,
@@ -28,11 +26,12 @@ from mari_onnx.engine.blocks import (
     neat,
     opened,
     take,
+    within,
     with_form,
     zip_bodies,
 )
-from mari_onnx.engine.bounds import bound
-from mari_onnx.engine.builder import Builder, Tensor, evaluate
+from mari_onnx.engine.bounds import span
+from mari_onnx.engine.builder import Builder
 from mari_onnx.engine.context import Context, normal, rule
 from mari_onnx.engine.rules.mapped import MAPPED, run
 from mari_onnx.engine.rules.reduce import extreme, unary
@@ -52,6 +51,9 @@ from mari_onnx.engine.value import (
 
 RANGE = 800.0
 """exp(-RANGE) is 0 in every floating-point type."""
+MAX_PATTERNS = 4
+"""Sets of rows that one softmax is taken apart into."""
+
 
 def _finite(b: Builder, leaf: Leaf) -> Leaf:
     dtype = leaf.tensor.dtype
@@ -112,33 +114,96 @@ def _plain(b: Builder, leaf: Leaf, k: Axis) -> Leaf:
 
 
 def _row(b: Builder, cat: Cat, order: list[Axis]) -> Body:
-    """Softmax along the Cat's own axis."""
+    """Softmax along the Cat's own axis: blocks without weight apart, rows apart in which they differ."""
     cat = opened(cat)
-    masked = {id(p): value for p in cat.parts if (value := _upper(b, p.body)) < -RANGE}
-    if any(np.isfinite(value) for value in masked.values()) and len(masked) < len(cat.parts):
-        rows = _alive(b, [p for p in cat.parts if id(p) not in masked], max(masked.values()))
-        if rows is not None and rows[0] is not None:
-            return _by_rows(b, cat, rows[0], rows[1], order)
-        if rows is None:
-            masked = {id(p): -np.inf for p in cat.parts if masked.get(id(p)) == -np.inf and p.body.tensor.const}
-    dead = [p for p in cat.parts if id(p) in masked]
-    live = [p for p in cat.parts if id(p) not in masked]
-    zero = None
+    axis, patterns = _weightless(b, cat)
+    if axis is None:
+        return _live(b, cat, patterns[0][0], order)
+    parts = []
+    for dead, at in patterns:
+        sub = Axis(len(at)) if len(at) > 1 else None
+        row = take(b, cat, axis, at, sub)
+        assert isinstance(row, Cat)
+        parts.append(Part(tuple(at), sub, _live(b, row, dead, within(order, axis, sub))))
+    return Cat(axis, tuple(parts), True)
+
+
+Pattern = tuple[tuple[bool, ...], list[int]]
+
+
+def _weightless(b: Builder, cat: Cat) -> tuple[Axis | None, list[Pattern]]:
+    """Which parts have weights of exactly 0, and the rows (positions along an axis) for which that holds."""
+    highs, lows = [], []
+    for part in cat.parts:
+        if not isinstance(part.body, Leaf):
+            highs.append((np.asarray(np.inf), ()))
+            lows.append((np.asarray(-np.inf), ()))
+            continue
+        low, high = span(b, part.body.tensor)
+        highs.append(_over(high, part))
+        lows.append(_over(low, part))
+    rows = {a for array, axes in [*highs, *lows] for a, size in zip(axes, array.shape, strict=True) if size > 1}
+    # -inf has no weight whatever else is in the row: a row that is all -inf is NaN either way
+    sure = tuple(bool(np.all(np.isneginf(high))) for high, _ in highs)
+    if len(rows) > 1:
+        return None, [(sure, [])]
+    axis = rows.pop() if rows else None
+    flat = [[_along(array, axes, axis) for array, axes in side] for side in (highs, lows)]
+    best = np.max(np.broadcast_arrays(*flat[1]), axis=0)
+    with np.errstate(invalid="ignore"):
+        dead = [np.isneginf(high) | (high < best - RANGE) for high in flat[0]]
+    if axis is None or not isinstance(axis.size, int):
+        return None, [(tuple(bool(d.all()) for d in dead), [])]
+    table = np.stack([np.broadcast_to(d, (axis.size,)) for d in dead])
+    kinds = [axes_of(p.body) - {p.sub} for p in cat.parts]
+    for i, kind in enumerate(kinds):
+        if not is_const(cat.parts[i].body) and not any(other < kind for other in kinds if other):
+            table[i] = table[i].all()  # leaving it out of some rows only would save nothing
+    patterns: dict[tuple[bool, ...], list[int]] = {}
+    for row in range(axis.size):
+        patterns.setdefault(tuple(bool(x) for x in table[:, row]), []).append(row)
+    if len(patterns) == 1 or len(patterns) > MAX_PATTERNS:
+        return None, [(tuple(bool(x) for x in table.all(axis=1)), [])]
+    return axis, list(patterns.items())
+
+
+def _over(array: np.ndarray, part: Part) -> tuple[np.ndarray, tuple[Axis | None, ...]]:
+    """The largest bound of each row of a part; dimensions along which it does not differ are 1."""
+    assert isinstance(part.body, Leaf)
+    axes = part.body.axes
+    if part.sub is not None and part.sub in axes:
+        array = array.max(axis=axes.index(part.sub), keepdims=True)
+    for i in range(array.ndim):
+        first = array.take([0], axis=i)
+        if np.array_equal(np.broadcast_to(first, array.shape), array):
+            array = first
+    return array, axes
+
+
+def _along(array: np.ndarray, axes: tuple[Axis | None, ...], axis: Axis | None) -> np.ndarray:
+    """Bounds as a vector along the axis of the rows, or a single one."""
+    return array.reshape(-1) if axis is not None and axis in axes else array.reshape(-1)[:1]
+
+
+def _live(b: Builder, cat: Cat, weightless: tuple[bool, ...], order: list[Axis]) -> Body:
+    """Softmax along the Cat's own axis; parts without weight are 0 and take no part."""
+    dead = [p for p, off in zip(cat.parts, weightless, strict=True) if off]
+    live = [p for p, off in zip(cat.parts, weightless, strict=True) if not off]
     if dead and live:
         zero = Leaf(b.const(0, next(leaves(live[0].body)).tensor.dtype), ())
         if len(live) == 1:
             part = live[0]
             if part.sub is None:
                 return Cat(cat.axis, (Part(part.at, None, Leaf(b.const(1, zero.tensor.dtype), ())), *_zeros(dead, zero)))
-            inner = [a for a in (part.sub if a is cat.axis else a for a in order)]
+            inner = within(order, cat.axis, part.sub)
             return Cat(cat.axis, (Part(part.at, part.sub, _rows(b, part.body, part.sub, inner)), *_zeros(dead, zero)))
-        size = sum(len(p.at) for p in live)
-        sub = Axis(size)
+        sub = Axis(sum(len(p.at) for p in live))
         places = sorted(q for p in live for q in p.at)
         index = {q: i for i, q in enumerate(places)}
         rest = Cat(sub, tuple(Part(tuple(index[q] for q in p.at), p.sub, p.body) for p in live))
-        inner = [sub if a is cat.axis else a for a in order]
-        return Cat(cat.axis, (Part(tuple(places), sub, _row(b, rest, inner)), *_zeros(dead, zero)))
+        inner = within(order, cat.axis, sub)
+        body = _live(b, rest, (False,) * len(live), inner)
+        return Cat(cat.axis, (Part(tuple(places), sub, body), *_zeros(dead, zero)))
     if any(isinstance(p.body, Cat) for p in cat.parts):
         other = next(p.body.axis for p in cat.parts if isinstance(p.body, Cat))
         if all(p.sub is not other for p in cat.parts):
@@ -164,121 +229,6 @@ def _row(b: Builder, cat: Cat, order: list[Axis]) -> Body:
 
 def _zeros(dead: list[Part], zero: Leaf) -> list[Part]:
     return [Part(p.at, p.sub, zero) for p in dead]
-
-
-def _upper(b: Builder, body: Body) -> float:
-    """What no element of a block exceeds: the constant that it is, or a masked score at its largest."""
-    if not isinstance(body, Leaf):
-        return np.inf
-    if body.tensor.const:
-        array = body.tensor.array
-        return float(array.max()) if array.size and array.dtype != object else np.inf
-    node = b.nodes[body.tensor.node] if body.tensor.node is not None else None
-    if node is not None and node.proto.op_type == "Add":
-        for mask, scores in (node.inputs, node.inputs[::-1]):
-            if mask is not None and scores is not None and mask.const and not scores.const:
-                return float(mask.array.astype(np.float64).max()) + bound(b, scores)
-    return np.inf
-
-
-def _alive(b: Builder, parts: Sequence[Part], masked: float) -> tuple[Axis | None, np.ndarray] | None:
-    """For which rows some score is provably far above the value of masked ones: (axis of the rows, or None for all)."""
-    found: tuple[Axis, np.ndarray] | None = None
-    for part in parts:
-        if not isinstance(part.body, Leaf) or part.body.tensor.const:
-            continue
-        counts = _counts(b, part.body.tensor, masked)
-        if counts is None:
-            continue
-        if counts.ndim and part.sub in part.body.axes:
-            counts = counts.any(axis=part.body.axes.index(part.sub), keepdims=True)
-        if counts.all():
-            return None, counts
-        counts = _settled(counts)
-        varying = [i for i, size in enumerate(counts.shape) if size > 1]
-        if len(varying) == 1 and part.body.axes[varying[0]] is not None:
-            axis, rows = part.body.axes[varying[0]], counts.reshape(-1)
-            if found is not None and found[0] is axis:
-                rows = rows | found[1]
-            if axis is not None and rows.any():
-                found = (axis, rows)
-    if found is not None and found[1].all():
-        return None, found[1]
-    return found
-
-
-def _settled(counts: np.ndarray) -> np.ndarray:
-    """Dimensions along which nothing differs, as 1."""
-    for i in range(counts.ndim):
-        first = counts.take([0], axis=i)
-        if np.array_equal(np.broadcast_to(first, counts.shape), counts):
-            counts = first
-    return counts
-
-
-def _counts(b: Builder, tensor: Tensor, masked: float, depth: int = 8) -> np.ndarray | None:
-    """Which elements are provably above ``masked`` by RANGE, broadcastable to the tensor's dimensions."""
-    if bound(b, tensor) < -masked - RANGE:
-        return np.ones((1,) * len(tensor.known), dtype=bool)
-    if tensor.node is None or depth == 0:
-        return None
-    node = b.nodes[tensor.node]
-    op, inputs = node.proto.op_type, node.inputs
-    if op == "Where" and inputs[0] is not None and inputs[0].const and inputs[2] is not None:
-        rest = _counts(b, inputs[2], masked, depth - 1)
-        if rest is None:
-            return None
-        unmasked = ~inputs[0].array.astype(bool)
-        return np.broadcast_to(_wide(unmasked, tensor) & _wide(rest, tensor), _static(unmasked, rest, tensor))
-    if op == "Add":
-        for mask, scores in (inputs, inputs[::-1]):
-            if mask is not None and scores is not None and mask.const and not scores.const:
-                above = mask.array.astype(np.float64) - bound(b, scores) > masked + RANGE
-                return _wide(above, tensor)
-    if op in ("Slice", "Gather", "Transpose", "Unsqueeze", "Squeeze", "Reshape"):
-        source = inputs[0]
-        if source is None or not all(isinstance(s, int) for s in source.known):
-            return None
-        below = _counts(b, source, masked, depth - 1)
-        if below is None or not all(t is None or t.const for t in inputs[1:]):
-            return None
-        whole = np.broadcast_to(below, [int(s) for s in source.known if isinstance(s, int)])
-        arrays = [np.ascontiguousarray(whole), *(t.array if t is not None else None for t in inputs[1:])]
-        return evaluate(node.proto, arrays, b.opset)
-    return None
-
-
-def _wide(array: np.ndarray, tensor: Tensor) -> np.ndarray:
-    return array.reshape((1,) * (len(tensor.known) - array.ndim) + array.shape)
-
-
-def _static(one: np.ndarray, other: np.ndarray, tensor: Tensor) -> tuple[int, ...]:
-    return np.broadcast_shapes(_wide(one, tensor).shape, _wide(other, tensor).shape)
-
-
-def _by_rows(b: Builder, cat: Cat, axis: Axis, alive: np.ndarray, order: list[Axis]) -> Body:
-    """Rows with a score that counts apart from those that may be masked throughout."""
-    parts = []
-    for wanted in (True, False):
-        at = [int(i) for i in np.flatnonzero(alive == wanted)]
-        if not at:
-            continue
-        sub = Axis(len(at)) if len(at) > 1 else None
-        row = take(b, cat, axis, at, sub)
-        inner = [a for a in (sub if a is axis else a for a in order) if a is not None]
-        body = _row(b, row, inner) if wanted and isinstance(row, Cat) else _mixed_row(b, row, cat.axis, inner)
-        parts.append(Part(tuple(at), sub, body))
-    return Cat(axis, tuple(parts), True)
-
-
-def _mixed_row(b: Builder, row: Body, k: Axis, order: list[Axis]) -> Body:
-    """Softmax of rows as they are."""
-    if isinstance(row, Cat) and row.axis is k:
-        block = as_block(b, row, order)
-        (part,) = block.parts
-        assert isinstance(part.body, Leaf) and part.sub is not None
-        return Cat(k, (Part(part.at, part.sub, _plain(b, part.body, part.sub)),), True)
-    return _plain(b, as_leaf(b, row, order), k)
 
 
 def _turned(b: Builder, cat: Cat, other: Axis, order: list[Axis]) -> Body:
