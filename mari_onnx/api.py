@@ -41,17 +41,37 @@ class Optimized:
         changed: False where the model is the source's.
         report: what was done and why not more.
         source: the model it came from.
+        rewrite: what the engine answered.
     """
 
     model: onnx.ModelProto
     changed: bool
     report: Report
     source: Source
+    rewrite: Rewrite
 
     @property
     def sides(self) -> Sides:
         """The sides that the rewrite went by."""
         return self.report.sides
+
+    def measure(self) -> None:
+        """Measures the redundant work of source and output; the report's `residual` has it.
+
+        Raises:
+            ModelError: the model cannot run.
+        """
+        from mari_onnx.report.left import measured
+
+        output = self.model if self.changed else None
+        folder = str(self.source.path.parent)
+        self.report.residual = measured(self.source.model, output, self.report, folder)
+
+    def html(self) -> str:
+        """The report as a page that works from disk, without a network."""
+        from mari_onnx.report.html import page
+
+        return page(self.source.model, self.rewrite, self.report)
 
     def stage(self, path: str | Path) -> Staged:
         """Writes the model beside `path`, byte for byte the source where nothing changed."""
@@ -111,10 +131,19 @@ def inspect(
     sides: Sides | Mapping[str, str] | str | Path | None = None,
     *,
     candidates: int = 500,
+    measure: bool = False,
 ) -> Report:
-    """What `optimize` would do with the model, and why not more; nothing is run or written."""
+    """What `optimize` would do with the model, and why not more; nothing is written.
+
+    Args:
+        model, sides, candidates: as for `optimize`.
+        measure: run source and output, and see which work gives results equal for all candidates.
+    """
     source = as_source(model)
-    return rewritten(source, _sides(source, sides), candidates=candidates).report
+    done = rewritten(source, _sides(source, sides), candidates=candidates)
+    if measure:
+        done.measure()
+    return done.report
 
 
 def as_source(model: str | Path | onnx.ModelProto) -> Source:
@@ -231,7 +260,7 @@ def _finished(source: Source, sides: Sides, candidates: int, result: Rewrite) ->
     report.source = _file_facts(source)
     if not result.changed:
         report.after = report.before
-        return Optimized(source.model, False, report, source)
+        return Optimized(source.model, False, report, source, result)
     output = result.model
     carry_over(source.model, output)
     set_metadata(
@@ -245,7 +274,7 @@ def _finished(source: Source, sides: Sides, candidates: int, result: Rewrite) ->
     )
     if wrong := differences(source.model, output):
         raise RuntimeError("the rewrite changed what a caller sees: " + "; ".join(wrong))
-    return Optimized(output, True, report, source)
+    return Optimized(output, True, report, source, result)
 
 
 def unknown_sides(source: Source) -> SidesUnknown:

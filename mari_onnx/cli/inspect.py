@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from mari_onnx.cli.options import common_options, side_options, sides_from
+from mari_onnx.cli.options import (
+    check_beside,
+    common_options,
+    html_option,
+    side_options,
+    sides_from,
+)
 
 
 @click.command()
@@ -22,26 +28,55 @@ from mari_onnx.cli.options import common_options, side_options, sides_from
     help="The candidates a request that rewrites would have to pay for.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON (docs/report.md).")
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Run MODEL and what it would become with every tensor exposed, and show the work whose "
+    "results are equal for all candidates: the residual.",
+)
+@html_option
 @common_options
-def inspect(model: Path, candidates: int, as_json: bool, **sides: Any) -> None:
+def inspect(
+    model: Path,
+    candidates: int,
+    as_json: bool,
+    measure: bool,
+    html_file: Path | None,
+    **sides: Any,
+) -> None:
     """Show every input with its side, and every product with what would become of it, and why.
 
-    Nothing is written.
+    MODEL may be a source or an output of `optimize`. No model is written.
     """
     from mari_onnx.api import rewritten
     from mari_onnx.errors import SidesUnknown
     from mari_onnx.model.load import read
-    from mari_onnx.report.terminal import console, print_inputs, print_products, print_summary
+    from mari_onnx.report.terminal import (
+        console,
+        print_inputs,
+        print_products,
+        print_residual,
+        print_summary,
+    )
 
+    if html_file is not None:
+        check_beside(html_file, {"MODEL": model})
     source = read(model)
     out = console()
     try:
         found = sides_from(sides, source.model, model)
-        report = rewritten(source, found, candidates=candidates).report
+        done = rewritten(source, found, candidates=candidates)
     except SidesUnknown:
         if not as_json:
             print_inputs(_untagged(source.model), out)
         raise
+    report = done.report
+    if measure:
+        done.measure()
+    if html_file is not None:
+        from mari_onnx.model.save import write_text
+
+        write_text(html_file, done.html())
     if as_json:
         click.echo(report.to_json(), nl=False)
         return
@@ -50,6 +85,11 @@ def inspect(model: Path, candidates: int, as_json: bool, **sides: Any) -> None:
     print_products(report, out)
     out.print()
     print_summary(report, out)
+    if measure:
+        out.print()
+        print_residual(report, out)
+    if html_file is not None:
+        out.print(f"wrote {html_file}", markup=False)
 
 
 def _untagged(model: Any) -> Any:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mari_onnx.cli.options import common_options, side_options, sides_from
+from mari_onnx.cli.options import (
+    check_beside,
+    common_options,
+    html_option,
+    side_options,
+    sides_from,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +58,7 @@ if TYPE_CHECKING:
     metavar="FILE.json",
     help="Write what was done, node by node (docs/report.md).",
 )
+@html_option
 @click.option("--dry-run", is_flag=True, help="Do everything but write OUT.")
 @click.option("--force", is_flag=True, help="Let OUT be IN itself.")
 @click.option("--fail-unchanged", is_flag=True, help="Exit with 4 where there was nothing to lift.")
@@ -64,6 +71,7 @@ def optimize(
     target: str,
     check: bool,
     report_file: Path | None,
+    html_file: Path | None,
     dry_run: bool,
     force: bool,
     fail_unchanged: bool,
@@ -79,7 +87,7 @@ def optimize(
     from mari_onnx.model.load import read
     from mari_onnx.report.terminal import console, print_inputs
 
-    _check_paths(source, output, report_file, force)
+    _check_paths(source, output, {"the report": report_file, "the page": html_file}, force)
     loaded = read(source)
     found = sides_from(sides, loaded.model, source)
     out = console()
@@ -94,10 +102,12 @@ def optimize(
         if not dry_run:
             done.report.output = _facts(staged, output)
             staged.commit()
-    if report_file is not None:
-        from mari_onnx.model.save import write_text
+    from mari_onnx.model.save import write_text
 
+    if report_file is not None:
         write_text(report_file, done.report.to_json())
+    if html_file is not None:
+        write_text(html_file, done.html())
     if done.report.output is None:
         out.print(f"dry run: {output} was not written", markup=False)
     else:
@@ -109,7 +119,9 @@ def optimize(
         raise Unchanged(f"there was nothing to lift in {source}")
 
 
-def _check_paths(source: Path, output: Path, report_file: Path | None, force: bool) -> None:
+def _check_paths(
+    source: Path, output: Path, reports: Mapping[str, Path | None], force: bool
+) -> None:
     """Refuses what would be found out only after minutes of work."""
     from mari_onnx.errors import OutputInTheWay
     from mari_onnx.model.save import check_target
@@ -121,10 +133,11 @@ def _check_paths(source: Path, output: Path, report_file: Path | None, force: bo
     )
     if same and not force:
         raise OutputInTheWay(f"{output} is the input itself", "name another OUT, or give --force")
-    if report_file is not None:
-        report = check_target(report_file)
-        if report in (target, original):
-            raise OutputInTheWay(f"the report would overwrite {report_file}", "name another file")
+    taken = {"IN": source, "OUT": output}
+    for name, path in reports.items():
+        if path is not None:
+            check_beside(path, taken)
+            taken[name] = path
 
 
 @contextlib.contextmanager

@@ -107,6 +107,34 @@ def sides_from(
     )
 
 
+def html_option(command: F) -> F:
+    """--html, as `html_file`."""
+    option = click.option(
+        "--html",
+        "html_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Write the graph before and after as one page that needs no network (docs/report.md).",
+    )
+    return option(command)
+
+
+def check_beside(path: Path, others: Mapping[str, Path]) -> None:
+    """Refuses `path`, which is to be written, where it cannot be or is one of `others`.
+
+    Raises:
+        OutputInTheWay: it is one of `others` (what it is -> path), or a folder.
+        WriteError: it cannot be written.
+    """
+    from mari_onnx.errors import OutputInTheWay
+    from mari_onnx.model.save import check_target
+
+    target = check_target(path)
+    for name, other in others.items():
+        if target == other.resolve():
+            raise OutputInTheWay(f"{path} would overwrite {name}", "name another file")
+
+
 def common_options(command: F) -> F:
     """--timeout and --debug, which the command itself does not see."""
 

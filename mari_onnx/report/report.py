@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mari_onnx import __version__
+from mari_onnx.report.stops import flat, stopped_by, stops_here
 from mari_onnx.sides import Sides
 
 if TYPE_CHECKING:
@@ -39,7 +40,15 @@ class Input:
 
 @dataclass(frozen=True)
 class Node:
-    """One node of the source, in order. `flops` is a candidate's share, None where unknown."""
+    """One node of the source, in order.
+
+    Attributes:
+        name, op, kind, action, rule: see docs/report.md.
+        reason: why not more was done with it.
+        stopped_by: of a node left without a reason of its own, the name of the nearest operator
+            before it that has one; from there on everything has N rows.
+        flops, bytes: a candidate's share, None where unknown.
+    """
 
     name: str
     op: str
@@ -47,7 +56,19 @@ class Node:
     action: str
     rule: str
     reason: str | None
+    stopped_by: str | None = None
     flops: float | None = None
+    bytes: float | None = None
+
+
+@dataclass(frozen=True)
+class Stop:
+    """An operator that no rule could take apart, and how many nodes after it are left for that."""
+
+    name: str
+    op: str
+    reason: str
+    after: int
 
 
 @dataclass(frozen=True)
@@ -74,6 +95,7 @@ class Report:
         source, output: path, sha256 and bytes of the files, as far as there are any.
         check: the parity check's result as a dictionary, None where it was not run.
         incidents: rewrites that were taken back because the check failed with them.
+        residual: what `report.left.measured` found, None where nothing was measured.
     """
 
     changed: bool
@@ -89,6 +111,7 @@ class Report:
     check: dict[str, Any] | None = None
     incidents: list[str] = field(default_factory=list)
     reason: str | None = None
+    residual: dict[str, Any] | None = None
 
     @property
     def actions(self) -> dict[str, int]:
@@ -105,12 +128,23 @@ class Report:
         """Why nodes were not lifted, the most frequent first."""
         return Counter(node.reason for node in self.nodes if node.reason).most_common()
 
+    @property
+    def stops(self) -> list[Stop]:
+        """The operators that stopped the rewrite, those that stopped most first."""
+        after = Counter(node.stopped_by for node in self.nodes if node.stopped_by)
+        found = [
+            Stop(node.name, node.op, node.reason or "", after[node.name])
+            for node in self.nodes
+            if stops_here(node)
+        ]
+        return sorted(found, key=lambda stop: -stop.after)
+
     def short(self) -> dict[str, Any]:
         """The few figures that go into the output's metadata."""
         return {
             "candidates": self.candidates,
             "actions": self.actions,
-            "flops_per_candidate": [_rounded(self.before.flops), _rounded(self.after.flops)],
+            "flops_per_candidate": [rounded(self.before.flops), rounded(self.after.flops)],
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -130,6 +164,7 @@ class Report:
             "actions": self.actions,
             "inputs": [_plain(each) for each in self.inputs],
             "nodes": [_plain(each) for each in self.nodes],
+            "residual": self.residual,
             "tensors": dict(self.tensors),
             "check": self.check,
             "incidents": self.incidents,
@@ -146,11 +181,12 @@ def build(source: onnx.ModelProto, rewrite: Rewrite, sides: Sides, candidates: i
     from mari_onnx.model.signature import signature
 
     shapes = concrete(rewrite.shapes, candidates)
-    costs = list(node_costs(source.graph, shapes))
-    flops: dict[str, float] = {}
-    for node, cost in costs:
-        if node.name:
-            flops[node.name] = flops.get(node.name, 0.0) + cost.flops / candidates
+    graph = flat(source)
+    costs = {
+        next(iter(node.output), ""): cost * (1 / candidates)
+        for node, cost in node_costs(graph, shapes)
+    }
+    stopped = stopped_by(graph.node, {next(iter(n.outputs), ""): n for n in rewrite.nodes})
     inputs = [
         Input(
             each.name,
@@ -161,17 +197,21 @@ def build(source: onnx.ModelProto, rewrite: Rewrite, sides: Sides, candidates: i
         )
         for each in signature(source).inputs
     ]
-    nodes = [
-        Node(n.name, n.op, n.kind, n.action, n.rule, n.reason, flops.get(n.name))
-        for n in rewrite.nodes
-    ]
+    nodes = []
+    for n in rewrite.nodes:
+        first = next(iter(n.outputs), "")
+        cost = costs.get(first)
+        own = (None, None) if cost is None else (cost.flops, cost.bytes)
+        nodes.append(
+            Node(n.name, n.op, n.kind, n.action, n.rule, n.reason, stopped.get(first), *own)
+        )
     return Report(
         changed=rewrite.changed,
         candidates=candidates,
         sides=sides,
         inputs=inputs,
         nodes=nodes,
-        before=totals(source.graph, shapes, candidates),
+        before=totals(graph, shapes, candidates),
         after=totals(rewrite.model.graph, concrete(rewrite.out_shapes, candidates), candidates),
         tensors=dict(rewrite.tensor_map),
         reason=rewrite.reason,
@@ -211,17 +251,19 @@ def _totals(each: Totals) -> dict[str, float]:
     return {
         "nodes": each.nodes,
         "products": each.products,
-        "flops_per_candidate": _rounded(each.flops),
-        "bytes_per_candidate": _rounded(each.bytes),
+        "flops_per_candidate": rounded(each.flops),
+        "bytes_per_candidate": rounded(each.bytes),
     }
 
 
 def _plain(each: Input | Node) -> dict[str, Any]:
     found = dataclasses.asdict(each)
-    if found.get("flops") is not None:
-        found["flops"] = _rounded(found["flops"])
+    for key in ("flops", "bytes"):
+        if found.get(key) is not None:
+            found[key] = rounded(found[key])
     return {k: v for k, v in found.items() if v is not None or k in ("side", "reason")}
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """As figures of a candidate are written."""
     return round(value, 1)

@@ -67,7 +67,7 @@ class NodeResidual:
             parts.append(f"{self.results:.0%} of the result is equal for all candidates")
         if self.terms is not None and self.terms > self.results:
             parts.append(f"{self.terms:.0%} of the terms are")
-        return "; ".join(parts)
+        return "; ".join(parts) or "it reads values that are equal for all candidates"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mari_onnx.report.report import Input, Report
+from mari_onnx.report.report import Input, Report, Stop
 
 # Wide enough that no table is cut where nobody can widen the window.
 _PIPED_WIDTH = 200
@@ -53,19 +53,77 @@ def print_summary(report: Report, out: Console) -> None:
     ):
         table.add_row(name, quantity(old), quantity(new), change(old, new))
     out.print(table)
-    split = sum(node.action == "split" for node in report.products)
-    lifted = report.actions.get("lifted", 0)
-    out.print(
-        f"for N = {report.candidates}: {split} of {len(report.products)} products split, "
-        f"{lifted} of {len(report.nodes)} nodes run once a request"
-    )
+    out.print(summary_line(report))
     print_reasons(report, out, most=3)
 
 
+def summary_line(report: Report) -> str:
+    """How many products were split and how many nodes lifted."""
+    split = sum(node.action == "split" for node in report.products)
+    lifted = report.actions.get("lifted", 0)
+    return (
+        f"for N = {report.candidates}: {split} of {len(report.products)} products split, "
+        f"{lifted} of {len(report.nodes)} nodes run once a request"
+    )
+
+
 def print_reasons(report: Report, out: Console, most: int | None = None) -> None:
-    """Why nodes were kept as they are, the most frequent first."""
+    """Why nodes were kept as they are, the most frequent first, and which operators stopped it."""
+    stops: dict[str, list[Stop]] = {}
+    for stop in report.stops:
+        stops.setdefault(stop.reason, []).append(stop)
     for reason, count in report.reasons[:most]:
-        out.print(f"  kept {count}: {escape(reason)}")
+        found = stops.get(reason, [])
+        names = ", ".join(f"{stop.op} {stop.name}" for stop in found[:2])
+        more = f" and {len(found) - 2} more" if len(found) > 2 else ""
+        after = sum(stop.after for stop in found)
+        tail = f"; {after} nodes after it take its N rows" if after else ""
+        where = f" ({names}{more}{tail})" if names else ""
+        out.print(f"  kept {count}: {escape(reason + where)}")
+    left = len(report.reasons) - most if most is not None else 0
+    if left > 0:
+        out.print(f"  and {left} more reasons; --report or inspect --json has them all")
+
+
+def print_residual(report: Report, out: Console, most: int = 15) -> None:
+    """The residual share before and after, and the nodes with most redundant work."""
+    if report.residual is None:
+        return
+    before, after = report.residual["before"], report.residual["after"]
+    table = Table(box=None, pad_edge=False)
+    table.add_column(f"equal for all of {before['candidates']} candidates")
+    for name in ("before", *(["after"] if after else [])):
+        table.add_column(name, justify="right")
+    shown = [each for each in (before, after) if each]
+    for name, key in (("residual share of FLOPs", "share"), ("of bytes", "byte_share")):
+        table.add_row(name, *(f"{each[key]:.1%}" for each in shown))
+    out.print(table)
+    left = after or before
+    nodes = left["nodes"][:most]
+    if not nodes:
+        out.print("no node has redundant work" + (" left" if after else ""))
+        return
+    out.print()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("left in the output" if after else "redundant work", overflow="fold")
+    table.add_column("op")
+    for name in ("FLOPs", "bytes"):
+        table.add_column(name, justify="right")
+    for name in ("what", "why"):
+        table.add_column(name, overflow="fold")
+    n = left["candidates"]
+    for node in nodes:
+        table.add_row(
+            escape(node["name"]),
+            node["op"],
+            quantity(node["redundant_flops"] / n),
+            quantity(node["redundant_bytes"] / n),
+            node["found"],
+            escape(node["why"]),
+        )
+    out.print(table)
+    if len(left["nodes"]) > most:
+        out.print(f"and {len(left['nodes']) - most} more; --json has them all")
 
 
 def print_inputs(inputs: list[Input] | tuple[Input, ...], out: Console) -> None:
@@ -93,6 +151,7 @@ def print_products(report: Report, out: Console) -> None:
     table.add_column("why not more", overflow="fold")
     for node in report.products:
         flops = "" if node.flops is None else quantity(node.flops)
-        reason = escape(node.reason or "")
+        after = f"after {node.stopped_by}" if node.stopped_by else ""
+        reason = escape(node.reason or after)
         table.add_row(escape(node.name), node.op, node.kind, node.action, flops, reason)
     out.print(table)

@@ -1,0 +1,109 @@
+"""Measured redundant work beside the reason for it: `mari-onnx inspect --measure`.
+
+Nodes of an output graph are named `SOURCE/Op`, `SOURCE/Op_1`, ... after the source node that they
+compute, so that what is left in the output has its reason in the report on the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mari_onnx.report.report import Node, Report
+from mari_onnx.report.residual import NodeResidual, Residual, measure
+from mari_onnx.report.stops import flat, label
+
+if TYPE_CHECKING:
+    import onnx
+
+NOT_WORTH = "by parts it was not found to pay"
+_DONE = {
+    "lifted": "runs once a request in the output",
+    "split": "its user part runs once a request in the output",
+    "folded": "is gone from the output",
+}
+
+
+def measured(
+    source: onnx.ModelProto, output: onnx.ModelProto | None, report: Report, base_dir: str = ""
+) -> dict[str, Any]:
+    """The residual of the source and, where one was made, of the output graph, with reasons.
+
+    Args:
+        source: the model that `report` is about.
+        output: what it was rewritten into, None where it was left as it is.
+        base_dir: folder of external data.
+
+    Raises:
+        ModelError: see `residual.measure`.
+    """
+    nodes = {node.name: node for node in report.nodes}
+    before = measure(source, report.sides, base_dir=base_dir)
+    if output is None:
+        return {"before": _told(before, flat(source).node, nodes, done=False), "after": None}
+    after = measure(output, report.sides, base_dir=base_dir)
+    return {
+        "before": _told(before, flat(source).node, nodes, done=True),
+        "after": _told(after, flat(output).node, nodes, done=False),
+    }
+
+
+def source_of(name: str, sources: Iterable[str] | Mapping[str, Any]) -> str | None:
+    """The source node that an output node computes, by its name; None where there is none."""
+    known = sources if isinstance(sources, Mapping) else set(sources)
+    while name:
+        if name in known:
+            return name
+        name = name.rpartition("/")[0]
+    return None
+
+
+def _told(
+    found: Residual, graph: Iterable[onnx.NodeProto], nodes: Mapping[str, Node], done: bool
+) -> dict[str, Any]:
+    """`found` as JSON, each node with why it is left, or (`done`) what becomes of it."""
+    told = found.to_dict()
+    origins = _origins(graph, {x.name: x for x in found.worst(len(found.nodes))})
+    for each in told["nodes"]:
+        name = source_of(each["name"], nodes)
+        origin = source_of(origins.get(each["name"], each["name"]), nodes)
+        each["source"] = name
+        each["why"] = _why(name, origin, nodes, done)
+    return told
+
+
+def _origins(
+    graph: Iterable[onnx.NodeProto], wasteful: Mapping[str, NodeResidual]
+) -> dict[str, str]:
+    """For each wasteful node the one that its redundant rows come from, itself if from nowhere."""
+    made: dict[str, str] = {}
+    origins: dict[str, str] = {}
+    for node in graph:
+        name = label(node)
+        if name not in wasteful:
+            continue
+        origins[name] = next((made[x] for x in node.input if x in made), name)
+        made.update(dict.fromkeys(node.output, origins[name]))
+    return origins
+
+
+def _why(name: str | None, origin: str | None, nodes: Mapping[str, Node], done: bool) -> str:
+    own = nodes.get(name or "")
+    if own is None:
+        return "it belongs to no single operator of the source"
+    if own.reason:
+        return own.reason
+    if own.stopped_by and own.stopped_by in nodes:
+        return written_out(nodes[own.stopped_by])
+    if done and own.action in _DONE:
+        return _DONE[own.action]
+    if origin is not None and origin != name:
+        return written_out(nodes[origin])
+    if done:
+        return "nodes around it are taken apart"
+    return f"{own.op} writes its inputs out here: {NOT_WORTH}"
+
+
+def written_out(stop: Node) -> str:
+    """The reason of a node that comes after `stop`."""
+    return f"{stop.op} {stop.name!r} wrote its inputs out: {stop.reason or NOT_WORTH}"
