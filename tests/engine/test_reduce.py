@@ -165,3 +165,29 @@ def test_axes_computed_at_run_time_are_left() -> None:
     axes = g.Add(g.unsqueeze(axes, 0), g.const([1], np.int64))
     g.output(g.ReduceSum(both, axes))
     assert actions(check(g))["ReduceSum"] in (["kept"], ["barrier"])
+
+
+@pytest.mark.parametrize("axes", [[1], [2], [1, 2], [0, 1], [0, 1, 2]])
+@pytest.mark.parametrize("op", ["Sum", "Mean", "L2", "Max", "LogSumExp"])
+def test_a_concat_of_one_number(op: str, axes: list[int]) -> None:
+    """Masks of ones for the history and for the target: nothing varies, and all of it counts."""
+    g = Graph()
+    u, x = g.user(3), g.item(3)
+    rows = [g.Concat(g.size(t, 0), g.const([n]), g.const([4]), axis=0) for t, n in ((u, 2), (x, 3))]
+    ones = [g.Expand(g.const(np.array([0.5])), r) for r in rows]
+    total = g.reduce(op, g.Concat(*ones, axis=1), axes, 0)
+    both = g.MatMul(g.Concat(g.Relu(u), x, axis=1), g.weight(6, 1))
+    g.output(g.Add(total, g.reduce("Sum", both, None, keepdims=0)))
+    check(g)
+
+
+def test_a_product_of_numbers_over_a_concat() -> None:
+    """Both operands are the same everywhere: the length of the contracted axis is a factor."""
+    g = Graph()
+    u, x = g.user(3), g.item(3)
+    rows = [g.Concat(g.size(t, 0), g.const([n]), axis=0) for t, n in ((u, 2), (x, 3))]
+    ones = g.Concat(*(g.Expand(g.const(np.array([0.5])), r) for r in rows), axis=1)
+    column = g.Expand(g.Relu(g.item(1, 1)), g.const([1, 5, 2]))
+    both = g.MatMul(g.Concat(g.Relu(u), x, axis=1), g.weight(6, 1))
+    g.output(g.Add(g.squeeze(g.MatMul(g.unsqueeze(ones, 1), column), [1]), both))
+    check(g)

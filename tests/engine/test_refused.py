@@ -193,7 +193,8 @@ def with_output(kind: str) -> Graph:
     lift = g.Relu(u)
     extra = {
         "consumed": hidden, "input": x, "user": u, "initializer": w, "twice": y, "lifted": lift,
-        "identity": g.Identity(u), "constant": g.Relu(w), "same": g.Identity(y), "concat": g.Concat(u, x, axis=1),
+        "identity": g.Identity(u), "constant": g.Relu(w), "same": g.Identity(y),
+        "concat": g.Concat(u, x, axis=1),
     }[kind]  # fmt: skip
     return g.output(y, extra, *([g.Add(lift, lift)] if kind == "lifted" else []))
 
