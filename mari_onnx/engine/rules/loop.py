@@ -21,7 +21,7 @@ import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from mari_onnx.engine.blocks import Decline, materialise
-from mari_onnx.engine.builder import RANDOM, Builder, Tensor
+from mari_onnx.engine.builder import RANDOM, Builder, Node, Tensor
 from mari_onnx.engine.context import INTS, Context, constant, from_sizes, from_tensor, normal, rule, symbolic
 from mari_onnx.engine.rules.elementwise import ARITHMETIC, BOOLEAN, PLAIN
 from mari_onnx.engine.rules.reduce import SUMS
@@ -341,38 +341,50 @@ def _empty(b: Builder, value: Value) -> bool:
 
 
 def _alike(b: Builder, x: Value, y: Value) -> bool:
-    """Whether two Values are equal: the same tensor, or a mean and a sum over the number of its terms."""
+    """Whether two Values are equal: the same tensor, or a sum over the number of its terms and a mean."""
     if x.groups != y.groups or not isinstance(x.body, Leaf) or not isinstance(y.body, Leaf):
         return False
-    if x.body.axes != y.body.axes:
+    if [a for a in x.body.axes if a is not None] != [a for a in y.body.axes if a is not None]:
         return False
-    one, other = x.body.tensor, y.body.tensor
-    if one is other:
+    if x.body.tensor is y.body.tensor:
         return True
-    if one.node is None or other.node is None:
+    div, mean = _maker(b, x.body.tensor), _maker(b, y.body.tensor)
+    if div is None or mean is None or (div.proto.op_type, mean.proto.op_type) != ("Div", "ReduceMean"):
         return False
-    div, mean = b.nodes[one.node], b.nodes[other.node]
-    if div.proto.op_type != "Div" or mean.proto.op_type != "ReduceMean" or div.inputs[0] is None:
+    total, by = div.inputs
+    assert total is not None and by is not None
+    source = _maker(b, total)
+    if source is None or source.proto.op_type != "ReduceSum" or mean.inputs[0] is not source.inputs[0]:
         return False
-    total, data = div.inputs[0], mean.inputs[0]
-    source = b.nodes[total.node] if total.node is not None else None
-    if source is None or source.proto.op_type != "ReduceSum" or source.inputs[0] is not data or data is None:
-        return False
-    if total.shape != other.shape or div.inputs[1] is None:
-        return False
-    gone = product(s for s, left in zip(data.known, other.known, strict=False) if s != left)
-    if len(data.known) != len(other.known):
-        return False
-    return _is_size(b, div.inputs[1], gone)
+    left, terms = product(source.outputs[0].known), product(mean.inputs[0].known)  # type: ignore[union-attr]
+    number = divide(terms, left)
+    return left == product(y.body.tensor.known) and number is not None and _is_size(b, by, number)
+
+
+MOVES = {"Reshape", "Squeeze", "Unsqueeze"}
+
+
+def _maker(b: Builder, tensor: Tensor) -> Node | None:
+    """The node that made a tensor, but for moves."""
+    node = b.nodes[tensor.node] if tensor.node is not None else None
+    while node is not None and node.proto.op_type in MOVES and node.inputs[0] is not None:
+        node = b.nodes[node.inputs[0].node] if node.inputs[0].node is not None else None
+    return node
 
 
 def _is_size(b: Builder, tensor: Tensor, size: Size) -> bool:
     """Whether a scalar is a dimension, converted."""
     if isinstance(size, int):
-        return tensor.scalar is not None and tensor.scalar == size
-    while tensor.node is not None and b.nodes[tensor.node].proto.op_type in ("Cast", "Reshape", "Squeeze", "Unsqueeze"):
-        (tensor, *_) = (t for t in b.nodes[tensor.node].inputs if t is not None)
-    return tensor is b.size(size)
+        return bool(tensor.scalar == size)
+    want = b.size(size)
+    while tensor is not want and tensor.node is not None:
+        node = b.nodes[tensor.node]
+        inputs = [t for t in node.inputs if t is not None]
+        single = node.proto.op_type == "Concat" and len(inputs) == 1
+        if not single and node.proto.op_type not in {*MOVES, "Cast"}:
+            break
+        tensor = inputs[0]
+    return tensor is want
 
 
 # ---- the rules -----------------------------------------------------------------------------------------------------
