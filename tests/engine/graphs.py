@@ -418,17 +418,30 @@ def _fixed(shape: Shape) -> list[int]:
     return [1 if isinstance(s, str) else s for s in shape]
 
 
+def _constant(draw: Draw, g: Graph, shape: list[int]) -> str:
+    """Weights, a mask of zeros and ones, or one number throughout."""
+    which = draw(st.integers(0, 3))
+    if which < 2:
+        return g.weight(*shape)
+    mask = g.rng.random(shape) < 0.5
+    return g.const(
+        mask.astype(float) if which == 2 else np.full(shape, draw(st.integers(-1, 2)), float)
+    )
+
+
 def _leaf(side: str) -> Callable[[Draw, Graph, Shape, int], str]:
     def make(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
         if R in shape:
             return _request(g, side, shape)
         if N not in shape:
-            return g.weight(*_fixed(shape))
+            return _constant(draw, g, _fixed(shape))
         at = shape.index(N)
         own = [s for s in shape if s != N]
         if side == "const":  # a parameter expanded to the batch that is read from a tensor
             like = g.input(None if g.axis else draw(st.sampled_from(("user", "item"))), N, 1)
-            return g.Expand(g.weight(*_fixed(shape)), _sizes(g, shape, {N: g.size(like, 0)}))
+            return g.Expand(
+                _constant(draw, g, _fixed(shape)), _sizes(g, shape, {N: g.size(like, 0)})
+            )
         x = g.input(None if g.axis else side, N, *own)
         if at == 0:
             return x
