@@ -320,3 +320,11 @@ def test_softmax_of_old_opsets_flattens(axis: int) -> None:
     tokens = g.Concat(g.user(3, 2), g.item(2, 2), axis=1)
     g.output(g.Softmax(tokens if axis == 2 else g.reshape(tokens, -1, 10), axis=axis))
     check(g)
+
+
+def test_softmax_by_blocks_then_a_product_over_another_axis() -> None:
+    g = Graph(13)
+    u, x = g.user(1, 2), g.item(1, 2)
+    weights = g.Softmax(g.Concat(u, x, u, u, axis=1), axis=1)
+    g.output(g.MatMul(weights, g.weight(2, 3)))
+    check(g, candidates=2)
