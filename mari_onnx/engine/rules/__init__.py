@@ -11,6 +11,7 @@ from mari_onnx.engine.rules import (
     shape,
     softmax,
     structure,
+    windows,
 )
 
-__all__ = ["elementwise", "index", "loop", "mapped", "norm", "products", "reduce", "shape", "softmax", "structure"]
+__all__ = ["elementwise", "index", "loop", "mapped", "norm", "products", "reduce", "shape", "softmax", "structure", "windows"]

@@ -1,0 +1,262 @@
+"""Windows over fields: Conv, pooling and CumSum along an axis on which user and item positions lie behind each other.
+
+    conv [u | x]     output positions whose whole window lies in u, computed once; the others on the slice they need
+    cumsum [u | x] = [cumsum u | cumsum [x_0 + last(cumsum u) | x_1 ..]]
+    pad [u | x]    = [c | u | x | c]
+
+Padding counts as constant. A run of output positions is a node on a slice of the input, padded only where it touches the
+border, so every element is computed from the same numbers in the same order. All of it only where a run saves more than
+the nodes it takes; a CumSum that is reversed or exclusive is left to the rule for whole rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from mari_onnx.engine.algebra import binary
+from mari_onnx.engine.blocks import Decline, align, neat, single, zip_bodies
+from mari_onnx.engine.context import Context, from_array, normal, rule
+from mari_onnx.engine.rules import structure
+from mari_onnx.engine.rules.mapped import Through, run
+from mari_onnx.engine.rules.products import conv as plain_conv
+from mari_onnx.engine.value import Axis, Body, Cat, Part, Value, axes_of
+from mari_onnx.engine.weigh import ELEMENT, NODE, length, volume
+
+MAX_RUNS = 4
+"""Pieces that one operator may become."""
+PIECE = 3 * NODE
+"""What one more piece costs: its node, a Slice, and a part in what is concatenated."""
+
+
+@dataclass
+class Run:
+    """Positions start to stop along an axis, whose values vary along these axes (of the batch)."""
+
+    start: int
+    stop: int
+    axes: frozenset[Axis]
+
+
+def _along(ctx: Context, x: Value, at: int) -> Value | None:
+    """The Value with a `Cat` along logical axis ``at``, None where it has none."""
+    if not isinstance(x.shape[at], int) or not x.known[at]:
+        return None
+    x, axis = single(ctx.b, x, at)
+    body = neat(ctx.b, x.body) if isinstance(x.body, Cat) else x.body
+    if not isinstance(body, Cat) or body.axis is not axis:
+        return None
+    return Value(x.groups, body, x.dtype)
+
+
+def _kinds(x: Value, at: int, batch: frozenset[Axis]) -> list[frozenset[Axis]]:
+    """For each position the axes of the batch along which it varies."""
+    assert isinstance(x.body, Cat)
+    kinds: list[frozenset[Axis]] = [frozenset()] * int(x.shape[at])  # type: ignore[arg-type]
+    for part in x.body.parts:
+        for p in part.at:
+            kinds[p] = axes_of(part.body) & batch
+    return kinds
+
+
+def _runs(kinds: Sequence[frozenset[Axis]], unit: float) -> list[Run]:
+    """Runs of positions; those that save less than a piece costs are computed with their neighbours.
+
+    unit: the cost of one position at one position of the batch.
+    """
+    full = frozenset().union(*kinds)
+    runs: list[Run] = []
+    for p, axes in enumerate(kinds):
+        if runs and (runs[-1].axes == axes or runs[-1].axes | axes != full):
+            runs[-1].stop, runs[-1].axes = p + 1, runs[-1].axes | axes
+        else:
+            runs.append(Run(p, p + 1, axes))
+    while len(runs) > 1:
+        saved = {k: _saved(r, full, unit) for k, r in enumerate(runs) if r.axes != full}
+        if not saved:
+            return [Run(0, len(kinds), full)]
+        k = min(saved, key=saved.__getitem__)
+        pieces = sum(1 for j in (k - 1, k + 1) if 0 <= j < len(runs))
+        if saved[k] > PIECE * pieces and len(runs) <= MAX_RUNS:
+            break
+        first, last = max(k - 1, 0), min(k + 1, len(runs) - 1)
+        runs[first : last + 1] = [Run(runs[first].start, runs[last].stop, full)]
+    return runs
+
+
+def _saved(r: Run, full: frozenset[Axis], unit: float) -> float:
+    return (r.stop - r.start) * unit * (volume(full) - volume(r.axes))
+
+
+def _joined(ctx: Context, values: Sequence[Value], at: int) -> Value:
+    """The pieces, concatenated."""
+    node = helper.make_node("Concat", [f"i{k}" for k in range(len(values))], ["o"], axis=at)
+    (value,) = structure.concat(Context(ctx.b, node, values, ctx.opsets, {}))
+    return value
+
+
+def _piece(ctx: Context, node: NodeProto, x: Value, through: Sequence[Through]) -> Value:
+    (value,) = run(Context(ctx.b, node, [x, *ctx.inputs[1:]], ctx.opsets, {}), through)
+    assert value is not None
+    return value
+
+
+# ---- Conv and pooling ----------------------------------------------------------------------------------------------
+
+
+@rule("Conv")
+def conv(ctx: Context) -> Sequence[Value | None]:
+    """A Conv whose weights are constant."""
+    weight = ctx.array(1)
+    found = None
+    if weight is not None:
+        each = float(weight[0].size) * weight.shape[0]
+        found = _windows(ctx, list(weight.shape[2:]), each)
+    return found or plain_conv(ctx)
+
+
+@rule("MaxPool", "AveragePool")
+def pool(ctx: Context) -> Sequence[Value | None]:
+    """A pooling of values alone: the indices of a MaxPool count from the start of the whole input."""
+    kernel = list(ctx.attr("kernel_shape"))
+    found = None
+    if len([o for o in ctx.node.output if o]) == 1 and not ctx.attr("ceil_mode", 0):
+        found = _windows(ctx, kernel, float(np.prod(kernel)) * length(Axis(ctx.input(0).shape[1])) * ELEMENT / 4)
+    return found or run(ctx, [Through((0,), (0,) * len(ctx.node.output))])
+
+
+def _windows(ctx: Context, kernel: Sequence[int], each: float) -> list[Value] | None:
+    """The operator by runs of output positions along one spatial axis; None where that saves nothing.
+
+    each: the cost of one output position.
+    """
+    x, spatial = ctx.input(0), len(kernel)
+    if x.rank != spatial + 2 or ctx.attr("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return None
+    pads = list(ctx.attr("pads") or [0] * (2 * spatial))
+    strides = list(ctx.attr("strides") or [1] * spatial)
+    dilations = list(ctx.attr("dilations") or [1] * spatial)
+    if ctx.attr("auto_pad", "NOTSET") == "VALID":
+        pads = [0] * (2 * spatial)
+    for d in range(spatial):
+        value = _along(ctx, x, d + 2) if kernel[d] > 1 else None
+        if value is None:
+            continue
+        size = int(value.shape[d + 2])  # type: ignore[arg-type]
+        reach = (kernel[d] - 1) * dilations[d]
+        number = (size + pads[d] + pads[d + spatial] - reach - 1) // strides[d] + 1
+        starts = [p * strides[d] - pads[d] for p in range(number)]
+        inside = [[q for q in range(s, s + reach + 1, dilations[d]) if 0 <= q < size] for s in starts]
+        if number < 1 or not all(inside):
+            continue
+        kinds = _kinds(value, d + 2, frozenset(value.known[0]))
+        # the other spatial axes keep about their length
+        unit = each * volume(a for i in range(spatial) if i != d for a in value.known[i + 2])
+        reads = [frozenset().union(*(kinds[q] for q in qs)) for qs in inside]
+        runs = _runs(reads, unit)
+        if len(runs) == 1 and runs[0].axes == frozenset().union(*kinds):
+            continue
+        values = []
+        for r in runs:
+            low, high = starts[r.start], starts[r.stop - 1] + reach + 1
+            node = _with_pads(ctx.node, pads, d, spatial, max(0, -low), max(0, high - size))
+            piece = structure.positions(ctx, value, d + 2, range(max(low, 0), min(high, size)))
+            through = [Through((0, *([None] * (len(ctx.inputs) - 1))), (0,))]
+            values.append(_piece(ctx, node, piece, through))
+        return [_joined(ctx, values, d + 2)]
+    return None
+
+
+def _with_pads(node: NodeProto, pads: Sequence[int], d: int, spatial: int, before: int, after: int) -> NodeProto:
+    """The node with other padding along spatial axis d."""
+    out = NodeProto()
+    out.CopyFrom(node)
+    kept = [a for a in out.attribute if a.name not in ("pads", "auto_pad")]
+    del out.attribute[:]
+    out.attribute.extend(kept)
+    own = list(pads)
+    own[d], own[d + spatial] = before, after
+    out.attribute.append(helper.make_attribute("pads", own))
+    return out
+
+
+# ---- CumSum --------------------------------------------------------------------------------------------------------
+
+
+@rule("CumSum")
+def cumsum(ctx: Context) -> Sequence[Value | None]:
+    """The leading positions that vary less once; the others go on from their last sum."""
+    x, axes = ctx.input(0), ctx.ints(1)
+    if axes is None:
+        raise Decline("the axis is computed at run time")
+    at = normal(axes[0], x.rank)
+    through = [Through((a, None), (a,)) for a in range(x.rank) if a != at]
+    if ctx.attr("reverse", 0) or ctx.attr("exclusive", 0):
+        return run(ctx, through)
+    value = _along(ctx, x, at)
+    if value is None:
+        return run(ctx, through)
+    others = frozenset(a for i, g in enumerate(value.known) if i != at for a in g)
+    kinds = _kinds(value, at, others)
+    full = frozenset().union(*kinds)
+    lead = 0
+    while lead < len(kinds) and frozenset().union(*kinds[: lead + 1]) != full:
+        lead += 1
+    small = frozenset().union(*kinds[:lead])
+    if lead * ELEMENT * (volume(full) - volume(small)) <= 2 * PIECE:
+        return run(ctx, through)
+    first = _piece(ctx, ctx.node, structure.positions(ctx, value, at, range(lead)), through)
+    last = structure.positions(ctx, first, at, [lead - 1])
+    next_ = structure.positions(ctx, value, at, [lead])
+    pieces = [_sum(ctx, last, next_)]
+    if lead + 1 < len(kinds):
+        pieces.append(structure.positions(ctx, value, at, range(lead + 1, len(kinds))))
+        pieces = [_piece(ctx, ctx.node, _joined(ctx, pieces, at), through)]
+    return [_joined(ctx, [first, *pieces], at)]
+
+
+def _sum(ctx: Context, x: Value, y: Value) -> Value:
+    (bx, by), groups = align(ctx.b, [x, y])
+    order = [a for g in groups for a in g]
+    body = zip_bodies(ctx.b, [bx, by], lambda ls: binary(ctx.b, "Add", ls[0], ls[1], order), order=order)
+    return ctx.value(groups, body, x.dtype)
+
+
+# ---- Pad -----------------------------------------------------------------------------------------------------------
+
+
+@rule("Pad")
+def pad(ctx: Context) -> Sequence[Value | None]:
+    """Constants before and behind a Cat along its axis; any other padding runs on whole rows."""
+    from mari_onnx.engine.rules.mapped import MAPPED
+
+    x = ctx.input(0)
+    pads = ctx.ints(1) if ctx.opset >= 11 else None
+    axes = ctx.ints(3) if ctx.has(3) else list(range(x.rank))
+    fill = ctx.array(2) if ctx.has(2) else np.zeros((), helper.tensor_dtype_to_np_dtype(x.dtype))
+    plain = ctx.attr("mode", "constant") == "constant" and fill is not None and pads and axes and min(pads) >= 0
+    touched = [(normal(a, x.rank), k) for k, a in enumerate(axes or []) if pads and (pads[k] or pads[k + len(pads) // 2])]
+    if not plain or len(touched) != 1 or fill is None or pads is None:
+        return run(ctx, MAPPED["", "Pad"](ctx))
+    ((at, k),) = touched
+    value = _along(ctx, x, at)
+    if value is None:
+        return run(ctx, MAPPED["", "Pad"](ctx))
+    before, after = pads[k], pads[k + len(pads) // 2]
+    constant: Body = from_array(ctx.b, fill.reshape(()), x.dtype).body
+    assert isinstance(value.body, Cat)
+    size = int(value.shape[at])  # type: ignore[arg-type]
+    parts = [Part(tuple(p + before for p in part.at), part.sub, part.body) for part in value.body.parts]
+    for start, number in ((0, before), (before + size, after)):
+        if number:
+            sub = Axis(number) if number > 1 else None
+            parts.append(Part(tuple(range(start, start + number)), sub, constant))
+    axis = Axis(before + size + after)
+    groups = (*value.known[:at], (axis,), *value.known[at + 1 :])
+    return [ctx.value(groups, Cat(axis, tuple(parts), value.body.tidy), x.dtype)]
+
+
+__all__ = ["conv", "cumsum", "pad", "pool"]
