@@ -44,27 +44,25 @@ DEPTH = 4
 # ---- element-wise --------------------------------------------------------------------------------------------------
 
 
-def stretch(b: Builder, leaves: Sequence[Leaf], order: Sequence[Axis] = ()) -> tuple[list[Tensor], tuple[Axis, ...]]:
-    """The leaves' tensors in one layout, ready for numpy broadcasting, and the axes of the result."""
+def stretch(
+    b: Builder, leaves: Sequence[Leaf], order: Sequence[Axis] = ()
+) -> tuple[list[Tensor], tuple[Axis | None, ...]]:
+    """The leaves' tensors in one layout, ready for numpy broadcasting, and the axes of the result (None: size 1).
+
+    The largest keeps the layout that it has.
+    """
     union = frozenset().union(*(axes_of(leaf) for leaf in leaves))
     biggest = max(leaves, key=lambda leaf: (len(axes_of(leaf)), volume(axes_of(leaf)), not leaf.tensor.const))
-    axes = [a for a in biggest.axes if a is not None]
-    if set(axes) != union:
+    axes: list[Axis | None] = list(biggest.axes) if union else []
+    if axes_of(biggest) != union:
         rest = [a for a in order if a in union]
-        axes = rest + [a for a in axes if a not in rest]
-        axes += [a for leaf in leaves for a in leaf.axes if a is not None and a not in axes]
-        axes = list(dict.fromkeys(axes))
+        rest += [a for leaf in (biggest, *leaves) for a in leaf.axes if a is not None]
+        axes = list(dict.fromkeys(rest))
     out = []
     for leaf in leaves:
         present = axes_of(leaf)
-        lead = 0
-        while lead < len(axes) and axes[lead] not in present:
-            lead += 1
-        kept = axes[lead:]
-        if not kept:
-            out.append(leaf.tensor if leaf.tensor.known == () else emit.reshape(b, leaf.tensor, ()))
-        else:
-            out.append(write(b, leaf, [(a,) for a in kept]))
+        lead = next((i for i, a in enumerate(axes) if a in present), len(axes)) if leaf is not biggest else 0
+        out.append(write(b, leaf, [(a,) if a is not None else () for a in axes[lead:]]))
     return out, tuple(axes)
 
 
@@ -79,7 +77,7 @@ def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) ->
             if this.tensor.absorb is not None and axes_of(other) < axes_of(this):
                 return this.tensor.absorb(this.axes, other)
     (tx, ty), axes = stretch(b, [x, y], order)
-    leaf = Leaf(_keep(b, emit.binary(b, op, tx, ty), axes), axes)
+    leaf = Leaf(keep(b, emit.binary(b, op, tx, ty), axes), axes)
     if leaf.tensor.const:
         return leaf
     if op == "Add":
@@ -93,9 +91,9 @@ def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) ->
     return leaf
 
 
-def _keep(b: Builder, t: Tensor, axes: tuple[Axis, ...]) -> Tensor:
+def keep(b: Builder, t: Tensor, axes: tuple[Axis | None, ...]) -> Tensor:
     """A tensor with one dimension an axis (numpy drops leading ones only where every operand lacked them)."""
-    return t if len(t.known) == len(axes) else emit.reshape(b, t, [a.size for a in axes])
+    return t if len(t.known) == len(axes) else emit.reshape(b, t, [a.size if a is not None else 1 for a in axes])
 
 
 def _neutral(op: str, x: Leaf, y: Leaf) -> Leaf | None:
@@ -182,7 +180,7 @@ def _plain_add(b: Builder, x: Leaf, y: Leaf, order: Sequence[Axis]) -> Leaf:
     if plain is not None:
         return plain
     (tx, ty), axes = stretch(b, [x, y], order)
-    leaf = Leaf(_keep(b, emit.binary(b, "Add", tx, ty), axes), axes)
+    leaf = Leaf(keep(b, emit.binary(b, "Add", tx, ty), axes), axes)
     return with_form(leaf, Sum((x, y)))
 
 

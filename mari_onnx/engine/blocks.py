@@ -120,14 +120,20 @@ def _write_cat(b: Builder, cat: Cat, order: Sequence[Group], full: frozenset[Axi
         t = _write_cat(b, cat, loose, union)
         sizes = [*t.known[:at], product(a.size for a in group), *t.known[at + len(group) :]]
         return emit.reshape(b, t, sizes)
+    # a dimension of 1 that every part has in front (the one row of the user) stays until the parts are together
+    lead = [()] if len(ordered) > 1 and all(_fronted(p.body) for p in ordered) and at == 0 else []
     written = []
     for part in ordered:
         here = (*((part.sub,) if part.sub else ()), *group[1:])
         keep = frozenset(union - {axis}) | ({part.sub} if part.sub else frozenset())
-        written.append(write(b, part.body, [*order[:at], here, *order[at + 1 :]], keep))
-    if whole:
-        return emit.concat(b, written, at)
-    return _interleaved(b, ordered, written, at)
+        written.append(write(b, part.body, [*lead, *order[:at], here, *order[at + 1 :]], keep))
+    at += len(lead)
+    t = emit.concat(b, written, at) if whole else _interleaved(b, ordered, written, at)
+    return emit.reshape(b, t, t.known[len(lead) :])
+
+
+def _fronted(body: Body) -> bool:
+    return isinstance(body, Leaf) and len(body.axes) > 1 and body.axes[0] is None
 
 
 def _interleaved(b: Builder, ordered: Sequence[Part], written: Sequence[Tensor], at: int) -> Tensor:
@@ -642,7 +648,8 @@ def zip_bodies(
     for k, body in enumerate(bodies):
         if isinstance(body, Cat) and mapped is not None and body.axis not in mapped:
             bodies[k] = as_leaf(b, body, order)
-    top = next((body for body in bodies if isinstance(body, Cat)), None)
+    cats = [body for body in bodies if isinstance(body, Cat)]
+    top = max(cats, key=lambda body: len(axes_of(body)), default=None)
     if top is None:
         return visit([body for body in bodies if isinstance(body, Leaf)])
     axis = top.axis
@@ -657,8 +664,15 @@ def zip_bodies(
         cells.setdefault(tuple(keys[p]), []).append(p)
     if len(cells) > MAX_CELLS:
         return zip_bodies(b, [as_leaf(b, x, order) for x in bodies], visit, mapped, order)
-    if mapped is None and len(cells) > 1 and not _worth(bodies, axis, cells):
-        return _unsplit(b, bodies, axis, [p for at in cells.values() for p in at], visit, order)
+    if mapped is None and len(cells) > 1:
+        kinds = _kinds(bodies, axis, cells)
+        if kinds is not None and len(set(kinds)) < len(kinds):
+            if len(set(kinds)) == 1:
+                return _unsplit(b, bodies, axis, [p for at in cells.values() for p in at], visit, order)
+            merged: dict[object, list[int]] = {}
+            for kind, at in zip(kinds, cells.values(), strict=True):
+                merged.setdefault(kind, []).extend(at)
+            cells = {(i,): at for i, at in enumerate(merged.values())}
     parts = []
     for at in cells.values():
         sub = Axis(len(at)) if len(at) > 1 else None
@@ -669,22 +683,26 @@ def zip_bodies(
     return opened(Cat(axis, tuple(parts), True))
 
 
-def _worth(bodies: Sequence[Body], axis: Axis, cells: dict[tuple[int, ...], list[int]]) -> bool:
-    """Whether any cell of an element-wise step varies along fewer axes than the whole."""
-    if any(isinstance(p.body, Cat) for body in bodies if isinstance(body, Cat) for p in body.parts):
-        return True
+def _kinds(bodies: Sequence[Body], axis: Axis, cells: dict[tuple[int, ...], list[int]]) -> list[object] | None:
+    """Along which axes each cell of an element-wise step varies, and whether it is constant; None for grids.
+
+    Cells that vary alike save nothing apart. One that is constant may be -inf or zero throughout, which later operators
+    can use.
+    """
     cats = [body for body in bodies if isinstance(body, Cat) and body.axis is axis]
-    rest = [axes_of(body) - {axis} for body in bodies if not (isinstance(body, Cat) and body.axis is axis)]
-    if any(isinstance(body, Cat) and body.axis is not axis for body in bodies):
-        return True
-    constant = all(is_const(body) for body in bodies if not (isinstance(body, Cat) and body.axis is axis))
-    outs = []
+    if any(isinstance(p.body, Cat) for cat in cats for p in cat.parts):
+        return None
+    others = [body for body in bodies if not (isinstance(body, Cat) and body.axis is axis)]
+    if any(isinstance(body, Cat) for body in others):
+        return None
+    rest = [axes_of(body) - {axis} for body in others]
+    constant = all(is_const(body) for body in others)
+    kinds: list[object] = []
     for key in cells:
         own = [axes_of(cat.parts[k].body) - {cat.parts[k].sub} for cat, k in zip(cats, key, strict=True)]
-        # a block that is constant may be -inf or zero throughout, which later operators can use
-        fixed = all(is_const(cat.parts[k].body) for cat, k in zip(cats, key, strict=True)) and constant
-        outs.append((frozenset().union(*own, *rest), fixed))
-    return any(out != outs[0] for out in outs)
+        fixed = constant and all(is_const(cat.parts[k].body) for cat, k in zip(cats, key, strict=True))
+        kinds.append((frozenset().union(*own, *rest), fixed))
+    return kinds
 
 
 def _unsplit(

@@ -179,8 +179,9 @@ def span(b: Builder, tensor: Tensor, depth: int = 10) -> Span:
     """
     found = _span(b, tensor, depth) if depth else None
     if found is None:
-        most = np.full((1,) * len(tensor.known), bound(b, tensor))
-        found = -most, most
+        shape = (1,) * len(tensor.known)
+        most = np.full(shape, 1.0 if tensor.dtype == onnx.TensorProto.BOOL else bound(b, tensor))
+        found = (np.zeros(shape) if tensor.dtype == onnx.TensorProto.BOOL else -most), most
     return found
 
 
@@ -195,11 +196,21 @@ def _span(b: Builder, tensor: Tensor, depth: int) -> Span | None:
         return None
     op, rank = node.proto.op_type, len(tensor.known)
     inputs = [t for t in node.inputs if t is not None]
-    if op == "Where" and inputs[0].const:
-        condition = _lead(inputs[0].array.astype(bool), rank)
-        (low_x, high_x), (low_y, high_y) = (span(b, t, depth - 1) for t in inputs[1:3])
-        low = np.where(condition, _lead(low_x, rank), _lead(low_y, rank))
-        return low, np.where(condition, _lead(high_x, rank), _lead(high_y, rank))
+    if op == "Where":
+        spans = [tuple(_lead(side, rank) for side in span(b, t, depth - 1)) for t in inputs]
+        (surely, may), (low_x, high_x), (low_y, high_y) = spans
+        low = np.where(surely == 1, low_x, np.where(may == 0, low_y, np.minimum(low_x, low_y)))
+        return low, np.where(surely == 1, high_x, np.where(may == 0, high_y, np.maximum(high_x, high_y)))
+    if op in ("And", "Or"):
+        pick = np.minimum if op == "And" else np.maximum
+        (low_x, high_x), (low_y, high_y) = (span(b, t, depth - 1) for t in inputs)
+        return pick(_lead(low_x, rank), _lead(low_y, rank)), pick(_lead(high_x, rank), _lead(high_y, rank))
+    if op == "Not":
+        low, high = span(b, inputs[0], depth - 1)
+        return 1 - high, 1 - low
+    if op == "Concat" and all(isinstance(t.known[_axis(node)], int) for t in inputs):
+        spans = [span(b, t, depth - 1) for t in inputs]
+        return tuple(_side_by_side([s[i] for s in spans], inputs, _axis(node)) for i in (0, 1))  # type: ignore
     if op == "Add" and any(t.const for t in inputs):
         (low_x, high_x), (low_y, high_y) = (span(b, t, depth - 1) for t in inputs)
         with np.errstate(invalid="ignore"):
@@ -212,6 +223,20 @@ def _span(b: Builder, tensor: Tensor, depth: int) -> Span | None:
         moved = [_moved(node, inputs, side) for side in (low, high)]
         return (moved[0], moved[1]) if moved[0] is not None and moved[1] is not None else None
     return None
+
+
+def _axis(node: Node) -> int:
+    return next(int(a.i) for a in node.proto.attribute if a.name == "axis")
+
+
+def _side_by_side(sides: list[np.ndarray], inputs: list[Tensor], axis: int) -> np.ndarray:
+    shape = list(np.max([s.shape for s in sides], axis=0))
+    wide = []
+    for side, tensor in zip(sides, inputs, strict=True):
+        size = tensor.known[axis]
+        assert isinstance(size, int)
+        wide.append(np.broadcast_to(side, [*shape[:axis], size, *shape[axis + 1 :]]))
+    return np.concatenate(wide, axis=axis)
 
 
 def _made(b: Builder, tensor: Tensor) -> Node | None:

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto
 
 from mari_onnx.engine import emit
-from mari_onnx.engine.algebra import binary, stretch, thin
+from mari_onnx.engine.algebra import binary, keep, stretch, thin
 from mari_onnx.engine.blocks import Decline, align, form_of, with_form, zip_bodies
 from mari_onnx.engine.builder import RANDOM, Tensor
 from mari_onnx.engine.context import Context, from_array, rule
@@ -52,7 +52,7 @@ def _copy(ctx: Context, leaves: list[Leaf], order: list[Axis], dtype: int) -> Le
     for t in tensors:
         shape = emit.broadcast(shape, t.known)
     (out,) = ctx.b.copy(ctx.node, tensors, [dtype], [shape])
-    leaf = Leaf(out if len(shape) == len(axes) else emit.reshape(ctx.b, out, [a.size for a in axes]), axes)
+    leaf = Leaf(keep(ctx.b, out, axes), axes)
     op = ctx.node.op_type
     if op == "Neg" and dtype == TensorProto.FLOAT:
         return with_form(leaf, Prod((leaves[0], Leaf(ctx.b.const(-1, dtype), ()))))

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from mari_onnx.engine import emit
 from mari_onnx.engine.blocks import Decline, align, cut, flatten, segments, single, split, take
 from mari_onnx.engine.context import Context, normal, rule
 from mari_onnx.engine.value import (
@@ -351,10 +352,45 @@ def split_op(ctx: Context) -> list[Value]:
         each = -(-size // n)
         sizes = [min(each, size - i * each) for i in range(n)]
     starts = np.cumsum([0, *sizes])
+    apart = _apart(ctx, x, at, sizes)
+    if apart is not None:
+        return apart
     return [
         positions(ctx, x, at, range(int(start), int(start) + n))
         for start, n in zip(starts, sizes, strict=False)
     ]
+
+
+def _apart(ctx: Context, x: Value, at: int, sizes: Sequence[int]) -> list[Value] | None:
+    """Every part of a tensor by one Split, where it is a tensor along the axis."""
+    group = x.known[at]
+    if len(group) != 1 or not all(sizes) or sum(sizes) != group[0].size or is_const(x.body):
+        return None
+    news = [Axis(n) if n > 1 else None for n in sizes]
+
+    def split_leaf(body: Body) -> list[Body] | None:
+        if isinstance(body, Cat):
+            if body.axis is group[0]:
+                return None
+            columns = [split_leaf(p.body) for p in body.parts]
+            if any(column is None for column in columns):
+                return None
+            return [
+                Cat(body.axis, tuple(Part(p.at, p.sub, c[i]) for p, c in zip(body.parts, columns, strict=True) if c),
+                    body.tidy)
+                for i in range(len(sizes))
+            ]  # fmt: skip
+        if not isinstance(body, Leaf) or group[0] not in body.axes or body.tensor.form is not None:
+            return None
+        i = body.axes.index(group[0])
+        tensors = emit.split(ctx.b, body.tensor, i, list(sizes))
+        return [Leaf(t, (*body.axes[:i], new, *body.axes[i + 1 :])) for t, new in zip(tensors, news, strict=True)]
+
+    bodies = split_leaf(x.body)
+    if bodies is None:
+        return None
+    groups = [(*x.known[:at], (new,) if new is not None else (), *x.known[at + 1 :]) for new in news]
+    return [ctx.value(g, body, x.dtype) for g, body in zip(groups, bodies, strict=True)]
 
 
 __all__ = ["Leaf", "flatten", "positions", "regroup", "rename"]
