@@ -73,8 +73,9 @@ def page(found: list[Section], seconds: float) -> str:
         "",
         "All figures are of one run on "
         f"{on['processor']}, {on['cores']} cores, {on['system']}, Python {on['python']}, "
-        f"{libraries}. Models are timed in turns (A B A B), so ratios mean more than times; on a "
-        "shared machine they move by some percent from run to run. A ratio above 1 is a gain.",
+        f"{libraries}. Models are timed in turns (A B A B) on one thread, by the time that "
+        "the thread itself ran (waiting for a busy machine is left out); ratios mean more than "
+        "times, and move by some percent from run to run. A ratio above 1 is a gain.",
         "",
         f"{len(targets) - len(missed)} of {len(targets)} targets are met."
         + (f" Missed: {'; '.join(missed)}." if missed else ""),

@@ -15,11 +15,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 
 from benchmarks.demo import sides_of, widened
+from benchmarks.side_by_side import Setting
 from benchmarks.tables import Section, Target, milliseconds
 from mari_onnx.bench.measure import FLOOR, OURS, Measured, Variant, measure, variants_of
 from mari_onnx.bench.peers import TOOLS, peers
@@ -109,17 +111,19 @@ def run(
     files = [] if half else [(tool, FOLDER / name / f"{tool}.onnx") for tool in TOOLS]
     slow = [made[0], *(Variant(tool, file) for tool, file in files if file.is_file())]
     everything = [*slow, *(each for each in ours if each.name == OURS)]
+    clock = Setting(provider=provider).clock
+    how: dict[str, Any] = {"seconds": seconds, "provider": provider, "clock": clock}
     wrong = WRONG * 50 if half else WRONG
     for n, drawn in requests.items():
         just = {n: drawn}
         if ours:
-            (result.close[n],) = measure(ours, just, seconds=seconds, least=5, provider=provider)
+            (result.close[n],) = measure(ours, just, least=5, **how)
         first = result.all.get(CANDIDATES[0])
         if first and not full and first.timing.median("source") * 1e3 > PATIENCE_MS:
             result.notes.append(f"{name}: source and peers not run at N = {n}, too slow (--full).")
             continue
         least = 3 if full else 1  # the slowest take seconds a run
-        (measured,) = measure(everything, just, seconds=seconds, least=least, provider=provider)
+        (measured,) = measure(everything, just, least=least, **how)
         for peer in [peer for peer, apart in measured.apart.items() if not apart < wrong]:
             result.notes.append(f"{name}: outputs of {peer} differ by {measured.apart[peer]:.1e}.")
         result.all[n] = measured

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from mari_onnx import runtime
 from mari_onnx.bench.floor import Floor, NoFloor, floor
 from mari_onnx.bench.peers import peers
-from mari_onnx.bench.timing import Timing, interleaved
+from mari_onnx.bench.timing import Clock, Timing, interleaved
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -154,6 +155,7 @@ def measure(
     least: int = 5,
     memory: bool = False,
     progress: Progress | None = None,
+    clock: Clock = time.perf_counter,
 ) -> Iterator[Measured]:
     """Times the variants against each other for each N in `requests`.
 
@@ -161,6 +163,7 @@ def measure(
         seconds, least: see `interleaved`; for each N.
         memory: also peak memory, at the largest N, on the CPU.
         progress: called with (phase, done, total).
+        clock: see `interleaved`.
 
     Raises:
         ModelError: a variant cannot be loaded or run.
@@ -186,7 +189,9 @@ def measure(
             runs[each.name], moves[each.name] = prepared(
                 sessions[each.name], feeds[each.name], provider
             )
-        result.timing = interleaved(runs, seconds=seconds, least=least)
+        result.timing = interleaved(
+            runs, seconds=seconds, least=least, clock=clock, wall=time.perf_counter
+        )
         if provider != "cpu":
             result.transfers = interleaved(moves, seconds=seconds / 4, least=least)
         result.work = {v.name: _work(v, feeds[v.name][0], n) for v in variants}

@@ -81,6 +81,7 @@ def interleaved(
     most: int = 2000,
     warm_up: int = 3,
     clock: Clock = time.perf_counter,
+    wall: Clock | None = None,
 ) -> Timing:
     """Runs every callable once a round (A B A B), the order turned by one each round.
 
@@ -89,18 +90,21 @@ def interleaved(
         seconds: measured rounds go on until they took this long together...
         least, most: ...but at least and at most so many.
         warm_up: rounds before, not measured; fewer where one alone takes longer than `seconds`.
-        clock: seconds, for tests.
+        clock: what each run is timed by. `time.thread_time` leaves out what other processes take,
+            and all that a run does on other threads or devices.
+        wall: what `seconds` is measured by; by default `clock`.
     """
+    wall = wall or clock
     names = tuple(runs)
-    started = clock()
+    started = wall()
     for turn in range(warm_up):
         for name in names:
             runs[name](turn)
-        if clock() - started > seconds:
+        if wall() - started > seconds:
             break
     rows: list[Sequence[float]] = []
-    started = clock()
-    while len(rows) < most and (len(rows) < least or clock() - started < seconds):
+    started = wall()
+    while len(rows) < most and (len(rows) < least or wall() - started < seconds):
         row = [0.0] * len(names)
         for place in range(len(names)):
             which = (place + len(rows)) % len(names)
