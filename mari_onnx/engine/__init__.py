@@ -71,18 +71,14 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options, opsets: dic
     if "user" in sides.inputs.values() and "N" not in walk.b.sources and "N" not in walk.b.fixed:
         return Rewrite(model, False, [], reason="no input of the item or cross side tells the number of candidates")
     inputs = {info.name for info in graph.input}
-    stored: dict[str, Tensor] = {
-        name: value.body.tensor
-        for name, value in walk.env.items()
-        if name in inputs and isinstance(value.body, Leaf)
-    }
+    stored = walk.inputs
     lifted = {name for name, tensor in stored.items() if tensor.shape != walk.env[name].shape}
     both = sorted(lifted & {info.name for info in graph.output})
     if both:
         return Rewrite(model, False, [], reason=f"the user input {both[0]!r} is an output too, and must keep its N rows")
     for node in graph.node:
         _visit(walk, node)
-    wanted = [(info.name, _output(walk, walk.env[info.name])) for info in graph.output]
+    wanted = [(o.name, walk.inputs.get(o.name) or _output(walk, walk.env[o.name])) for o in graph.output]
     outputs = name_outputs(walk.b, wanted, inputs | {i.name for i in graph.initializer})
     nodes = fuse_gemm(live(walk.b, outputs), outputs, options.target)
     _restore_names(walk, nodes, outputs)

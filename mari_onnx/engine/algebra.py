@@ -311,7 +311,8 @@ def _expand(
             if not is_const(other) and all(isinstance(p.body, (Leaf, Cat)) for p in this.parts):
                 tidy = neat(b, this, order)  # pieces would be cut out of the other operand one by one
                 if not isinstance(tidy, Cat) or tidy.axis is not this.axis:
-                    return _expand(b, *((other, tidy) if flip else (tidy, other)), k, outer, depth, order)
+                    pair = (other, tidy) if flip else (tidy, other)
+                    return _lost(b, *pair, k, outer, depth, order)
                 this = tidy
             out: list[Term | Body] = []
             for part in this.parts:
@@ -693,29 +694,28 @@ def _drop(b: Builder, leaf: Leaf, k: frozenset[Axis], other: Leaf) -> Leaf:
 
 def reduce_sum(b: Builder, body: Body, k: frozenset[Axis], order: Sequence[Axis] = ()) -> Body:
     """The sum over axes: of a concatenation, the sum of its parts' sums; of a product of factors, a contraction."""
-    k_here = k & axes_of(body)
-    body = _repeat(b, body, k - k_here)
-    if not k_here:
-        return body
     if isinstance(body, Cat):
-        cat = neat(b, body, order)
-        if not isinstance(cat, Cat):
-            return reduce_sum(b, cat, k_here, order)
-        if cat.axis not in k_here:
-            parts = (
-                Part(p.at, p.sub, reduce_sum(b, p.body, k_here, within(order, cat.axis, p.sub))) for p in cat.parts
-            )
-            return Cat(cat.axis, tuple(parts), True)
+        body = neat(b, body, order)  # may find that nothing varies along the axis
+    here = k & axes_of(body)
+    return _repeat(b, _sum_over(b, body, here, order) if here else body, k - here)
+
+
+def _sum_over(b: Builder, body: Body, k: frozenset[Axis], order: Sequence[Axis]) -> Body:
+    """`reduce_sum` over axes that the body has."""
+    if isinstance(body, Cat):
+        if body.axis not in k:
+            parts = (Part(p.at, p.sub, reduce_sum(b, p.body, k, within(order, body.axis, p.sub))) for p in body.parts)
+            return Cat(body.axis, tuple(parts), True)
         sums = []
-        for p in cat.parts:
-            inner = k_here - {cat.axis} | ({p.sub} if p.sub else frozenset())
+        for p in body.parts:
+            inner = k - {body.axis} | ({p.sub} if p.sub else frozenset())
             sums.append(reduce_sum(b, p.body, inner, order))
         return add(b, sums, order)
     assert isinstance(body, Leaf)
-    best = weighted_sum(b, body, k_here, order)
+    best = weighted_sum(b, body, k, order)
     if best is not None:
         return best
-    at = [i for i, a in enumerate(body.axes) if a in k_here]
+    at = [i for i, a in enumerate(body.axes) if a in k]
     t = emit.reduce(b, "ReduceSum", body.tensor, at)
     return Leaf(t, tuple(None if i in at else a for i, a in enumerate(body.axes)))
 

@@ -517,6 +517,8 @@ def align(b: Builder, values: Sequence[Value]) -> tuple[list[Body], tuple[Group,
 def neat(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Body:
     """At most one part for each set of axes that parts vary along: one a kind, however the source interleaved them."""
     cat = opened(cat)
+    if any(isinstance(p.body, (Sum, Prod)) for p in cat.parts):
+        return cat  # a form: nothing is written
     if cat.tidy and len(cat.parts) <= MAX_TIDY and cat.parts[0].at != tuple(range(int(product([cat.axis.size])))):
         return cat
     repeated = _repeated(b, cat, order)

@@ -51,6 +51,8 @@ class Walk:
     opsets: dict[str, int]
     skip: frozenset[str]
     env: dict[str, Value] = field(default_factory=dict)
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    """The new graph's inputs, as it takes them."""
     reports: list[NodeReport] = field(default_factory=list)
 
 
@@ -112,7 +114,7 @@ def _input(walk: Walk, info: onnx.ValueInfoProto, sides: Sides, names: set[str |
     if kind_ != "tensor_type" or not info.type.tensor_type.HasField("shape"):
         dtype = info.type.tensor_type.elem_type if kind_ == "tensor_type" else TensorProto.UNDEFINED
         tensor = b.input(info.name, dtype, None, frozenset(DEPS[side]))
-        walk.env[info.name] = from_tensor(tensor)
+        walk.env[info.name], walk.inputs[info.name] = from_tensor(tensor), tensor
         return
     dims = info.type.tensor_type.shape.dim
     literals = {n for n in names if isinstance(n, int)}
@@ -134,6 +136,7 @@ def _input(walk: Walk, info: onnx.ValueInfoProto, sides: Sides, names: set[str |
     lifted = side == "user" and len(shape) > at and shape[at] == N
     stored = tuple(1 if lifted and i == at else size for i, size in enumerate(shape))
     tensor = b.input(info.name, info.type.tensor_type.elem_type, stored, frozenset(DEPS[side]))
+    walk.inputs[info.name] = tensor
     for i, size in enumerate(stored):
         if isinstance(size, Dim) and len(size.symbols) == 1:
             (symbol,) = size.symbols
@@ -193,7 +196,7 @@ def visit(walk: Walk, node: NodeProto) -> None:
                 outputs = found(ctx)
         except Decline as decline:
             reason, name, outputs = str(decline), "default", None
-        except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             if STRICT:
                 raise
             # a rule that trips over a graph it did not expect leaves the node as it is

@@ -72,11 +72,11 @@ def unary(b: Builder, op: str, body: Body) -> Body:
 
 def mean(b: Builder, body: Body, k: frozenset[Axis], order: list[Axis]) -> Body:
     """The mean over axes; those on which nothing varies drop out."""
+    if isinstance(body, Cat):
+        body = neat(b, body, order)
     varies = k & axes_of(body)
     if not varies:
         return body
-    if isinstance(body, Cat):
-        body = neat(b, body, order)
     if isinstance(body, Cat) and body.axis not in varies:
         parts = (Part(p.at, p.sub, mean(b, p.body, k, within(order, body.axis, p.sub))) for p in body.parts)
         return Cat(body.axis, tuple(parts), True)
@@ -118,13 +118,13 @@ def extreme(b: Builder, op: str, body: Body, k: frozenset[Axis]) -> Body:
     """Max, Min or Prod over axes, by parts."""
     if op == "Prod" and any(k_ - axes_of(leaf) for leaf, k_ in _cells(body, k)):
         raise Decline("a product over repeated elements")
+    if isinstance(body, Cat):
+        body = neat(b, body)
     k = k & axes_of(body)
     if not k:
         return body
     if isinstance(body, Cat):
-        cat = neat(b, body)
-        if not isinstance(cat, Cat):
-            return extreme(b, op, cat, k)
+        cat = body
         if cat.axis not in k:
             return zip_bodies(b, [cat], lambda ls: _reduce(b, op, ls[0], k), mapped=frozenset({cat.axis}))
         join = "Mul" if op == "Prod" else op

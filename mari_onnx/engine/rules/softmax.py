@@ -13,6 +13,8 @@ of a row's scores count. A row without such a score (all of it masked: its weigh
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from ml_dtypes import finfo
 from onnx import helper
@@ -30,7 +32,7 @@ from mari_onnx.engine.blocks import (
     with_form,
     zip_bodies,
 )
-from mari_onnx.engine.bounds import span
+from mari_onnx.engine.bounds import bound, span
 from mari_onnx.engine.builder import Builder
 from mari_onnx.engine.context import Context, normal, rule
 from mari_onnx.engine.rules.mapped import MAPPED, run
@@ -103,7 +105,7 @@ def _plain(b: Builder, leaf: Leaf, k: Axis) -> Leaf:
     if k not in leaf.axes:
         if not isinstance(k.size, int):
             raise Decline("softmax along a dynamic axis on which nothing varies")
-        return Leaf(b.const(1.0 / k.size, leaf.tensor.dtype), ())
+        return _share(b, leaf, k.size)
     at = leaf.axes.index(k)
     tensor, axes = leaf.tensor, leaf.axes
     if at != len(axes) - 1:
@@ -111,6 +113,15 @@ def _plain(b: Builder, leaf: Leaf, k: Axis) -> Leaf:
         tensor = emit.transpose(b, tensor, perm)
         axes = tuple(axes[i] for i in perm)
     return Leaf(b.emit("Softmax", [tensor], tensor.shape, attrs={"axis": len(axes) - 1}), axes)
+
+
+def _share(b: Builder, leaf: Leaf, size: int) -> Leaf:
+    """1 / size: the weights of a row whose scores are all one number, and NaN where that is not finite."""
+    share = b.const(1.0 / size, leaf.tensor.dtype)
+    if math.isfinite(bound(b, leaf.tensor)):
+        return Leaf(share, ())
+    one = emit.unary(b, "Exp", emit.binary(b, "Sub", leaf.tensor, leaf.tensor))
+    return Leaf(one if size == 1 else emit.binary(b, "Mul", one, share), leaf.axes)
 
 
 def _row(b: Builder, cat: Cat, order: list[Axis]) -> Body:
@@ -193,8 +204,8 @@ def _live(b: Builder, cat: Cat, weightless: tuple[bool, ...], order: list[Axis])
         zero = Leaf(b.const(0, next(leaves(live[0].body)).tensor.dtype), ())
         if len(live) == 1:
             part = live[0]
-            if part.sub is None:
-                return Cat(cat.axis, (Part(part.at, None, Leaf(b.const(1, zero.tensor.dtype), ())), *_zeros(dead, zero)))
+            if part.sub is None and isinstance(part.body, Leaf):
+                return Cat(cat.axis, (Part(part.at, None, _share(b, next(leaves(part.body)), 1)), *_zeros(dead, zero)))
             inner = within(order, cat.axis, part.sub)
             return Cat(cat.axis, (Part(part.at, part.sub, _rows(b, part.body, part.sub, inner)), *_zeros(dead, zero)))
         sub = Axis(sum(len(p.at) for p in live))
@@ -248,6 +259,8 @@ def _turned(b: Builder, cat: Cat, other: Axis, order: list[Axis]) -> Body:
         row = take(b, cat, other, at, sub)
         inner = [a for a in (sub if a is other else a for a in order) if a is not None]
         row = opened(row) if isinstance(row, Cat) else row
+        if isinstance(row, Cat) and any(isinstance(p.body, Cat) for p in row.parts):
+            row = as_leaf(b, row, inner)  # a grid within the grid
         parts.append(Part(tuple(at), sub, _rows(b, row, cat.axis, inner)))
     return Cat(other, tuple(parts))
 

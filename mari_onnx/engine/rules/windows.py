@@ -134,13 +134,13 @@ def _windows(ctx: Context, kernel: Sequence[int], each: float) -> list[Value] | 
     each: the cost of one output position.
     """
     x, spatial = ctx.input(0), len(kernel)
-    if x.rank != spatial + 2 or ctx.attr("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+    if x.rank != spatial + 2:
         return None
-    pads = list(ctx.attr("pads") or [0] * (2 * spatial))
     strides = list(ctx.attr("strides") or [1] * spatial)
     dilations = list(ctx.attr("dilations") or [1] * spatial)
-    if ctx.attr("auto_pad", "NOTSET") == "VALID":
-        pads = [0] * (2 * spatial)
+    pads = _pads(ctx, x, kernel, strides, dilations)
+    if pads is None:
+        return None
     for d in range(spatial):
         value = _along(ctx, x, d + 2) if kernel[d] > 1 else None
         if value is None:
@@ -168,6 +168,27 @@ def _windows(ctx: Context, kernel: Sequence[int], each: float) -> list[Value] | 
             values.append(_piece(ctx, node, piece, through))
         return [_joined(ctx, values, d + 2)]
     return None
+
+
+def _pads(
+    ctx: Context, x: Value, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> list[int] | None:
+    """The padding in numbers, None where it follows from a size that is not known."""
+    spatial, how = len(kernel), ctx.attr("auto_pad", "NOTSET")
+    if how == "VALID":
+        return [0] * (2 * spatial)
+    if how == "NOTSET":
+        return list(ctx.attr("pads") or [0] * (2 * spatial))
+    before, after = [], []
+    for d in range(spatial):
+        size = 1 if kernel[d] == strides[d] == 1 else x.shape[d + 2]
+        if not isinstance(size, int) or dilations[d] != 1:
+            return None
+        total = max((-(-size // strides[d]) - 1) * strides[d] + kernel[d] - size, 0)
+        small, large = total // 2, total - total // 2
+        before.append(small if how == "SAME_UPPER" else large)
+        after.append(large if how == "SAME_UPPER" else small)
+    return before + after
 
 
 def _with_pads(node: NodeProto, pads: Sequence[int], d: int, spatial: int, before: int, after: int) -> NodeProto:
