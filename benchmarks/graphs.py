@@ -40,7 +40,11 @@ class Graph:
         values = self.rng.standard_normal(shape, np.float32) / np.sqrt(shape[0])
         return self.const(values.astype(self.dtype))
 
-    def vector(self, size: int, value: float = 0.0) -> str:
+    def bias(self, size: int) -> str:
+        """Small random numbers: equal ones would be a case of its own."""
+        return self.const((self.rng.standard_normal(size, np.float32) / 10).astype(self.dtype))
+
+    def vector(self, size: int, value: float) -> str:
         return self.const(np.full(size, value, self.dtype))
 
     def op(self, op: str, *inputs: str, **attributes: object) -> str:
@@ -52,7 +56,7 @@ class Graph:
         return outputs
 
     def dense(self, x: str, wide: int, out: int, relu: bool = True) -> str:
-        y = self.op("Gemm", x, self.weight(wide, out), self.vector(out, 0.1))
+        y = self.op("Gemm", x, self.weight(wide, out), self.bias(out))
         return self.op("Relu", y) if relu else y
 
     def rows_of(self, x: str) -> str:

@@ -41,7 +41,7 @@ def towers(nodes: int) -> onnx.ModelProto:
     users = g.ops("Split", u, g.ints(*[WIDTH] * 16), count=16, axis=1)
     items = g.ops("Split", x, g.ints(*[WIDTH] * 4), count=4, axis=1)
     first, second = g.weight(2 * WIDTH, WIDTH), g.weight(2 * WIDTH, WIDTH)
-    bias = g.vector(WIDTH, 0.1)
+    bias = g.bias(WIDTH)
     total = g.op("Relu", items[0])
     for index in range(max((nodes - 4) // 8, 1)):
         pair = g.op("Concat", users[index % 16], items[index % 4], axis=1)

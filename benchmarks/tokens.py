@@ -36,7 +36,7 @@ def transformer(user: int, item: int, layers: int) -> onnx.ModelProto:
     for _ in range(layers):
         h = g.op("Add", h, _attention(g, _norm(g, h), mask, tokens))
         wide = g.op("MatMul", _norm(g, h), g.weight(WIDTH, 4 * WIDTH))
-        active = g.op("Relu", g.op("Add", wide, g.vector(4 * WIDTH, 0.1)))
+        active = g.op("Relu", g.op("Add", wide, g.bias(4 * WIDTH)))
         h = g.op("Add", h, g.op("MatMul", active, g.weight(4 * WIDTH, WIDTH)))
     last = g.op("Slice", _norm(g, h), g.ints(tokens - 1), g.ints(tokens), g.ints(1))
     g.dense(g.op("Squeeze", last, g.ints(1)), WIDTH, 1, relu=False)
@@ -44,7 +44,7 @@ def transformer(user: int, item: int, layers: int) -> onnx.ModelProto:
 
 
 def _norm(g: Graph, h: str) -> str:
-    return g.op("LayerNormalization", h, g.vector(WIDTH, 1), g.vector(WIDTH), axis=-1)
+    return g.op("LayerNormalization", h, g.vector(WIDTH, 1), g.bias(WIDTH), axis=-1)
 
 
 def _attention(g: Graph, h: str, mask: str, tokens: int) -> str:
