@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from mari_onnx.model.dims import Size
 
 # A folded group opens into about so many.
-FEW = 16
+FEW = 10
 _SIDES = {"user": "Shared", "item": "Item"}
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -131,7 +132,7 @@ def output_kinds(graph: onnx.GraphProto, rewrite: Rewrite, inputs: Mapping[str, 
         before = {kinds.get(x, "Const") for x in node.input if x} - {"Const"}
         if node.op_type in ("Shape", "Size") or not before:
             kind = "Const"
-        elif not any("N" in symbols_of(rewrite.out_shapes.get(x, ())) for x in node.output):
+        elif all(_without_n(rewrite.out_shapes.get(x)) for x in node.output):
             kind = "Shared"
         else:
             kind = before.pop() if len(before) == 1 else "Mixed"
@@ -142,9 +143,8 @@ def output_kinds(graph: onnx.GraphProto, rewrite: Rewrite, inputs: Mapping[str, 
     return found
 
 
-def symbols_of(shape: Sequence[Size]) -> set[str]:
-    """The symbols in a symbolic shape."""
-    return {s for d in shape if not isinstance(d, int) for s in d.symbols}
+def _without_n(shape: Sequence[Size] | None) -> bool:
+    return shape is not None and not any("N" in d.symbols for d in shape if not isinstance(d, int))
 
 
 def scopes(node: onnx.NodeProto) -> list[str]:
@@ -187,9 +187,9 @@ def _tidy(group: Group) -> Group:
     group.nodes.sort()
     if not group.nodes and len(group.groups) == 1:
         return group.groups[0]
-    while len(group.nodes) > 2 * FEW or len(group.groups) > 2 * FEW:
+    while len(group.nodes) > FEW or len(group.groups) > FEW:
         nodes, groups = group.nodes, group.groups
-        if len(nodes) > 2 * FEW:
+        if len(nodes) > FEW:
             groups = groups + [
                 Group(f"nodes {part[0] + 1} to {part[-1] + 1}", part) for part in _parts(nodes)
             ]
@@ -204,8 +204,11 @@ def _span(groups: Sequence[Group]) -> str:
     return f"{groups[0].name.split(' to ')[0]} to {groups[-1].name.split(' to ')[-1]}"
 
 
-def _parts(all_: list[Any]) -> list[list[Any]]:
-    return [all_[i : i + FEW] for i in range(0, len(all_), FEW)]
+def _parts(whole: list[Any]) -> list[list[Any]]:
+    """As few parts of at most `FEW` as there can be, of about one length."""
+    count = -(-len(whole) // FEW)
+    ends = [round(i * len(whole) / count) for i in range(count + 1)]
+    return [whole[a:b] for a, b in itertools.pairwise(ends)]
 
 
 def _paths(tree: Group) -> list[list[int]]:

@@ -6,7 +6,7 @@
     Mixed: "user and candidate",
   };
   // Visible nodes of both graphs together: at first, and at most by "open groups".
-  const AT_FIRST = 110, AT_MOST = 700;
+  const AT_FIRST = 70, AT_MOST = 700, FEW_INPUTS = 8;
   const byId = (id) => document.getElementById(id);
 
   function make(tag, attributes = {}, ...children) {
@@ -75,10 +75,19 @@
     for (const graph of graphs) count += new Set(graph.items.map(standIn)).size;
     return count;
   }
-  /** Opens groups from the outside in, small ones first, while no more than `most` are visible. */
+  /** Opens groups from the outside in, costly ones first, while no more than `most` are visible. */
   function openUpTo(most) {
-    const order = [...groups.values()].filter((group) => group.key !== "g");
-    order.sort((a, b) => (a.path?.length ?? 1) - (b.path?.length ?? 1));
+    const flops = new Map();
+    for (const item of allItems) {
+      for (let i = 1; i <= (item.path?.length ?? 0); i++) {
+        const key = keyOf(item.path.slice(0, i));
+        flops.set(key, (flops.get(key) ?? 0) + item.flops);
+      }
+    }
+    const many = graphs[0].items.filter((item) => item.type === "input").length > FEW_INPUTS;
+    const order = [...groups.values()].filter((group) => group.key !== "g" && !(many && group.key === "inputs"));
+    const depth = (group) => group.path?.length ?? 0;
+    order.sort((a, b) => depth(a) - depth(b) || (flops.get(b.key) ?? 0) - (flops.get(a.key) ?? 0));
     for (const group of order) {
       const parent = group.path ? keyOf(group.path.slice(0, -1)) : "g";
       if (open.has(group.key) || !open.has(parent)) continue;
@@ -180,12 +189,20 @@
     const inside = make("g", { transform: `translate(${width / 2} ${height / 2}) scale(${scale})` });
     if (plain) {
       inside.append(make("text", { y: -1 }, `${item.op} · ${item.kind[0]}`),
-        make("text", { y: 11, class: "small" }, cut(item.name.split("/").slice(-2).join("/"), 19)));
+        make("text", { y: 11, class: "small" }, shortName(item)));
     } else {
       inside.append(make("text", { y: 4, class: "small" }, `${cut(item.name, 18)} · ${item.kind[0]}`));
     }
     one.append(inside);
     return one;
+  }
+
+  /** The end of a name; with the module before it where the end is but the operator. */
+  function shortName(item) {
+    const parts = (item.source ?? item.name).split("/").filter(Boolean);
+    const last = parts.at(-1) ?? "";
+    const short = last.startsWith(item.op) && parts.length > 1 ? parts.slice(-2).join("/") : last;
+    return short.length > 18 ? "…" + short.slice(-17) : short;
   }
 
   function paintGroup(id, box) {
@@ -231,7 +248,7 @@
     const { width, height } = graph.svg.getBoundingClientRect();
     const k = Math.min(width / graph.size.width, height / graph.size.height, 1.4) || 1;
     // A long graph is shown from its top, at a size that can be read.
-    const readable = Math.max(k, Math.min(0.4, width / graph.size.width));
+    const readable = Math.max(k, Math.min(0.6, width / graph.size.width));
     graph.view = { k: readable, x: (width - graph.size.width * readable) / 2,
       y: Math.max(0, (height - graph.size.height * readable) / 2) };
     place(graph);

@@ -1,0 +1,214 @@
+"""What the report says about nodes that are left, and that all its forms tell the same figures."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+
+import mari_onnx
+from mari_onnx import api, engine
+from mari_onnx.cli.main import run
+from mari_onnx.report.terminal import change, quantity
+from mari_onnx.report.view import FEW, grouped
+from mari_onnx.sides import Sides
+
+UX = Sides({"u": "user", "x": "item"})
+
+
+def model(text: str, **weights: np.ndarray) -> onnx.ModelProto:
+    """A model from the text form of its graph; nodes are named after their outputs."""
+    made = parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17, "own" : 1]> g (float[N,30] u, float[N,5] x) '
+        f"=> (float[N,k] y) {{ {text} }}"
+    )
+    for node in made.graph.node:
+        node.name = node.output[0]
+    made.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in weights.items())
+    return made
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+def leaving(source: onnx.ModelProto, name: str) -> api.Optimized:
+    """The rewrite in which the node of that name is what no rule could take apart."""
+    result = engine.rewrite(source, UX, engine.Options(skip=frozenset({name})))
+    return api._finished(api.as_source(source), UX, 500, result)
+
+
+@pytest.fixture(scope="module")
+def stopped() -> api.Optimized:
+    """CumSum along the columns is left alone, so that everything after it has N rows."""
+    source = model(
+        "h = MatMul(u, V) c = Concat<axis=1>(h, x) s = CumSum(c, one) m = MatMul(s, W) "
+        "r = Relu(m) i = Relu(x) y = Concat<axis=1>(r, i)",
+        V=normal(30, 20),
+        W=normal(25, 4),
+        one=np.array(1, np.int64),
+    )
+    done = leaving(source, "s")
+    done.measure()
+    return done
+
+
+def node(done: api.Optimized, name: str):
+    return next(each for each in done.report.nodes if each.name == name)
+
+
+def test_a_node_left_names_the_operator_that_stopped_it(stopped):
+    assert node(stopped, "s").reason
+    assert node(stopped, "s").stopped_by is None
+    assert node(stopped, "m").stopped_by == "s"
+    assert node(stopped, "r").stopped_by == "s"
+
+
+def test_nodes_that_lose_nothing_are_stopped_by_nothing(stopped):
+    for name in ("h", "c", "i"):
+        assert node(stopped, name).stopped_by is None
+
+
+def test_the_stop_counts_what_is_left_after_it(stopped):
+    (stop,) = stopped.report.stops
+    assert (stop.name, stop.op) == ("s", "CumSum")
+    assert stop.after == sum(each.stopped_by == "s" for each in stopped.report.nodes) >= 2
+
+
+def test_every_node_with_redundant_work_left_says_why(stopped):
+    left = stopped.report.residual["after"]
+    assert left["redundant_flops"] > 0
+    found = {each["source"]: each["why"] for each in left["nodes"]}
+    reason = node(stopped, "s").reason
+    assert found["s"] == reason
+    assert found["m"] == f"CumSum 's' wrote its inputs out: {reason}"
+    assert all(found.values())
+
+
+def test_the_source_says_what_becomes_of_its_redundant_work(stopped):
+    before = stopped.report.residual["before"]
+    (product,) = [each for each in before["nodes"] if each["name"] == "h"]
+    assert product["why"] == "runs once a request in the output"
+    assert product["redundant_flops"] == 2 * before["candidates"] * 30 * 20
+    assert stopped.report.residual["after"]["share"] < before["share"]
+
+
+def test_an_output_is_measured_as_it_is(stopped, tmp_path):
+    path = tmp_path / "out.onnx"
+    stopped.save(path)
+    again = mari_onnx.inspect(path, measure=True)
+    found, left = again.residual["before"], stopped.report.residual["after"]
+    assert again.residual["after"] is None
+    assert found["share"] == pytest.approx(left["share"])
+    assert all(each["why"] for each in found["nodes"])
+
+
+def test_a_clean_rewrite_leaves_nothing():
+    source = model("c = Concat<axis=1>(u, x) y = MatMul(c, W)", W=normal(35, 8))
+    report = mari_onnx.inspect(source, UX, measure=True)
+    assert report.residual["before"]["share"] == pytest.approx(30 / 35, abs=1e-6)
+    assert report.residual["after"]["share"] == 0
+    assert report.residual["after"]["nodes"] == []
+    assert report.stops == []
+
+
+def test_figures_of_functions_are_counted():
+    source = model("c = Concat<axis=1>(u, x) y = own.Product(c, W)", W=normal(35, 8))
+    source.functions.append(
+        onnx.helper.make_function(
+            "own",
+            "Product",
+            ["a", "b"],
+            ["o"],
+            [onnx.helper.make_node("MatMul", ["a", "b"], ["o"], "product")],
+            [onnx.helper.make_opsetid("", 17)],
+        )
+    )
+    report = mari_onnx.inspect(source, UX)
+    assert report.before.flops == 2 * 35 * 8
+    assert sum(each.flops or 0 for each in report.nodes) == report.before.flops
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A model in a file, named as the terminal will show it."""
+    path = tmp_path / "m.onnx"
+    onnx.save(model("c = Concat<axis=1>(u, x) y = MatMul(c, W)", W=normal(35, 64)), path)
+    return path
+
+
+def page_data(text: str):
+    (found,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', text)
+    return json.loads(found)
+
+
+def test_terminal_json_and_page_tell_the_same_figures(written, tmp_path, capsys):
+    command = ["inspect", str(written), "--user", "u", "--item", "x", "--measure"]
+    html = tmp_path / "page.html"
+    assert run([*command, "--html", str(html)]) == 0
+    said = capsys.readouterr().out
+    assert run([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    page = page_data(html.read_text())
+    before, after = told["before"], told["after"]
+    for name, key in (
+        ("FLOPs a candidate", "flops_per_candidate"),
+        ("bytes a candidate", "bytes_per_candidate"),
+    ):
+        row = [name, quantity(before[key]), quantity(after[key]), change(before[key], after[key])]
+        assert row in page["totals"]
+        assert re.search(r" +".join(map(re.escape, row)), said)
+    sizes = [str(before["nodes"]), str(after["nodes"]), change(before["nodes"], after["nodes"])]
+    assert ["nodes", *sizes] in page["totals"]
+    assert page["summary"] in said
+    assert page["residual"] == told["residual"]
+    share = told["residual"]["before"]["share"]
+    assert re.search(rf"residual share of FLOPs +{share:.1%}", said)
+    for graph, total in (("before", before), ("after", after)):
+        flops = sum(each["flops"] for each in page[graph]["nodes"])
+        assert flops == pytest.approx(total["flops_per_candidate"], abs=1)
+        assert len(page[graph]["nodes"]) == total["nodes"]
+
+
+def test_optimize_writes_the_page_beside_the_report(written, tmp_path, capsys):
+    out, html = tmp_path / "o.onnx", tmp_path / "page.html"
+    tags = ["--user", "u", "--item", "x"]
+    assert run(["optimize", str(written), str(out), *tags, "--html", str(html)]) == 0
+    assert page_data(html.read_text())["after"]["nodes"]
+    assert run(["optimize", str(written), str(out), *tags, "--html", str(written)]) == 2
+    assert "would overwrite IN" in capsys.readouterr().err
+
+
+def test_the_page_needs_nothing_but_itself(written):
+    text = mari_onnx.optimize(written, {"u": "user", "x": "item"}, check=False).html()
+    assert not re.search(r"(src|href)=[\"'](?!data:)", text)
+    assert "default-src 'none'" in text
+
+
+def test_names_cannot_break_out_of_the_page(tmp_path):
+    source = model("c = Concat<axis=1>(u, x) y = MatMul(c, W)", W=normal(35, 64))
+    source.graph.node[1].name = "</script><script>alert(1)</script>{{script}}"
+    done = mari_onnx.optimize(source, UX, check=False)
+    text = done.html()
+    assert "</script><script>alert" not in text
+    names = [each["name"] for each in page_data(text)["before"]["nodes"]]
+    assert source.graph.node[1].name in names
+
+
+def test_groups_are_small_and_hold_every_node_once():
+    flat = grouped([[] for _ in range(2000)])
+    modules = grouped([["a"]] * 3 + [["a", "a.b"]] * 40 + [["c"]] + [[]] * 5)
+    for tree, count in ((flat, 2000), (modules, 49)):
+        seen, stack = [], [tree]
+        while stack:
+            group = stack.pop()
+            seen += group.nodes
+            stack += group.groups
+            assert len(group.nodes) <= FEW
+            assert len(group.groups) <= FEW
+        assert sorted(seen) == list(range(count))
+    assert [each.name for each in modules.groups] == ["a"]
