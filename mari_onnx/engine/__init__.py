@@ -10,13 +10,13 @@ import onnx.inliner
 from onnx import AttributeProto, NodeProto
 
 from mari_onnx.engine import rules  # noqa: F401  fills the table
-from mari_onnx.engine.blocks import Decline, materialise
 from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.cost import graph_cost
 from mari_onnx.engine.finish import assemble, fuse_gemm, live, name_outputs
 from mari_onnx.engine.interpreter import NodeReport, Walk, constant_of, enter, visit
-from mari_onnx.engine.value import Leaf, Value, kind
+from mari_onnx.engine.value import Decline, Leaf, Value, kind
 from mari_onnx.engine.weigh import CANDIDATES, FREE
+from mari_onnx.engine.write import materialise
 from mari_onnx.model.dims import Dim, Size, evaluate, symbols
 from mari_onnx.sides import Sides
 

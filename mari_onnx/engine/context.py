@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from mari_onnx.engine.blocks import Decline, materialise
 from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.infer import infer
-from mari_onnx.engine.value import Axis, Body, Group, Leaf, Value, is_const, leaves
+from mari_onnx.engine.value import Axis, Body, Decline, Group, Leaf, Value, is_const, leaves
+from mari_onnx.engine.write import materialise
 from mari_onnx.model.dims import Dim, Size
 
 SMALL = 1024

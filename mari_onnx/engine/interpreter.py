@@ -15,12 +15,11 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 from mari_onnx.engine import emit
-from mari_onnx.engine.blocks import Decline
 from mari_onnx.engine.builder import RANDOM, Builder, Tensor, captures
 from mari_onnx.engine.context import RULES, Context, from_tensor
 from mari_onnx.engine.rules import loop as loop_rules
 from mari_onnx.engine.rules import shape as shape_rules
-from mari_onnx.engine.value import Axis, Cat, Group, Leaf, Part, Value, axes_of, is_const, kind
+from mari_onnx.engine.value import Axis, Cat, Decline, Group, Leaf, Part, Value, axes_of, is_const, kind
 from mari_onnx.model.dims import Dim, Size
 from mari_onnx.sides import Sides
 

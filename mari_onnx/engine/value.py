@@ -15,7 +15,7 @@ Transpose, Reshape, Expand, Squeeze and Unsqueeze only regroup axes; no body cha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias, Union
 
@@ -211,3 +211,12 @@ KINDS = {
 
 def kind(body: Body) -> str:
     return KINDS[depends(body)]
+
+
+class Decline(Exception):
+    """A rule cannot go on; the default rule takes the node. The message is the reason in the report."""
+
+
+def within(order: Sequence[Axis], axis: Axis, sub: Axis | None) -> list[Axis]:
+    """The order of axes inside a part of a Cat along ``axis``."""
+    return [a for a in (sub if a is axis else a for a in order) if a is not None]

@@ -10,10 +10,12 @@ from onnx import TensorProto
 
 from mari_onnx.engine import emit
 from mari_onnx.engine.algebra import binary, keep, stretch, thin
-from mari_onnx.engine.blocks import Decline, align, form_of, with_form, zip_bodies
+from mari_onnx.engine.blocks import zip_bodies
 from mari_onnx.engine.builder import RANDOM, Tensor
 from mari_onnx.engine.context import Context, from_array, rule
-from mari_onnx.engine.value import Axis, Body, Leaf, Prod, Sum, Value, axes_of
+from mari_onnx.engine.forms import form_of, with_form
+from mari_onnx.engine.regroup import align
+from mari_onnx.engine.value import Axis, Body, Decline, Leaf, Prod, Sum, Value, axes_of
 from mari_onnx.model.dims import Size
 
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")

@@ -10,14 +10,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mari_onnx.engine.blocks import Decline, align, single, zip_bodies
+from mari_onnx.engine.blocks import zip_bodies
 from mari_onnx.engine.context import Context, constant, normal, rule
+from mari_onnx.engine.regroup import align, single
 from mari_onnx.engine.rules.mapped import Through, run
 from mari_onnx.engine.rules.structure import positions, range_of, regroup
 from mari_onnx.engine.value import (
     Axis,
     Body,
     Cat,
+    Decline,
     Group,
     Leaf,
     Part,

@@ -13,20 +13,20 @@ sequence that grows by one element, a trip count that is not known to be the num
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count as numbers
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from mari_onnx.engine.blocks import Decline, materialise
 from mari_onnx.engine.builder import RANDOM, Builder, Node, Tensor
 from mari_onnx.engine.context import INTS, Context, constant, from_sizes, from_tensor, normal, rule, symbolic
 from mari_onnx.engine.rules.elementwise import ARITHMETIC, BOOLEAN, PLAIN
 from mari_onnx.engine.rules.reduce import SUMS
 from mari_onnx.engine.rules.structure import positions, regroup
-from mari_onnx.engine.value import Axis, Group, Leaf, Value, axes_of, leaves, rename
+from mari_onnx.engine.value import Axis, Decline, Group, Leaf, Value, axes_of, leaves, rename
+from mari_onnx.engine.write import materialise
 from mari_onnx.model.dims import Dim, Size, divide, product, symbols
 
 COMPARISONS = {"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"}

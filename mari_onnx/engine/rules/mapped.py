@@ -14,10 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mari_onnx.engine import emit
-from mari_onnx.engine.blocks import MAX_CELLS, Decline, align, as_leaf, neat, take, write
+from mari_onnx.engine.blocks import MAX_CELLS
 from mari_onnx.engine.builder import Tensor
 from mari_onnx.engine.context import Context, normal, rule
-from mari_onnx.engine.value import Axis, Body, Cat, Group, Leaf, Part, Value, axes_of, fresh
+from mari_onnx.engine.positions import neat, take
+from mari_onnx.engine.regroup import align
+from mari_onnx.engine.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Value, axes_of, fresh
+from mari_onnx.engine.write import as_leaf, write
 from mari_onnx.model.dims import Size, product
 
 

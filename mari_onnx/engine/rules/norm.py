@@ -15,20 +15,17 @@ from __future__ import annotations
 import numpy as np
 
 from mari_onnx.engine import emit
-from mari_onnx.engine.algebra import add, binary, multiply, reduce_sum, thin
-from mari_onnx.engine.blocks import (
-    Decline,
-    as_leaf,
-    neat,
-    rename,
-    with_form,
-    zip_bodies,
-)
+from mari_onnx.engine.algebra import add, binary, multiply, thin
+from mari_onnx.engine.blocks import zip_bodies
 from mari_onnx.engine.builder import Builder
 from mari_onnx.engine.context import Context, normal, rule
+from mari_onnx.engine.contract import reduce_sum
+from mari_onnx.engine.forms import with_form
+from mari_onnx.engine.positions import neat
 from mari_onnx.engine.rules.mapped import MAPPED, run
 from mari_onnx.engine.rules.reduce import mean
-from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Prod, Sum, Value, axes_of
+from mari_onnx.engine.value import Axis, Body, Cat, Decline, Leaf, Prod, Sum, Value, axes_of, rename
+from mari_onnx.engine.write import as_leaf
 from mari_onnx.model.dims import product
 
 

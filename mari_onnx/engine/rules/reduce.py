@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from mari_onnx.engine import emit
-from mari_onnx.engine.algebra import binary, cast_size, multiply, reduce_sum, weighted_sum
-from mari_onnx.engine.blocks import Decline, neat, within, zip_bodies
+from mari_onnx.engine.algebra import binary, cast_size, multiply
+from mari_onnx.engine.blocks import zip_bodies
 from mari_onnx.engine.builder import Builder
 from mari_onnx.engine.context import Context, normal, rule
+from mari_onnx.engine.contract import reduce_sum, weighted_sum
+from mari_onnx.engine.positions import neat
 from mari_onnx.engine.rules.products import FLOATS
-from mari_onnx.engine.value import Axis, Body, Cat, Group, Leaf, Part, Value, axes_of
+from mari_onnx.engine.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Value, axes_of, within
 from mari_onnx.model.dims import product
 
 SUMS = ("ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp")

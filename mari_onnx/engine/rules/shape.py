@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
-from mari_onnx.engine.blocks import Decline
 from mari_onnx.engine.context import (
     INTS,
     SMALL,
@@ -24,7 +23,7 @@ from mari_onnx.engine.context import (
     rule,
     symbolic,
 )
-from mari_onnx.engine.value import Axis, Group, Leaf, Value
+from mari_onnx.engine.value import Axis, Decline, Group, Leaf, Value
 from mari_onnx.model.dims import Dim, Size, divide, product
 
 SYMBOLIC = {

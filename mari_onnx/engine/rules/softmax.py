@@ -20,27 +20,21 @@ from ml_dtypes import finfo
 from onnx import helper
 
 from mari_onnx.engine import emit
-from mari_onnx.engine.algebra import add, binary, multiply, reduce_sum
-from mari_onnx.engine.blocks import (
-    Decline,
-    as_block,
-    as_leaf,
-    neat,
-    opened,
-    take,
-    within,
-    with_form,
-    zip_bodies,
-)
+from mari_onnx.engine.algebra import add, binary, multiply
+from mari_onnx.engine.blocks import zip_bodies
 from mari_onnx.engine.bounds import bound, span
 from mari_onnx.engine.builder import Builder
 from mari_onnx.engine.context import Context, normal, rule
+from mari_onnx.engine.contract import reduce_sum
+from mari_onnx.engine.forms import with_form
+from mari_onnx.engine.positions import neat, take
 from mari_onnx.engine.rules.mapped import MAPPED, run
 from mari_onnx.engine.rules.reduce import extreme, unary
 from mari_onnx.engine.value import (
     Axis,
     Body,
     Cat,
+    Decline,
     Leaf,
     Part,
     Prod,
@@ -49,7 +43,9 @@ from mari_onnx.engine.value import (
     is_const,
     leaves,
     rename,
+    within,
 )
+from mari_onnx.engine.write import as_block, as_leaf, opened
 
 RANGE = 800.0
 """exp(-RANGE) is 0 in every floating-point type."""

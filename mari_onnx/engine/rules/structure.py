@@ -12,12 +12,14 @@ from dataclasses import replace
 import numpy as np
 
 from mari_onnx.engine import emit
-from mari_onnx.engine.blocks import Decline, align, cut, flatten, segments, single, split, take
 from mari_onnx.engine.context import Context, normal, rule
+from mari_onnx.engine.positions import cut, take
+from mari_onnx.engine.regroup import align, flatten, segments, single, split
 from mari_onnx.engine.value import (
     Axis,
     Body,
     Cat,
+    Decline,
     Group,
     Leaf,
     Part,
@@ -27,6 +29,7 @@ from mari_onnx.engine.value import (
     is_const,
     rename,
 )
+from mari_onnx.engine.write import as_leaf
 from mari_onnx.model.dims import Dim, Size, divide, product
 
 HUGE = 1 << 30
@@ -246,7 +249,6 @@ def concat(ctx: Context) -> list[Value]:
     out = (*groups[:at], (new,), *groups[at + 1 :])
     cat = Cat(new, tuple(parts))
     if is_const(cat) and all(isinstance(s, int) for g in out for s in (a.size for a in g)):
-        from mari_onnx.engine.blocks import as_leaf
 
         return [ctx.value(out, as_leaf(ctx.b, cat, [a for g in out for a in g]), values[0].dtype)]
     return [ctx.value(out, cat, values[0].dtype)]

@@ -1,0 +1,54 @@
+"""Other ways to compute a tensor (`Sum`, `Prod`, a softmax by blocks), remembered beside it for contractions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Prod, Sum, axes_of, rename
+
+
+def form_of(leaf: Leaf) -> Body | None:
+    """The leaf's other form, over the leaf's axes."""
+    form = leaf.tensor.form
+    if callable(form):
+        form = leaf.tensor.form = form()
+    if form is None:
+        return None
+    template, body = form
+    mapping = {t: a for t, a in zip(template, leaf.axes, strict=True) if t is not None and a is not None and t is not a}
+    return rename(body, mapping)
+
+
+def with_form(leaf: Leaf, body: Body) -> Leaf:
+    """Remember another way to compute a leaf, if it can be cheaper to contract than the leaf itself."""
+    if leaf.tensor.form is None and not leaf.tensor.const and _helps(body, axes_of(leaf)):
+        leaf.tensor.form = (leaf.axes, body)
+    return leaf
+
+
+def _helps(body: Body, full: frozenset[Axis]) -> bool:
+    """Whether nothing in the form is a plain tensor over all the axes that the leaf has."""
+    if isinstance(body, Leaf):
+        return axes_of(body) != full or body.tensor.form is not None
+    if isinstance(body, Cat):
+        return True
+    return all(_helps(item, full) for item in (body.terms if isinstance(body, Sum) else body.factors))
+
+
+def derive(old: Leaf, new: Leaf, how: Callable[[Body], Body]) -> Leaf:
+    """Carry the form of a leaf to a regrouped or cut copy of it, computed when asked for."""
+    if old.tensor.form is not None and new.tensor.form is None and new.tensor is not old.tensor and not new.tensor.const:
+
+        def later() -> tuple[tuple[Axis | None, ...], Body] | None:
+            form = form_of(old)
+            return (new.axes, how(form)) if form is not None else None
+
+        new.tensor.form = later
+    return new
+
+
+def map_form(body: Body, how: Callable[[Body], Body]) -> Body:
+    if isinstance(body, Sum):
+        return Sum(tuple(how(t) for t in body.terms))
+    assert isinstance(body, Prod)
+    return Prod(tuple(how(f) for f in body.factors))

@@ -1,0 +1,221 @@
+"""Products of two tensors as MatMuls: like terms joined, small ones riding in large ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mari_onnx.engine import emit
+from mari_onnx.engine.algebra import absorbing, add_leaves, binary, folded, plain_add
+from mari_onnx.engine.builder import Builder
+from mari_onnx.engine.regroup import flatten
+from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, axes_of, is_const, rename
+from mari_onnx.engine.weigh import NODE, SPREAD, volume
+from mari_onnx.engine.write import as_leaf, write
+
+
+@dataclass(frozen=True)
+class Term:
+    """outer * sum over k of a * c."""
+
+    outer: tuple[Leaf, ...]
+    a: Leaf
+    c: Leaf
+    k: frozenset[Axis]
+
+    @property
+    def out(self) -> frozenset[Axis]:
+        return (axes_of(self.a) | axes_of(self.c)) - self.k
+
+    def cost(self) -> float:
+        a, c = axes_of(self.a), axes_of(self.c)
+        alone = self.k - (a & c)  # summed out of the operand that has it, at build time where that is a constant
+        macs = volume((a | c) - alone)
+        macs += sum(volume(x) for x, leaf in ((a, self.a), (c, self.c)) if x & alone and not leaf.tensor.const)
+        return macs + NODE + sum(SPREAD * volume(self.out | axes_of(g)) + NODE for g in self.outer)
+
+
+def same_terms(b: Builder, terms: Sequence[Term]) -> list[Term]:
+    """Terms over the same tensor become one: their other operands are added (constants at build time)."""
+    out: list[Term] = []
+    for term in terms:
+        for i, have in enumerate(out):
+            mapping = _match(have, term)
+            if mapping is not None:
+                c = rename(term.c, mapping)
+                assert isinstance(c, Leaf)
+                out[i] = Term(have.outer, have.a, add_leaves(b, [have.c, c]), have.k)
+                break
+        else:
+            out.append(term)
+    return out
+
+
+def _match(x: Term, y: Term) -> dict[Axis, Axis] | None:
+    """How y's contracted axes are x's, where both read the same tensor the same way."""
+    if x.a.tensor is not y.a.tensor or x.outer != y.outer or len(x.k) != len(y.k):
+        return None
+    mapping = {}
+    for ax, ay in zip(x.a.axes, y.a.axes, strict=True):
+        if (ax in x.k) != (ay in y.k):
+            return None
+        if ax is not None and ax in x.k and ay is not None:
+            mapping[ay] = ax
+        elif ax is not ay:
+            return None
+    return mapping if set(mapping) == set(y.k) and set(mapping.values()) == set(x.k) else None
+
+
+def merge(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> list[Term]:
+    """At most one product for each set of axes: operands over the same axes are laid side by side along k."""
+    groups: dict[object, list[Term]] = {}
+    for term in same_terms(b, terms):
+        free_a, free_c = axes_of(term.a) - term.k, axes_of(term.c) - term.k
+        both = term.k <= axes_of(term.a) and term.k <= axes_of(term.c)
+        key = (term.outer, free_a, free_c) if both and is_const(term.c) else term
+        groups.setdefault(key, []).append(term)
+    out = []
+    for members in groups.values():
+        if len(members) == 1:
+            out.append(members[0])
+            continue
+        flat = [_flat(b, t) for t in members]
+        size = sum(int(n) for _, _, n, _ in flat)
+        k = Axis(size)
+        sides = []
+        for which in (0, 1):
+            start, parts = 0, []
+            for entry in flat:
+                parts.append(Part(tuple(range(start, start + entry[2])), entry[3], entry[which]))
+                start += entry[2]
+            sides.append(_side(b, Cat(k, tuple(parts)), k, which == 1))
+        out.append(Term(members[0].outer, sides[0], sides[1], frozenset({k})))
+    return out
+
+
+def _flat(b: Builder, term: Term) -> tuple[Leaf, Leaf, int, Axis | None]:
+    """Both operands of a term with the contracted axes as one, of static size."""
+    ks = tuple(a for a in term.a.axes if a in term.k and a is not None)
+    size = 1
+    for a in ks:
+        assert isinstance(a.size, int)
+        size *= a.size
+    if not ks:
+        return term.a, term.c, 1, None
+    new = Axis(size)
+    a, c = flatten(b, term.a, ks, new), flatten(b, term.c, ks, new)
+    assert isinstance(a, Leaf) and isinstance(c, Leaf)
+    return a, c, size, new
+
+
+def _side(b: Builder, cat: Cat, k: Axis, first: bool) -> Leaf:
+    lead = cat.parts[0]
+    assert isinstance(lead.body, Leaf)
+    free = [a for a in lead.body.axes if a is not None and a is not lead.sub]
+    return as_leaf(b, cat, [k, *free] if first else [*free, k])
+
+
+def total(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> Body | None:
+    """The terms' products, added: smaller ones ride in the largest, where they lack its rows."""
+    if not terms:
+        return None
+    *small, large = sorted(terms, key=lambda t: volume(t.out))
+    return _ride(b, large, [_emit_term(b, t, order) for t in small], order)
+
+
+def _ride(b: Builder, large: Term, others: Sequence[Leaf], order: Sequence[Axis]) -> Leaf:
+    """The largest product plus the others; what takes one more small term later adds it to the others."""
+    rows = axes_of(large.a) - axes_of(large.c)
+    riding = [t for t in others if not axes_of(t) & rows] if not large.outer else []
+    rest = [t for t in others if t not in riding]
+    addend = add_leaves(b, riding, order) if riding else None
+    total = _emit_term(b, large, order, addend)
+    if rest:
+        sums = folded(b, [total, *rest], order)
+        total = sums[-1]
+        for term in sums[:-1]:
+            total = plain_add(b, total, term, order)
+    return absorbing(total, lambda more: _ride(b, large, [*others, more], order))
+
+
+def _emit_term(b: Builder, term: Term, order: Sequence[Axis], addend: Leaf | None = None) -> Leaf:
+    leaf = product(b, term.a, term.c, term.k, order, addend)
+    for g in sorted(term.outer, key=lambda g: volume(axes_of(g))):
+        leaf = binary(b, "Mul", leaf, g, order)
+    return leaf
+
+
+def product(
+    b: Builder, x: Leaf, y: Leaf, k: frozenset[Axis], order: Sequence[Axis] = (), addend: Leaf | None = None
+) -> Leaf:
+    """One contraction of two tensors as a MatMul: shared axes are the batch, the others rows and columns.
+
+    addend: what is added to it; without the rows it is added before the columns are told apart, so that a Gemm takes it.
+    """
+    if addend is not None:
+        if axes_of(addend) <= axes_of(y) - axes_of(x) and not axes_of(x) & axes_of(y) - k and k:
+            leaf = _rows_times_columns(b, x, y, k, addend)
+            if leaf is not None:
+                return leaf
+        return plain_add(b, product(b, x, y, k, order), addend, order)
+    x, y = (_drop(b, leaf, k, other) for leaf, other in ((x, y), (y, x)))
+    ax, ay = axes_of(x), axes_of(y)
+    k = k & ax & ay
+    if not k:
+        return binary(b, "Mul", x, y, order)
+    batch = [a for a in x.axes if a is not None and a in ay and a not in k]
+    rows = [a for a in x.axes if a is not None and a not in ay]
+    cols = [a for a in y.axes if a is not None and a not in ax]
+    turned = "item" in y.tensor.deps and "item" not in x.tensor.deps
+    if (turned and cols) or (batch and cols and not rows):
+        return product(b, y, x, k, order)  # the candidates as rows
+    ks = tuple(a for a in (y if is_const(x) else x).axes if a is not None and a in k)
+    left: list[tuple[Axis, ...]]
+    if not batch:
+        stored = [a for a in x.axes if a is not None]
+        if len(stored) > 2 and len(ks) == 1 and stored[-2] is ks[0] and len(cols) == 1:
+            # a product from the left, as the source has it: no transposition of the candidates' tensor
+            tx = write(b, x, [(a,) for a in stored])
+            out = emit.matmul(b, write(b, y, [tuple(cols), ks]), tx)
+            return Leaf(out, (*stored[:-2], cols[0], stored[-1]))
+        left = [(a,) for a in rows] or [()]
+        tx = write(b, x, [*left, ks])
+        ty = write(b, y, [ks, tuple(cols)])
+        out = emit.matmul(b, tx, ty)
+        axes: list[Axis | None] = [*(rows or [None]), *([cols[0]] if len(cols) == 1 else cols or [None])]
+        if len(cols) > 1:
+            out = emit.reshape(b, out, [*out.known[:-1], *(a.size for a in cols)])
+        return Leaf(out, tuple(axes))
+    tx = write(b, x, [*((a,) for a in batch), tuple(rows), ks])
+    ty = write(b, y, [*((a,) for a in batch), ks, tuple(cols)])
+    out = emit.matmul(b, tx, ty)
+    if len(rows) > 1 or len(cols) > 1:
+        sizes = [a.size for a in batch] + ([a.size for a in rows] or [1]) + ([a.size for a in cols] or [1])
+        out = emit.reshape(b, out, sizes)
+    return Leaf(out, (*batch, *(rows or [None]), *(cols or [None])))
+
+
+def _rows_times_columns(b: Builder, x: Leaf, y: Leaf, k: frozenset[Axis], addend: Leaf) -> Leaf | None:
+    """``x y + addend`` with all columns as one dimension, the addend a row of it."""
+    if not k <= axes_of(x) & axes_of(y) or is_const(x):
+        return None
+    rows = [a for a in x.axes if a is not None and a not in k]
+    cols = tuple(a for a in y.axes if a is not None and a not in k)
+    if not rows or not cols or (len(cols) > 1 and len(rows) > 1):
+        return None
+    ks = tuple(a for a in (y if is_const(y) else x).axes if a is not None and a in k)
+    out = emit.matmul(b, write(b, x, [*((a,) for a in rows), ks]), write(b, y, [ks, cols]))
+    row = write(b, addend, [cols], frozenset(cols) if len(cols) > 1 else frozenset())
+    out = emit.binary(b, "Add", out, row)
+    if len(cols) > 1:
+        out = emit.reshape(b, out, [*out.known[:-1], *(a.size for a in cols)])
+    return Leaf(out, (*rows, *cols))
+
+
+def _drop(b: Builder, leaf: Leaf, k: frozenset[Axis], other: Leaf) -> Leaf:
+    """Sum a leaf over contracted axes that the other operand does not have."""
+    own = [i for i, a in enumerate(leaf.axes) if a in k and a not in axes_of(other)]
+    if not own:
+        return leaf
+    t = emit.reduce(b, "ReduceSum", leaf.tensor, own)
+    return Leaf(t, tuple(None if i in own else a for i, a in enumerate(leaf.axes)))
