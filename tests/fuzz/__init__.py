@@ -1,0 +1,1 @@
+"""Random ranking graphs, rewritten and compared: `graphs` draws, `oracle` judges, `run` searches for hours."""

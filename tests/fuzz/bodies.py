@@ -1,0 +1,194 @@
+"""Element-wise steps; bodies that capture tensors, functions, constants of all kinds."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
+
+from tests.engine.graphs import N
+from tests.fuzz.forge import BOOL, Forge, Made, known
+
+UNARY = (
+    "Relu",
+    "Sigmoid",
+    "Tanh",
+    "Neg",
+    "Abs",
+    "Identity",
+    "Sin",
+    "Softplus",
+    "Erf",
+    "LeakyRelu",
+    "Elu",
+    "Selu",
+    "Cos",
+)
+NEWER = {"Gelu": 20, "Mish": 18, "HardSwish": 14, "Celu": 12}
+
+
+def unary(f: Forge) -> Made:
+    x, shape = f.x()
+    ops = [*UNARY, "Exp", "Log", "Sqrt", "Clip", "Dropout", *(op for op, since in NEWER.items() if f.g.opset >= since)]
+    op = f.one(*ops)
+    if op == "Exp":
+        return f.put(f.g.Exp(f.g.Tanh(x)), shape)
+    if op in ("Log", "Sqrt"):
+        return f.put(getattr(f.g, op)(f.g.Add(f.g.Abs(x), f.g.const(np.array(1.0)))), shape)
+    if op == "Clip":
+        low, high = f.g.const(np.array(-0.7)), f.g.const(np.array(1.1))
+        return f.put(f.g.Clip(x, *f.one((low, high), (low,), ("", high))), shape)
+    if op == "Celu" and f.g.dtype != np.float32:
+        op = "Elu"
+    return f.put(getattr(f.g, op)(x), shape)
+
+
+def binary(f: Forge) -> Made:
+    x, shape = f.x()
+    other = f.broad(shape) if f.flag() else f.get(shape)
+    op = f.one("Add", "Add", "Sub", "Mul", "Mul", "Div", "Max", "Min", "PRelu", "Mean", "Sum", "Where", "Pow")
+    if op == "Div":
+        return f.put(f.g.Div(x, f.g.Add(f.g.Abs(other), f.g.const(np.array(1.5)))), shape)
+    if op == "Pow":
+        return f.put(f.g.Pow(x, f.g.const(np.array(f.one(2.0, 3.0)))), shape)
+    if op == "PRelu":
+        return f.put(f.g.PRelu(x, other), shape)
+    if op == "Where":
+        if f.smooth:
+            return None
+        condition = f.g.Greater(f.broad(shape), f.g.const(np.array(0.1)))
+        if f.flag():
+            condition = f.g.Not(condition)
+        return f.put(f.g.Where(condition, *f.one((x, other), (other, x))), shape)
+    return f.put(getattr(f.g, op)(*f.one((x, other), (other, x))), shape)
+
+
+def quantize(f: Forge) -> Made:
+    if f.smooth or f.g.dtype is not np.float32 or f.g.opset < 13:
+        return None
+    x, shape = f.x()
+    f.g.plain_constants = True
+    scale, zero = f.g.const(np.array(0.05), np.float32), f.g.const(np.array(3), np.int8)
+    f.g.plain_constants = False
+    return f.put(f.g.DequantizeLinear(f.g.QuantizeLinear(x, scale, zero), scale, zero), shape)
+
+
+def cast(f: Forge) -> Made:
+    if f.smooth:
+        return None
+    x, shape = f.x()
+    mask = f.g.Less(x, f.broad(shape)) if f.flag() else f.g.Greater(x, f.g.const(np.array(0.3)))
+    if f.flag():
+        mask = f.g.And(mask, f.g.Less(f.broad(shape), f.g.const(np.array(0.8))))
+    return f.put(f.g.Cast(mask, to=f.kind()), shape)
+
+
+def branch(f: Forge) -> Made:
+    """If, its branches capturing tensors of the pool."""
+    x, shape = f.x()
+    y = f.broad(shape)
+    test = f.g.reduce("Mean", f.x()[0], None, keepdims=0)
+    condition = f.g.Greater(test, f.g.const(np.array(0.05)))
+    if f.int(0, 4) == 0:
+        condition = f.g.const(np.array(f.flag()))
+    elif f.smooth:
+        return None
+    then, other = f.g.name(), f.g.name()
+    a = helper.make_graph([helper.make_node("Add", [x, y], [then])], "then", [], [f.info(then)])
+    b = helper.make_graph([helper.make_node("Mul", [y, x], [other])], "else", [], [f.info(other)])
+    return f.put(f.g.If(condition, then_branch=a, else_branch=b), shape)
+
+
+def loop(f: Forge) -> Made:
+    """Loop, with a state and a captured tensor."""
+    x, shape = f.x()
+    y = f.broad(shape)
+    i, c, s, t, u, o = (f.g.name() for _ in range(6))
+    nodes = [
+        helper.make_node("Identity", [c], [o]),
+        helper.make_node("Tanh", [s], [t]),
+        helper.make_node("Add", [t, y], [u]),
+    ]
+    inputs = [f.info(i, (), TensorProto.INT64), f.info(c, (), BOOL), f.info(s)]
+    body = helper.make_graph(nodes, "body", inputs, [f.info(o, (), BOOL), f.info(u)])
+    trips = f.g.const(np.array(f.int(0, 2)), np.int64)
+    return f.put(f.g.Loop(trips, f.g.const(np.array(True)), x, body=body), shape)
+
+
+def scan(f: Forge) -> Made:
+    """Scan along any axis, the candidates' too, with a captured tensor."""
+    x, shape = f.x(lambda s: len(s) > 1)
+    axis = f.axis(shape)
+    if axis is None or len(shape) < 2:
+        return None
+    inner = (*shape[:axis], *shape[axis + 1 :])
+    y = f.broad(inner)
+    e, o = f.g.name(), f.g.name()
+    body = helper.make_graph([helper.make_node("Add", [e, y], [o])], "body", [f.info(e)], [f.info(o)])
+    made = f.g.Scan(x, body=body, num_scan_inputs=1, scan_input_axes=[axis], scan_output_axes=[axis])
+    return f.put(made, shape)
+
+
+def function(f: Forge) -> Made:
+    """A model-local function with an attribute, called as often as it comes."""
+    x, shape = f.x()
+    y = f.broad(shape)
+    name = f.one("Blend", "Nested")
+    imports = [helper.make_opsetid("", f.g.opset), helper.make_opsetid("fuzz", 1)]
+    inner = helper.make_node("LeakyRelu", ["a"], ["t"])
+    inner.attribute.append(_slope())
+    nodes = [inner, helper.make_node("Add", ["t", "b"], ["c"])]
+    blend = helper.make_function("fuzz", "Blend", ["a", "b"], ["c"], nodes, imports, ["slope"])
+    f.g.functions["Blend"] = blend
+    if name == "Nested":
+        call = helper.make_node("Blend", ["p", "q"], ["r"], domain="fuzz", slope=0.3)
+        nodes = [call, helper.make_node("Mul", ["r", "p"], ["s"])]
+        f.g.functions["Nested"] = helper.make_function("fuzz", "Nested", ["p", "q"], ["s"], nodes, imports)
+        return f.put(f.g.nodes_of("Nested", [x, y], 1, domain="fuzz")[0], shape)
+    return f.put(f.g.nodes_of("Blend", [x, y], 1, domain="fuzz", slope=0.25)[0], shape)
+
+
+def _slope() -> AttributeProto:
+    """LeakyRelu's alpha, taken from the function's attribute."""
+    return AttributeProto(name="alpha", ref_attr_name="slope", type=AttributeProto.FLOAT)
+
+
+def strings(f: Forge) -> Made:
+    """Constants of strings beside the model: nothing reads them but a dead branch."""
+    if f.g.opset < 12:
+        return None
+    text = f.g.nodes_of("Constant", [], 1, **f.one({"value_string": "a"}, {"value_strings": ["a", "b"]}))[0]
+    f.g.Identity(text)
+    tensor = f.g.nodes_of("Constant", [], 1, value=helper.make_tensor("t", TensorProto.STRING, [1], [b"z"]))[0]
+    f.g.Identity(tensor)
+    return None
+
+
+def one_hot(f: Forge) -> Made:
+    depth = f.int(2, 4)
+    ids = f.g.input(f.one("user", "item"), N, high=depth)
+    values = f.g.const(np.array([0.0, 1.0]))
+    return f.put(f.g.OneHot(ids, f.g.const(np.array(depth), np.int64), values), (N, depth))
+
+
+def scatter(f: Forge) -> Made:
+    """A token written over, as caches are."""
+    x, shape = f.tokens()
+    n = shape[1]
+    if not known(n):
+        return None
+    token = f.get((N, 1, shape[2]))
+    keep = np.zeros((1, int(n), 1), bool)  # type: ignore[arg-type]
+    keep[0, f.int(0, int(n) - 1)] = True  # type: ignore[arg-type]
+    return f.put(f.g.Where(f.g.const(keep), token, x), shape)
+
+
+def constant_tensor(f: Forge) -> Made:
+    """ConstantOfShape of the candidates, with an operand beside it."""
+    x, shape = f.x(lambda s: len(s) == 2 and s[0] == N)
+    if len(shape) != 2 or shape[0] != N or not isinstance(shape[1], int):
+        return None
+    width = f.int(1, 3)
+    target = f.g.Concat(f.g.size(x, 0), f.ints([width]), axis=0)
+    value = numpy_helper.from_array(np.array([f.one(0.0, 0.5)]).astype(f.g.dtype))
+    filled = f.g.ConstantOfShape(target, value=value)
+    return f.put(f.g.Concat(filled, x, axis=1), (N, width + shape[1]))

@@ -1,0 +1,122 @@
+"""Fuzzing for hours: ``python -m tests.fuzz.run --examples 20000``.
+
+Each failing case is shrunk and written to ``--keep`` (a folder; tests/fuzz/cases for those that are to stay as
+regression tests), one file a fault; a fault that was met before is counted, not shrunk again. A table is printed at the
+end, and written to ``--report`` as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from tests.fuzz.case import Case, cases, load
+from tests.fuzz.oracle import Fault, judge
+
+CHUNK = 250
+"""Examples with one seed; after a fault the next seed goes on."""
+SHRINK = 40.0
+"""Seconds that one fault is shrunk."""
+
+
+class Search:
+    """Chunks of examples until the number asked for is reached."""
+
+    def __init__(self, keep: Path, first: int):
+        self.keep, self.next = keep, first
+        self.tally: Counter[str] = Counter()
+        self.operators: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
+        self.best: Case | None = None
+        self.found: Fault | None = None
+        self.until = 0.0
+
+    def one(self, case: Case) -> None:
+        self.tally["drawn"] += 1
+        if self.found is None:
+            self.tally["graphs"] += 1
+            self.operators.update(node.op_type for node in case.model.graph.node)
+        elif time.monotonic() > self.until:
+            return
+        try:
+            judge(case, self.tally if self.found is None else None)
+        except Fault as fault:
+            if self.found is None:
+                self.faults[fault.signature] += 1
+                if self.faults[fault.signature] > 1:
+                    return
+                self.found, self.until = fault, time.monotonic() + SHRINK
+            elif fault.kind != self.found.kind:
+                return
+            if self.best is None or case.size < self.best.size:
+                self.best, self.why = case, fault
+            raise
+
+    def chunk(self, examples: int) -> None:
+        self.best = self.found = None
+        search = given(cases())(lambda case: self.one(case))
+        search = settings(
+            max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate, Phase.shrink],
+        )(search)  # fmt: skip
+        try:
+            seed(self.next)(search)()
+        except Exception as error:
+            if self.best is None:
+                raise error
+            assert self.found is not None
+            self.faults[self.why.signature] += self.why.signature != self.found.signature
+            self.keep.mkdir(parents=True, exist_ok=True)
+            path = self.keep / f"{self.why.kind}-{self.next}.json"
+            self.best.save(path, str(self.why))
+            print(f"{path}: {self.why}\n{self.best}\n", flush=True)
+        self.next += 1
+
+
+def replay(paths: list[Path]) -> int:
+    failed = 0
+    for path in paths:
+        try:
+            judge(load(path))
+            print(f"{path}: right")
+        except Fault as fault:
+            failed += 1
+            print(f"{path}: {fault}")
+    return 1 if failed else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--examples", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0, help="of the first chunk")
+    parser.add_argument("--minutes", type=float, default=None, help="stop after this time")
+    parser.add_argument("--keep", type=Path, default=Path("build/fuzz"))
+    parser.add_argument("--report", type=Path, default=None)
+    parser.add_argument("--replay", type=Path, nargs="+", help="kept cases, instead of drawing")
+    args = parser.parse_args()
+    if args.replay:
+        return replay(args.replay)
+    search, begin = Search(args.keep, args.seed), time.monotonic()
+    while search.tally["graphs"] < args.examples:
+        if args.minutes is not None and time.monotonic() - begin > args.minutes * 60:
+            break
+        search.chunk(min(CHUNK, args.examples - search.tally["graphs"]))
+    took = time.monotonic() - begin
+    for name, count in [*search.tally.most_common(), *search.faults.most_common()]:
+        print(f"{count:8d}  {name}")
+    print(f"{took:8.0f}  seconds")
+    if args.report is not None:
+        content = {"tally": search.tally, "faults": search.faults, "operators": search.operators,
+                   "seeds": [args.seed, search.next], "seconds": round(took)}  # fmt: skip
+        args.report.write_text(json.dumps(content, indent=1) + "\n")
+    return 1 if search.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
