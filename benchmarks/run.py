@@ -57,7 +57,7 @@ def _grid(tiny: bool, full: bool) -> Section:
 def _whole(tiny: bool, full: bool) -> Section:
     wanted = whole.names()[:1] if tiny else whole.names()
     notes = whole.build(wanted)
-    return whole.section(wanted, full, 0.1 if tiny else 1.5, notes)
+    return whole.section(wanted, full, 0.1 if tiny else 1.0, notes)
 
 
 def page(found: list[Section], seconds: float) -> str:
