@@ -48,7 +48,7 @@ class Rewrite:
     """Why nothing was changed."""
 
 
-def rewrite(model: onnx.ModelProto, sides: Sides, options: Options = Options()) -> Rewrite:  # noqa: B008
+def rewrite(model: onnx.ModelProto, sides: Sides, options: Options = Options()) -> Rewrite:
     """A model that computes once a request what depends on the user alone. The source is only read.
 
     Inputs tagged ``user`` have 1 on the candidate axis in the new model; names, order and types stay.
@@ -72,7 +72,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options, opsets: dic
         return Rewrite(model, False, [], reason="no input of the item or cross side tells the number of candidates")
     inputs = {info.name for info in graph.input}
     stored = walk.inputs
-    lifted = {name for name, tensor in stored.items() if tensor.shape != walk.env[name].shape}
+    lifted = {n for n, t in stored.items() if walk.env[n].groups is not None and t.shape != walk.env[n].shape}
     both = sorted(lifted & {info.name for info in graph.output})
     if both:
         return Rewrite(model, False, [], reason=f"the user input {both[0]!r} is an output too, and must keep its N rows")

@@ -53,7 +53,7 @@ def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) ->
         return leaf
     if op == "Add":
         return with_form(leaf, Sum((x, y)))
-    if op == "Sub":
+    if op == "Sub" and _inexact(x.tensor.dtype):
         return with_form(leaf, Sum((x, scaled(b, y, -1))))
     if op == "Mul":
         return with_form(leaf, Prod((x, y)))
@@ -75,7 +75,7 @@ def _neutral(op: str, x: Leaf, y: Leaf) -> Leaf | None:
             continue
         if value == {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}.get(op):
             return this
-        if op == "Mul" and value == 0 or op == "Add" and value == -np.inf:
+        if (op == "Mul" and value == 0) or (op == "Add" and value == -np.inf):
             return other
     return None
 
@@ -124,7 +124,10 @@ def add_leaves(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis] = ()) ->
     left = folded(b, terms, order)
     total = left[-1]
     for term in left[:-1]:
-        total = plain_add(b, total, term, order)
+        if total.tensor.absorb is not None and axes_of(term) < axes_of(total):
+            total = total.tensor.absorb(total.axes, term)  # a bias joins the user's row
+        else:
+            total = plain_add(b, total, term, order)
     return absorbing(total, lambda more: add_leaves(b, [*terms, more], order)) if len(terms) > 1 else total
 
 

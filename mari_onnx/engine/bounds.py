@@ -123,8 +123,8 @@ def _normalized(b: Builder, node: Node) -> float:
         if mean is None or square is None or x.shape is None:
             continue
         op, inputs = square.proto.op_type, square.inputs
-        itself = inputs[0] is x and (op == "Mul" and inputs[1] is x or op == "Pow" and _scalar(inputs[1]) == 2)
-        width = x.known[-1]
+        itself = inputs[0] is x and ((op == "Mul" and inputs[1] is x) or (op == "Pow" and _scalar(inputs[1]) == 2))
+        width = x.known[-1] if x.known else None
         reduced = product(mean.known) == product(x.known[:-1])
         if itself and reduced and isinstance(width, int):
             return math.sqrt(width)

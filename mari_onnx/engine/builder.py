@@ -246,7 +246,7 @@ class Builder:
 
     def _fold(self, proto: NodeProto, inputs: Sequence[Tensor | None], dtype: int) -> Tensor | None:
         """The constant that a node on constants computes, where that is small enough and deterministic."""
-        if not inputs or not all(t is None or t.const for t in inputs) or proto.op_type in RANDOM:
+        if not inputs or not dtype or not all(t is None or t.const for t in inputs) or proto.op_type in RANDOM:
             return None
         if proto.domain not in ("", "ai.onnx") or any(a.type == AttributeProto.GRAPH for a in proto.attribute):
             return None

@@ -100,9 +100,15 @@ def split(b: Builder, t: Tensor, axis: int, sizes: Sequence[int]) -> list[Tensor
     if t.const:
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         return [cut(b, t, axis, s, s + n, n) for s, n in zip(starts, sizes, strict=True)]
+    base, _, start = b.cuts.get(t.name, (t, axis, 0)) if b.cuts.get(t.name, (t, axis, 0))[1] == axis else (t, axis, 0)
     if b.opset >= 13:
-        return b.emit_many("Split", [t, b.ints(sizes)], shapes, {"axis": axis})
-    return b.emit_many("Split", [t], shapes, {"axis": axis, "split": list(sizes)})
+        outs = b.emit_many("Split", [t, b.ints(sizes)], shapes, {"axis": axis})
+    else:
+        outs = b.emit_many("Split", [t], shapes, {"axis": axis, "split": list(sizes)})
+    for out, size in zip(outs, sizes, strict=True):
+        b.cuts[out.name] = (base, axis, start)
+        start += size
+    return outs
 
 
 def pick(b: Builder, t: Tensor, axis: int, positions: Sequence[int]) -> Tensor:

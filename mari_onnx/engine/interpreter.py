@@ -179,7 +179,7 @@ def visit(walk: Walk, node: NodeProto) -> None:
     outputs: Sequence[Value | None] | None = None
     name = "default"
     domain = "" if node.domain == "ai.onnx" else node.domain
-    if node.name and node.name in walk.skip or walk.b.label in walk.skip:
+    if (node.name and node.name in walk.skip) or walk.b.label in walk.skip:
         reason = "left alone on request"
     elif node.op_type in RANDOM:
         reason = "random operators are never lifted"

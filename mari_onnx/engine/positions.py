@@ -187,6 +187,9 @@ def _join(b: Builder, axis: Axis, parts: Sequence[Part], order: Sequence[Axis]) 
         same = [p.body.tensor.scalar for p in parts if isinstance(p.body, Leaf) and not axes_of(p.body)]
         if len(same) == len(parts) and all(s == same[0] for s in same):
             return Part(at, sub, first)
+    whole = _rejoined(b, parts)
+    if whole is not None:
+        return whole
     placed, start = [], 0
     for part in parts:
         n = len(part.at)
@@ -209,6 +212,33 @@ def _join(b: Builder, axis: Axis, parts: Sequence[Part], order: Sequence[Axis]) 
         *outer, last = [a for a in first.axes if a is not None] or [sub]
         wanted = list(dict.fromkeys([*outer, sub, last]))  # fields before their features: rows stay contiguous
     return Part(at, sub, as_leaf(b, Cat(sub, tuple(placed)), wanted))
+
+
+def _rejoined(b: Builder, parts: Sequence[Part]) -> Part | None:
+    """Ranges of one tensor that together are a range of it again: the tensor in its own order, and no Concat."""
+    base: Tensor | None = None
+    owners: dict[int, int] = {}
+    axes: tuple[Axis | None, ...] = ()
+    dim = -1
+    for part in parts:
+        if not isinstance(part.body, Leaf):
+            return None
+        leaf = part.body
+        source, where, start = b.cuts.get(leaf.tensor.name, (None, -1, 0))
+        if source is None or leaf.axes[where] is not part.sub or (base is not None and (source, where) != (base, dim)):
+            return None
+        rest = (*leaf.axes[:where], None, *leaf.axes[where + 1 :])
+        if base is not None and rest != axes:
+            return None
+        base, dim, axes = source, where, rest
+        owners.update({start + i: p for i, p in enumerate(part.at)})
+    first, count = min(owners), len(owners)
+    if base is None or count != sum(len(p.at) for p in parts) or max(owners) != first + count - 1:
+        return None
+    sub = Axis(count)
+    tensor = emit.pick(b, base, dim, range(first, first + count))
+    leaf = Leaf(tensor, (*axes[:dim], sub, *axes[dim + 1 :]))
+    return Part(tuple(owners[i] for i in sorted(owners)), sub, leaf)
 
 
 def _align_sub(body: Body, k: int, member: Part, sub: Axis | None) -> Body:

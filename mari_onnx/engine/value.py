@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class Prod:
     factors: tuple[Body, ...]
 
 
-Body: TypeAlias = Union[Leaf, Cat, Sum, Prod]
+Body: TypeAlias = Leaf | Cat | Sum | Prod
 Group: TypeAlias = tuple[Axis, ...]
 
 

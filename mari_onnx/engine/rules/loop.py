@@ -352,7 +352,8 @@ def _alike(b: Builder, x: Value, y: Value) -> bool:
     if div is None or mean is None or (div.proto.op_type, mean.proto.op_type) != ("Div", "ReduceMean"):
         return False
     total, by = div.inputs
-    assert total is not None and by is not None
+    assert total is not None
+    assert by is not None
     source = _maker(b, total)
     if source is None or source.proto.op_type != "ReduceSum" or mean.inputs[0] is not source.inputs[0]:
         return False

@@ -261,7 +261,9 @@ def pad(ctx: Context) -> Sequence[Value | None]:
     axes = ctx.ints(3) if ctx.has(3) else list(range(x.rank))
     fill = ctx.array(2) if ctx.has(2) else np.zeros((), helper.tensor_dtype_to_np_dtype(x.dtype))
     plain = ctx.attr("mode", "constant") == "constant" and fill is not None and pads and axes and min(pads) >= 0
-    touched = [(normal(a, x.rank), k) for k, a in enumerate(axes or []) if pads and (pads[k] or pads[k + len(pads) // 2])]
+    touched = [
+        (normal(a, x.rank), k) for k, a in enumerate(axes or []) if pads and (pads[k] or pads[k + len(pads) // 2])
+    ]
     if not plain or len(touched) != 1 or fill is None or pads is None:
         return run(ctx, MAPPED["", "Pad"](ctx))
     ((at, k),) = touched
