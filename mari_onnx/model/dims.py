@@ -158,6 +158,12 @@ def _without(monomial: Monomial, divisor: Monomial) -> Monomial | None:
     return tuple(left)
 
 
+def static(size: Size) -> int:
+    """A size that is known not to depend on a symbol."""
+    assert not isinstance(size, Dim)
+    return int(size)
+
+
 def evaluate(size: Size, values: Mapping[str, int]) -> int:
     return size.evaluate(values) if isinstance(size, Dim) else int(size)
 
