@@ -141,7 +141,8 @@ def _expand(
         return _product(b, x, y, k, outer, depth, order)
     if isinstance(y, (Sum, Prod)):
         return _expand(b, y, x, k, outer, depth, order)
-    assert isinstance(x, Leaf) and isinstance(y, Leaf)
+    assert isinstance(x, Leaf)
+    assert isinstance(y, Leaf)
     direct = Term(outer, x, y, k)
     best: list[Term | Body] = [direct]
     cost = _price(b, [direct])
@@ -199,8 +200,9 @@ def _maker(b: Builder, tensor: Tensor) -> str | None:
     """The operator that computed a tensor, behind those that only move its elements."""
     while tensor.node is not None:
         node = b.nodes[tensor.node]
-        if node.proto.op_type not in ("Slice", "Reshape", "Transpose", "Squeeze", "Unsqueeze") or node.inputs[0] is None:
-            return node.proto.op_type
+        op = node.proto.op_type
+        if op not in ("Slice", "Reshape", "Transpose", "Squeeze", "Unsqueeze") or node.inputs[0] is None:
+            return op
         tensor = node.inputs[0]
     return None
 
