@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from mari_onnx.engine.builder import Builder, Node, Tensor, rename_subgraphs
+from mari_onnx.engine.builder import Builder, Node, Tensor
 from mari_onnx.model.dims import Size
 
 GEMM_TYPES = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
@@ -150,11 +150,9 @@ def assemble(
 def to_proto(tensor: Tensor) -> TensorProto:
     array = tensor.array
     if array.dtype == object:
-        return helper.make_tensor(tensor.name, TensorProto.STRING, array.shape, [str(x).encode() for x in array.reshape(-1)])
+        values = [str(x).encode() for x in array.reshape(-1)]
+        return helper.make_tensor(tensor.name, TensorProto.STRING, array.shape, values)
     proto = numpy_helper.from_array(array, tensor.name)
     if proto.data_type != tensor.dtype:  # numpy has no type of its own for some, such as int4
         raise ValueError(f"{tensor.name}: {proto.data_type} is not {tensor.dtype}")
     return proto
-
-
-__all__ = ["rename_subgraphs"]
