@@ -14,4 +14,16 @@ from mari_onnx.engine.rules import (
     windows,
 )
 
-__all__ = ["elementwise", "index", "loop", "mapped", "norm", "products", "reduce", "shape", "softmax", "structure", "windows"]
+__all__ = [
+    "elementwise",
+    "index",
+    "loop",
+    "mapped",
+    "norm",
+    "products",
+    "reduce",
+    "shape",
+    "softmax",
+    "structure",
+    "windows",
+]
