@@ -80,15 +80,14 @@ def merge(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> list[Term
             out.append(members[0])
             continue
         flat = [_flat(b, t) for t in members]
-        size = sum(int(n) for _, _, n, _ in flat)
-        k = Axis(size)
+        k = Axis(sum(n for _, _, n, _ in flat))
         sides = []
-        for which in (0, 1):
+        for second in (False, True):
             start, parts = 0, []
-            for entry in flat:
-                parts.append(Part(tuple(range(start, start + entry[2])), entry[3], entry[which]))
-                start += entry[2]
-            sides.append(_side(b, Cat(k, tuple(parts)), k, which == 1))
+            for a, c, n, sub in flat:
+                parts.append(Part(tuple(range(start, start + n)), sub, c if second else a))
+                start += n
+            sides.append(_side(b, Cat(k, tuple(parts)), k, second))
         out.append(Term(members[0].outer, sides[0], sides[1], frozenset({k})))
     return out
 
@@ -103,9 +102,10 @@ def _flat(b: Builder, term: Term) -> tuple[Leaf, Leaf, int, Axis | None]:
     if not ks:
         return term.a, term.c, 1, None
     new = Axis(size)
-    a, c = flatten(b, term.a, ks, new), flatten(b, term.c, ks, new)
-    assert isinstance(a, Leaf) and isinstance(c, Leaf)
-    return a, c, size, new
+    left, right = flatten(b, term.a, ks, new), flatten(b, term.c, ks, new)
+    assert isinstance(left, Leaf)
+    assert isinstance(right, Leaf)
+    return left, right, size, new
 
 
 def _side(b: Builder, cat: Cat, k: Axis, first: bool) -> Leaf:
@@ -150,7 +150,8 @@ def product(
 ) -> Leaf:
     """One contraction of two tensors as a MatMul: shared axes are the batch, the others rows and columns.
 
-    addend: what is added to it; without the rows it is added before the columns are told apart, so that a Gemm takes it.
+    addend: what is added to it; without the rows it is added before the columns are told apart, so that a Gemm takes
+    it.
     """
     if addend is not None:
         if axes_of(addend) <= axes_of(y) - axes_of(x) and not axes_of(x) & axes_of(y) - k and k:
@@ -182,17 +183,22 @@ def product(
         tx = write(b, x, [*left, ks])
         ty = write(b, y, [ks, tuple(cols)])
         out = emit.matmul(b, tx, ty)
-        axes: list[Axis | None] = [*(rows or [None]), *([cols[0]] if len(cols) == 1 else cols or [None])]
+        axes = (*_or_one(rows), *_or_one(cols))
         if len(cols) > 1:
             out = emit.reshape(b, out, [*out.known[:-1], *(a.size for a in cols)])
-        return Leaf(out, tuple(axes))
+        return Leaf(out, axes)
     tx = write(b, x, [*((a,) for a in batch), tuple(rows), ks])
     ty = write(b, y, [*((a,) for a in batch), ks, tuple(cols)])
     out = emit.matmul(b, tx, ty)
     if len(rows) > 1 or len(cols) > 1:
         sizes = [a.size for a in batch] + ([a.size for a in rows] or [1]) + ([a.size for a in cols] or [1])
         out = emit.reshape(b, out, sizes)
-    return Leaf(out, (*batch, *(rows or [None]), *(cols or [None])))
+    return Leaf(out, (*batch, *_or_one(rows), *_or_one(cols)))
+
+
+def _or_one(axes: Sequence[Axis]) -> Sequence[Axis | None]:
+    """The axes of rows or columns; without any there is one dimension of size 1."""
+    return axes or [None]
 
 
 def _rows_times_columns(b: Builder, x: Leaf, y: Leaf, k: frozenset[Axis], addend: Leaf) -> Leaf | None:
