@@ -7,8 +7,8 @@ A Value has the *logical* shape of the source tensor, as a list of groups of ato
                             the leaf does not have is broadcast: the leaf is computed once for all its positions. A body
                             without the candidate axis is the `Shared` kind.
     Cat(axis, parts)        a concatenation that has not been written out: each part has positions along ``axis``
-    Sum(terms), Prod(factors)   a broadcast sum or product that has not been written out. Found only as the ``form`` of a
-                            written tensor (another way to compute it), where contractions look for something cheaper.
+    Sum(terms), Prod(factors)   a broadcast sum or product that has not been written out. Found only as the ``form`` of
+                            a written tensor (another way to compute it), where contractions look for something cheaper.
 
 Transpose, Reshape, Expand, Squeeze and Unsqueeze only regroup axes; no body changes and no node is written.
 """
@@ -49,7 +49,10 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Part:
-    """Positions along the Cat's axis, and their values: ``sub`` is the body's own axis along them (None: one position)."""
+    """Positions along the Cat's axis, and their values.
+
+    sub: the body's own axis along them (None: one position).
+    """
 
     at: tuple[int, ...]
     sub: Axis | None
@@ -77,6 +80,8 @@ class Prod:
 
 Body: TypeAlias = Leaf | Cat | Sum | Prod
 Group: TypeAlias = tuple[Axis, ...]
+Form: TypeAlias = tuple[tuple[Axis | None, ...], Body]
+"""A body over template axes, one for each dimension of the tensor that it is another form of."""
 
 
 @dataclass(frozen=True)
