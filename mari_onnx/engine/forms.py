@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Prod, Sum, axes_of, rename
+from mari_onnx.engine.value import Axis, Body, Cat, Form, Leaf, Prod, Sum, axes_of, rename
 
 
 def form_of(leaf: Leaf) -> Body | None:
@@ -37,9 +37,11 @@ def _helps(body: Body, full: frozenset[Axis]) -> bool:
 
 def derive(old: Leaf, new: Leaf, how: Callable[[Body], Body]) -> Leaf:
     """Carry the form of a leaf to a regrouped or cut copy of it, computed when asked for."""
-    if old.tensor.form is not None and new.tensor.form is None and new.tensor is not old.tensor and not new.tensor.const:
+    if old.tensor.form is None or new.tensor is old.tensor:
+        return new
+    if new.tensor.form is None and not new.tensor.const:
 
-        def later() -> tuple[tuple[Axis | None, ...], Body] | None:
+        def later() -> Form | None:
             form = form_of(old)
             return (new.axes, how(form)) if form is not None else None
 
