@@ -9,7 +9,7 @@ from mari_onnx.engine.builder import Builder
 from mari_onnx.engine.forms import derive, map_form
 from mari_onnx.engine.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Value, axes_of, rename
 from mari_onnx.engine.write import as_leaf, write
-from mari_onnx.model.dims import Size, divide, product
+from mari_onnx.model.dims import Size, divide, product, static
 
 
 def segments(b: Builder, left: Sequence[Size], right: Sequence[Size]) -> list[tuple[Size, int, int]] | None:
@@ -79,8 +79,8 @@ def split(b: Builder, body: Body, axis: Axis, new: Sequence[Axis]) -> Body:
 def _split_cat(b: Builder, cat: Cat, new: Sequence[Axis]) -> Cat | None:
     if not all(isinstance(a.size, int) for a in new):
         return None
-    inner = int(product(a.size for a in new[1:]))
-    last = int(new[-1].size)
+    inner = static(product(a.size for a in new[1:]))
+    last = static(new[-1].size)
     if all(_blocks(p.at, inner) for p in cat.parts):
         parts = []
         for p in cat.parts:
@@ -136,9 +136,9 @@ def flatten(b: Builder, body: Body, group: Group, new: Axis) -> Body:
     if not all(isinstance(a.size, int) for a in group):
         return flatten(b, as_leaf(b, body), group, new)
     k = group.index(body.axis)
-    outer = int(product(a.size for a in group[:k]))
-    inner = int(product(a.size for a in group[k + 1 :]))
-    size = int(group[k].size)  # type: ignore[arg-type]
+    outer = static(product(a.size for a in group[:k]))
+    inner = static(product(a.size for a in group[k + 1 :]))
+    size = static(group[k].size)
     parts = []
     for p in body.parts:
         at = tuple((o * size + q) * inner + i for o in range(outer) for q in p.at for i in range(inner))
