@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 
-from mari_onnx.engine.value import Axis, Body, Leaf
+from mari_onnx.engine.value import Axis, Form, Leaf
 from mari_onnx.model import tensors
-from mari_onnx.model.dims import Dim, Size, product, symbols
+from mari_onnx.model.dims import Dim, Size, product, static, symbols
 
 FOLD_LIMIT = 1 << 16
 """Elements up to which a constant may grow when it is folded (an Expand of a scalar is cheaper kept)."""
@@ -28,7 +29,7 @@ RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLik
 class Tensor:
     """A tensor of the new graph.
 
-    form: another way to compute it, over template axes of its dimensions.
+    form: another way to compute it, over template axes of its dimensions, or what tells it.
     absorb: for a sum, the same sum with one more small term, which then is added to the other small ones first.
     source: the source tensor whose name it has.
     """
@@ -47,7 +48,7 @@ class Tensor:
     ):
         self.name, self.dtype, self.shape, self.deps, self.node = name, dtype, shape, deps, node
         self._array, self._proto = array, proto
-        self.form: tuple[tuple[Axis | None, ...], Body] | None = None
+        self.form: Form | Callable[[], Form | None] | None = None
         self.source: str | None = None
         self.absorb: Callable[[tuple[Axis | None, ...], Leaf], Leaf] | None = None
 
@@ -145,10 +146,13 @@ class Builder:
             array = np.asarray(array, dtype=helper.tensor_dtype_to_np_dtype(dtype))
         array = np.ascontiguousarray(array).reshape(np.shape(array))
         elem = dtype if dtype is not None else helper.np_dtype_to_tensor_dtype(array.dtype)
+        content: object
         if array.dtype == object:
-            key = (elem, array.shape, tuple(array.reshape(-1).tolist()))
+            content = tuple(array.reshape(-1).tolist())
         else:
-            key = (elem, array.shape, hashlib.sha1(array.view(np.uint8).data if array.ndim and array.size else array.tobytes()).digest())
+            data = array.view(np.uint8).data if array.ndim and array.size else array.tobytes()
+            content = hashlib.sha1(data).digest()
+        key = (elem, array.shape, content)
         if key not in self._consts:
             name = self.unique(f"{self.label}/const")
             self._consts[key] = Tensor(name, elem, array.shape, frozenset(), array=array)
@@ -250,7 +254,7 @@ class Builder:
             return None
         if proto.domain not in ("", "ai.onnx") or any(a.type == AttributeProto.GRAPH for a in proto.attribute):
             return None
-        limit = max(FOLD_LIMIT, sum(int(product(t.known)) for t in inputs if t))
+        limit = max(FOLD_LIMIT, sum(static(product(t.known)) for t in inputs if t))
         if proto.op_type in ("Expand", "Tile", "ConstantOfShape", "Range", "OneHot"):
             limit = FOLD_LIMIT
         try:
@@ -271,7 +275,8 @@ class Builder:
             term: Tensor | None = None
             for name in monomial:
                 term = self._times(term, self._symbol(name))
-            term = self.ints([factor]) if term is None else self._times(term, self.ints([factor])) if factor != 1 else term
+            if term is None or factor != 1:
+                term = self._times(term, self.ints([factor]))
             total = term if total is None else self.emit("Add", [total, term], (1,))
         assert total is not None
         return total
@@ -318,8 +323,6 @@ class Builder:
 
 def evaluate(proto: NodeProto, arrays: Sequence[np.ndarray | None], opset: int) -> np.ndarray:
     """One node on arrays, by onnx's reference evaluator. Raises whatever it raises."""
-    from onnx.reference import ReferenceEvaluator
-
     node = NodeProto()
     node.CopyFrom(proto)
     names = [f"i{k}" if a is not None else "" for k, a in enumerate(arrays)]
