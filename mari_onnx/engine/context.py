@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
+from mari_onnx.engine import emit
 from mari_onnx.engine.builder import Builder, Tensor
-from mari_onnx.engine.infer import infer
+from mari_onnx.engine.infer import Inferred, infer
 from mari_onnx.engine.value import Axis, Body, Decline, Group, Leaf, Value, is_const, leaves
 from mari_onnx.engine.write import materialise
 from mari_onnx.model.dims import Dim, Size
@@ -19,13 +20,14 @@ SMALL = 1024
 INTS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
 
 Rule = Callable[["Context"], "Sequence[Value | None]"]
+RuleT = TypeVar("RuleT", bound=Rule)
 RULES: dict[tuple[str, str], Rule] = {}
 
 
-def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
+def rule(*ops: str, domain: str = "") -> Callable[[RuleT], RuleT]:
     """Register a rule for operators."""
 
-    def register(function: Rule) -> Rule:
+    def register(function: RuleT) -> RuleT:
         for op in ops:
             RULES[domain, op] = function
         return function
@@ -126,9 +128,7 @@ class Context:
     def value(self, groups: Sequence[Group], body: Body, dtype: int | None = None) -> Value:
         return Value(tuple(groups), body, dtype if dtype is not None else next(iter(leaves(body))).tensor.dtype)
 
-    def infer(
-        self, shapes: Sequence[tuple[Size, ...] | None], inputs: Sequence[Tensor | None]
-    ) -> list[tuple[int, tuple[Size, ...] | None]]:
+    def infer(self, shapes: Sequence[tuple[Size, ...] | None], inputs: Sequence[Tensor | None]) -> Inferred:
         """Element types and shapes of the node's outputs for inputs of these shapes."""
         return infer(self.node, shapes, inputs, self.opsets)
 
@@ -176,8 +176,6 @@ def from_sizes(b: Builder, sym: np.ndarray, dtype: int) -> Value:
     tensor = b.sizes(flat)
     if dtype != TensorProto.INT64:
         tensor = b.emit("Cast", [tensor], tensor.shape, dtype, {"to": dtype})
-    from mari_onnx.engine import emit
-
     tensor = emit.reshape(b, tensor, sym.shape)
     value = from_tensor(tensor)
     value.sym = sym
