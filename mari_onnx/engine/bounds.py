@@ -174,8 +174,8 @@ LIMIT = 1 << 22
 def span(b: Builder, tensor: Tensor, depth: int = 10) -> Span:
     """Lower and upper bounds of the elements, broadcastable to the tensor's dimensions (float64).
 
-    Constant masks give each element its own bounds, through Where, Add and what only moves elements; everything else has
-    one bound for all.
+    Constant masks give each element its own bounds, through Where, Add and what only moves elements; everything else
+    has one bound for all.
     """
     found = _span(b, tensor, depth) if depth else None
     if found is None:
@@ -264,10 +264,10 @@ def _moved(node: Node, inputs: list[Tensor], side: np.ndarray) -> np.ndarray | N
         if inputs[1].array.ndim != 1:
             return None
         return side if side.shape[axis] == 1 else side.take(inputs[1].array, axis=axis)
-    starts, ends, axes = arrays[0], arrays[1], arrays[2]
+    starts, ends, along = arrays[0], arrays[1], arrays[2]
     steps = arrays[3] if len(arrays) > 3 else np.ones_like(starts)
     index = [slice(None)] * side.ndim
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+    for start, end, axis, step in zip(starts, ends, along, steps, strict=True):
         if side.shape[int(axis)] != 1:
             index[int(axis)] = slice(int(start), int(end), int(step))
     return side[tuple(index)]
