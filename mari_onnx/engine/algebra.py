@@ -89,7 +89,8 @@ def thin(b: Builder, leaf: Leaf) -> Leaf:
         return leaf
     for i in reversed(range(array.ndim)):
         first = array.take([0], axis=i)
-        if array.shape[i] == 1 or np.array_equal(np.broadcast_to(first, array.shape), array, equal_nan=array.dtype.kind == "f"):
+        everywhere = np.broadcast_to(first, array.shape)
+        if array.shape[i] == 1 or np.array_equal(everywhere, array, equal_nan=array.dtype.kind == "f"):
             array = first.squeeze(i)
             del axes[i]
     if len(axes) == len(leaf.axes):
