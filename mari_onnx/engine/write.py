@@ -105,7 +105,7 @@ def as_leaf(b: Builder, body: Body, order: Sequence[Axis] = ()) -> Leaf:
 
 
 def as_block(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Cat:
-    """The Cat as one tensor with its parts behind each other, for operators that do not mind the order along the axis."""
+    """The Cat as one tensor, its parts behind each other, for operators that do not mind the order along the axis."""
     cat = opened(cat)
     at = tuple(p for part in cat.parts for p in part.at)
     sub = Axis(len(at))
