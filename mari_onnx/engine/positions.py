@@ -46,18 +46,18 @@ def take(b: Builder, body: Body, axis: Axis, at: Sequence[int], new: Axis | None
                 return part.body
             return take(b, part.body, part.sub, [i for _, i in found], new)
         assert new is not None
-        parts = []
+        pieces: list[Part] = []
         for k, found in hits.items():
             part = body.parts[k]
             sub = Axis(len(found)) if len(found) > 1 else None
             inner = part.body if part.sub is None else take(b, part.body, part.sub, [i for _, i in found], sub)
-            parts.append(Part(tuple(place for place, _ in found), sub, inner))
-        return Cat(new, tuple(parts), body.tidy)
+            pieces.append(Part(tuple(place for place, _ in found), sub, inner))
+        return Cat(new, tuple(pieces), body.tidy)
     return map_form(body, lambda item: take(b, item, axis, at, new))
 
 
 def _picked(b: Builder, t: Tensor, dim: int, at: Sequence[int]) -> Tensor:
-    """Positions of a tensor. Scattered ones are taken from the weights that made it, not gathered for each candidate."""
+    """Positions of a tensor: scattered ones from the weights that made it, not gathered for each candidate."""
     if not t.const and list(at) != list(range(at[0], at[0] + len(at))) and "item" in t.deps:
         found = _pull(b, t, dim, at, 4)
         if found is not None:
@@ -75,7 +75,8 @@ def _pull(b: Builder, t: Tensor, dim: int, at: Sequence[int], depth: int) -> Ten
     op, rank = node.proto.op_type, len(t.known)
     if op == "MatMul" and dim == rank - 1:
         x, w = node.inputs
-        assert x is not None and w is not None
+        assert x is not None
+        assert w is not None
         return emit.matmul(b, x, emit.pick(b, w, len(w.known) - 1, at)) if w.const and len(w.known) > 1 else None
     if op not in ELEMENTWISE or node.proto.domain:
         return None
@@ -115,7 +116,7 @@ def neat(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Body:
     cat = opened(cat)
     if any(isinstance(p.body, (Sum, Prod)) for p in cat.parts):
         return cat  # a form: nothing is written
-    if cat.tidy and len(cat.parts) <= MAX_TIDY and cat.parts[0].at != tuple(range(int(product([cat.axis.size])))):
+    if cat.tidy and len(cat.parts) <= MAX_TIDY and cat.parts[0].at != tuple(range(static(cat.axis.size))):
         return cat
     repeated = _repeated(b, cat, order)
     if repeated is not None:
@@ -137,7 +138,7 @@ def neat(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Body:
 
 
 def _repeated(b: Builder, cat: Cat, order: Sequence[Axis]) -> Body | None:
-    """Pieces that occur several times (a field in each of its pairs): each once, then rows of the blocks by a Gather."""
+    """Pieces that occur several times (a field in each of its pairs): each once, then rows of blocks by a Gather."""
     if len(cat.parts) < 8 or any(p.sub is not None for p in cat.parts):
         return None
     unique = {p.body: i for i, p in reversed(list(enumerate(cat.parts)))}
