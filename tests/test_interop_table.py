@@ -47,3 +47,9 @@ def test_outputs_that_differ_stand_out():
     page = render([result("a", 0.0, check={"ok": False, "error": 0.5, "reasons": ["x"]})], {})
     assert "5.0e-01 **differs**" in page
     assert "0 of these equal" in page
+
+
+def test_results_of_several_versions_of_the_engine_are_told():
+    assert "versions" not in render([result("a", 0.0, code="1"), result("b", 0.0, code="1")], {})
+    page = render([result("a", 0.0, code="1"), result("b", 0.0, code="2")], {})
+    assert "2 versions" in page

@@ -65,9 +65,7 @@ class Split(torch.nn.Module):
         return self.model(Columns(dict(zip(spans, parts, strict=True))))
 
 
-def requests(
-    model: Any, found: zoo.Features, sizes: zoo.Sizes, n: int, seed: int
-) -> dict[str, torch.Tensor]:
+def requests(model: Any, found: zoo.Features, sizes: zoo.Sizes, n: int, seed: int) -> dict[str, torch.Tensor]:
     """`n` rows of one user and n candidates by feature name; user rows are equal."""
     rng = np.random.default_rng(seed)
     columns = {c.name: c for c in found.sparse + found.dense + found.history}
@@ -114,11 +112,7 @@ def check(path: Path, model: Any, found: zoo.Features, sizes: zoo.Sizes, layout:
     wanted = {i.name for i in session.get_inputs()}
     for n in (7, 64):
         feeds = requests(model, found, sizes, n, seed=n)
-        named = (
-            {k: v.numpy() for k, v in feeds.items()}
-            if layout == "split"
-            else {"X": pack(feeds).numpy()}
-        )
+        named = {k: v.numpy() for k, v in feeds.items()} if layout == "split" else {"X": pack(feeds).numpy()}
         with torch.no_grad():
             expected = model(pack(feeds)).numpy()
         got = session.run(None, {k: v for k, v in named.items() if k in wanted})[0]
@@ -126,9 +120,7 @@ def check(path: Path, model: Any, found: zoo.Features, sizes: zoo.Sizes, layout:
     return wanted
 
 
-def export(
-    model: Any, found: zoo.Features, sizes: zoo.Sizes, layout: str, exporter: str, path: Path
-) -> None:
+def export(model: Any, found: zoo.Features, sizes: zoo.Sizes, layout: str, exporter: str, path: Path) -> None:
     """Writes one graph to `path`."""
     feeds = requests(model, found, sizes, 5, seed=0)
     if layout == "split":
@@ -185,9 +177,7 @@ def cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0][:160]}"
 
 
-def corpus(
-    out: Path, sizes: zoo.Sizes, only: list[str] | None, bare: bool = False
-) -> Iterator[tuple[str, str]]:
+def corpus(out: Path, sizes: zoo.Sizes, only: list[str] | None, bare: bool = False) -> Iterator[tuple[str, str]]:
     """Exports what is not there yet; yields each graph's name and how it went.
 
     `only` holds names of models (`din`) or of graphs (`din.packed.dynamo`); `bare` graphs are
@@ -226,9 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", action="append", help="a model or a graph; may be repeated")
-    parser.add_argument(
-        "--small", action="store_true", help="cut tables, widths and fields: graphs of some 100 kB"
-    )
+    parser.add_argument("--small", action="store_true", help="cut tables, widths and fields: graphs of some 100 kB")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")

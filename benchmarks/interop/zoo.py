@@ -84,9 +84,7 @@ class Entry:
     attends: bool = False
 
 
-def _model(
-    name: str, *, dense: bool = True, linear: bool = True, history: bool = True, **options: Any
-) -> Entry:
+def _model(name: str, *, dense: bool = True, linear: bool = True, history: bool = True, **options: Any) -> Entry:
     """A model of `(linear columns, dnn columns)`, or without `linear` of dnn columns alone.
 
     Options whose value is `"hidden"` take the corpus' hidden widths.
@@ -118,9 +116,7 @@ def _din(**options: Any) -> Entry:
     def build(f: Features, sizes: Sizes) -> Any:
         from deepctr_torch.models import DIN
 
-        return DIN(
-            f.sparse + f.history + f.dense, ["i0", "i1"], dnn_hidden_units=sizes.hidden, **options
-        )
+        return DIN(f.sparse + f.history + f.dense, ["i0", "i1"], dnn_hidden_units=sizes.hidden, **options)
 
     return Entry(build, attends=True)
 
