@@ -9,7 +9,7 @@ from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.forms import derive, map_form
 from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, axes_of, is_const, rename
 from mari_onnx.engine.write import as_leaf, opened
-from mari_onnx.model.dims import Size, product
+from mari_onnx.model.dims import Size, static
 
 MAX_TIDY = 6
 """Parts up to which a Cat that was computed by parts stays as it is."""
