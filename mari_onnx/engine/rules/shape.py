@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
+from mari_onnx.engine import emit
 from mari_onnx.engine.context import (
     INTS,
     SMALL,
@@ -24,7 +25,7 @@ from mari_onnx.engine.context import (
     symbolic,
 )
 from mari_onnx.engine.value import Axis, Decline, Group, Leaf, Value
-from mari_onnx.model.dims import Dim, Size, divide, product
+from mari_onnx.model.dims import Dim, Size, divide, product, static
 
 SYMBOLIC = {
     "Add", "Sub", "Mul", "Div", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Cast", "Identity",
@@ -70,8 +71,9 @@ def constant_of_shape(ctx: Context) -> list[Value]:
     scalar = ctx.b.const(array.reshape(()), dtype)
     groups: list[Group] = [(Axis(s),) if s != 1 else () for s in sizes if s is not None]
     value = ctx.value(groups, Leaf(scalar, ()), dtype)
-    if dtype in INTS and all(isinstance(s, int) for s in sizes) and product(s or 0 for s in sizes) <= SMALL:
-        value.sym = np.full([int(s) for s in sizes if isinstance(s, int)], int(array.reshape(())), dtype=object)
+    fixed = [s for s in sizes if isinstance(s, int)]
+    if dtype in INTS and len(fixed) == len(sizes) and static(product(fixed)) <= SMALL:
+        value.sym = np.full(fixed, int(array.reshape(())), dtype=object)
     return [value]
 
 
@@ -84,8 +86,6 @@ def range_(ctx: Context) -> list[Value]:
         if length is None or _sign(ctx, length, 0) != 1 or not all(ctx.b.computable(s) for s in (start, stop, step)):
             raise Decline("the length of the range is not known")
         dtype = ctx.input(0).dtype
-        from mari_onnx.engine import emit
-
         scalars = [emit.reshape(ctx.b, ctx.b.size(s), ()) for s in (start, stop, step)]
         if dtype != TensorProto.INT64:
             scalars = [ctx.b.emit("Cast", [t], (), dtype, {"to": dtype}) for t in scalars]
@@ -157,10 +157,10 @@ def _compute(ctx: Context, op: str, a: Sequence[np.ndarray]) -> list[np.ndarray]
         return [np.asarray(np.take(a[0], a[1].astype(np.int64), axis=ctx.attr("axis", 0)), dtype=object)]
     if op == "Slice":
         starts, ends = a[1].reshape(-1), a[2].reshape(-1)
-        axes = a[3].reshape(-1) if len(a) > 3 else np.arange(len(starts))
+        along = a[3].reshape(-1) if len(a) > 3 else np.arange(len(starts))
         steps = a[4].reshape(-1) if len(a) > 4 else np.ones(len(starts), dtype=object)
         index: list[slice] = [slice(None)] * a[0].ndim
-        for s, e, axis, step in zip(starts, ends, axes, steps, strict=True):
+        for s, e, axis, step in zip(starts, ends, along, steps, strict=True):
             index[normal(int(axis), a[0].ndim)] = slice(int(s), int(e) if abs(int(e)) < 1 << 40 else None, int(step))
         return [a[0][tuple(index)]]
     if op == "Squeeze":
