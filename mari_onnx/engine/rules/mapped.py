@@ -4,8 +4,8 @@
 
     f(broadcast(x)) = broadcast(f(x))    and    f([x_1 | x_2]) = [f(x_1) | f(x_2)]
 
-whatever f does on its other axes: a GRU over the user's history runs on one row, TopK on the rows that differ. An operator
-that mixes positions of an axis does not list it, and sees it whole.
+whatever f does on its other axes: a GRU over the user's history runs on one row, TopK on the rows that differ. An
+operator that mixes positions of an axis does not list it, and sees it whole.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ def mapped(*ops: str, domain: str = "") -> Callable[[Spec], Spec]:
     def register(spec: Spec) -> Spec:
         for op in ops:
             MAPPED[domain, op] = spec
-            rule(op, domain=domain)(lambda ctx, spec=spec: run(ctx, spec(ctx)))
+
+        @rule(*ops, domain=domain)
+        def answer(ctx: Context) -> list[Value | None]:
+            return run(ctx, spec(ctx))
+
         return spec
 
     return register
@@ -80,7 +84,7 @@ def run(ctx: Context, through: Sequence[Through]) -> list[Value | None]:
                 if place is not None:
                     here[place] = product(a.size for a in live[k])
             sizes.append(tuple(here))
-        outs = b.copy(ctx.node, tensors, [d for d, _ in found], sizes)
+        outs = b.copy(ctx.node, tensors, [d for d, _ in found], [None] * len(found))
         result = []
         for o, out in enumerate(outs):
             known = tuple(s if s is not None else b.fresh(out, d) for d, s in enumerate(sizes[o]))
@@ -374,6 +378,7 @@ def _nbits(ctx: Context) -> list[Through]:
 
 @mapped("MatMulInteger")
 def _matmul_integer(ctx: Context) -> list[Through]:
-    if ctx.array(1) is None or ctx.input(1).rank != 2 or (ctx.has(2) and ctx.input(2).rank > 0 and ctx.input(2).shape != (1,)):
+    zeros = ctx.has(2) and ctx.input(2).rank > 0 and ctx.input(2).shape != (1,)
+    if ctx.array(1) is None or ctx.input(1).rank != 2 or zeros:
         raise Decline("the right operand or the zero point is not one for all rows")
     return _all_but(ctx, [-1])
