@@ -30,7 +30,7 @@ from mari_onnx.engine.value import (
     is_const,
     rename,
 )
-from mari_onnx.model.dims import Size, product
+from mari_onnx.model.dims import Size, product, static
 
 
 @rule("Gather")
@@ -203,7 +203,7 @@ def scatter_nd(ctx: Context) -> list[Value]:
         raise Decline("ScatterND writes a position twice")
     data = merged(ctx, x, 0, depth)
     new = merged(ctx, updates, 0, index.ndim - 1)
-    total = int(product(sizes))
+    total = static(product(sizes))
     rest = sorted(set(range(total)) - set(flat))
     pieces = [(flat, new)] + ([(rest, positions(ctx, data, 0, rest))] if rest else [])
     parts, slim = [], []
