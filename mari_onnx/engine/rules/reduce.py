@@ -59,7 +59,8 @@ def sums(ctx: Context) -> list[Value]:
         top = extreme(b, "Max", body, k)
         shifted = zip_bodies(b, [body, top], lambda ls: binary(b, "Sub", ls[0], ls[1], x.axes), order=x.axes)
         total = unary(b, "Log", reduce_sum(b, unary(b, "Exp", shifted), k, order))
-        return [ctx.value(groups, zip_bodies(b, [total, top], lambda ls: binary(b, "Add", *ls), order=order), x.dtype)]
+        body = zip_bodies(b, [total, top], lambda ls: binary(b, "Add", ls[0], ls[1]), order=order)
+        return [ctx.value(groups, body, x.dtype)]
     body = reduce_sum(b, body, k, order)
     if op == "ReduceL2":
         body = unary(b, "Sqrt", body)
