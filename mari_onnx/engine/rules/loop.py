@@ -195,7 +195,8 @@ class Body:
     def input(self, name: str) -> Value:
         value = self.env[name]
         if self.swap is not None and value.sym is not None:
-            changed = np.frompyfunc(lambda s: _substitute(s, *self.swap), 1, 1)(value.sym)
+            symbol, by = self.swap
+            changed = np.frompyfunc(lambda s: _substitute(s, symbol, by), 1, 1)(value.sym)
             value = replace(value, sym=np.asarray(changed, dtype=object).reshape(value.sym.shape))
             self.env[name] = value
         return value
@@ -511,7 +512,7 @@ def sequence_at(ctx: Context) -> list[Value]:
     items, place = _items(ctx), ctx.ints(1)
     if place is None or (place[0] < 0 and not isinstance(items.shape[0], int)):
         raise Decline("which element of the sequence is computed at run time")
-    return [positions(ctx, items, 0, [place[0] % int(items.shape[0]) if place[0] < 0 else place[0]], drop=True)]
+    return [positions(ctx, items, 0, [place[0] % static(items.shape[0]) if place[0] < 0 else place[0]], drop=True)]
 
 
 @rule("SequenceLength")
