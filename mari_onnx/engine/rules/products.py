@@ -157,6 +157,3 @@ def conv(ctx: Context) -> list[Value | None]:
     shift = from_array(ctx.b, bias.reshape(-1, *([1] * (x.rank - 2))), x.dtype)
     (bv, bs), groups = align(ctx.b, [value, shift])
     return [ctx.value(groups, add(ctx.b, [bv, bs], [a for g in groups for a in g]), x.dtype)]
-
-
-__all__ = ["Leaf", "normal", "rename", "split"]
