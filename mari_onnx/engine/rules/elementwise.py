@@ -11,9 +11,9 @@ from onnx import TensorProto
 from mari_onnx.engine import emit
 from mari_onnx.engine.algebra import binary, keep, stretch, thin
 from mari_onnx.engine.blocks import zip_bodies
-from mari_onnx.engine.builder import RANDOM, Tensor
+from mari_onnx.engine.builder import Tensor
 from mari_onnx.engine.context import Context, from_array, rule
-from mari_onnx.engine.forms import form_of, with_form
+from mari_onnx.engine.forms import with_form
 from mari_onnx.engine.regroup import align
 from mari_onnx.engine.value import Axis, Body, Decline, Leaf, Prod, Sum, Value, axes_of
 from mari_onnx.model.dims import Size
@@ -197,8 +197,6 @@ def _quantized(ctx: Context) -> list[Value]:
         if value is not None and (value.groups is None or value.rank > 0):
             raise Decline("quantization is not per tensor")
     parameters = [v.body.tensor if v is not None and isinstance(v.body, Leaf) else None for v in ctx.inputs[1:]]
-    known = ctx.infer([x.shape], [None]) if False else None
-    del known
 
     def visit(leaves: list[Leaf]) -> Leaf:
         tensors = [leaves[0].tensor, *parameters]
@@ -211,5 +209,3 @@ def _quantized(ctx: Context) -> list[Value]:
 
 
 rule("QuantizeLinear", "DequantizeLinear")(_quantized)
-
-__all__ = ["RANDOM", "form_of"]
