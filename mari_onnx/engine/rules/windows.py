@@ -4,9 +4,9 @@
     cumsum [u | x] = [cumsum u | cumsum [x_0 + last(cumsum u) | x_1 ..]]
     pad [u | x]    = [c | u | x | c]
 
-Padding counts as constant. A run of output positions is a node on a slice of the input, padded only where it touches the
-border, so every element is computed from the same numbers in the same order. All of it only where a run saves more than
-the nodes it takes; a CumSum that is reversed or exclusive is left to the rule for whole rows.
+Padding counts as constant. A run of output positions is a node on a slice of the input, padded only where it touches
+the border, so every element is computed from the same numbers in the same order. All of it only where a run saves more
+than the nodes it takes; a CumSum that is reversed or exclusive is left to the rule for whole rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mari_onnx.engine.context import Context, from_array, normal, rule
 from mari_onnx.engine.positions import neat
 from mari_onnx.engine.regroup import align, single
 from mari_onnx.engine.rules import structure
-from mari_onnx.engine.rules.mapped import Through, run
+from mari_onnx.engine.rules.mapped import MAPPED, Through, run
 from mari_onnx.engine.rules.products import conv as plain_conv
 from mari_onnx.engine.value import Axis, Body, Cat, Decline, Part, Value, axes_of
 from mari_onnx.engine.weigh import ELEMENT, NODE, length, volume
@@ -254,8 +254,6 @@ def _sum(ctx: Context, x: Value, y: Value) -> Value:
 @rule("Pad")
 def pad(ctx: Context) -> Sequence[Value | None]:
     """Constants before and behind a Cat along its axis; any other padding runs on whole rows."""
-    from mari_onnx.engine.rules.mapped import MAPPED
-
     x = ctx.input(0)
     pads = ctx.ints(1) if ctx.opset >= 11 else None
     axes = ctx.ints(3) if ctx.has(3) else list(range(x.rank))
