@@ -6,8 +6,8 @@ A row [a_1 | a_2]: blocks of constant -inf take no part (their weights are exact
 
 and the weights of block p are g_p P_p: where a_p is the user's alone, P_p and its product with the values are too.
 
-A block of a large finite constant c (-1e9) has weights of exactly 0 too where its row provably has another score above c
-by more than the range of exp: `bounds` says how large scores can be, the constant mask of the block beside it which
+A block of a large finite constant c (-1e9) has weights of exactly 0 too where its row provably has another score above
+c by more than the range of exp: `bounds` says how large scores can be, the constant mask of the block beside it which
 of a row's scores count. A row without such a score (all of it masked: its weights are all equal) is left as it is.
 """
 
@@ -81,15 +81,13 @@ def _rows(b: Builder, body: Body, k: Axis, order: list[Axis]) -> Body:
         tidy = neat(b, body, order)
         if not isinstance(tidy, Cat):
             return _rows(b, tidy, k, order)
-        if len(tidy.parts) == 1 and tidy.axis is k and tidy.parts[0].sub is not None:
-            (p,) = tidy.parts
-            inner = [p.sub if a is k else a for a in order if a is not None]
-            return Cat(k, (Part(p.at, p.sub, _rows(b, p.body, p.sub, inner)),), True)  # type: ignore[arg-type]
+        p = tidy.parts[0]
+        if len(tidy.parts) == 1 and tidy.axis is k and p.sub is not None:
+            return Cat(k, (Part(p.at, p.sub, _rows(b, p.body, p.sub, within(order, k, p.sub))),), True)
         if tidy.axis is not k:
             parts = []
             for p in tidy.parts:
-                inner = [a for a in (p.sub if a is tidy.axis else a for a in order) if a is not None]
-                parts.append(Part(p.at, p.sub, _rows(b, p.body, k, inner)))
+                parts.append(Part(p.at, p.sub, _rows(b, p.body, k, within(order, tidy.axis, p.sub))))
             return Cat(tidy.axis, tuple(parts), True)
         return _row(b, tidy, order)
     assert isinstance(body, Leaf)
@@ -140,7 +138,8 @@ Pattern = tuple[tuple[bool, ...], list[int]]
 
 def _weightless(b: Builder, cat: Cat) -> tuple[Axis | None, list[Pattern]]:
     """Which parts have weights of exactly 0, and the rows (positions along an axis) for which that holds."""
-    highs, lows = [], []
+    highs: list[tuple[np.ndarray, tuple[Axis | None, ...]]] = []
+    lows: list[tuple[np.ndarray, tuple[Axis | None, ...]]] = []
     for part in cat.parts:
         if not isinstance(part.body, Leaf):
             highs.append((np.asarray(np.inf), ()))
@@ -170,7 +169,7 @@ def _weightless(b: Builder, cat: Cat) -> tuple[Axis | None, list[Pattern]]:
     for row in range(axis.size):
         patterns.setdefault(tuple(bool(x) for x in table[:, row]), []).append(row)
     if len(patterns) == 1 or len(patterns) > MAX_PATTERNS:
-        return None, [(tuple(bool(x) for x in table.all(axis=1)), [])]
+        return None, [(tuple(bool(row.all()) for row in table), [])]
     return axis, list(patterns.items())
 
 
@@ -217,12 +216,12 @@ def _live(b: Builder, cat: Cat, weightless: tuple[bool, ...], order: list[Axis])
             return _turned(b, cat, other, order)
     block = as_block(b, cat, order)
     (part,) = block.parts
-    assert isinstance(part.body, Leaf) and part.sub is not None
+    assert isinstance(part.body, Leaf)
+    assert part.sub is not None
     whole = _plain(b, part.body, part.sub)
     full = axes_of(whole) - {part.sub}
     if any(axes_of(p.body) - {p.sub} != full for p in cat.parts):
-        places = [p.at for p in cat.parts]
-        starts = [sum(len(at) for at in places[:i]) for i in range(len(places))]
+        starts = [sum(len(p.at) for p in cat.parts[:i]) for i in range(len(cat.parts))]
         laid = [
             Part(tuple(range(i, i + len(p.at))), p.sub, p.body) for i, p in zip(starts, cat.parts, strict=True)
         ]
