@@ -41,9 +41,7 @@ def progression(g: Graph, ids: str, size: int, end: bool = True) -> str:
     return g.Concat(starts, g.unsqueeze(g.Mul(number, g.const(size, INT)), 0), axis=0)
 
 
-def scripted(
-    g: Graph, ids: str, table: str, op: str, offsets: str, weights: str | None = None, trips: int = 0
-) -> str:
+def scripted(g: Graph, ids: str, table: str, op: str, offsets: str, weights: str | None = None, trips: int = 0) -> str:
     """An EmbeddingBag as the older exporter writes it: neighbouring offsets, a scan output. trips: more or fewer."""
     flat = g.reshape(ids, -1)
     ends = g.slice(offsets, 1, HUGE, 0)
@@ -113,8 +111,8 @@ def mixed(g: Graph, bags: str) -> Graph:
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("size", (1, 3))
-@pytest.mark.parametrize("opset", (11, 13, 18))
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("opset", [11, 13, 18])
 def test_scripted_bags_of_the_user_are_computed_once(op: str, size: int, opset: int) -> None:
     g = Graph(opset)
     ids = g.user(size, high=9)
@@ -124,7 +122,7 @@ def test_scripted_bags_of_the_user_are_computed_once(op: str, size: int, opset: 
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("size", (1, 3))
+@pytest.mark.parametrize("size", [1, 3])
 def test_traced_bags_of_the_user_are_computed_once(op: str, size: int) -> None:
     g = Graph(20)
     ids = g.user(size, high=9)
@@ -150,7 +148,9 @@ def several(draw: Draw) -> Graph:
         else:
             offsets, starts = (progression(g, ids, size, end) for end in (True, False))
         if draw(st.booleans()):
-            weights = None if draw(st.booleans()) else g.input(draw(st.sampled_from(("user", "item"))), *g.inputs[ids].shape)
+            weights = (
+                None if draw(st.booleans()) else g.input(draw(st.sampled_from(("user", "item"))), *g.inputs[ids].shape)
+            )
             g.output(scripted(g, ids, g.weight(7, 4), op, offsets, weights))
         else:
             g.output(traced(g, ids, g.weight(7, 4), op, offsets, starts))
@@ -227,7 +227,7 @@ def over(g: Graph, step: Callable[[str], str], *states: str, side: str = "user")
     return g.nodes_of("Loop", [count, going, *states], 1 + len(states), body=subgraph(g, body, head))
 
 
-@pytest.mark.parametrize("side", ("user", "item", "cross"))
+@pytest.mark.parametrize("side", ["user", "item", "cross"])
 def test_rows_are_taken_all_at_once(side: str) -> None:
     g = Graph()
     shift = g.weight(4)
