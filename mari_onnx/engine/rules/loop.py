@@ -27,7 +27,7 @@ from mari_onnx.engine.rules.reduce import SUMS
 from mari_onnx.engine.rules.structure import positions, regroup
 from mari_onnx.engine.value import Axis, Decline, Group, Leaf, Value, axes_of, leaves, rename
 from mari_onnx.engine.write import materialise
-from mari_onnx.model.dims import Dim, Size, divide, product, symbols
+from mari_onnx.model.dims import Dim, Size, divide, product, static, symbols
 
 COMPARISONS = {"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"}
 CARRY = {
