@@ -25,10 +25,8 @@ from mari_onnx.engine.value import (
     Leaf,
     Part,
     Value,
-    axes_of,
     fresh,
     is_const,
-    rename,
 )
 from mari_onnx.engine.write import as_leaf
 from mari_onnx.model.dims import Dim, Size, divide, product
