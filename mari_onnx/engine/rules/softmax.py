@@ -202,7 +202,8 @@ def _live(b: Builder, cat: Cat, weightless: tuple[bool, ...], order: list[Axis])
             if part.sub is None and isinstance(part.body, Leaf):
                 return Cat(cat.axis, (Part(part.at, None, _share(b, next(leaves(part.body)), 1)), *_zeros(dead, zero)))
             inner = within(order, cat.axis, part.sub)
-            return Cat(cat.axis, (Part(part.at, part.sub, _rows(b, part.body, part.sub, inner)), *_zeros(dead, zero)))
+            body = _rows(b, part.body, part.sub, inner)  # type: ignore[arg-type]
+            return Cat(cat.axis, (Part(part.at, part.sub, body), *_zeros(dead, zero)))
         sub = Axis(sum(len(p.at) for p in live))
         places = sorted(q for p in live for q in p.at)
         index = {q: i for i, q in enumerate(places)}
