@@ -16,7 +16,7 @@ from onnx import NodeProto, TensorProto
 
 from mari_onnx.engine import emit
 from mari_onnx.engine.builder import RANDOM, Builder, Tensor, captures
-from mari_onnx.engine.context import RULES, Context, from_tensor
+from mari_onnx.engine.context import RULES, Context, constant, from_tensor
 from mari_onnx.engine.rules import loop as loop_rules
 from mari_onnx.engine.rules import shape as shape_rules
 from mari_onnx.engine.value import Axis, Cat, Decline, Group, Leaf, Part, Value, axes_of, is_const, kind
@@ -24,6 +24,8 @@ from mari_onnx.model.dims import Dim, Size
 from mari_onnx.sides import Sides
 
 N = Dim.symbol("N")
+FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What a rule may raise on a graph that it did not expect."""
 STRICT = bool(os.environ.get("MARI_ONNX_STRICT"))
 """Raise what a rule trips over, for tests, instead of leaving the node as it is."""
 
@@ -61,9 +63,10 @@ def enter(walk: Walk, graph: onnx.GraphProto, sides: Sides) -> None:
     for proto in graph.initializer:
         initialized.add(proto.name)
         if proto.data_type == TensorProto.STRING:
-            walk.env[proto.name] = from_tensor(walk.b.input(proto.name, proto.data_type, tuple(proto.dims), frozenset()))
+            tensor = walk.b.input(proto.name, proto.data_type, tuple(proto.dims), frozenset())
         else:
-            walk.env[proto.name] = from_tensor(walk.b.initializer(proto))
+            tensor = walk.b.initializer(proto)
+        walk.env[proto.name] = from_tensor(tensor)
     for sparse in graph.sparse_initializer:
         name = sparse.values.name
         initialized.add(name)
@@ -147,7 +150,9 @@ def _input(walk: Walk, info: onnx.ValueInfoProto, sides: Sides, names: set[str |
     walk.env[info.name] = Value(groups, body, tensor.dtype)
 
 
-def _packed(b: Builder, tensor: Tensor, axes: Sequence[Axis | None], columns: Mapping[str, Sequence[int]], at: int) -> Cat:
+def _packed(
+    b: Builder, tensor: Tensor, axes: Sequence[Axis | None], columns: Mapping[str, Sequence[int]], at: int
+) -> Cat:
     """``X[N, F]``: the user's columns from row 0, the others as they are."""
     rows, across = axes[at], axes[1 - at]
     assert across is not None
@@ -195,7 +200,7 @@ def visit(walk: Walk, node: NodeProto) -> None:
                 outputs = found(ctx)
         except Decline as decline:
             reason, name, outputs = str(decline), "default", None
-        except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        except FAILURES as error:
             if STRICT:
                 raise
             # a rule that trips over a graph it did not expect leaves the node as it is
@@ -244,7 +249,5 @@ def _split_inputs(value: Value | None) -> bool:
 
 def constant_of(walk: Walk, name: str) -> np.ndarray | None:
     """A tensor's value where it is a build-time constant."""
-    from mari_onnx.engine.context import constant
-
     value = walk.env.get(name)
     return None if value is None else constant(walk.b, value)
