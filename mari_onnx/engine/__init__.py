@@ -11,6 +11,7 @@ from onnx import AttributeProto, NodeProto
 
 from mari_onnx.engine import rules  # noqa: F401  fills the table
 from mari_onnx.engine.builder import Builder, Tensor
+from mari_onnx.engine.context import from_tensor
 from mari_onnx.engine.cost import graph_cost
 from mari_onnx.engine.finish import assemble, fuse_gemm, live, name_outputs
 from mari_onnx.engine.interpreter import NodeReport, Walk, constant_of, enter, visit
@@ -26,7 +27,10 @@ OLDEST = 11
 
 @dataclass(frozen=True)
 class Options:
-    """candidates: N for which the cost model weighs rewrites. target: "cpu" or "cuda". skip: source nodes left alone."""
+    """How to rewrite.
+
+    candidates: N for which the cost model weighs rewrites. target: "cpu" or "cuda". skip: source nodes left alone.
+    """
 
     candidates: int = 500
     target: str = "cpu"
@@ -75,7 +79,8 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options, opsets: dic
     lifted = {n for n, t in stored.items() if walk.env[n].groups is not None and t.shape != walk.env[n].shape}
     both = sorted(lifted & {info.name for info in graph.output})
     if both:
-        return Rewrite(model, False, [], reason=f"the user input {both[0]!r} is an output too, and must keep its N rows")
+        reason = f"the user input {both[0]!r} is an output too, and must keep its N rows"
+        return Rewrite(model, False, [], reason=reason)
     for node in graph.node:
         _visit(walk, node)
     wanted = [(o.name, walk.inputs.get(o.name) or _output(walk, walk.env[o.name])) for o in graph.output]
@@ -83,7 +88,8 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options, opsets: dic
     nodes = fuse_gemm(live(walk.b, outputs), outputs, options.target)
     _restore_names(walk, nodes, outputs)
     shapes = {name: value.shape for name, value in walk.env.items() if value.groups is not None}
-    out_shapes = {t.name: t.shape for n in nodes for t in [*n.inputs, *n.outputs] if t is not None and t.shape is not None}
+    written = [t for n in nodes for t in [*n.inputs, *n.outputs] if t is not None]
+    out_shapes = {t.name: t.shape for t in written if t.shape is not None}
     made = assemble(model if not model.functions else _with_graph(model, graph), nodes, outputs, stored)
     result = Rewrite(
         made,
@@ -113,8 +119,6 @@ def _visit(walk: Walk, node: NodeProto) -> None:
             wanted = "then_branch" if condition.reshape(-1)[0] else "else_branch"
             branch = next(a.g for a in node.attribute if a.name == wanted)
             for proto in branch.initializer:
-                from mari_onnx.engine.context import from_tensor
-
                 walk.env[proto.name] = from_tensor(walk.b.const(onnx.numpy_helper.to_array(proto), proto.data_type))
             for inner in branch.node:
                 _visit(walk, inner)
