@@ -72,7 +72,8 @@ def test_recurrent_and_attention_grow_with_length():
 def test_einsum_sizes_names_the_ellipsis_and_the_implicit_output():
     operands, output, sizes = einsum_sizes("...ij,jk", [(9, 2, 3), (3, 4)])
     assert [len(x) for x in operands] == [3, 2]
-    assert output[1:] == "ik" and [sizes[x] for x in output] == [9, 2, 4]
+    assert output[1:] == "ik"
+    assert [sizes[x] for x in output] == [9, 2, 4]
 
 
 def test_unknown_shapes_count_as_nothing():
