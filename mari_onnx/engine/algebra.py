@@ -33,8 +33,19 @@ def stretch(
     for leaf in leaves:
         present = axes_of(leaf)
         lead = next((i for i, a in enumerate(axes) if a in present), len(axes)) if leaf is not biggest else 0
-        out.append(write(b, leaf, [(a,) if a is not None else () for a in axes[lead:]]))
+        full = frozenset(_filled(leaf, axes[lead:]))
+        out.append(write(b, leaf, [(a,) if a is not None else () for a in axes[lead:]], full))
     return out, tuple(axes)
+
+
+def _filled(leaf: Leaf, axes: Sequence[Axis | None]) -> list[Axis]:
+    """Axes along which a small constant is repeated at build time: onnxruntime broadcasts along inner axes slowly."""
+    inside = [a for a in axes if a is not None]
+    if not leaf.tensor.const or not axes_of(leaf) or not inside or inside[-1] in axes_of(leaf):
+        return []
+    if not all(isinstance(a.size, int) for a in inside) or volume(inside) > FOLD_LIMIT:
+        return []
+    return inside
 
 
 def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) -> Leaf:

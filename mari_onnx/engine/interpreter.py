@@ -26,6 +26,8 @@ from mari_onnx.sides import Sides
 N = Dim.symbol("N")
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What a rule may raise on a graph that it did not expect."""
+NARROW = frozenset({17, 18, 19, 20, 21, 22, 23, 24, 25, 26})
+"""float8, float4 and integers of 4 and 2 bits: no operator repeats or joins them, so they keep their N rows."""
 STRICT = bool(os.environ.get("MARI_ONNX_STRICT"))
 """Raise what a rule trips over, for tests, instead of leaving the node as it is."""
 
@@ -205,6 +207,8 @@ def visit(walk: Walk, node: NodeProto) -> None:
                 raise
             # a rule that trips over a graph it did not expect leaves the node as it is
             reason, name, outputs = f"the rule failed ({type(error).__name__}: {error})", "default", None
+    if outputs is not None and any(v is not None and v.dtype in NARROW and _partial(v) for v in outputs):
+        reason, name, outputs = "Expand and Concat do not take the element type", "default", None
     if outputs is None:
         outputs = ctx.write_out()
     loop_rules.follow(ctx, outputs)
@@ -231,6 +235,10 @@ def _report(
         action = "kept"
     return NodeReport(node.name or (node.output[0] if node.output else ""), node.op_type, kinds, action, name, reason,
                       tuple(node.output))  # fmt: skip
+
+
+def _partial(value: Value) -> bool:
+    return value.groups is not None and (isinstance(value.body, Cat) or axes_of(value.body) != frozenset(value.axes))
 
 
 def _saves(value: Value) -> bool:
