@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 SETUP := setup.cfg pyproject.toml
+EXTRAS := test peers plot parquet
+comma := ,
+space := $(subst ,, )
 # One worker a core, up to four: models are small, and so may be the machine.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest models interop bench audit wheel clean
+.PHONY: help demo test lint types pytest fuzz models interop bench bench-gpu audit pins wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -35,12 +38,25 @@ models: $(STAMPS)/models ## train and export the sample models anew (needs torch
 interop: $(STAMPS)/interop ## export, optimize, check and measure public models; docs/interop.md
 	$(BIN)/python -m benchmarks.interop
 
-bench: $(STAMPS)/base ## the first layer against its floor, fragmented against neat; with targets
-	$(BIN)/python -m benchmarks
+fuzz: $(STAMPS)/test ## random graphs for as long as you like: make fuzz ARGS='--examples 20000'
+	$(BIN)/python -m tests.fuzz.run $(ARGS)
+
+bench: $(STAMPS)/test ## every benchmark with its targets, under ten minutes; docs/benchmarks.md
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-gpu: $(STAMPS)/gpu ## the same on CUDA in float32 and float16; docs/gpu.json
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 audit: $(STAMPS)/test ## known vulnerabilities of what is installed
 	$(BIN)/pip install -q pip-audit
 	$(BIN)/pip-audit --skip-editable
+
+# Versions with hashes, no address: the index is whichever pip is set up for.
+pins: $(BIN)/python ## what CI installs, anew: requirements-ci.txt (takes minutes)
+	$(BIN)/pip install -q pip-tools
+	$(BIN)/pip-compile -q --upgrade --generate-hashes --no-header --strip-extras --allow-unsafe \
+		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-annotate \
+		$(foreach extra,$(EXTRAS),--extra $(extra)) -o requirements-ci.txt setup.cfg
 
 wheel: $(STAMPS)/test ## the released wheel, in dist/
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --wheel
@@ -55,9 +71,19 @@ $(STAMPS)/base: $(SETUP) | $(BIN)/python
 	$(BIN)/pip install -q -e .
 	@mkdir -p $(STAMPS) && touch $@
 
-$(STAMPS)/test: $(SETUP) | $(BIN)/python
-	$(BIN)/pip install -q -e '.[test]'
+# With PINS (a file of versions and hashes, as in CI) exactly what it says, else the newest.
+$(STAMPS)/test: $(SETUP) $(PINS) | $(BIN)/python
+ifdef PINS
+	$(BIN)/pip install -q --require-hashes -r $(PINS)
+	$(BIN)/pip install -q --no-deps -e .
+else
+	$(BIN)/pip install -q -e '.[$(subst $(space),$(comma),$(EXTRAS))]'
+endif
 	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/base
+
+$(STAMPS)/gpu: $(STAMPS)/test
+	$(BIN)/pip install -q -e '.[cuda]'
+	@touch $@
 
 # torch first: a range would bring a build with several GB of CUDA.
 $(STAMPS)/models: $(SETUP) | $(BIN)/python
