@@ -117,8 +117,8 @@ def _cast(ctx: Context, leaf: Leaf, to: int) -> Leaf:
 def cast_like(ctx: Context) -> list[Value]:
     x = ctx.input(0)
     other = ctx.inputs[1]
-    if other is None:
-        raise Decline("the target type is missing")
+    if other is None or other.groups is None:
+        raise Decline("the target type is not known")
     to = other.dtype
     if x.dtype == to:
         return [x]
