@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import onnx
 
 NOT_WORTH = "by parts it was not found to pay"
+TOGETHER = "takes what is equal for all together with what differs by candidate"
+_WRITES_OUT = frozenset({"Concat", "Expand", "Tile"})
 _DONE = {
     "lifted": "runs once a request in the output",
     "split": "its user part runs once a request in the output",
@@ -58,23 +60,20 @@ def source_of(name: str, sources: Iterable[str] | Mapping[str, Any]) -> str | No
     return None
 
 
-def _told(
-    found: Residual, graph: Iterable[onnx.NodeProto], nodes: Mapping[str, Node], done: bool
-) -> dict[str, Any]:
+def _told(found: Residual, graph: Iterable[onnx.NodeProto], nodes: Mapping[str, Node], done: bool) -> dict[str, Any]:
     """`found` as JSON, each node with why it is left, or (`done`) what becomes of it."""
     told = found.to_dict()
-    origins = _origins(graph, {x.name: x for x in found.worst(len(found.nodes))})
+    wasteful = {x.name: x for x in found.worst(len(found.nodes))}
+    origins = _origins(graph, wasteful)
     for each in told["nodes"]:
-        name = source_of(each["name"], nodes)
-        origin = source_of(origins.get(each["name"], each["name"]), nodes)
-        each["source"] = name
-        each["why"] = _why(name, origin, nodes, done)
+        origin = origins.get(each["name"], each["name"])
+        written = wasteful[origin].op in _WRITES_OUT
+        each["source"] = source_of(each["name"], nodes)
+        each["why"] = _why(each["source"], source_of(origin, nodes), written, nodes, done)
     return told
 
 
-def _origins(
-    graph: Iterable[onnx.NodeProto], wasteful: Mapping[str, NodeResidual]
-) -> dict[str, str]:
+def _origins(graph: Iterable[onnx.NodeProto], wasteful: Mapping[str, NodeResidual]) -> dict[str, str]:
     """For each wasteful node the one that its redundant rows come from, itself if from nowhere."""
     made: dict[str, str] = {}
     origins: dict[str, str] = {}
@@ -87,7 +86,8 @@ def _origins(
     return origins
 
 
-def _why(name: str | None, origin: str | None, nodes: Mapping[str, Node], done: bool) -> str:
+def _why(name: str | None, origin: str | None, written: bool, nodes: Mapping[str, Node], done: bool) -> str:
+    """Why a node of source `name` is left; `written`: its origin is a Concat, Expand or Tile."""
     own = nodes.get(name or "")
     if own is None:
         return "it belongs to no single operator of the source"
@@ -97,11 +97,12 @@ def _why(name: str | None, origin: str | None, nodes: Mapping[str, Node], done: 
         return written_out(nodes[own.stopped_by])
     if done and own.action in _DONE:
         return _DONE[own.action]
-    if origin is not None and origin != name:
-        return written_out(nodes[origin])
     if done:
         return "nodes around it are taken apart"
-    return f"{own.op} writes its inputs out here: {NOT_WORTH}"
+    if origin is None or origin == name:
+        return f"{own.op} {f'writes its inputs out here: {NOT_WORTH}' if written else TOGETHER}"
+    before = nodes[origin]
+    return written_out(before) if written else f"{before.op} {before.name!r} {TOGETHER}"
 
 
 def written_out(stop: Node) -> str:

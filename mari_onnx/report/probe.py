@@ -81,16 +81,12 @@ def pick_n(model: onnx.ModelProto, near: int) -> int:
     dims = {d for t in model.graph.initializer for d in t.dims}
     for value in model.graph.input:
         dims |= {d.dim_value for d in value.type.tensor_type.shape.dim if d.dim_value}
-    primes = [
-        p for p in range(11, max(near, 11) + 1) if all(p % q for q in range(2, math.isqrt(p) + 1))
-    ]
+    primes = [p for p in range(11, max(near, 11) + 1) if all(p % q for q in range(2, math.isqrt(p) + 1))]
     free = [p for p in primes if not any(d and d % p == 0 for d in dims)]
     return (free or primes)[-1]
 
 
-def observe(
-    model: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]], order: np.ndarray
-) -> dict[str, Seen]:
+def observe(model: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]], order: np.ndarray) -> dict[str, Seen]:
     """Every tensor of the main graph by name.
 
     Args:
@@ -127,12 +123,8 @@ def _look(arrays: list[Any], order: np.ndarray) -> Seen:
             continue
         unlike = [a.reshape(wide) for a in (first, *others)]
         heads = [np.take(a, [0], at) for a in unlike]
-        equal = np.logical_and.reduce(
-            [_close(a, h, at) for a, h in zip(unlike, heads, strict=True)]
-        )
-        constant = (
-            np.logical_and.reduce([_close(h, heads[0]) for h in heads[1:]]) if others else None
-        )
+        equal = np.logical_and.reduce([_close(a, h, at) for a, h in zip(unlike, heads, strict=True)])
+        constant = np.logical_and.reduce([_close(h, heads[0]) for h in heads[1:]]) if others else None
         return Seen(shape, axis, fold, equal, None if constant is None else constant & equal)
     # No axis follows the permutation: one row a request, or sorted or otherwise mixed by position.
     return Seen(shape, None if np.all(_close(first, permuted)) else _any_axis(shape, n))
@@ -181,9 +173,7 @@ class _Taint:
         """`seen` with `constant` kept only where saturation may be the cause."""
         doubtful: set[str] = set()
         for node in self.nodes:
-            involved = node.op_type not in ("Shape", "Size") and any(
-                x in self.data for x in node.input
-            )
+            involved = node.op_type not in ("Shape", "Size") and any(x in self.data for x in node.input)
             involved = involved or any(a.HasField("g") for a in node.attribute)
             if involved:
                 self.data.update(node.output)
@@ -212,11 +202,7 @@ def _probe(model: onnx.ModelProto) -> onnx.ModelProto:
     copy.CopyFrom(model)
     tables = {node.input[0] for node in copy.graph.node if node.op_type == "Gather"}
     for weight in copy.graph.initializer:
-        if (
-            weight.data_type != onnx.TensorProto.FLOAT
-            or len(weight.dims) < 2
-            or math.prod(weight.dims) < 16
-        ):
+        if weight.data_type != onnx.TensorProto.FLOAT or len(weight.dims) < 2 or math.prod(weight.dims) < 16:
             continue
         values = numpy_helper.to_array(weight)
         spread = float(values.std())
@@ -232,9 +218,7 @@ def _probe(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _run(
-    probe: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]]
-) -> Iterator[tuple[str, list[Any]]]:
+def _run(probe: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]]) -> Iterator[tuple[str, list[Any]]]:
     """Each node output by name with its values, one a feed; as many at once as memory allows."""
     import onnx
 
@@ -257,9 +241,7 @@ def _run(
             chunk, held = [], 0
 
 
-def _session_runs(
-    model: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]], path: Path
-) -> list[list[Any]]:
+def _session_runs(model: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]], path: Path) -> list[list[Any]]:
     import onnx
     import onnxruntime
 
@@ -301,9 +283,7 @@ def _sizes(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> dict[str, 
     del bare.graph.value_info[:]
     try:
         inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True)
-    except (
-        Exception
-    ):  # too large, or a shape it cannot make sense of: the estimate is only for memory
+    except Exception:  # too large, or a shape it cannot make sense of: the estimate is only for memory
         return {}
     found = {}
     for value in inferred.graph.value_info:

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "mari-onnx/report"
 SCHEMA_VERSION = 1
-PRODUCTS = frozenset(
-    {"MatMul", "Gemm", "Einsum", "Conv", "MatMulInteger", "QLinearMatMul", "MatMulNBits"}
-)
+PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum", "Conv", "MatMulInteger", "QLinearMatMul", "MatMulNBits"})
 # Lengths that the graph leaves free (a history, say) are costed as this long, requests as one.
 FREE_LENGTH = 50
 
@@ -133,9 +131,7 @@ class Report:
         """The operators that stopped the rewrite, those that stopped most first."""
         after = Counter(node.stopped_by for node in self.nodes if node.stopped_by)
         found = [
-            Stop(node.name, node.op, node.reason or "", after[node.name])
-            for node in self.nodes
-            if stops_here(node)
+            Stop(node.name, node.op, node.reason or "", after[node.name]) for node in self.nodes if stops_here(node)
         ]
         return sorted(found, key=lambda stop: -stop.after)
 
@@ -182,10 +178,7 @@ def build(source: onnx.ModelProto, rewrite: Rewrite, sides: Sides, candidates: i
 
     shapes = concrete(rewrite.shapes, candidates)
     graph = flat(source)
-    costs = {
-        next(iter(node.output), ""): cost * (1 / candidates)
-        for node, cost in node_costs(graph, shapes)
-    }
+    costs = {next(iter(node.output), ""): cost * (1 / candidates) for node, cost in node_costs(graph, shapes)}
     stopped = stopped_by(graph.node, {next(iter(n.outputs), ""): n for n in rewrite.nodes})
     inputs = [
         Input(
@@ -202,9 +195,7 @@ def build(source: onnx.ModelProto, rewrite: Rewrite, sides: Sides, candidates: i
         first = next(iter(n.outputs), "")
         cost = costs.get(first)
         own = (None, None) if cost is None else (cost.flops, cost.bytes)
-        nodes.append(
-            Node(n.name, n.op, n.kind, n.action, n.rule, n.reason, stopped.get(first), *own)
-        )
+        nodes.append(Node(n.name, n.op, n.kind, n.action, n.rule, n.reason, stopped.get(first), *own))
     return Report(
         changed=rewrite.changed,
         candidates=candidates,
@@ -218,9 +209,7 @@ def build(source: onnx.ModelProto, rewrite: Rewrite, sides: Sides, candidates: i
     )
 
 
-def totals(
-    graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]], candidates: int
-) -> Totals:
+def totals(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]], candidates: int) -> Totals:
     """Totals of `graph` for the given shapes, FLOPs and bytes divided by `candidates`."""
     from mari_onnx.engine.cost import graph_cost
 
@@ -237,8 +226,7 @@ def concrete(shapes: Mapping[str, Sequence[Any]], candidates: int) -> dict[str, 
     """Symbolic shapes as numbers: N is `candidates`, R one, any other symbol `FREE_LENGTH`."""
     values = _Lengths({"N": candidates, "R": 1})
     return {
-        name: tuple(d if isinstance(d, int) else d.evaluate(values) for d in shape)
-        for name, shape in shapes.items()
+        name: tuple(d if isinstance(d, int) else d.evaluate(values) for d in shape) for name, shape in shapes.items()
     }
 
 

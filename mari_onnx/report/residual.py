@@ -203,10 +203,7 @@ def _fix(declared: Signature, layout: Layout, length: int) -> Signature:
             return d
         return 1 if symbol == requests else length
 
-    inputs = (
-        replace(x, shape=tuple(dim(x.name, k, d) for k, d in enumerate(x.shape)))
-        for x in declared.inputs
-    )
+    inputs = (replace(x, shape=tuple(dim(x.name, k, d) for k, d in enumerate(x.shape))) for x in declared.inputs)
     return replace(declared, inputs=tuple(inputs))
 
 
@@ -239,9 +236,7 @@ def _shapes(looks: Sequence[Seen | None]) -> list[tuple[int, ...] | None]:
     return [None if x is None else x.shape for x in looks]
 
 
-def _node(
-    node: onnx.NodeProto, cost: Cost, ins: Sequence[Seen | None], outs: Sequence[Seen | None]
-) -> NodeResidual:
+def _node(node: onnx.NodeProto, cost: Cost, ins: Sequence[Seen | None], outs: Sequence[Seen | None]) -> NodeResidual:
     results, sure_results = _results(outs)
     terms = _terms(node, ins, outs)
     flops, sure_flops = terms if terms is not None else (results, sure_results)
@@ -287,28 +282,20 @@ def _equal_share(looks: Sequence[Seen | None], doubtful: bool) -> float:
     return sum(int(m.sum()) for m in masks if m is not None) / total if total else 0.0
 
 
-def _moved(
-    node: onnx.NodeProto, ins: Sequence[Seen | None], outs: Sequence[Seen | None]
-) -> tuple[float, float]:
+def _moved(node: onnx.NodeProto, ins: Sequence[Seen | None], outs: Sequence[Seen | None]) -> tuple[float, float]:
     """The share of elements read and written that are equal for all candidates."""
     read = ins[1:] if node.op_type in _READS_A_PART else ins
 
     def share(doubtful: bool) -> float:
         looks = [x for x in (*read, *outs) if x is not None]
         total = sum(math.prod(x.shape) for x in looks)
-        equal = sum(
-            int(m.sum())
-            for x in looks
-            if x.axis is not None and (m := _mask(x, doubtful)) is not None
-        )
+        equal = sum(int(m.sum()) for x in looks if x.axis is not None and (m := _mask(x, doubtful)) is not None)
         return equal / total if total else 0.0
 
     return _pair(share)
 
 
-def _terms(
-    node: onnx.NodeProto, ins: Sequence[Seen | None], outs: Sequence[Seen | None]
-) -> tuple[float, float] | None:
+def _terms(node: onnx.NodeProto, ins: Sequence[Seen | None], outs: Sequence[Seen | None]) -> tuple[float, float] | None:
     """The share of terms of a product or sum that are equal for all; None for other operators."""
     if not outs or outs[0] is None:
         return None
@@ -344,9 +331,7 @@ def _product_share(
     return float(np.where(out, 1.0, counts / depth).mean())
 
 
-def _einsum_terms(
-    node: onnx.NodeProto, left: np.ndarray, right: np.ndarray
-) -> tuple[np.ndarray, int]:
+def _einsum_terms(node: onnx.NodeProto, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, int]:
     """How many terms of each output element have equal factors, and how many terms it has."""
     equation = next(x.s.decode() for x in node.attribute if x.name == "equation")
     if len(node.input) != 2:

@@ -47,10 +47,7 @@ def views(source: onnx.ModelProto, rewrite: Rewrite, report: Report) -> dict[str
     both share: an output node is where its source node is.
     """
     graph = flat(source)
-    by_output = {
-        next(iter(done.outputs), ""): node
-        for done, node in zip(rewrite.nodes, report.nodes, strict=True)
-    }
+    by_output = {next(iter(done.outputs), ""): node for done, node in zip(rewrite.nodes, report.nodes, strict=True)}
     tree = grouped([scopes(node) for node in graph.node])
     paths = _paths(tree)
     where = {label(node): paths[i] for i, node in enumerate(graph.node)}
@@ -110,9 +107,7 @@ def _graph(
     used = {x for node in nodes for x in (*node["inputs"], *node["outputs"])}
     return {
         "nodes": nodes,
-        "inputs": [
-            {"name": x.name, "kind": inputs[x.name]} for x in graph.input if x.name in inputs
-        ],
+        "inputs": [{"name": x.name, "kind": inputs[x.name]} for x in graph.input if x.name in inputs],
         "outputs": [x.name for x in graph.output],
         "weights": [name for name in weights if name in used],
         "shapes": {name: shape for name, shape in known.items() if name in used},
@@ -190,9 +185,7 @@ def _tidy(group: Group) -> Group:
     while len(group.nodes) > FEW or len(group.groups) > FEW:
         nodes, groups = group.nodes, group.groups
         if len(nodes) > FEW:
-            groups = groups + [
-                Group(f"nodes {part[0] + 1} to {part[-1] + 1}", part) for part in _parts(nodes)
-            ]
+            groups = groups + [Group(f"nodes {part[0] + 1} to {part[-1] + 1}", part) for part in _parts(nodes)]
             group.nodes = []
         else:
             groups = [Group(_span(part), [], part) for part in _parts(groups)]
