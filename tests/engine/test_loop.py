@@ -101,6 +101,43 @@ def traced(g: Graph, ids: str, table: str, op: str, offsets: str, bags: str, new
     return g.ConcatFromSequence(found, axis=0, **({"new_axis": 1} if new_axis else {}))
 
 
+def padded(g: Graph, ids: str, table: str, op: str, offsets: str, bags: str) -> str:
+    """As the newer exporter does where an id is padding: a Loop inside collects the positions of the others."""
+    flat = g.reshape(ids, -1)
+    rows, count, zeros = g.Gather(table, flat), g.Size(bags), g.const(np.zeros((1, 4)))
+    zero, one, minus, rank = (g.const(v, INT) for v in (0, 1, [-1], 7))
+    head = [*scalars(g), ValueInfoProto(name=g.name("k")), ValueInfoProto(name=g.name("s"))]
+    index, sequence = head[2].name, head[3].name
+
+    def body() -> list[str]:
+        start, end = g.Gather(offsets, index), g.Gather(offsets, g.Add(index, one))
+        inner = [*scalars(g), ValueInfoProto(name=g.name("f")), ValueInfoProto(name=g.name("j"))]
+        found, place = inner[2].name, inner[3].name
+
+        def search() -> list[str]:
+            own = g.Gather(flat, place)
+            up = subgraph(g, lambda: [g.Add(own, rank)])
+            own = g.If(g.Less(own, zero), then_branch=up, else_branch=subgraph(g, lambda: [g.Identity(own)]))
+            more = subgraph(g, lambda: [g.Concat(found, g.Reshape(place, minus), axis=0)])
+            kept = g.If(
+                g.Not(g.Equal(own, one)), then_branch=more, else_branch=subgraph(g, lambda: [g.Identity(found)])
+            )
+            after = g.Add(place, one)
+            return [g.Less(after, end), kept, after]
+
+        states = ["", g.Less(start, end), g.const(np.zeros(0), INT), start]
+        positions, _ = g.nodes_of("Loop", states, 2, body=subgraph(g, search, inner))
+        none = subgraph(g, lambda: [g.Identity(zeros)])
+        some = subgraph(g, lambda: [g.reduce(op, g.Gather(rows, positions), [0])])
+        row = g.If(g.Equal(g.Size(positions), zero), then_branch=none, else_branch=some)
+        more = g.Add(index, one)
+        return [g.Less(more, count), more, g.SequenceInsert(sequence, row)]
+
+    states = ["", g.Less(zero, count), zero, g.SequenceEmpty(dtype=TensorProto.DOUBLE)]
+    _, found = g.nodes_of("Loop", states, 2, body=subgraph(g, body, head))
+    return g.ConcatFromSequence(found, axis=0)
+
+
 def loops(result: Rewrite) -> int:
     return sum(node.op_type == "Loop" for node in result.model.graph.node)
 
@@ -127,6 +164,20 @@ def test_traced_bags_of_the_user_are_computed_once(op: str, size: int) -> None:
     g = Graph(20)
     ids = g.user(size, high=9)
     bags = traced(g, ids, g.weight(9, 4), op, progression(g, ids, size), progression(g, ids, size, end=False))
+    result = lifted(mixed(g, bags))
+    assert loops(result) == 0
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("side", ["user", "item"])
+@pytest.mark.parametrize("opset", [17, 20])
+def test_bags_with_padding_are_masked(op: str, size: int, side: str, opset: int) -> None:
+    """A bag of padding alone is zero, whatever is reduced."""
+    g = Graph(opset)
+    ids = g.input(side, N, size, high=3)
+    table = g.weight(7, 4)
+    bags = padded(g, ids, table, op, progression(g, ids, size), progression(g, ids, size, end=False))
     result = lifted(mixed(g, bags))
     assert loops(result) == 0
 
@@ -239,6 +290,33 @@ def test_the_number_of_the_iteration_as_a_number_stays() -> None:
     g = Graph()
     (rows,) = over(g, lambda i: g.Cast(i, to=TensorProto.DOUBLE))
     stays(g, rows)
+
+
+def test_an_element_and_the_number_of_a_sequence() -> None:
+    g = Graph(20)
+    ids = g.item(2, high=9)
+    both = (progression(g, ids, 2, end) for end in (True, False))
+    traced(g, ids, g.weight(9, 4), "Sum", *both)
+    found = g.nodes[-1].input[0]
+    first = g.SequenceAt(found, g.const(0, INT))
+    number = g.Cast(g.SequenceLength(found), to=TensorProto.DOUBLE)
+    assert loops(check(mixed(g, g.Add(g.item(4), g.Mul(first, number))))) == 0
+
+
+def test_what_an_if_on_data_must_not_run_stays() -> None:
+    """A look-up that is in range only where its branch is taken."""
+    g = Graph()
+    ids, table = g.item(high=9), g.weight(5, 4)
+    count, going, limit = g.Gather(g.Shape(ids), g.const(0, INT), axis=0), g.const(True, BOOL), g.const(5, INT)
+    head = scalars(g)
+
+    def body() -> list[str]:
+        own = g.Gather(ids, head[0].name, axis=0)
+        there = subgraph(g, lambda: [g.Gather(table, own)])
+        zeros = subgraph(g, lambda: [g.Identity(g.const(np.zeros(4)))])
+        return [g.Identity(going), g.If(g.Less(own, limit), then_branch=there, else_branch=zeros)]
+
+    stays(g, g.Loop(count, going, body=subgraph(g, body, head)))
 
 
 def test_a_running_sum_stays() -> None:
