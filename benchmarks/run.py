@@ -69,7 +69,9 @@ def page(found: list[Section], seconds: float) -> str:
     lines = [
         "# Benchmarks",
         "`make bench` prints and writes this page "
-        f"({seconds / 60:.0f} minutes here); the command under each title prints its table alone.",
+        f"({seconds / 60:.0f} minutes here, the whole models already exported to "
+        "build/industrial/, which the first run does); the command under each title prints its "
+        "table alone.",
         "",
         "All figures are of one run on "
         f"{on['processor']}, {on['cores']} cores, {on['system']}, Python {on['python']}, "
