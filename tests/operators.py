@@ -73,7 +73,7 @@ def samples(heavy: bool = False) -> Iterator[Sample]:
             continue
         node = model.graph.node[0]
         given = {
-            i.name: numpy_helper.to_array(x) if isinstance(x, TensorProto) else x
+            i.name: numpy_helper.to_array(x) if isinstance(x, TensorProto) else _array(x)
             for i, x in zip(model.graph.input, case.data_sets[0][0], strict=False)
         }
         infos = {i.name: i for i in model.graph.input}
@@ -82,6 +82,11 @@ def samples(heavy: bool = False) -> Iterator[Sample]:
             [_opset(node.op_type, o) for o in model.opset_import],
         )  # fmt: skip
     yield from extra()
+
+
+def _array(value: Any) -> Any:
+    """Scalars of numpy as arrays; strings, sequences and None as they are."""
+    return np.asarray(value) if isinstance(value, np.generic) else value
 
 
 def _opset(op: str, stated: onnx.OperatorSetIdProto) -> onnx.OperatorSetIdProto:
@@ -106,10 +111,7 @@ def extra() -> Iterator[Sample]:
     def one(op: str, *inputs: Any, outputs: int = 1, opset: int = 21, **attrs: Any) -> Sample:
         names = [f"i{k}" for k in range(len(inputs))]
         node = helper.make_node(op, names, [f"o{k}" for k in range(outputs)], **attrs)
-        infos: list[Any] = [
-            None if isinstance(x, list) else helper.make_tensor_value_info(
-                n, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape) for n, x in zip(names, inputs, strict=True)
-        ]  # fmt: skip
+        infos = [_info(n, x) for n, x in zip(names, inputs, strict=True)]
         return Sample(f"extra_{op.lower()}", node, infos, list(inputs), [helper.make_opsetid("", opset)])
 
     yield one("MaxPool", image, kernel_shape=[2, 2], strides=[2, 2])
@@ -123,8 +125,18 @@ def extra() -> Iterator[Sample]:
     yield one("RandomUniform", shape=[3, 4])
     yield one("SequenceConstruct", table, table)
     yield one("SequenceEmpty")
-    yield one("Optional", table)
+    yield one("SequenceAt", [table, table], np.array(1))
+    yield one("SequenceErase", [table, table])
+    yield one("SequenceLength", [table, table])
+    yield one("ConcatFromSequence", [table, table], axis=1)
     yield one("MaxRoiPool", image, np.array([[0, 0, 0, 3, 3]], np.float32), pooled_shape=[2, 2])
+
+
+def _info(name: str, value: Any) -> onnx.ValueInfoProto:
+    if isinstance(value, list):
+        kind = helper.np_dtype_to_tensor_dtype(value[0].dtype)
+        return helper.make_tensor_sequence_value_info(name, kind, value[0].shape)
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
 
 
 # ---- layouts -------------------------------------------------------------------------------------------------------
@@ -212,6 +224,8 @@ def build(sample: Sample, layout: Layout, more: str) -> Built | None:
             value = np.repeat(value, ROWS, axis=0)
         if value.dtype.kind == "f" and more != "as is":
             value = (value + 0.05 * np.abs(value).mean() * rng.random(value.shape)).astype(value.dtype)
+        if not value.shape[0]:
+            return None  # no candidates
         if rows is None:
             rows = value.shape[0]
         elif rows != value.shape[0]:

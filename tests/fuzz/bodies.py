@@ -50,6 +50,8 @@ def binary(f: Forge) -> Made:
         return f.put(f.g.Div(x, f.g.Add(f.g.Abs(other), f.g.const(np.array(1.5)))), shape)
     if op == "Pow":
         return f.put(f.g.Pow(x, f.g.const(np.array(f.one(2.0, 3.0)))), shape)
+    if op == "Mean" and f.g.dtype is not np.float32:
+        op = "Sum"  # the evaluator's Mean does not broadcast, onnxruntime's is of float32
     if op == "PRelu":
         return f.put(f.g.PRelu(x, other), shape)
     if op == "Where":

@@ -105,6 +105,8 @@ def merge(f: Forge) -> Made:
         return None
     i = f.int(0, len(shape) - 2)
     pair = shape[i : i + 2]
+    if pair == (N, N):
+        return None
     size: Size = (N, int(pair[1] if pair[0] == N else pair[0])) if N in pair else int(pair[0]) * int(pair[1])  # type: ignore[arg-type]
     if size == (N, 1):
         size = N
