@@ -28,6 +28,8 @@ from mari_onnx.engine.weigh import ELEMENT, NODE, SLOW, SPREAD, element, volume
 from mari_onnx.engine.write import as_leaf
 
 BINARY = {"Add", "Sub", "Mul", "Div", "Max", "Min"}
+NEARBY = 100
+"""How many nodes back the work of a form is looked for: a rule writes both ways one after the other."""
 WRITE = 0.5
 """The share of a tensor's own cost that falls on a contraction of it: others may want the tensor too."""
 DEPTH = 4
@@ -156,7 +158,7 @@ def _expand(
             continue
         terms = same_terms(b, [t for t in other_way if isinstance(t, Term)])
         price = _price(b, terms) + sum(ELEMENT * volume(t.out) for t in terms[1:])
-        price += _fresh(b, mark, terms)
+        price += _fresh(b, this, mark, terms)
         if price < cost:
             best, cost = list(terms), price
     return best
@@ -178,7 +180,7 @@ def _by_blocks(
     if pieces:
         return whole
     cost = [_price(b, [t for t in way if isinstance(t, Term)]) for way in (apart, whole)]
-    cost[0] += _fresh(b, mark, [t for t in apart if isinstance(t, Term)])
+    cost[0] += _fresh(b, x, mark, [t for t in apart if isinstance(t, Term)])
     op = _maker(b, x.tensor)
     cost[1] += element(op) * volume(axes_of(x)) + 0.5 * ELEMENT * volume(axes_of(x))  # and the row's Concat
     return apart if cost[0] < cost[1] else whole
@@ -207,21 +209,30 @@ def _maker(b: Builder, tensor: Tensor) -> str | None:
     return None
 
 
-def _fresh(b: Builder, mark: int, terms: Sequence[Term]) -> float:
-    """The price of element-wise work that the terms' operands need anew."""
-    total, seen = 0.0, set()
-    stack = [t.a.tensor for t in terms] + [t.c.tensor for t in terms] + [g.tensor for t in terms for g in t.outer]
-    while stack:
-        tensor = stack.pop()
-        if tensor.node is None or tensor.node < mark or tensor.name in seen:
-            continue
-        seen.add(tensor.name)
-        node = b.nodes[tensor.node]
+def _fresh(b: Builder, leaf: Leaf, mark: int, terms: Sequence[Term]) -> float:
+    """The price of element-wise work that the terms' operands need and the leaf, computed as it is, does not."""
+    first = min(mark, (leaf.tensor.node or mark) - NEARBY)
+    needed = _ancestors(b, [leaf.tensor], first)
+    total = 0.0
+    operands = [t.a.tensor for t in terms] + [t.c.tensor for t in terms]
+    for index in _ancestors(b, operands + [g.tensor for t in terms for g in t.outer], first) - needed:
+        node = b.nodes[index]
         sizes = {t.shape for t in node.inputs if t is not None and t.shape != ()}
         each = SPREAD if len(sizes) > 1 and node.proto.op_type in BINARY else element(node.proto.op_type)
-        total += each * volume([Axis(s) for s in tensor.known])
-        stack += [i for i in node.inputs if i is not None]
+        total += each * volume([Axis(s) for s in node.outputs[0].known])
     return total
+
+
+def _ancestors(b: Builder, tensors: Sequence[Tensor], first: int) -> set[int]:
+    """Nodes from ``first`` on that tensors are computed by."""
+    found: set[int] = set()
+    stack = list(tensors)
+    while stack:
+        index = stack.pop().node
+        if index is not None and index >= first and index not in found:
+            found.add(index)
+            stack += [i for i in b.nodes[index].inputs if i is not None]
+    return found
 
 
 def _lost(

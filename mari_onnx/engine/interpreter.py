@@ -124,14 +124,15 @@ def _input(walk: Walk, info: onnx.ValueInfoProto, sides: Sides, names: set[str |
     literals = {n for n in names if isinstance(n, int)}
     shape: list[Size] = []
     for i, dim in enumerate(dims):
-        candidate = side is not None and i == at
+        # in the [R, N, ...] layout the user's inputs are [R, ...]: only a name tells that one has the candidates' axis
+        candidate = side is not None and i == at and not (side == "user" and at)
         if dim.HasField("dim_value"):
             if candidate and dim.dim_value in literals:
                 b.fixed["N"] = dim.dim_value
                 shape.append(N)
             else:
                 shape.append(dim.dim_value)
-        elif (candidate and (at == 0 or side != "user")) or dim.dim_param in names:
+        elif candidate or dim.dim_param in names:
             shape.append(N)
         else:
             shape.append(Dim.symbol(dim.dim_param or f"{info.name}.{i}"))

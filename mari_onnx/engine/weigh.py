@@ -11,7 +11,7 @@ from mari_onnx.model.dims import Dim, symbols
 ELEMENT = 12.0
 """An element read and written by an element-wise operator (about 0.4 ns on a CPU core, a multiply-add 0.03 ns)."""
 SLOW = {
-    "Softmax": 45.0, "LayerNormalization": 40.0, "Exp": 30.0, "Erf": 40.0, "Tanh": 40.0, "Sigmoid": 40.0, "Gelu": 50.0,
+    "Softmax": 25.0, "LayerNormalization": 40.0, "Exp": 30.0, "Erf": 40.0, "Tanh": 40.0, "Sigmoid": 40.0, "Gelu": 50.0,
     "Pow": 40.0, "Log": 40.0, "Sqrt": 15.0, "Div": 15.0,
 }  # fmt: skip
 """An element of operators that cost more than moving it."""

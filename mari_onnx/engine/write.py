@@ -30,8 +30,9 @@ def write(b: Builder, body: Body, order: Sequence[Group], full: frozenset[Axis] 
     assert set(have) == set(want), f"{body} written without all of its axes"
     t = body.tensor
     if have != want:
-        at = {a: i for i, a in enumerate(body.axes) if a is not None}
-        t = emit.transpose(b, t, [i for i, a in enumerate(body.axes) if a is None] + [at[a] for a in want])
+        # without dimensions of 1, which slow onnxruntime's Transpose down
+        t = emit.reshape(b, t, [a.size for a in have])
+        t = emit.transpose(b, t, [have.index(a) for a in want])
     if needed - present:
         t = emit.reshape(b, t, [a.size if a in present else 1 for a in flat])
         t = emit.expand(b, t, [a.size if a in needed else 1 for a in flat])

@@ -154,9 +154,10 @@ def identity(ctx: Context) -> list[Value | None]:
 
 @rule("Dropout")
 def dropout(ctx: Context) -> list[Value | None]:
-    """Dropout outside training is the identity."""
+    """Dropout outside training, or of nothing, is the identity."""
     training = ctx.array(2) if ctx.has(2) else np.asarray(False)
-    if training is None or bool(np.any(training)):
+    ratio = ctx.array(1) if ctx.has(1) else np.asarray(0.5)
+    if (training is None or bool(np.any(training))) and (ratio is None or bool(np.any(ratio))):
         raise Decline("dropout in training mode is random")
     out: list[Value | None] = [ctx.inputs[0]]
     if len(ctx.node.output) > 1:
