@@ -32,9 +32,10 @@ class Tensor:
     form: another way to compute it, over template axes of its dimensions, or what tells it.
     absorb: for a sum, the same sum with one more small term, which then is added to the other small ones first.
     source: the source tensor whose name it has.
+    price: of an element, where it differs from the operator's usual one (`weigh`).
     """
 
-    __slots__ = ("_array", "_proto", "absorb", "deps", "dtype", "form", "name", "node", "shape", "source")
+    __slots__ = ("_array", "_proto", "absorb", "deps", "dtype", "form", "name", "node", "price", "shape", "source")
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class Tensor:
         self._array, self._proto = array, proto
         self.form: Form | Callable[[], Form | None] | None = None
         self.source: str | None = None
+        self.price: float | None = None
         self.absorb: Callable[[tuple[Axis | None, ...], Leaf], Leaf] | None = None
 
     @property

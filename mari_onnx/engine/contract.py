@@ -181,8 +181,8 @@ def _by_blocks(
         return whole
     cost = [_price(b, [t for t in way if isinstance(t, Term)]) for way in (apart, whole)]
     cost[0] += _fresh(b, x, mark, [t for t in apart if isinstance(t, Term)])
-    op = _maker(b, x.tensor)
-    cost[1] += element(op) * volume(axes_of(x)) + 0.5 * ELEMENT * volume(axes_of(x))  # and the row's Concat
+    each = x.tensor.price or element(_maker(b, x.tensor))
+    cost[1] += (each + ELEMENT / 2) * volume(axes_of(x))  # and the row's Concat
     return apart if cost[0] < cost[1] else whole
 
 

@@ -15,6 +15,8 @@ SLOW = {
     "Pow": 40.0, "Log": 40.0, "Sqrt": 15.0, "Div": 15.0,
 }  # fmt: skip
 """An element of operators that cost more than moving it."""
+MASKED = 120.0
+"""An element of a Softmax over masked scores: exp of -inf is several times slower on the CPU."""
 SPREAD = 36.0
 """An element of an element-wise operator whose operands differ in shape: onnxruntime walks short runs."""
 NODE = 30_000.0

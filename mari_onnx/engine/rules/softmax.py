@@ -23,7 +23,7 @@ from mari_onnx.engine import emit
 from mari_onnx.engine.algebra import add, binary, multiply
 from mari_onnx.engine.blocks import zip_bodies
 from mari_onnx.engine.bounds import bound, span
-from mari_onnx.engine.builder import Builder
+from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.context import Context, normal, rule
 from mari_onnx.engine.contract import reduce_sum
 from mari_onnx.engine.forms import with_form
@@ -45,6 +45,7 @@ from mari_onnx.engine.value import (
     rename,
     within,
 )
+from mari_onnx.engine.weigh import MASKED
 from mari_onnx.engine.write import as_block, as_leaf, opened
 
 RANGE = 800.0
@@ -229,9 +230,25 @@ def _live(b: Builder, cat: Cat, weightless: tuple[bool, ...], order: list[Axis])
         form = _blocks(b, Cat(part.sub, tuple(laid), True), [part.sub if a is cat.axis else a for a in order])
         if form is not None:
             whole = with_form(whole, form)
+            whole.tensor.price = MASKED if any(_masked(b, leaf.tensor) for leaf in leaves(cat)) else None
     if part.at == tuple(range(len(part.at))):
         return rename(whole, {part.sub: cat.axis})
     return Cat(cat.axis, (Part(part.at, part.sub, whole),), True)
+
+
+def _masked(b: Builder, tensor: Tensor) -> bool:
+    """Whether a mask of large negative constants was put on the scores shortly before."""
+    stack, seen = [(tensor, 4)], 0
+    while stack and seen < 40:
+        top, depth = stack.pop()
+        seen += 1
+        if top.const:
+            array = top.array
+            if array.dtype.kind == "f" and array.size and array.min() < -RANGE:
+                return True
+        elif top.node is not None and depth:
+            stack += [(t, depth - 1) for t in b.nodes[top.node].inputs if t is not None]
+    return False
 
 
 def _zeros(dead: list[Part], zero: Leaf) -> list[Part]:
