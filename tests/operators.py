@@ -288,14 +288,18 @@ def run(model: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any] | None:
 
 
 def settle(built: Built, want: list[Any]) -> None:
-    """Declares the outputs as the source gives them."""
+    """Declares the outputs as the source gives them; types of less than 8 bits or of float8 as onnx infers them."""
+    inferred = {o.name: o for o in onnx.shape_inference.infer_shapes(built.model).graph.output}
     for info, value in zip(built.model.graph.output, want, strict=True):
         if isinstance(value, list) or value is None:
             elem = helper.np_dtype_to_tensor_dtype(np.asarray(value[0]).dtype) if value else TensorProto.FLOAT
             info.type.CopyFrom(helper.make_sequence_type_proto(helper.make_tensor_type_proto(elem, None)))
             continue
         array = np.asarray(value)
-        kind = TensorProto.STRING if array.dtype.kind in "OUS" else helper.np_dtype_to_tensor_dtype(array.dtype)
+        kind = inferred[info.name].type.tensor_type.elem_type
+        if not kind:
+            strings = array.dtype.kind in "OUS"
+            kind = TensorProto.STRING if strings else helper.np_dtype_to_tensor_dtype(array.dtype)
         info.type.CopyFrom(helper.make_tensor_type_proto(kind, [None] * array.ndim))
 
 
