@@ -29,6 +29,8 @@ def infer(
     """
     found = _run(node, shapes, inputs, opsets, None)
     names = sorted({s for shape in shapes if shape is not None for size in shape for s in symbols(size)})
+    if found is None and node.op_type == "GroupNormalization":
+        return [(t.dtype, shapes[0]) for t in inputs[:1] if t is not None]
     if found is None:
         dtype = next((t.dtype for t in inputs if t is not None), TensorProto.FLOAT)
         return [(dtype, None) for _ in node.output]

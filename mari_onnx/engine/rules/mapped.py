@@ -76,6 +76,9 @@ def run(ctx: Context, through: Sequence[Through]) -> list[Value | None]:
         found = ctx.infer(shapes, tensors)
         sizes: list[tuple[Size | None, ...]] = []
         for o, (_, shape) in enumerate(found):
+            if not ctx.node.output[o]:
+                sizes.append(())  # left out by the exporter
+                continue
             if shape is None:
                 raise Decline(f"the shape of output {o} of {ctx.node.op_type} is not known")
             here = list(shape)
@@ -87,6 +90,9 @@ def run(ctx: Context, through: Sequence[Through]) -> list[Value | None]:
         outs = b.copy(ctx.node, tensors, [d for d, _ in found], [None] * len(found))
         result = []
         for o, out in enumerate(outs):
+            if not ctx.node.output[o]:
+                result.append(Leaf(out, ()))
+                continue
             known = tuple(s if s is not None else b.fresh(out, d) for d, s in enumerate(sizes[o]))
             out.shape = known
             place_of = {t.outputs[o]: k for k, t in enumerate(through) if o < len(t.outputs)}

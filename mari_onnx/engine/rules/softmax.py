@@ -45,11 +45,13 @@ from mari_onnx.engine.value import (
     rename,
     within,
 )
-from mari_onnx.engine.weigh import MASKED
+from mari_onnx.engine.weigh import ELEMENT, MASKED, SPREAD, element
 from mari_onnx.engine.write import as_block, as_leaf, opened
 
 RANGE = 800.0
 """exp(-RANGE) is 0 in every floating-point type."""
+WIDTH = 16
+"""The head width that is assumed where a softmax has to be weighed before its product with the values."""
 MAX_PATTERNS = 4
 """Sets of rows that one softmax is taken apart into."""
 
@@ -86,6 +88,9 @@ def _rows(b: Builder, body: Body, k: Axis, order: list[Axis]) -> Body:
         if len(tidy.parts) == 1 and tidy.axis is k and p.sub is not None:
             return Cat(k, (Part(p.at, p.sub, _rows(b, p.body, p.sub, within(order, k, p.sub))),), True)
         if tidy.axis is not k:
+            whole = _whole_grid(b, tidy, k, order)
+            if whole is not None:
+                return whole
             parts = []
             for p in tidy.parts:
                 parts.append(Part(p.at, p.sub, _rows(b, p.body, k, within(order, tidy.axis, p.sub))))
@@ -93,6 +98,59 @@ def _rows(b: Builder, body: Body, k: Axis, order: list[Axis]) -> Body:
         return _row(b, tidy, order)
     assert isinstance(body, Leaf)
     return _plain(b, body, k)
+
+
+def _whole_grid(b: Builder, grid: Cat, k: Axis, order: list[Axis]) -> Body | None:
+    """A grid of scores of which no block saves anything, as one tensor with its blocks in order; None for any other."""
+    rows = []
+    places: tuple[int, ...] | None = None
+    for p in grid.parts:
+        row = opened(p.body) if isinstance(p.body, Cat) else p.body
+        if isinstance(row, Cat):
+            if row.axis is not k or any(not isinstance(q.body, Leaf) for q in row.parts) or _pays(b, row):
+                return None
+            row = as_block(b, row, within(order, grid.axis, p.sub))
+            (q,) = row.parts
+            if places is not None and q.at != places:
+                return None
+            places = q.at
+        elif not isinstance(row, Leaf) or row.tensor.const:
+            return None
+        rows.append((p, row))
+    kinds = {axes_of(row) - {p.sub} for p, row in rows}
+    if len(kinds) != 1 or len(rows) < 2 or (places is not None and any(isinstance(row, Leaf) for _, row in rows)):
+        return None
+    if places is None:
+        return None
+    inner = Axis(len(places))
+    parts = []
+    for p, row in rows:
+        assert isinstance(row, Cat)
+        (q,) = row.parts
+        assert q.sub is not None
+        parts.append(Part(p.at, p.sub, rename(q.body, {q.sub: inner})))
+    block = as_block(b, Cat(grid.axis, tuple(parts), True), [inner if a is k else a for a in order])
+    (part,) = block.parts
+    assert isinstance(part.body, Leaf)
+    weights = Part(places, inner, _plain(b, part.body, inner))
+    return Cat(grid.axis, (Part(part.at, part.sub, Cat(k, (weights,), True)),), True)
+
+
+def _pays(b: Builder, row: Cat) -> bool:
+    """Whether a row's blocks save anything: weights that are 0, a row of the user's alone, or a long user block."""
+    axis, patterns = _weightless(b, row)
+    if axis is not None or any(patterns[0][0]):
+        return True
+    kinds = [axes_of(p.body) - {p.sub} for p in row.parts]
+    full = frozenset().union(*kinds)
+    own = sum(len(p.at) for p, kind in zip(row.parts, kinds, strict=True) if kind != full)
+    rest = sum(len(p.at) for p in row.parts) - own
+    if not own:
+        return False
+    if not rest:
+        return True
+    each = MASKED if any(_masked(b, leaf.tensor) for leaf in leaves(row)) else element("Softmax")
+    return SPREAD * (2 * WIDTH + rest) < (each + ELEMENT / 2) * (own + rest)
 
 
 def _plain(b: Builder, leaf: Leaf, k: Axis) -> Leaf:
