@@ -25,7 +25,7 @@ ROUNDING = {"float64": 1e-13, "float32": 1e-7, "float16": 5e-4, "bfloat16": 4e-3
 
 
 class Fault(AssertionError):
-    """A case that fails. ``kind`` is its class: crash, trip, invalid, signature, load, wrong, nan, written."""
+    """A case that fails. kind: crash, trip, invalid, signature, load, wrong, nan, empty (at N = 0) or written."""
 
     def __init__(self, kind: str, what: str):
         super().__init__(f"{kind}: {what}")
@@ -117,7 +117,7 @@ def _equal(case: Case, result: Rewrite, n: int, seen: Counter[str]) -> None:
         found = _by_onnxruntime(result.model, once)
         if found is None:
             what = f"does not run at N={n}: {type(error).__name__}: {str(error)[:200]}"
-            raise Fault("wrong", what) from error
+            raise Fault("wrong" if n else "empty", what) from error
         have = found
     for name, a, b in zip(case.graph.outputs, want, have, strict=True):
         bad = differs(a, b, TOLERANCE[kind])
@@ -126,7 +126,8 @@ def _equal(case: Case, result: Rewrite, n: int, seen: Counter[str]) -> None:
         if "shape" not in bad and "dtype" not in bad and _shaky(case, n, kind):
             seen["ill-conditioned"] += 1
             return
-        raise Fault("nan" if "NaN" in bad else "wrong", f"values at N={min(n, 2)}: {bad} ({name} at N={n})")
+        kind = "empty" if n == 0 else "nan" if "NaN" in bad else "wrong"
+        raise Fault(kind, f"values at N={min(n, 2)}: {bad} ({name} at N={n})")
     seen[f"compared, {kind}"] += 1
     if n == 0:
         seen["compared, N=0"] += 1
