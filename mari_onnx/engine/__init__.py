@@ -12,7 +12,7 @@ from onnx import AttributeProto, NodeProto
 from mari_onnx.engine import rules  # noqa: F401  fills the table
 from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.context import from_tensor
-from mari_onnx.engine.cost import graph_cost
+from mari_onnx.engine.cost import Cost, graph_cost
 from mari_onnx.engine.finish import assemble, fuse_gemm, live, name_outputs
 from mari_onnx.engine.interpreter import NodeReport, Walk, constant_of, enter, visit
 from mari_onnx.engine.value import Decline, Leaf, Value, kind
@@ -100,13 +100,17 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options, opsets: dic
         out_shapes,
         _tensor_map(walk, {t.name for n in nodes for t in n.outputs}),
     )
-    before, after = _flops(graph, shapes, options), _flops(made.graph, out_shapes, options)
-    moved = any(r.action in ("lifted", "split") for r in walk.reports)
-    if not moved or after >= before:
+    before, after = _cost(graph, shapes, options), _cost(made.graph, out_shapes, options)
+    moved = bool(lifted) or any(r.action in ("lifted", "split") for r in walk.reports)
+    less = after.flops < before.flops or (after.flops == before.flops and after.bytes < before.bytes)
+    if not moved or not less:
         result.model, result.changed, result.out_shapes = model, False, shapes
         result.tensor_map = {name: name for name in shapes}
-        result.reason = "nothing in it is computed more often than once a request" if not moved else (
-            f"no work is saved ({before:.0f} FLOPs before, {after:.0f} after at {options.candidates} candidates)"
+        result.reason = (
+            "nothing in it is computed more often than once a request"
+            if not moved
+            else f"no work is saved ({before.flops:.0f} FLOPs before, {after.flops:.0f} after "
+            f"at {options.candidates} candidates)"
         )
     return result
 
@@ -167,13 +171,13 @@ def _tensor_map(walk: Walk, made: set[str]) -> dict[str, str]:
     return found
 
 
-def _flops(graph: onnx.GraphProto, shapes: Mapping[str, tuple[Size, ...]], options: Options) -> float:
+def _cost(graph: onnx.GraphProto, shapes: Mapping[str, tuple[Size, ...]], options: Options) -> Cost:
     concrete = {}
     for name, shape in shapes.items():
         concrete[name] = tuple(_concrete(size, options) for size in shape)
     for proto in graph.initializer:
         concrete.setdefault(proto.name, tuple(proto.dims))
-    return graph_cost(graph, concrete).flops
+    return graph_cost(graph, concrete)
 
 
 def _concrete(size: Size, options: Options) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from mari_onnx.engine import emit
 from mari_onnx.engine.blocks import zip_bodies
+from mari_onnx.engine.bounds import bound
 from mari_onnx.engine.builder import FOLD_LIMIT, Builder, Tensor
 from mari_onnx.engine.forms import with_form
 from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Prod, Sum, axes_of, rename
@@ -26,9 +28,7 @@ def stretch(
     biggest = max(leaves, key=lambda leaf: (len(axes_of(leaf)), volume(axes_of(leaf)), not leaf.tensor.const))
     axes: list[Axis | None] = list(biggest.axes) if union else []
     if axes_of(biggest) != union:
-        rest = [a for a in order if a in union]
-        rest += [a for leaf in (biggest, *leaves) for a in leaf.axes if a is not None]
-        axes = list(dict.fromkeys(rest))
+        axes = _merged(biggest, leaves, union, order)
     out = []
     for leaf in leaves:
         present = axes_of(leaf)
@@ -36,6 +36,22 @@ def stretch(
         full = frozenset(_filled(leaf, axes[lead:]))
         out.append(write(b, leaf, [(a,) if a is not None else () for a in axes[lead:]], full))
     return out, tuple(axes)
+
+
+def _merged(
+    biggest: Leaf, leaves: Sequence[Leaf], union: frozenset[Axis], order: Sequence[Axis]
+) -> list[Axis | None]:
+    """All axes in the logical order where that names them, else each before what follows it in its own tensor."""
+    if union <= set(order):
+        return [a for a in order if a in union]
+    axes: list[Axis | None] = [a for a in biggest.axes if a is not None]
+    for leaf in leaves:
+        own = [a for a in leaf.axes if a is not None]
+        for i, axis in enumerate(own):
+            if axis not in axes:
+                behind = next((axes.index(a) for a in own[i + 1 :] if a in axes), len(axes))
+                axes.insert(behind, axis)
+    return axes
 
 
 def _filled(leaf: Leaf, axes: Sequence[Axis | None]) -> list[Axis]:
@@ -58,13 +74,20 @@ def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) ->
         for this, other in ((x, y), (y, x)):
             if this.tensor.absorb is not None and axes_of(other) < axes_of(this):
                 return this.tensor.absorb(this.axes, other)
+    if op == "Mul":
+        for this, other in ((x, y), (y, x)):
+            if this.tensor.rescale is not None and other.tensor.const and axes_of(other) < axes_of(this):
+                folded_in = this.tensor.rescale(this.axes, other)
+                if folded_in.tensor is not this.tensor:
+                    return folded_in
     (tx, ty), axes = stretch(b, [x, y], order)
     leaf = Leaf(keep(b, emit.binary(b, op, tx, ty), axes), axes)
     if leaf.tensor.const:
         return leaf
     if op == "Add":
         return with_form(leaf, Sum((x, y)))
-    if op == "Sub" and _inexact(x.tensor.dtype):
+    # over raw inputs (times in seconds) a difference may be small beside its terms, and must be taken first
+    if op == "Sub" and _inexact(x.tensor.dtype) and all(math.isfinite(bound(b, t.tensor)) for t in (x, y)):
         return with_form(leaf, Sum((x, scaled(b, y, -1))))
     if op == "Mul":
         return with_form(leaf, Prod((x, y)))
@@ -170,23 +193,31 @@ def plain_add(b: Builder, x: Leaf, y: Leaf, order: Sequence[Axis]) -> Leaf:
     return with_form(leaf, Sum((x, y)))
 
 
-def absorbing(total: Leaf, again: Callable[[Leaf], Leaf]) -> Leaf:
-    """Let a sum take in one more small term later on."""
-    made = total.axes
+Again = Callable[[Leaf], Leaf]
 
-    def absorb(axes: tuple[Axis | None, ...], more: Leaf) -> Leaf:
+
+def absorbing(total: Leaf, more: Again, factor: Again | None = None) -> Leaf:
+    """Let a sum take in one more small term later on, and a product a constant factor of its columns."""
+    if total.tensor.absorb is None and not total.tensor.const:
+        total.tensor.absorb = _over(total.axes, more)
+        total.tensor.rescale = _over(total.axes, factor) if factor is not None else None
+    return total
+
+
+def _over(made: tuple[Axis | None, ...], again: Again) -> Callable[[tuple[Axis | None, ...], Leaf], Leaf]:
+    """A way to compute a tensor again, over whatever axes it has by then."""
+
+    def over(axes: tuple[Axis | None, ...], other: Leaf) -> Leaf:
         forth = {now: then for then, now in zip(made, axes, strict=True) if then is not None and now is not None}
-        clash = {a: Axis(a.size) for a in axes_of(more) if a not in forth and a in made}
-        body = rename(more, {**forth, **clash})
+        clash = {a: Axis(a.size) for a in axes_of(other) if a not in forth and a in made}
+        body = rename(other, {**forth, **clash})
         assert isinstance(body, Leaf)
         back = {then: now for now, then in {**forth, **clash}.items()}
         result = rename(again(body), back)
         assert isinstance(result, Leaf)
         return result
 
-    if total.tensor.absorb is None and not total.tensor.const:
-        total.tensor.absorb = absorb
-    return total
+    return over
 
 
 def cast_size(b: Builder, axis: Axis, dtype: int) -> Tensor:

@@ -79,10 +79,20 @@ def _kinds(bodies: Sequence[Body], axis: Axis, cells: dict[tuple[int, ...], list
     constant = all(is_const(body) for body in others)
     kinds: list[object] = []
     for key in cells:
-        own = [axes_of(cat.parts[k].body) - {cat.parts[k].sub} for cat, k in zip(cats, key, strict=True)]
-        fixed = constant and all(is_const(cat.parts[k].body) for cat, k in zip(cats, key, strict=True))
-        kinds.append((frozenset().union(*own, *rest), fixed))
+        parts = [cat.parts[k] for cat, k in zip(cats, key, strict=True)]
+        own = [axes_of(p.body) - {p.sub} for p in parts]
+        fixed = constant and all(is_const(p.body) for p in parts)
+        union = frozenset().union(*own, *rest)
+        leaves = [p.body for p in parts] + others
+        # a product of factors of which none has all the axes is a form that a contraction can open, and so is one of it
+        whole = [leaf for axes, leaf in zip([*own, *rest], leaves, strict=True) if axes == union]
+        formed = len(leaves) > 1 and (not whole or (len(whole) == 1 and _has_form(whole[0])))
+        kinds.append((union, fixed, formed))
     return kinds
+
+
+def _has_form(body: Body) -> bool:
+    return isinstance(body, Leaf) and not body.tensor.const and body.tensor.form is not None
 
 
 def _unsplit(

@@ -19,14 +19,14 @@ STEPS = 4000
 """Nodes looked at for one bound; beyond it nothing is claimed."""
 UNIT = {"Sigmoid", "Tanh", "Softmax", "Erf", "Sin", "Cos", "HardSigmoid", "Softsign"}
 KEEP = {
-    "Relu", "Gelu", "LeakyRelu", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand", "Neg",
-    "Abs", "Split", "ReduceMean", "ReduceMax", "ReduceMin", "HardSwish", "Mish", "Elu", "Tile", "Flatten", "Dropout",
+    "Relu", "Gelu", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand", "Neg",
+    "Abs", "Split", "ReduceMean", "ReduceMax", "ReduceMin", "HardSwish", "Mish", "Tile", "Flatten", "Dropout",
 }  # fmt: skip
 
 
 def bound(b: Builder, tensor: Tensor) -> float:
     """An upper bound of the elements' absolute values; infinity where none is known."""
-    known: dict[str, float] = {}
+    known = b.bounds
     stack = [tensor]
     steps = 0
     while stack:
@@ -82,6 +82,8 @@ def _node(node: Node, known: dict[str, float]) -> float:
     values = [known.get(t.name, math.inf) for t in inputs]
     if op in KEEP or op in ("Gather", "GatherElements", "GatherND"):
         return values[0]
+    if op == "LeakyRelu":
+        return values[0] * max(1.0, abs(_attribute(node, "alpha", 0.01)))
     if op in ("Add", "Sub", "Sum"):
         return sum(values)
     if op == "Mul":
@@ -99,7 +101,8 @@ def _node(node: Node, known: dict[str, float]) -> float:
     if op == "ReduceSum":
         return math.inf
     if op == "LayerNormalization":
-        width = inputs[0].known[-1]
+        axis = int(_attribute(node, "axis", -1))
+        width = product(inputs[0].known[axis:])
         if not isinstance(width, int):
             return math.inf
         return math.sqrt(width) * values[1] + (values[2] if len(values) > 2 else 0.0)
@@ -118,7 +121,7 @@ def _normalized(b: Builder, node: Node) -> float:
         if node.proto.op_type == "Mul":
             tensor = _through(b, tensor, "Reciprocal")
         tensor = _through(b, tensor, "Sqrt")
-        mean = _through(b, tensor, "Add")
+        mean = _through(b, tensor, "Add") if _adds_positive(b, tensor) else None
         square = _source(b, _through(b, mean, "ReduceMean"))
         if mean is None or square is None or x.shape is None:
             continue
@@ -131,9 +134,23 @@ def _normalized(b: Builder, node: Node) -> float:
     return math.inf
 
 
+def _adds_positive(b: Builder, tensor: Tensor | None) -> bool:
+    """Whether a tensor is another plus a constant that is not negative: the epsilon under the root."""
+    node = _source(b, tensor)
+    constants = [t for t in node.inputs if t is not None and t.const] if node is not None else []
+    return len(constants) == 1 and bool(np.all(constants[0].array >= 0))
+
+
+def _attribute(node: Node, name: str, default: float) -> float:
+    found = [onnx.helper.get_attribute_value(a) for a in node.proto.attribute if a.name == name]
+    return float(found[0]) if found else default
+
+
 def _through(b: Builder, tensor: Tensor | None, op: str) -> Tensor | None:
     """The input of the operator that made a tensor; of an Add the one that is not a constant."""
     node = _source(b, tensor)
+    if node is not None and op == "Reciprocal" and node.proto.op_type == "Div" and _scalar(node.inputs[0]) == 1:
+        return node.inputs[1]
     if node is None or node.proto.op_type != op:
         return None
     inputs = [t for t in node.inputs if t is not None and not t.const]

@@ -31,11 +31,14 @@ class Tensor:
 
     form: another way to compute it, over template axes of its dimensions, or what tells it.
     absorb: for a sum, the same sum with one more small term, which then is added to the other small ones first.
+    rescale: for a product with constants, the same product with its columns scaled at build time.
     source: the source tensor whose name it has.
     price: of an element, where it differs from the operator's usual one (`weigh`).
     """
 
-    __slots__ = ("_array", "_proto", "absorb", "deps", "dtype", "form", "name", "node", "price", "shape", "source")
+    __slots__ = (
+        "_array", "_proto", "absorb", "deps", "dtype", "form", "name", "node", "price", "rescale", "shape", "source",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class Tensor:
         self.form: Form | Callable[[], Form | None] | None = None
         self.source: str | None = None
         self.price: float | None = None
+        self.rescale: Callable[[tuple[Axis | None, ...], Leaf], Leaf] | None = None
         self.absorb: Callable[[tuple[Axis | None, ...], Leaf], Leaf] | None = None
 
     @property
@@ -105,7 +109,9 @@ class Builder:
         self.fixed: dict[str, int] = {}
         self.origin = ""
         self.label = "t"
+        # the largest absolute value of tensors (see `bounds`), and
         # what a tensor is a reshape, a transposition or a range of: chains of these become one node
+        self.bounds: dict[str, float] = {}
         self.reshaped: dict[str, Tensor] = {}
         self.turned: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
         self.cuts: dict[str, tuple[Tensor, int, int]] = {}

@@ -109,10 +109,15 @@ def _flat(b: Builder, term: Term) -> tuple[Leaf, Leaf, int, Axis | None]:
 
 
 def _side(b: Builder, cat: Cat, k: Axis, first: bool) -> Leaf:
+    """Operands side by side along k: weights with k in front, activations with k where the first of them has it."""
     lead = cat.parts[0]
     assert isinstance(lead.body, Leaf)
     free = [a for a in lead.body.axes if a is not None and a is not lead.sub]
-    return as_leaf(b, cat, [k, *free] if first else [*free, k])
+    if first:
+        return as_leaf(b, cat, [k, *free])
+    if lead.sub is None or lead.sub not in lead.body.axes:
+        return as_leaf(b, cat, [*free, k])
+    return as_leaf(b, cat, [k if a is lead.sub else a for a in lead.body.axes if a is not None])
 
 
 def total(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> Body | None:
@@ -135,7 +140,17 @@ def _ride(b: Builder, large: Term, others: Sequence[Leaf], order: Sequence[Axis]
         total = sums[-1]
         for term in sums[:-1]:
             total = plain_add(b, total, term, order)
-    return absorbing(total, lambda more: _ride(b, large, [*others, more], order))
+
+    def scaled_columns(factor: Leaf) -> Leaf:
+        columns = axes_of(large.c) - large.k - axes_of(large.a)
+        cheap = large.c.tensor.const and not any("item" in t.tensor.deps for t in others)
+        if not cheap or not axes_of(factor) <= columns or not axes_of(factor):
+            return total
+        c = binary(b, "Mul", large.c, factor, order)
+        rest = [binary(b, "Mul", t, factor, order) for t in others]
+        return _ride(b, Term(large.outer, large.a, c, large.k), rest, order)
+
+    return absorbing(total, lambda more: _ride(b, large, [*others, more], order), scaled_columns)
 
 
 def _emit_term(b: Builder, term: Term, order: Sequence[Axis], addend: Leaf | None = None) -> Leaf:
@@ -174,11 +189,13 @@ def product(
     left: list[tuple[Axis, ...]]
     if not batch:
         stored = [a for a in x.axes if a is not None]
-        if len(stored) > 2 and len(ks) == 1 and stored[-2] is ks[0] and len(cols) == 1:
+        own = tuple(a for a in stored if a in k)
+        if len(cols) == 1 and _inside(x, k):
             # a product from the left, as the source has it: no transposition of the candidates' tensor
-            tx = write(b, x, [(a,) for a in stored])
-            out = emit.matmul(b, write(b, y, [tuple(cols), ks]), tx)
-            return Leaf(out, (*stored[:-2], cols[0], stored[-1]))
+            lead = stored[: -1 - len(own)]
+            tx = write(b, x, [*((a,) for a in lead), own, (stored[-1],)])
+            out = emit.matmul(b, write(b, y, [tuple(cols), own]), tx)
+            return Leaf(out, (*lead, cols[0], stored[-1]))
         left = [(a,) for a in rows] or [()]
         tx = write(b, x, [*left, ks])
         ty = write(b, y, [ks, tuple(cols)])
@@ -201,9 +218,16 @@ def _or_one(axes: Sequence[Axis]) -> Sequence[Axis | None]:
     return axes or [None]
 
 
+def _inside(x: Leaf, k: frozenset[Axis]) -> bool:
+    """Whether the contracted dimensions stand together before the last one, behind others."""
+    stored = [a for a in x.axes if a is not None]
+    own = [a for a in stored if a in k]
+    return len(stored) > len(own) + 1 and stored[-1 - len(own) : -1] == own
+
+
 def _rows_times_columns(b: Builder, x: Leaf, y: Leaf, k: frozenset[Axis], addend: Leaf) -> Leaf | None:
     """``x y + addend`` with all columns as one dimension, the addend a row of it."""
-    if not k <= axes_of(x) & axes_of(y) or is_const(x):
+    if not k <= axes_of(x) & axes_of(y) or is_const(x) or _inside(x, k):
         return None
     rows = [a for a in x.axes if a is not None and a not in k]
     cols = tuple(a for a in y.axes if a is not None and a not in k)

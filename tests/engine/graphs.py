@@ -21,6 +21,7 @@ from onnx.reference import ReferenceEvaluator
 
 from mari_onnx import engine
 from mari_onnx.engine import Options, Rewrite, rewrite
+from mari_onnx.engine.cost import Cost
 from mari_onnx.sides import Sides
 
 Size = int | str
@@ -248,9 +249,9 @@ def run(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndar
 @contextmanager
 def unweighed() -> Iterator[None]:
     """Rewrites are kept though they save nothing, so the source is not compared with itself."""
-    costs = itertools.cycle((1.0, 0.0))
+    costs = itertools.cycle((Cost(1.0), Cost(0.0)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "_flops", lambda *_: next(costs))
+        patch.setattr(engine, "_cost", lambda *_: next(costs))
         yield
 
 

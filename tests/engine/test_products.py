@@ -194,10 +194,19 @@ def test_pairwise_dots_keep_the_users_block_once() -> None:
     assert macs_each(g, result) <= 8 * 8 * 16 - 6 * 6 * 16
 
 
+def test_a_difference_of_raw_inputs_is_taken_before_the_product() -> None:
+    """(t - s) W over times in seconds: t W - s W would cancel."""
+    g = Graph()
+    times = g.Sub(g.expand(g.item(1, 8), 1, 10, 8), g.user(10, 8))
+    g.output(g.MatMul(times, g.weight(8, 4)))
+    result = check(g)
+    assert [n.op_type for n in result.model.graph.node].count("Sub") == 1
+
+
 def test_dins_unit_reads_the_target_and_the_history_once() -> None:
     """[q, k, q-k, q*k] W: only q*k is per candidate and position."""
     g = Graph()
-    history, target = g.user(10, 8), g.item(1, 8)
+    history, target = g.Tanh(g.user(10, 8)), g.Tanh(g.item(1, 8))
     q = g.expand(target, 1, 10, 8)
     unit = g.Concat(q, history, g.Sub(q, history), g.Mul(q, history), axis=2)
     g.output(g.Relu(g.MatMul(unit, g.weight(32, 36))))

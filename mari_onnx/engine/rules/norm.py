@@ -24,7 +24,7 @@ from mari_onnx.engine.forms import with_form
 from mari_onnx.engine.positions import neat
 from mari_onnx.engine.rules.mapped import MAPPED, run
 from mari_onnx.engine.rules.reduce import mean
-from mari_onnx.engine.value import Axis, Body, Cat, Decline, Leaf, Prod, Sum, Value, axes_of, rename
+from mari_onnx.engine.value import Axis, Body, Cat, Decline, Leaf, Part, Prod, Sum, Value, axes_of, rename
 from mari_onnx.engine.write import as_leaf
 from mari_onnx.model.dims import product
 
@@ -68,6 +68,7 @@ def _form(
         spread = mean(b, square, k, order)
         centred: Body = tidy
     else:
+        tidy = _shifted(b, tidy, k, order)
         m = mean(b, tidy, k, order)
         spread = variance(b, tidy, m, k, order)
         centred = Sum((tidy, zip_bodies(b, [m], lambda ls: _minus(b, ls[0]))))
@@ -79,6 +80,18 @@ def _form(
     if bias is not None:
         form = Sum((form, thin(b, Leaf(b.const(bias, x.dtype), weight.axes))))
     return form
+
+
+def _shifted(b: Builder, tidy: Cat, k: frozenset[Axis], order: list[Axis]) -> Cat:
+    """The same less the mean of the user's part: it normalizes alike, and no common offset cancels in the product."""
+    own = min(tidy.parts, key=lambda p: len(axes_of(p.body)))
+    inner = k - {tidy.axis} | (frozenset({own.sub}) if own.sub is not None else frozenset())
+    offset = mean(b, own.body, inner, order)
+    parts = []
+    for p in tidy.parts:
+        body = zip_bodies(b, [p.body, offset], lambda ls: binary(b, "Sub", ls[0], ls[1], order))
+        parts.append(Part(p.at, p.sub, body))
+    return Cat(tidy.axis, tuple(parts), True)
 
 
 def _minus(b: Builder, leaf: Leaf) -> Leaf:
