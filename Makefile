@@ -41,7 +41,7 @@ interop: $(STAMPS)/interop ## export, optimize, check and measure public models;
 fuzz: $(STAMPS)/test ## random graphs for as long as you like: make fuzz ARGS='--examples 20000'
 	$(BIN)/python -m tests.fuzz.run $(ARGS)
 
-bench: $(STAMPS)/test ## every benchmark with its targets, under ten minutes; docs/benchmarks.md
+bench: $(STAMPS)/test $(STAMPS)/models ## every benchmark with its targets, under ten minutes; docs/benchmarks.md
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-gpu: $(STAMPS)/gpu ## the same on CUDA in float32 and float16; docs/gpu.json
