@@ -39,7 +39,47 @@ def write(b: Builder, body: Body, order: Sequence[Group], full: frozenset[Axis] 
     return emit.reshape(b, t, [product(a.size for a in g) if on else 1 for g, on in zip(order, active, strict=True)])
 
 
+def _together(b: Builder, cat: Cat) -> Cat:
+    """Neighbours in one layout, side by side as they are stored: dimensions of 1 are dealt with once, not in each."""
+    parts = sorted(cat.parts, key=lambda p: p.at)
+    out: list[Part] = []
+    run: list[Part] = []
+    shared: set[Layout] = set()
+    for part in [*parts, None]:
+        layouts = _layouts(part) if part is not None else set()
+        if part is not None and run and shared & layouts and part.at[0] == run[-1].at[-1] + 1:
+            run.append(part)
+            shared &= layouts
+            continue
+        out += _joined(b, run, shared)
+        run, shared = ([part], layouts) if part is not None else ([], set())
+    return Cat(cat.axis, tuple(out), cat.tidy)
+
+
+Layout = tuple[int, tuple[Axis | None, ...]]
+
+
+def _layouts(part: Part) -> set[Layout]:
+    """The dimensions that can be the part's own along the Cat, with the axes of the others."""
+    body, at = part.body, part.at
+    if not isinstance(body, Leaf) or at != tuple(range(at[0], at[0] + len(at))):
+        return set()
+    axes = body.axes
+    return {(i, (*axes[:i], *axes[i + 1 :])) for i, a in enumerate(axes) if a is part.sub}
+
+
+def _joined(b: Builder, run: list[Part], shared: set[Layout]) -> list[Part]:
+    if len(run) < 3:
+        return run
+    dim, rest = max(shared, key=lambda layout: layout[0])
+    at = tuple(i for p in run for i in p.at)
+    sub = Axis(len(at))
+    tensor = emit.concat(b, [p.body.tensor for p in run if isinstance(p.body, Leaf)], dim)
+    return [Part(at, sub, Leaf(tensor, (*rest[:dim], sub, *rest[dim:])))]
+
+
 def _write_cat(b: Builder, cat: Cat, order: Sequence[Group], full: frozenset[Axis]) -> Tensor:
+    cat = _together(b, cat)
     axis = cat.axis
     at = next(i for i, group in enumerate(order) if axis in group)
     group = order[at]
