@@ -111,6 +111,9 @@ def resolve(
         layers.append(read_metadata(metadata))
     axes = [candidate_axis, *(layer.candidate_axis for layer in layers)]
     axis = next((a for a in axes if a is not None), 0)
+    deepest = max((len(each.shape) for each in signature.inputs), default=0)
+    if axis < 0 or (axis and axis >= deepest):
+        raise UsageError(f"candidate axis {axis}, but no input has more than {deepest} dimensions", "count from 0")
     rests = [layer.rest for layer in layers if layer.rest is not None]
     if rests and rests[0] not in SIDES:
         raise UsageError(f"rest is {rests[0]!r}", f"one of {', '.join(SIDES)}")

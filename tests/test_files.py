@@ -388,3 +388,11 @@ def test_two_runs_on_one_output(tmp_path):
             os.kill(writer.pid, signal.SIGKILL)
             writer.join()
     _seed_of(path)
+
+
+def test_a_pipe_is_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OutputInTheWay, match="a device or a pipe"):
+        save.check_target(pipe)
+    assert not pipe.is_file()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,6 +14,9 @@ from mari_onnx.engine.forms import with_form
 from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Prod, Sum, axes_of, rename
 from mari_onnx.engine.weigh import volume
 from mari_onnx.engine.write import write
+
+LARGE = 1e4
+"""Terms that may exceed it are added before a product, not after: they could cancel."""
 
 
 def stretch(
@@ -84,11 +86,11 @@ def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) ->
     leaf = Leaf(keep(b, emit.binary(b, op, tx, ty), axes), axes)
     if leaf.tensor.const:
         return leaf
-    if op == "Add":
-        return with_form(leaf, Sum((x, y)))
-    # over raw inputs (times in seconds) a difference may be small beside its terms, and must be taken first
-    if op == "Sub" and _inexact(x.tensor.dtype) and all(math.isfinite(bound(b, t.tensor)) for t in (x, y)):
-        return with_form(leaf, Sum((x, scaled(b, y, -1))))
+    if op in ("Add", "Sub"):
+        # of large terms (times in seconds) a difference may be small beside them, and must be taken first
+        if not _inexact(x.tensor.dtype) or max(bound(b, x.tensor), bound(b, y.tensor)) > LARGE:
+            return leaf
+        return with_form(leaf, Sum((x, y if op == "Add" else scaled(b, y, -1))))
     if op == "Mul":
         return with_form(leaf, Prod((x, y)))
     if op == "Div" and _inexact(y.tensor.dtype) and axes_of(y) < axes_of(leaf):

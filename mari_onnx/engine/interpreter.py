@@ -135,7 +135,9 @@ def _input(walk: Walk, info: onnx.ValueInfoProto, sides: Sides, names: set[str |
         elif candidate or dim.dim_param in names:
             shape.append(N)
         else:
-            shape.append(Dim.symbol(dim.dim_param or f"{info.name}.{i}"))
+            # a free dimension that the exporter happened to call N is not the candidates'
+            name = dim.dim_param if dim.dim_param != "N" else "N (free)"
+            shape.append(Dim.symbol(name or f"{info.name}[{i}]"))
     axes = [Axis(size) if size != 1 else None for size in shape]
     groups: tuple[Group, ...] = tuple((a,) if a is not None else () for a in axes)
     lifted = side == "user" and len(shape) > at and shape[at] == N

@@ -132,7 +132,12 @@ def stage_copy(source: str | Path, path: str | Path) -> Staged:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a report atomically, UTF-8; raises WriteError."""
+    """Writes a report atomically, UTF-8, or straight into a device or a pipe; raises WriteError."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file() and not target.is_dir():
+        with _errors(target), open(path, "wb", buffering=0) as stream:
+            stream.write(text.encode())
+        return
     target = check_target(path)
     with _staging(target) as staged, _create(staged.path) as file:
         file.write(text.encode())
@@ -151,6 +156,8 @@ def check_target(path: str | Path) -> Path:
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise OutputInTheWay(f"{path} is a folder", "name a file in it")
+    if target.exists() and not target.is_file():
+        raise OutputInTheWay(f"{path} is a device or a pipe, which a rename would replace", "name a file")
     if not target.parent.is_dir():
         raise WriteError(f"cannot write {path}: no folder {target.parent}", "make it first")
     return target
