@@ -1,8 +1,8 @@
 """How large a tensor's elements can be at most, from constants: for masks that are large but finite.
 
 A softmax weight exp(c - max) of a masked score c is exactly 0 where some other score in the row is above c by more than
-the exponent's range. With c = -1e9 that holds whenever the row has an unmasked score that is provably above -1e9 + 120;
-tables, weights and normalizations bound most scores of a ranking model by a few thousand.
+the exponent's range (800 covers every type). With c = -1e9 that holds whenever the row has an unmasked score that is
+provably above -1e9 + 800; tables, weights and normalizations bound most scores of a ranking model by a few thousand.
 """
 
 from __future__ import annotations

@@ -134,6 +134,9 @@ def _ride(b: Builder, large: Term, others: Sequence[Leaf], order: Sequence[Axis]
     riding = [t for t in others if not axes_of(t) & rows] if not large.outer else []
     rest = [t for t in others if t not in riding]
     addend = add_leaves(b, riding, order) if riding else None
+    host = next((i for i, t in enumerate(rest) if "item" not in t.tensor.deps), None)
+    if addend is not None and host is not None and axes_of(addend) <= axes_of(rest[host]):
+        rest[host], addend = plain_add(b, rest[host], addend, order), None  # once a request
     total = _emit_term(b, large, order, addend)
     if rest:
         sums = folded(b, [total, *rest], order)
@@ -170,7 +173,8 @@ def product(
     """
     if addend is not None:
         if axes_of(addend) <= axes_of(y) - axes_of(x) and not axes_of(x) & axes_of(y) - k and k:
-            leaf = _rows_times_columns(b, x, y, k, addend)
+            from_left = _from_left(x, y, k, order)
+            leaf = _rows_times_columns(b, x, y, k, addend) if not from_left else None
             if leaf is not None:
                 return leaf
         return plain_add(b, product(b, x, y, k, order), addend, order)
@@ -190,7 +194,7 @@ def product(
     if not batch:
         stored = [a for a in x.axes if a is not None]
         own = tuple(a for a in stored if a in k)
-        if len(cols) == 1 and _inside(x, k):
+        if len(cols) == 1 and _from_left(x, y, k, order):
             # a product from the left, as the source has it: no transposition of the candidates' tensor
             lead = stored[: -1 - len(own)]
             tx = write(b, x, [*((a,) for a in lead), own, (stored[-1],)])
@@ -218,16 +222,20 @@ def _or_one(axes: Sequence[Axis]) -> Sequence[Axis | None]:
     return axes or [None]
 
 
-def _inside(x: Leaf, k: frozenset[Axis]) -> bool:
-    """Whether the contracted dimensions stand together before the last one, behind others."""
+def _from_left(x: Leaf, y: Leaf, k: frozenset[Axis], order: Sequence[Axis]) -> bool:
+    """Whether ``y x`` needs no transposition: x has k before its last axis, and the result has that axis last too."""
     stored = [a for a in x.axes if a is not None]
     own = [a for a in stored if a in k]
-    return len(stored) > len(own) + 1 and stored[-1 - len(own) : -1] == own
+    if len(stored) <= len(own) + 1 or stored[-1 - len(own) : -1] != own:
+        return False
+    columns = [a for a in y.axes if a is not None and a not in k]
+    named = [a for a in order if a is stored[-1] or a in columns]
+    return len(named) < 2 or named[-1] is stored[-1]
 
 
 def _rows_times_columns(b: Builder, x: Leaf, y: Leaf, k: frozenset[Axis], addend: Leaf) -> Leaf | None:
     """``x y + addend`` with all columns as one dimension, the addend a row of it."""
-    if not k <= axes_of(x) & axes_of(y) or is_const(x) or _inside(x, k):
+    if not k <= axes_of(x) & axes_of(y) or is_const(x):
         return None
     rows = [a for a in x.axes if a is not None and a not in k]
     cols = tuple(a for a in y.axes if a is not None and a not in k)

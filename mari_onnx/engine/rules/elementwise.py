@@ -174,6 +174,8 @@ def batch_normalization(ctx: Context) -> list[Value]:
         raise Decline("BatchNormalization in training mode mixes the candidates")
     x = ctx.input(0)
     arrays = [ctx.array(i) for i in range(1, 5)]
+    if x.rank > 2 and isinstance(x.body, Leaf) and axes_of(x.body) == frozenset(x.axes):
+        raise Decline("nothing of it is the same for all candidates")  # one kernel, not a Mul and an Add
     if any(a is None for a in arrays):
         raise Decline("the statistics are not constant")
     scale, bias, mean, var = (np.asarray(a, dtype=np.float64) for a in arrays)

@@ -314,11 +314,29 @@ def range_of(ctx: Context, x: Value, at: int, start: int, stop: int) -> Value:
             raise Decline("a range of a dynamic dimension may be cut short")
     else:
         raise Decline("a range of a dynamic dimension")
+    if not (start in (0, 1) and stop >= HUGE) and length != 1 and (start, stop) != (0, -1):
+        return _short(ctx, x, at, start, stop)
     x, axis = single(ctx.b, x, at)
     assert axis is not None
     new = Axis(length) if length != 1 else None
     body = cut(ctx.b, x.body, axis, start, min(stop, (1 << 62)), new, length)
     return ctx.value([*x.known[:at], (new,) if new else (), *x.known[at + 1 :]], body, x.dtype)
+
+
+def _short(ctx: Context, x: Value, at: int, start: int, stop: int) -> Value:
+    """A range that a short dimension may lack in part (the last three of two clicks): only the run tells its length."""
+    x, axis = single(ctx.b, x, at)
+    body = x.body
+    if axis is None or not isinstance(body, Leaf) or axis not in body.axes:
+        raise Decline("a range of a dynamic dimension may be cut short")
+    i = body.axes.index(axis)
+    bounds = [ctx.b.ints([v]) for v in (start, stop, i)]
+    out = ctx.b.emit("Slice", [body.tensor, *bounds], None)
+    if out.shape is None:
+        out.shape = (*body.tensor.known[:i], ctx.b.fresh(out, i), *body.tensor.known[i + 1 :])
+    new = Axis(out.shape[i])
+    leaf = Leaf(out, (*body.axes[:i], new, *body.axes[i + 1 :]))
+    return ctx.value([*x.known[:at], (new,), *x.known[at + 1 :]], leaf, x.dtype)
 
 
 def positions(ctx: Context, x: Value, at: int, places: Sequence[int], drop: bool = False) -> Value:
