@@ -59,6 +59,14 @@ def candidate_part(features: int) -> onnx.ModelProto:
     return g.model("score", ["N", HIDDEN[0]])
 
 
+def user_part(features: int) -> onnx.ModelProto:
+    """The user's row of the first layer: what has to be done besides, once a request."""
+    g = Graph()
+    users = [g.input(f"user_{i}", [1, USER // features]) for i in range(features)]
+    g.dense(g.op("Concat", *users, axis=1), USER, HIDDEN[0], relu=False)
+    return g.model("score", [1, HIDDEN[0]])
+
+
 def sides_of(model: onnx.ModelProto) -> Sides:
     """By the names of the inputs."""
     return Sides({value.name: value.name.split("_")[0] for value in model.graph.input})
@@ -80,7 +88,14 @@ def section(setting: Setting | None = None) -> Section:
     for n in CANDIDATES:
         for features in FEATURES:
             _compare(result, n, features, setting)
-        timing = _timed({"": network(8, True, layers=1)}, n, setting, candidate_part(8))
+        timing = _timed({"": network(8, True, layers=1)}, n, setting, candidate_part(8), user_part(8))
+        candidates, once = timing.median("floor"), timing.median("user")
+        bound = candidates / (candidates + once)
+        result.notes.append(
+            f"N={n}: the candidate part takes {milliseconds(candidates)} ms and the user's own row, which reads "
+            f"{USER * HIDDEN[0] * 4 >> 20} MB of weights once, {milliseconds(once)} ms beside it, so no graph that "
+            f"computes both gets above {bound:.3f} of the candidate part's speed here."
+        )
         _row(result, f"{n}, first layer alone, k = 8", timing, "", "")
         result.targets.append(
             Target.at_least(
@@ -111,6 +126,7 @@ def _timed(
     n: int,
     setting: Setting,
     least: onnx.ModelProto | None = None,
+    once: onnx.ModelProto | None = None,
 ) -> Timing:
     """Each source, ours of it, and the floor, by default of the first; on values of their own."""
     models: dict[str, onnx.ModelProto | Floor] = {}
@@ -120,6 +136,8 @@ def _timed(
         models |= {f"source{key}": source, f"ours{key}": result.model}
         if "floor" not in models:
             models["floor"] = least or cut(result, sides)
+    if once is not None:
+        models["user"] = once
     rng = np.random.default_rng(1)
     user, rows = {}, {}
     for value in (value for source in sources.values() for value in source.graph.input):
