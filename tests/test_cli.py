@@ -339,3 +339,29 @@ def test_the_api_offers_what_it_lists():
         assert getattr(mari_onnx, name) is not None
     with pytest.raises(AttributeError):
         _ = mari_onnx.optimise
+
+
+
+def test_without_tags_it_says_what_was_lifted_and_what_tags_would_bring(tmp_path, out, capsys):
+    """A row that is repeated inside the graph needs no tag."""
+    make = onnx.helper.make_tensor_value_info
+    weights = np.random.default_rng(0).standard_normal((320, 128)).astype(np.float32)
+    nodes = [
+        onnx.helper.make_node("Shape", ["item"], ["size"], start=0, end=1),
+        onnx.helper.make_node("Concat", ["size", "width"], ["shape"], axis=0),
+        onnx.helper.make_node("Expand", ["context", "shape"], ["rows"]),
+        onnx.helper.make_node("Concat", ["rows", "item"], ["both"], axis=1),
+        onnx.helper.make_node("MatMul", ["both", "w"], ["score"]),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "one_shot",
+        [make("context", 1, ["R", 256]), make("item", 1, ["N", 64])],
+        [make("score", 1, ["N", 128])],
+        [onnx.numpy_helper.from_array(weights, "w"), onnx.numpy_helper.from_array(np.asarray([256]), "width")],
+    )
+    graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    path = tmp_path / "one_shot.onnx"
+    save.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9), path)
+    assert run(["optimize", str(path), str(out)]) == 0
+    assert "1 of 1 products split" in capsys.readouterr().out

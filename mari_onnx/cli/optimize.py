@@ -191,6 +191,12 @@ def _summary(done: Optimized, out: Console) -> None:
         if report.check is not None:
             sizes = ", ".join(map(str, report.check["candidates"]))
             out.print(f"outputs are equal for N = {sizes}", markup=False)
+        if not done.sides and done.sides.candidate_axis == 0:
+            out.print(
+                "no input is tagged: only what the graph itself repeats was lifted; where the user's rows are\n"
+                "repeated by the caller, --user and --item say so (--guess: by the names)",
+                markup=False,
+            )
         return
     out.print("nothing to lift: the model is written as it is")
     if report.reason:
