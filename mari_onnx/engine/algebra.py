@@ -161,11 +161,14 @@ def add_leaves(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis] = ()) ->
     left = folded(b, terms, order)
     total = left[-1]
     for term in left[:-1]:
-        if total.tensor.absorb is not None and axes_of(term) < axes_of(total):
+        given = any(total.tensor is t.tensor for t in terms)  # not a sum made here, which would ask for this one again
+        if given and total.tensor.absorb is not None and axes_of(term) < axes_of(total):
             total = total.tensor.absorb(total.axes, term)  # a bias joins the user's row
         else:
             total = plain_add(b, total, term, order)
-    return absorbing(total, lambda more: add_leaves(b, [*terms, more], order)) if len(terms) > 1 else total
+    if any(total.tensor is t.tensor for t in terms):
+        return total  # the others were neutral: it must not be asked to absorb through itself
+    return absorbing(total, lambda more: add_leaves(b, [*terms, more], order))
 
 
 def folded(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis]) -> list[Leaf]:

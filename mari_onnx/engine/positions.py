@@ -188,7 +188,7 @@ def _join(b: Builder, axis: Axis, parts: Sequence[Part], order: Sequence[Axis]) 
         same = [p.body.tensor.scalar for p in parts if isinstance(p.body, Leaf) and not axes_of(p.body)]
         if len(same) == len(parts) and all(s == same[0] for s in same):
             return Part(at, sub, first)
-    whole = _rejoined(b, parts)
+    whole = _rejoined(b, parts) or _stacked(b, parts)
     if whole is not None:
         return whole
     placed, start = [], 0
@@ -240,6 +240,38 @@ def _rejoined(b: Builder, parts: Sequence[Part]) -> Part | None:
     tensor = emit.pick(b, base, dim, range(first, first + count))
     leaf = Leaf(tensor, (*axes[:dim], sub, *axes[dim + 1 :]))
     return Part(tuple(owners[i] for i in sorted(owners)), sub, leaf)
+
+
+def _stacked(b: Builder, parts: Sequence[Part]) -> Part | None:
+    """Equal ranges of one tensor on an axis of their own (heads, split and stacked): the tensor's axis, split."""
+    first = parts[0].body
+    if len(parts) < 2 or not isinstance(first, Leaf) or any(p.sub is not None for p in parts):
+        return None
+    if first.tensor.name not in b.cuts:
+        return None
+    base, dim, _ = b.cuts[first.tensor.name]
+    size = first.tensor.known[dim]
+    starts: dict[int, int] = {}
+    for p in parts:
+        if not isinstance(p.body, Leaf) or p.body.axes != first.axes:
+            return None
+        source, where, start = b.cuts.get(p.body.tensor.name, (None, -1, 0))
+        if source is not base or where != dim or p.body.tensor.known[dim] != size:
+            return None
+        starts[start] = p.at[0]
+    if not isinstance(size, int):
+        return None
+    begin, count = min(starts), len(parts)
+    if sorted(starts) != [begin + i * size for i in range(count)]:
+        return None
+    tensor = emit.pick(b, base, dim, range(begin, begin + count * size))
+    tensor = emit.reshape(b, tensor, [*tensor.known[:dim], count, size, *tensor.known[dim + 1 :]])
+    sub = Axis(count)
+    return Part(
+        tuple(starts[start] for start in sorted(starts)),
+        sub,
+        Leaf(tensor, (*first.axes[:dim], sub, *first.axes[dim:])),
+    )
 
 
 def _align_sub(body: Body, k: int, member: Part, sub: Axis | None) -> Body:
