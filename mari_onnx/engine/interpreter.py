@@ -135,8 +135,8 @@ def _input(walk: Walk, info: onnx.ValueInfoProto, sides: Sides, names: set[str |
         elif candidate or dim.dim_param in names:
             shape.append(N)
         else:
-            # a free dimension that the exporter happened to call N is not the candidates'
-            name = dim.dim_param if dim.dim_param != "N" else "N (free)"
+            # beside tagged inputs, a free dimension that the exporter happened to call N is not the candidates'
+            name = "N (free)" if sides and dim.dim_param == "N" else dim.dim_param
             shape.append(Dim.symbol(name or f"{info.name}[{i}]"))
     axes = [Axis(size) if size != 1 else None for size in shape]
     groups: tuple[Group, ...] = tuple((a,) if a is not None else () for a in axes)
