@@ -33,15 +33,7 @@ def zip_bodies(
     if top is None:
         return visit([body for body in bodies if isinstance(body, Leaf)])
     axis = top.axis
-    keys: dict[int, list[int]] = {p: [] for part in top.parts for p in part.at}
-    for body in bodies:
-        if isinstance(body, Cat) and body.axis is axis:
-            for k, part in enumerate(body.parts):
-                for p in part.at:
-                    keys[p].append(k)
-    cells: dict[tuple[int, ...], list[int]] = {}
-    for p in keys:  # in the order of the first Cat's parts, which then need no reordering
-        cells.setdefault(tuple(keys[p]), []).append(p)
+    cells = cells_of(bodies, axis)
     if len(cells) > MAX_CELLS:
         return zip_bodies(b, [as_leaf(b, x, order) for x in bodies], visit, mapped, order)
     if mapped is None and len(cells) > 1:
@@ -61,6 +53,19 @@ def zip_bodies(
         inner_mapped = None if mapped is None else mapped | ({sub} if sub else frozenset())
         parts.append(Part(tuple(at), sub, zip_bodies(b, inner, visit, inner_mapped, sub_order)))
     return opened(Cat(axis, tuple(parts), True))
+
+
+def cells_of(bodies: Sequence[Body], axis: Axis) -> dict[tuple[int, ...], list[int]]:
+    """Positions along ``axis`` by cell: (part of the first Cat along it, part of the second, ..) -> positions.
+
+    In the order of the first Cat's parts, which then need no reordering.
+    """
+    cats = [body for body in bodies if isinstance(body, Cat) and body.axis is axis]
+    part_of = [{p: k for k, part in enumerate(cat.parts) for p in part.at} for cat in cats]
+    cells: dict[tuple[int, ...], list[int]] = {}
+    for p in part_of[0]:
+        cells.setdefault(tuple(of[p] for of in part_of), []).append(p)
+    return cells
 
 
 def _kinds(bodies: Sequence[Body], axis: Axis, cells: dict[tuple[int, ...], list[int]]) -> list[object] | None:

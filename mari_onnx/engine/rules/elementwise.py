@@ -43,6 +43,7 @@ def plain(ctx: Context) -> list[Value]:
 
 @rule(*MICROSOFT, domain="com.microsoft")
 def microsoft(ctx: Context) -> list[Value]:
+    """Contrib activations, element-wise like any other: f([x_1 | x_2]) = [f(x_1) | f(x_2)]."""
     return plain(ctx)
 
 
@@ -101,6 +102,7 @@ def where(ctx: Context) -> list[Value]:
 
 @rule("Cast")
 def cast(ctx: Context) -> list[Value]:
+    """cast([x_1 | x_2]) = [cast x_1 | cast x_2]; a cast to the type that x has is x."""
     x, to = ctx.input(0), int(ctx.attr("to"))
     if x.dtype == to:
         return [x]
@@ -115,6 +117,7 @@ def _cast(ctx: Context, leaf: Leaf, to: int) -> Leaf:
 
 @rule("CastLike")
 def cast_like(ctx: Context) -> list[Value]:
+    """`cast` to the type of the other operand, of which nothing but the type counts; refuses an unknown type."""
     x = ctx.input(0)
     other = ctx.inputs[1]
     if other is None or other.groups is None:
@@ -149,6 +152,7 @@ def clip(ctx: Context) -> list[Value]:
 
 @rule("Identity")
 def identity(ctx: Context) -> list[Value | None]:
+    """x itself."""
     return [ctx.inputs[0]]
 
 

@@ -35,6 +35,7 @@ from mari_onnx.model.dims import Size, product, static
 
 @rule("Gather")
 def gather(ctx: Context) -> list[Value]:
+    """Constant indices pick positions, Gather([x_1 | x_2], i) = [x_1 or x_2 at i]; others are a look-up (see above)."""
     x = ctx.input(0)
     at = normal(ctx.attr("axis", 0), x.rank)
     index = ctx.array(1)

@@ -146,6 +146,7 @@ def concat_from_sequence(ctx: Context) -> list[Value]:
 
 @rule("SequenceAt")
 def sequence_at(ctx: Context) -> list[Value]:
+    """[s_1, .., s_n][i] = s_i: an index on the axis along which a sequence is stacked. Refuses a computed i."""
     items, place = _items(ctx), ctx.ints(1)
     if place is None or (place[0] < 0 and not isinstance(items.shape[0], int)):
         raise Decline("which element of the sequence is computed at run time")
@@ -154,6 +155,7 @@ def sequence_at(ctx: Context) -> list[Value]:
 
 @rule("SequenceLength")
 def sequence_length(ctx: Context) -> list[Value]:
+    """The size of the axis along which a sequence is stacked."""
     return [scalar(ctx.b, _items(ctx).shape[0])]
 
 

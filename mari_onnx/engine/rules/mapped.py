@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 
 from mari_onnx.engine import emit
-from mari_onnx.engine.blocks import MAX_CELLS
+from mari_onnx.engine.blocks import MAX_CELLS, cells_of
 from mari_onnx.engine.builder import Tensor
 from mari_onnx.engine.context import Context, normal, rule
 from mari_onnx.engine.positions import neat, take
@@ -37,11 +38,14 @@ MAPPED: dict[tuple[str, str], Spec] = {}
 
 
 def mapped(*ops: str, domain: str = "") -> Callable[[Spec], Spec]:
+    """Registers the axes that `ops` leave apart."""
+
     def register(spec: Spec) -> Spec:
         for op in ops:
             MAPPED[domain, op] = spec
 
         @rule(*ops, domain=domain)
+        @wraps(spec, assigned=("__doc__", "__module__"))
         def answer(ctx: Context) -> list[Value | None]:
             return run(ctx, spec(ctx))
 
@@ -194,15 +198,7 @@ def _cells(
     if top is None:
         return list(cell([x for x in bodies if isinstance(x, Leaf)], groups))
     axis = top.axis
-    keys: dict[int, list[int]] = {p: [] for part in top.parts for p in part.at}
-    for body in bodies:
-        if isinstance(body, Cat) and body.axis is axis:
-            for k, part in enumerate(body.parts):
-                for p in part.at:
-                    keys[p].append(k)
-    cells: dict[tuple[int, ...], list[int]] = {}
-    for p in keys:  # in the order of the first Cat's parts, which then need no reordering
-        cells.setdefault(tuple(keys[p]), []).append(p)
+    cells = cells_of(bodies, axis)
     if len(cells) > MAX_CELLS:
         return _cells(ctx, [as_leaf(b, x) for x in bodies], axes, groups, cell)
     columns: list[list[Part]] = []
@@ -235,6 +231,7 @@ def _all_but(ctx: Context, axes: Sequence[int], outs: int = 1, keep: bool = True
 
 @mapped("Softmax", "LogSoftmax", "Hardmax")
 def _softmax(ctx: Context) -> list[Through]:
+    """All axes but the one that is normalized; before opset 13 all from `axis` on are one row."""
     if ctx.opset < 13:
         axis = normal(ctx.attr("axis", 1), ctx.input(0).rank)
         return _all_but(ctx, range(axis, ctx.input(0).rank))
@@ -243,6 +240,7 @@ def _softmax(ctx: Context) -> list[Through]:
 
 @mapped("CumSum")
 def _cumsum(ctx: Context) -> list[Through]:
+    """All axes but the one that is summed along. Refuses a computed axis."""
     axis = ctx.ints(1)
     if axis is None:
         raise Decline("the axis is computed at run time")
@@ -251,11 +249,13 @@ def _cumsum(ctx: Context) -> list[Through]:
 
 @mapped("LpNormalization")
 def _lp(ctx: Context) -> list[Through]:
+    """All axes but the one that is normalized."""
     return _all_but(ctx, [ctx.attr("axis", -1)])
 
 
 @mapped("TopK")
 def _topk(ctx: Context) -> list[Through]:
+    """All axes but the one that is ranked. Refuses a computed k."""
     if ctx.ints(1) is None:
         raise Decline("k is computed at run time")
     return _all_but(ctx, [ctx.attr("axis", -1)], outs=2)
@@ -263,11 +263,13 @@ def _topk(ctx: Context) -> list[Through]:
 
 @mapped("ArgMax", "ArgMin")
 def _arg(ctx: Context) -> list[Through]:
+    """All axes but the one that is searched, which the output lacks with keepdims 0."""
     return _all_but(ctx, [ctx.attr("axis", 0)], keep=bool(ctx.attr("keepdims", 1)))
 
 
 @mapped("LayerNormalization", "RMSNormalization")
 def _norm(ctx: Context) -> list[Through]:
+    """The axes before `axis`: mean and variance are taken over all others."""
     rank = ctx.input(0).rank
     axis = normal(ctx.attr("axis", -1), rank)
     return _all_but(ctx, range(axis, rank), outs=len(ctx.node.output))
@@ -275,6 +277,7 @@ def _norm(ctx: Context) -> list[Through]:
 
 @mapped("LayerNormalization", "SimplifiedLayerNormalization", domain="com.microsoft")
 def _ms_norm(ctx: Context) -> list[Through]:
+    """As the standard operator."""
     return _norm(ctx)
 
 
@@ -283,12 +286,14 @@ def _ms_norm(ctx: Context) -> list[Through]:
     "InstanceNormalization", "GroupNormalization", "LRN", "DepthToSpace", "SpaceToDepth", "Upsample",
 )  # fmt: skip
 def _batch_first(ctx: Context) -> list[Through]:
+    """Axis 0 alone: inputs are [N, C, ..], and windows or statistics mix the rest."""
     inputs = (0, *([None] * (len(ctx.inputs) - 1)))
     return [Through(inputs, (0,) * len(ctx.node.output))]
 
 
 @mapped("GRU", "LSTM", "RNN")
 def _recurrent(ctx: Context) -> list[Through]:
+    """The batch: each sequence is run by itself, with the state and the length of its own."""
     # X [T, N, I], W, R, B, sequence_lens [N], initial_h [dirs, N, H], initial_c, P; layout 1 puts N first
     first = ctx.attr("layout", 0) == 1
     state = 0 if first else 1
@@ -299,6 +304,7 @@ def _recurrent(ctx: Context) -> list[Through]:
 
 @mapped("GatherElements")
 def _gather_elements(ctx: Context) -> list[Through]:
+    """Axes but `axis` of equal size in data and indices: where indices are fewer, they are not position by position."""
     data, index = ctx.input(0), ctx.input(1)
     axis = normal(ctx.attr("axis", 0), data.rank)
     return [
@@ -310,6 +316,7 @@ def _gather_elements(ctx: Context) -> list[Through]:
 
 @mapped("ScatterElements", "Scatter")
 def _scatter_elements(ctx: Context) -> list[Through]:
+    """As GatherElements, of equal size in the updates too."""
     data, index, updates = ctx.input(0), ctx.input(1), ctx.input(2)
     axis = normal(ctx.attr("axis", 0), data.rank)
     return [
@@ -321,6 +328,7 @@ def _scatter_elements(ctx: Context) -> list[Through]:
 
 @mapped("OneHot")
 def _one_hot(ctx: Context) -> list[Through]:
+    """All axes of the indices; the output has one more at `axis`."""
     rank = ctx.input(0).rank
     axis = normal(ctx.attr("axis", -1), rank + 1)
     return [Through((a, None, None), (a if a < axis else a + 1,)) for a in range(rank)]
@@ -328,16 +336,19 @@ def _one_hot(ctx: Context) -> list[Through]:
 
 @mapped("Trilu")
 def _trilu(ctx: Context) -> list[Through]:
+    """All but the last two, whose positions decide what is kept."""
     return _all_but(ctx, [-1, -2])
 
 
 @mapped("Det")
 def _det(ctx: Context) -> list[Through]:
+    """All but the last two, which the output lacks."""
     return _all_but(ctx, [-1, -2], keep=False)
 
 
 @mapped("ReverseSequence")
 def _reverse(ctx: Context) -> list[Through]:
+    """All axes but time; the lengths have the batch axis."""
     batch, time = ctx.attr("batch_axis", 1), ctx.attr("time_axis", 0)
     rank = ctx.input(0).rank
     return [Through((a, 0 if a == batch else None), (a,)) for a in range(rank) if a != time]
@@ -345,6 +356,7 @@ def _reverse(ctx: Context) -> list[Through]:
 
 @mapped("Pad")
 def _pad(ctx: Context) -> list[Through]:
+    """All axes that get no padding. Refuses computed pads, and wrapping around."""
     rank = ctx.input(0).rank
     pads = ctx.ints(1) if ctx.opset >= 11 else ctx.attr("pads")
     axes = ctx.ints(3) if ctx.has(3) else list(range(rank))
@@ -359,6 +371,7 @@ def _pad(ctx: Context) -> list[Through]:
 
 @mapped("Resize")
 def _resize(ctx: Context) -> list[Through]:
+    """Axis 0, where its scale is a constant 1."""
     scales = ctx.array(2)
     if scales is None or scales.size == 0 or scales[0] != 1 or "axes" in ctx.attrs:
         raise Decline("the batch is resized, or sizes are computed at run time")
@@ -367,6 +380,7 @@ def _resize(ctx: Context) -> list[Through]:
 
 @mapped("DFT")
 def _dft(ctx: Context) -> list[Through]:
+    """All but the transformed axis and the last, which holds real and imaginary parts. Refuses a computed axis."""
     rank = ctx.input(0).rank
     axis = ctx.attr("axis", 1)
     if ctx.has(2):
@@ -379,11 +393,13 @@ def _dft(ctx: Context) -> list[Through]:
 
 @mapped("MatMulNBits", domain="com.microsoft")
 def _nbits(ctx: Context) -> list[Through]:
+    """All but the last axis, which is contracted with the packed weights."""
     return _all_but(ctx, [-1])
 
 
 @mapped("MatMulInteger")
 def _matmul_integer(ctx: Context) -> list[Through]:
+    """All but the contracted axis. Refuses zero points of each row, and weights that are not a constant matrix."""
     zeros = ctx.has(2) and ctx.input(2).rank > 0 and ctx.input(2).shape != (1,)
     if ctx.array(1) is None or ctx.input(1).rank != 2 or zeros:
         raise Decline("the right operand or the zero point is not one for all rows")

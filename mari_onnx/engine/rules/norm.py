@@ -31,6 +31,11 @@ from mari_onnx.model.dims import product
 
 @rule("LayerNormalization", "RMSNormalization")
 def layer_norm(ctx: Context) -> list[Value | None]:
+    """The plain operator on rows that differ, and beside it the form of the module's formula for later products.
+
+    The form is for a Cat along a normalized axis, with constant scale and bias, statistics in float32 and no second
+    output asked for; else there is the plain operator alone.
+    """
     x = ctx.input(0)
     axis = normal(ctx.attr("axis", -1), x.rank)
     k = frozenset(a for g in x.known[axis:] for a in g)
@@ -137,6 +142,7 @@ def _leaf(body: Body) -> Leaf:
 
 
 def inverse_root(b: Builder, body: Body, epsilon: float) -> Body:
+    """1 / sqrt(body + epsilon)."""
     def visit(ls: list[Leaf]) -> Leaf:
         t = ls[0].tensor
         shifted = emit.binary(b, "Add", t, b.const(epsilon, t.dtype))

@@ -23,6 +23,10 @@ FLOATS = {1, 10, 11, 16}
 
 @rule("MatMul")
 def matmul(ctx: Context) -> list[Value]:
+    """sum_k A[.., m, k] B[.., k, n] over the blocks of k; the batch axes broadcast.
+
+    Refuses integers, which wrap around or saturate, and scalars, which MatMul does not take.
+    """
     x, y = ctx.input(0), fresh(ctx.input(1))
     if x.dtype not in FLOATS:
         raise Decline("an integer product")
@@ -53,6 +57,7 @@ def _contract(ctx: Context, x: Body, y: Body, k: frozenset[Axis], groups: list[G
 
 @rule("Gemm")
 def gemm(ctx: Context) -> list[Value]:
+    """alpha A' B' + beta C = (alpha A') B' + (beta C), with C added where it varies least. Refuses integers."""
     x, y = ctx.input(0), fresh(ctx.input(1))
     if x.dtype not in FLOATS:
         raise Decline("an integer product")

@@ -39,6 +39,10 @@ def reduced(ctx: Context, x: Value) -> tuple[frozenset[Axis], list[Group], bool]
 
 @rule(*SUMS)
 def sums(ctx: Context) -> list[Value]:
+    """Every reduction that is a sum of something: mean, L1, L2, square, log and logsumexp; see the module.
+
+    Refuses integers except sums of int32 and int64, and a reduction over no axis at all.
+    """
     x = ctx.input(0)
     op = ctx.node.op_type
     if x.dtype not in FLOATS and not (op == "ReduceSum" and x.dtype in (6, 7)):
@@ -70,6 +74,7 @@ def sums(ctx: Context) -> list[Value]:
 
 
 def unary(b: Builder, op: str, body: Body) -> Body:
+    """op on each block."""
     return zip_bodies(b, [body], lambda ls: Leaf(emit.unary(b, op, ls[0].tensor), ls[0].axes))
 
 
@@ -107,6 +112,7 @@ def mean(b: Builder, body: Body, k: frozenset[Axis], order: list[Axis]) -> Body:
 
 @rule("ReduceMax", "ReduceMin", "ReduceProd")
 def extremes(ctx: Context) -> list[Value]:
+    """max, min and prod of the parts' own. Refuses booleans, and a reduction over no axis at all."""
     x = ctx.input(0)
     k, groups, any_ = reduced(ctx, x)
     op = ctx.node.op_type.removeprefix("Reduce")

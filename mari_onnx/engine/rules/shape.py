@@ -36,6 +36,7 @@ SYMBOLIC = {
 
 @rule("Shape")
 def shape(ctx: Context) -> list[Value]:
+    """The sizes as the source counts them, from `start` to `end`; nothing is read at run time."""
     x = ctx.input(0)
     dims = list(x.shape)[ctx.attr("start", 0) : ctx.attr("end", None)]
     return [from_sizes(ctx.b, np.array([*dims, None], dtype=object)[:-1], TensorProto.INT64)]
@@ -43,6 +44,7 @@ def shape(ctx: Context) -> list[Value]:
 
 @rule("Size")
 def size(ctx: Context) -> list[Value]:
+    """The product of `shape`."""
     total = np.empty((), dtype=object)
     total[()] = product(ctx.input(0).shape)
     return [from_sizes(ctx.b, total, TensorProto.INT64)]
@@ -50,6 +52,7 @@ def size(ctx: Context) -> list[Value]:
 
 @rule("Constant")
 def constant(ctx: Context) -> list[Value]:
+    """The array of the attribute. Refuses strings and sparse tensors, which are copied as they are."""
     for name, kind in (("value_float", 1), ("value_int", 7), ("value_floats", 1), ("value_ints", 7)):
         if name in ctx.attrs:
             return [from_array(ctx.b, np.asarray(ctx.attrs[name]), kind)]
@@ -79,6 +82,7 @@ def constant_of_shape(ctx: Context) -> list[Value]:
 
 @rule("Range")
 def range_(ctx: Context) -> list[Value]:
+    """Range over sizes or constants: its length is (stop - start) / step. Refuses bounds computed from data."""
     bounds = [ctx.sizes(i)[0] if ctx.inputs[i] is not None else None for i in range(3)]
     start, stop, step = bounds
     if start is not None and stop is not None and step is not None and _dims(np.array([*bounds, None], dtype=object)):

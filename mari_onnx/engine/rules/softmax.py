@@ -64,6 +64,7 @@ def _finite(b: Builder, leaf: Leaf) -> Leaf:
 
 @rule("Softmax")
 def softmax(ctx: Context) -> list[Value | None]:
+    """The row of blocks of the module; an axis of several groups, or of opset < 13 not the last, is mapped whole."""
     x = ctx.input(0)
     if ctx.opset < 13:
         axis = normal(ctx.attr("axis", 1), x.rank)

@@ -36,6 +36,7 @@ HUGE = 1 << 30
 
 @rule("Transpose")
 def transpose(ctx: Context) -> list[Value]:
+    """The same groups in another order: transpose([u | x]) = [u' | x']."""
     x = ctx.input(0)
     perm = ctx.attr("perm") or list(range(x.rank))[::-1]
     value = ctx.value([x.known[p] for p in perm], x.body, x.dtype)
@@ -46,6 +47,7 @@ def transpose(ctx: Context) -> list[Value]:
 
 @rule("Reshape")
 def reshape(ctx: Context) -> list[Value]:
+    """The same atomic axes in other groups; an axis that a target cuts is split. 0 copies, -1 is solved for."""
     x = ctx.input(0)
     wanted = ctx.sizes(1) if ctx.has(1) else [int(s) for s in ctx.attr("shape")]
     keep_zero = bool(ctx.attr("allowzero", 0))
@@ -145,6 +147,7 @@ def _meeting(ctx: Context, left: Sequence[Size], right: Sequence[Size]) -> list[
 
 @rule("Flatten")
 def flatten_op(ctx: Context) -> list[Value]:
+    """Two groups: the axes before `axis`, and the others."""
     x = ctx.input(0)
     axis = ctx.attr("axis", 1)
     axis = axis + x.rank if axis < 0 else axis
@@ -154,6 +157,7 @@ def flatten_op(ctx: Context) -> list[Value]:
 
 @rule("Squeeze")
 def squeeze(ctx: Context) -> list[Value]:
+    """The groups without those of size 1. Refuses a dimension that is not known to be 1."""
     x = ctx.input(0)
     axes = ctx.axes_arg(1)
     if axes is None:
@@ -169,6 +173,7 @@ def squeeze(ctx: Context) -> list[Value]:
 
 @rule("Unsqueeze")
 def unsqueeze(ctx: Context) -> list[Value]:
+    """An empty group, which is a dimension of 1, at each of `axes`."""
     x = ctx.input(0)
     axes = ctx.axes_arg(1) or []
     rank = x.rank + len(axes)
@@ -252,6 +257,7 @@ def concat(ctx: Context) -> list[Value]:
 
 @rule("Slice")
 def slice_(ctx: Context) -> list[Value]:
+    """Positions start, start + step, .. of an axis: of a Cat, those of its parts. Refuses bounds computed from data."""
     x = ctx.input(0)
     axes: list[int] | None
     steps: list[int] | None
@@ -356,6 +362,7 @@ def positions(ctx: Context, x: Value, at: int, places: Sequence[int], drop: bool
 
 @rule("Split")
 def split_op(ctx: Context) -> list[Value]:
+    """Ranges of an axis, each of which keeps the parts it covers. Refuses a dynamic dimension."""
     x = ctx.input(0)
     at = normal(ctx.attr("axis", 0), x.rank)
     size = x.shape[at]
