@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from mari_onnx.engine import emit
 from mari_onnx.engine.builder import Builder
 from mari_onnx.engine.forms import derive, map_form
-from mari_onnx.engine.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Value, axes_of, rename
+from mari_onnx.engine.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Value, axes_of, is_const, rename
 from mari_onnx.engine.write import as_leaf, write
 from mari_onnx.model.dims import Size, divide, product, static
+
+MAX_FLAT = 65536
+"""Elements that a constant may be repeated to so that it needs no axes of its own."""
 
 
 def segments(b: Builder, left: Sequence[Size], right: Sequence[Size]) -> list[tuple[Size, int, int]] | None:
@@ -163,12 +166,20 @@ def single(b: Builder, value: Value, i: int) -> tuple[Value, Axis | None]:
 
 
 def align(b: Builder, values: Sequence[Value]) -> tuple[list[Body], tuple[Group, ...]]:
-    """Bodies over common axes, for numpy broadcasting of the values. Raises `Decline`."""
+    """Bodies over common axes, for numpy broadcasting of the values. Raises `Decline`.
+
+    Constants come last, so that they take the axes of the others: a tiled gate ``(16, 32)`` over fields ``(32, 16)`` is
+    written out as 512 columns, where axes that refine both would cut a `Cat` across its parts.
+    """
     rank = max(v.rank for v in values)
     padded = [((),) * (rank - v.rank) + v.known for v in values]
     bodies: list[Body] = [v.body for v in values]
     canon: list[Group] = [() for _ in range(rank)]
-    for k, groups in enumerate(padded):
+    done: list[int] = []
+    for k in sorted(range(len(values)), key=lambda k: is_const(bodies[k])):
+        groups = padded[k]
+        if is_const(bodies[k]):
+            bodies[k], groups = _coarse(b, bodies[k], groups, canon)
         mapping: dict[Axis, Axis] = {}
         used = {a for g in canon for a in g}
         for i, group in enumerate(groups):
@@ -192,7 +203,8 @@ def align(b: Builder, values: Sequence[Value]) -> tuple[list[Body], tuple[Group,
                         # an axis that stays whole keeps its identity
                         axes[axes.index(pieces[0])] = axis
                     elif side == 1:
-                        bodies[:k] = [split(b, body, axis, pieces) for body in bodies[:k]]
+                        for j in done:
+                            bodies[j] = split(b, bodies[j], axis, pieces)
             canon[i] = tuple(axes)
             used |= set(axes)
             for n, axis in enumerate(group):
@@ -204,4 +216,21 @@ def align(b: Builder, values: Sequence[Value]) -> tuple[list[Body], tuple[Group,
                     bodies[k] = split(b, bodies[k], axis, parts)
                     mapping.update(zip(parts, pieces, strict=True))
         bodies[k] = rename(bodies[k], {a: m for a, m in mapping.items() if a is not m})
+        done.append(k)
     return bodies, tuple(canon)
+
+
+def _coarse(
+    b: Builder, body: Body, groups: Sequence[Group], canon: Sequence[Group]
+) -> tuple[Body, tuple[Group, ...]]:
+    """A constant without the axes that would split those of ``canon``."""
+    out: list[Group] = []
+    for group, other in zip(groups, canon, strict=True):
+        sizes, whole = [a.size for a in other], product(a.size for a in group)
+        if len(group) > 1 and other and isinstance(whole, int) and whole <= MAX_FLAT:
+            found = segments(b, sizes, [a.size for a in group])
+            if found is None or len(found) > len(other):
+                axis = Axis(whole)
+                body, group = flatten(b, body, group, axis), (axis,)
+        out.append(group)
+    return body, tuple(out)
