@@ -109,6 +109,8 @@ class Builder:
         self.fixed: dict[str, int] = {}
         self.origin = ""
         self.label = "t"
+        self.notes: list[str] = []
+        """Why the rule at work left something as it is, though it did not decline."""
         # the largest absolute value of tensors (see `bounds`), and
         # what a tensor is a reshape, a transposition or a range of: chains of these become one node
         self.bounds: dict[str, float] = {}

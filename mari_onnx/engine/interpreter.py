@@ -185,6 +185,7 @@ def visit(walk: Walk, node: NodeProto) -> None:
     ctx.visit = lambda inner, env: visit(Walk(walk.b, walk.opsets, walk.skip, env), inner)
     walk.b.origin = node.name or next((o for o in node.output if o), "")
     walk.b.label = next((o for o in node.output if o), node.name)
+    walk.b.notes.clear()
     reason: str | None = None
     outputs: Sequence[Value | None] | None = None
     name = "default"
@@ -218,7 +219,9 @@ def visit(walk: Walk, node: NodeProto) -> None:
     for output, value in zip(node.output, outputs, strict=False):
         if output and value is not None:
             walk.env[output] = value
-    walk.reports.append(_report(node, inputs, outputs, name, reason))
+    report = _report(node, inputs, outputs, name, reason)
+    report.reason = reason or "; ".join(dict.fromkeys(walk.b.notes)) or None
+    walk.reports.append(report)
 
 
 def _report(

@@ -52,6 +52,9 @@ RANGE = 800.0
 """exp(-RANGE) is 0 in every floating-point type."""
 WIDTH = 16
 """The head width that is assumed where a softmax has to be weighed before its product with the values."""
+MASKED_ROWS = (
+    "a row that a finite number masks throughout spreads over all columns, and nothing shows that there is no such row"
+)
 MAX_PATTERNS = 4
 """Sets of rows that one softmax is taken apart into."""
 
@@ -218,6 +221,8 @@ def _weightless(b: Builder, cat: Cat) -> tuple[Axis | None, list[Pattern]]:
     best = np.max(np.broadcast_arrays(*flat[1]), axis=0)
     with np.errstate(invalid="ignore"):
         dead = [np.isneginf(high) | (high < best - RANGE) for high in flat[0]]
+        if any(np.any((high < -RANGE) & ~off) for high, off in zip(flat[0], dead, strict=True)):
+            b.notes.append(MASKED_ROWS)
     if axis is None or not isinstance(axis.size, int):
         return None, [(tuple(bool(d.all()) for d in dead), [])]
     table = np.stack([np.broadcast_to(d, (axis.size,)) for d in dead])
