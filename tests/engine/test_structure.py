@@ -264,6 +264,18 @@ def test_candidates_concatenated_along_their_axis() -> None:
     check(g)
 
 
+@given(st.permutations([0, 1, 2]))
+def test_parts_of_a_concat_agree_with_a_size_that_the_run_tells(order: list[int]) -> None:
+    """Rows picked by NonZero are as many as the user's, or the source itself does not run."""
+    g = Graph(18)
+    rows = g.squeeze(g.NonZero(g.Add(g.Abs(g.item()), g.const(1.0))), [0])
+    parts = [g.Gather(g.item(3), rows, axis=0), g.user(4), g.Gather(g.item(2), rows, axis=0)]
+    both = g.Concat(*(parts[k] for k in order), axis=1)
+    g.output(g.Relu(g.MatMul(both, g.weight(9, 5))))
+    check(g)
+    lifted(g, per_candidate=5 * 5)
+
+
 @pytest.mark.parametrize("opset", [11, 18])
 def test_squeeze_without_axes_of_a_dynamic_dimension(opset: int) -> None:
     """At N=1 the candidates are squeezed too."""

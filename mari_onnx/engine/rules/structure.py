@@ -27,6 +27,7 @@ from mari_onnx.engine.value import (
     Value,
     fresh,
     is_const,
+    rename,
 )
 from mari_onnx.engine.write import as_leaf
 from mari_onnx.model.dims import Dim, Size, divide, product
@@ -237,7 +238,7 @@ def concat(ctx: Context) -> list[Value]:
         value, axis = single(ctx.b, fresh(value), at)
         subs.append(axis)
         flat.append(Value((*value.known[:at], (), *value.known[at + 1 :]), value.body, value.dtype))
-    bodies, groups = align(ctx.b, flat)
+    bodies, groups = align(ctx.b, _agreed(ctx, flat))
     new = Axis(product([sum(int(s) for s in sizes if isinstance(s, int))]))
     parts: list[Part] = []
     start = 0
@@ -253,6 +254,28 @@ def concat(ctx: Context) -> list[Value]:
     if is_const(cat) and all(isinstance(s, int) for g in out for s in (a.size for a in g)):
         return [ctx.value(out, as_leaf(ctx.b, cat, [a for g in out for a in g]), values[0].dtype)]
     return [ctx.value(out, cat, values[0].dtype)]
+
+
+def _agreed(ctx: Context, values: Sequence[Value]) -> list[Value]:
+    """The parts of a Concat, where a dimension that only the run can tell is what another part shows it to be.
+
+    A Concat runs only if its parts agree in all other dimensions, so its result may count on that.
+    """
+    out = list(values)
+    for d in range(values[0].rank):
+        known = [v.shape[d] for v in values if not _told_by_run(v.shape[d])]
+        size = known[0] if known else values[0].shape[d]
+        for k, v in enumerate(out):
+            group = v.known[d]
+            if len(group) == 1 and size != 1 and _told_by_run(group[0].size) and not ctx.b.same(group[0].size, size):
+                axis = Axis(size)
+                groups = (*v.known[:d], (axis,), *v.known[d + 1 :])
+                out[k] = Value(groups, rename(v.body, {group[0]: axis}), v.dtype)
+    return out
+
+
+def _told_by_run(size: Size) -> bool:
+    return isinstance(size, Dim) and any(symbol.startswith("?") for symbol in size.symbols)
 
 
 @rule("Slice")
