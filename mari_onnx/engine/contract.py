@@ -42,9 +42,8 @@ def contract(b: Builder, x: Body, y: Body, k: frozenset[Axis], order: Sequence[A
     order: the logical order of the result's axes, a preference for layouts. Every axis in ``k`` must be an axis of x
     or y; one that neither has is the caller's to multiply by.
     """
-    lost = k - (axes_of(x) | axes_of(y))
-    if lost:
-        # neither operand varies there: the sum is a multiplication, of the smaller one
+    while lost := k - (axes_of(x) | axes_of(y)):
+        # neither operand varies there: the sum is a multiplication, which may show that x lacks more of k
         x, k = repeat(b, x, lost), k - lost
     if not k:
         return multiply(b, x, y, order)

@@ -264,6 +264,18 @@ def test_candidates_concatenated_along_their_axis() -> None:
     check(g)
 
 
+@given(st.integers(1, 5), st.integers(1, 5), st.sampled_from((2, 3)), st.booleans())
+def test_heads_cut_across_fields(users: int, items: int, heads: int, first: bool) -> None:
+    """[N, F, heads * d] read as [heads * N, F, d]: a row of d is of one field, but fields of both sides share a head."""
+    g = Graph(18)
+    parts = [g.user(users, 2 * heads), g.item(items, 2 * heads)]
+    both = g.Concat(*(parts if first else parts[::-1]), axis=1)
+    cut = g.reshape(both, -1, users + items, 2)
+    g.output(g.Relu(g.MatMul(cut, g.weight(2, 3))))
+    check(g)
+    lifted(g, per_candidate=items * heads * 2 * 3)
+
+
 @given(st.permutations([0, 1, 2]))
 def test_parts_of_a_concat_agree_with_a_size_that_the_run_tells(order: list[int]) -> None:
     """Rows picked by NonZero are as many as the user's, or the source itself does not run."""
