@@ -89,12 +89,14 @@ class Places:
     """Coordinates of a mask that is the same at all positions of its first ``free`` axes.
 
     shape: of the mask; flat: row-major positions within its other axes; across: coordinates are along axis 0.
+    rows: for a mask that is one computed bit at all positions, the number of its rows that are picked: all or none.
     """
 
     shape: tuple[Size, ...]
     free: int
     flat: tuple[int, ...]
     across: bool
+    rows: Size | None = None
 
 
 @dataclass
@@ -104,7 +106,7 @@ class Value:
     groups: the atomic axes of each logical axis; None where not even the rank is known (then the body is a Leaf
         without axes, and only whole-tensor use is possible).
     sym: for small integer tensors, the elements as far as they are known: an object array of int, Dim or None.
-    places: for coordinates of a constant mask (NonZero, or its transpose), where they point.
+    places: for coordinates of a mask (NonZero, or its transpose), where they point.
     series: for a vector of integers that is an arithmetic progression, its first element and the step.
     items: for a sequence of tensors of one shape, the elements stacked along a first axis.
     """

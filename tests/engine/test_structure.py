@@ -266,7 +266,7 @@ def test_candidates_concatenated_along_their_axis() -> None:
 
 @given(st.integers(1, 5), st.integers(1, 5), st.sampled_from((2, 3)), st.booleans())
 def test_heads_cut_across_fields(users: int, items: int, heads: int, first: bool) -> None:
-    """[N, F, heads * d] read as [heads * N, F, d]: a row of d is of one field, but fields of both sides share a head."""
+    """[N, F, heads * d] read as [heads * N, F, d]: a row of d is of one field, but a head has fields of both sides."""
     g = Graph(18)
     parts = [g.user(users, 2 * heads), g.item(items, 2 * heads)]
     both = g.Concat(*(parts if first else parts[::-1]), axis=1)
