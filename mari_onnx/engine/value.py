@@ -109,6 +109,7 @@ class Value:
     places: for coordinates of a mask (NonZero, or its transpose), where they point.
     series: for a vector of integers that is an arithmetic progression, its first element and the step.
     items: for a sequence of tensors of one shape, the elements stacked along a first axis.
+    listed: for a sequence whose elements are known one by one, these.
     """
 
     groups: tuple[Group, ...] | None
@@ -118,6 +119,7 @@ class Value:
     places: Places | None = field(default=None, repr=False)
     series: tuple[Size, Size] | None = field(default=None, repr=False)
     items: Value | None = field(default=None, repr=False)
+    listed: tuple[Value, ...] | None = field(default=None, repr=False)
 
     @property
     def known(self) -> tuple[Group, ...]:

@@ -120,9 +120,9 @@ def topk(ctx: Context) -> list[Value | None]:
     """Rows that are alike along the ranked axis are in order as they are; any others are ranked whole."""
     x = ctx.input(0)
     at = normal(ctx.attr("axis", -1), x.rank)
-    count = ctx.sizes(1) if ctx.opset >= 10 else [None]
     alike = bool(x.known[at]) and not set(x.known[at]) & axes_of(x.body) and ctx.attr("sorted", 1)
-    if not alike or len(count) != 1 or count[0] is None or not ctx.b.same(count[0], x.shape[at]):
+    count = ctx.sizes(1)[0] if alike and ctx.opset >= 10 else None
+    if count is None or not ctx.b.same(count, x.shape[at]):
         return run(ctx, MAPPED["", "TopK"](ctx))
     x, axis = single(ctx.b, x, at)
     assert axis is not None

@@ -436,20 +436,3 @@ def _apart(ctx: Context, x: Value, at: int, sizes: Sequence[int]) -> list[Value]
         return None
     groups = [(*x.known[:at], (new,) if new is not None else (), *x.known[at + 1 :]) for new in news]
     return [ctx.value(g, body, x.dtype) for g, body in zip(groups, bodies, strict=True)]
-
-
-@rule("SplitToSequence")
-def split_to_sequence(ctx: Context) -> list[Value | None]:
-    """Parts of equal length are the elements of the sequence, stacked along an axis of their own."""
-    x, sizes = ctx.input(0), ctx.ints(1) if ctx.has(1) else [1]
-    at = normal(ctx.attr("axis", 0), x.rank)
-    size = x.shape[at]
-    if sizes is None or not isinstance(size, int) or not ctx.attr("keepdims", 1):
-        raise Decline("a sequence of parts whose lengths are computed at run time")
-    if len(set(sizes)) > 1 or size % sizes[0]:
-        raise Decline("the elements of the sequence differ in length")
-    parts = regroup(ctx, x, [*x.shape[:at], size // sizes[0], sizes[0], *x.shape[at + 1 :]])
-    groups = [parts.known[at], *parts.known[:at], *parts.known[at + 1 :]]
-    (out,) = ctx.write_out()
-    assert out is not None
-    return [replace(out, items=ctx.value(groups, parts.body, x.dtype))]
