@@ -6,9 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks import gpu, grid, layout, run, scale, tokens
+from benchmarks import gpu, grid, layout, run, scale, tokens, whole
 from benchmarks.side_by_side import Setting, optimized, timed
 from benchmarks.tables import Section, Target
+from mari_onnx.bench.measure import FLOOR, OURS, Measured
+from mari_onnx.bench.timing import Timing
 from mari_onnx.sides import Sides
 
 TINY = Setting(seconds=0, least=1)
@@ -87,3 +89,12 @@ def test_heavy_models_are_valid_either_way(tmp_path, monkeypatch):
         model = onnx.load(path)
         onnx.checker.check_model(model)
         assert optimized(model, Sides({"user_id": "user", "item": "item"}), 64).changed
+
+
+def test_what_the_user_part_takes_is_told_beside_the_floor():
+    seconds = np.array([[0.0095, 0.008, 0.002], [0.019, 0.016, 0.004]])
+    timing = Timing((OURS, FLOOR, whole.USER_PART), seconds)
+    said = whole._bound("model, N=5", Measured(5, 1, timing))
+    assert "takes 12 ms and the user part alone 3 ms" in said
+    assert "0.800 of the floor's speed" in said
+    assert "0.950 times the two together" in said

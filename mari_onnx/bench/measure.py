@@ -60,7 +60,7 @@ class Measured:
         transfers: seconds of moving inputs to the device and outputs back, None on the CPU.
         memory: peak bytes of a process that loads and runs the variant, where asked for.
         work: FLOPs and bytes a candidate, None where shapes are not known.
-        apart: largest absolute difference of any output to the first variant's.
+        apart: largest absolute difference of any output to the first variant's; nan without one in common.
     """
 
     n: int
@@ -79,7 +79,8 @@ class Measured:
             flops = self.work.get(name)
             entry["flops_per_candidate"] = None if flops is None else round(flops[0], 1)
             entry["bytes_per_candidate"] = None if flops is None else round(flops[1], 1)
-            entry["max_difference"] = self.apart.get(name)
+            apart = self.apart.get(name)
+            entry["max_difference"] = None if apart is None or np.isnan(apart) else apart
             entry["peak_memory_bytes"] = self.memory.get(name)
             if self.transfers is not None:
                 entry["transfer_median_ms"] = self.transfers.median(name) * 1e3
