@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import mari_onnx
+from benchmarks import scale
 from mari_onnx.report.terminal import summary_line, total_rows
 from mari_onnx.sides import Sides
 from tests.test_report import leaving, model, normal
@@ -143,6 +144,14 @@ def test_two_thousand_nodes_start_folded_and_any_can_be_found(show):
     assert page.find_elements("css selector", "#before .node.chosen")
     page.find_element("id", "open").click()
     assert 300 < len(nodes(page, "before")) + len(nodes(page, "after")) <= 700
+
+
+def test_groups_open_only_as_far_as_their_edges_can_be_laid_out(show):
+    # Outputs of two Splits go to all of the graph: hundreds of nodes with such edges would take minutes.
+    source = scale.towers(2000)
+    page = show(mari_onnx.optimize(source, Sides({"user": "user", "item": "item"}), check=False))
+    page.find_element("id", "open").click()
+    assert 80 < len(nodes(page, "before")) + len(nodes(page, "after")) < 300
 
 
 def test_light_and_dark(show):
