@@ -72,13 +72,18 @@ def build(wanted: Sequence[str]) -> list[str]:
 def _build(name: str) -> list[str]:
     path = FOLDER / f"{name}.onnx"
     if _stale(path.with_suffix(".npz")):
-        shutil.rmtree(FOLDER / name, ignore_errors=True)
+        for folder in (FOLDER / name, FOLDER / f"{name}.float16"):
+            shutil.rmtree(folder, ignore_errors=True)
         command = [sys.executable, str(ROOT / "models" / "industrial.py"), name, str(FOLDER)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no reason given"]
             return [f"{name}: not run, as it could not be built ({lines[-1]})"]
-    folder = FOLDER / name
+    return _optimized_by_peers(name, path, FOLDER / name)
+
+
+def _optimized_by_peers(name: str, path: Path, folder: Path) -> list[str]:
+    """Lets peers work on the model once; answers why some have not."""
     if not folder.is_dir():
         folder.mkdir()
         missing = [peer for peer in peers(path, folder) if peer.path is None]
@@ -105,15 +110,19 @@ def run(
 
     Raises MariError where it cannot be optimized or run.
     """
-    path = _in_half(FOLDER / f"{name}.onnx") if half else FOLDER / f"{name}.onnx"
+    path, folder = FOLDER / f"{name}.onnx", FOLDER / name
+    notes: list[str] = []
+    if half:
+        path, folder = _in_half(path), FOLDER / f"{name}.float16"
+        notes = _optimized_by_peers(name, path, folder)
     source, sides = read(path), sides_of(path)
     recorded = load(FOLDER / f"{name}.npz", signature(source.model), sides)[0]
     requests: dict[int, list[Request]] = {n: [widened(recorded, n)] for n in CANDIDATES}
-    made, notes = variants_of(source, sides, FOLDER / name, target=provider, with_floor=True)
-    result = Model(name, notes=[f"{name}: {note}" for note in notes])
+    made, missing = variants_of(source, sides, folder, target=provider, with_floor=True)
+    result = Model(name, notes=[*notes, *(f"{name}: {note}" for note in missing)])
     ours = [each for each in made if each.name in (OURS, FLOOR)]
-    ours += [_user_part(each, FOLDER / name) for each in ours if each.floor and each.floor.cut]
-    files = [] if half else [(tool, FOLDER / name / f"{tool}.onnx") for tool in TOOLS]
+    ours += [_user_part(each, folder) for each in ours if each.floor and each.floor.cut]
+    files = [(tool, folder / f"{tool}.onnx") for tool in TOOLS]
     slow = [made[0], *(Variant(tool, file) for tool, file in files if file.is_file())]
     everything = [*slow, *(each for each in ours if each.name == OURS)]
     clock = Setting(provider=provider).clock
