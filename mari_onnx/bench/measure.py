@@ -98,12 +98,14 @@ def variants_of(
     target: str = "cpu",
     with_peers: bool = False,
     with_floor: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[list[Variant], list[str]]:
     """The source, what peers and mari-onnx make of it, and the floor; notes on what is missing.
 
     Args:
         folder: where models are written; it has to outlive the variants.
         candidates, target: as for `optimize`; its parity check is not run.
+        progress: called with (phase, done, total).
     """
     from mari_onnx import api
     from mari_onnx.engine import Options, rewrite
@@ -111,11 +113,13 @@ def variants_of(
 
     found, notes = [Variant("source", source.path)], []
     if with_peers:
-        for peer in peers(source.path, folder):
+        for peer in peers(source.path, folder, progress=progress):
             if peer.path is None:
                 notes.append(f"{peer.tool}: {peer.reason}")
             else:
                 found.append(Variant(peer.tool, peer.path))
+    if progress is not None:
+        progress("optimizing", 0, 1)
     done = api.rewritten(source, sides, candidates=candidates, target=target)
     if done.changed:
         done.save(folder / "mari-onnx.onnx")

@@ -24,7 +24,6 @@ def page(source: onnx.ModelProto, rewrite: Rewrite, report: Report) -> str:
         "title": report.source.get("path") or "model",
         "totals": total_rows(report),
         "summary": summary_line(report),
-        "reason": report.reason,
         "candidates": report.candidates,
         "residual": report.residual,
         "incidents": report.incidents,

@@ -77,6 +77,8 @@ _COMPARED = ("nodes", "flops_per_candidate", "bytes_per_candidate")
 
 def summary_line(report: Report) -> str:
     """What became of the products, and what of the output runs once a request."""
+    if not report.changed:
+        return f"nothing to lift: {report.reason or 'see the reasons'}"
     actions = Counter(node.action for node in report.products)
     lifted = f", {actions['lifted']} lifted" if actions["lifted"] else ""
     after = report.after

@@ -462,7 +462,7 @@
   // ---- the page around it
   byId("title").textContent = data.title;
   document.title = `mari-onnx: ${data.title.split(/[\\/]/).pop()}`;
-  byId("summary").textContent = data.after ? data.summary : `nothing to lift: ${data.reason ?? "see the reasons"}`;
+  byId("summary").textContent = data.summary;
   const residual = data.residual;
   byId("notes").textContent = [
     ...data.incidents.map((text) => `taken back: ${text}`),
