@@ -79,6 +79,7 @@ def whole_models(dtype: type) -> dict[str, Any]:
         found["models"][name] = {
             "all": [each.to_dict() for each in model.all.values()],
             "against_floor": [each.to_dict() for each in model.close.values()],
+            "with_user_part": [each.to_dict() for each in model.once.values()],
             "notes": model.notes,
         }
     return found
