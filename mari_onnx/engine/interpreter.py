@@ -142,7 +142,10 @@ def _input(walk: Walk, info: onnx.ValueInfoProto, sides: Sides, names: set[str |
     groups: tuple[Group, ...] = tuple((a,) if a is not None else () for a in axes)
     lifted = side == "user" and len(shape) > at and shape[at] == N
     stored = tuple(1 if lifted and i == at else size for i, size in enumerate(shape))
-    tensor = b.input(info.name, info.type.tensor_type.elem_type, stored, frozenset(DEPS[side]))
+    # an input that no one tagged is the user's where it has no row for each candidate
+    once = side is None and not any(isinstance(size, Dim) and "N" in size.symbols for size in shape)
+    deps = DEPS["user" if once else side]
+    tensor = b.input(info.name, info.type.tensor_type.elem_type, stored, frozenset(deps))
     walk.inputs[info.name] = tensor
     for i, size in enumerate(stored):
         if isinstance(size, Dim) and len(size.symbols) == 1:

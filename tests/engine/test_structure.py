@@ -220,6 +220,7 @@ def test_requests_by_candidates_without_tags() -> None:
     g.output(g.MatMul(g.Concat(wide, x, axis=2), g.weight(9, 4)))
     result = check(g)
     assert actions(result)["Expand"] == ["lifted"]
+    assert next(node.kind for node in result.nodes if node.op == "Expand") == "Shared"
     assert macs_each(g, result) == LENGTHS["R"] * 3 * 4
 
 
