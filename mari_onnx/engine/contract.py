@@ -249,9 +249,10 @@ def _lost(
             outer = (*outer, Leaf(total, ()))
         else:
             scale *= a.size
-    if scale != 1:
-        y = times(b, y, scale)
-    return _expand(b, x, y, k & has, outer, depth, order)
+    if scale == 1:
+        return _expand(b, x, y, k & has, outer, depth, order)
+    # the factor may show that y lacks more of k
+    return _lost(b, x, times(b, y, scale), k & has, outer, depth, order)
 
 
 def _product(

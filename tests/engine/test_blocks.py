@@ -245,16 +245,18 @@ def test_contractions_of_bodies(data: st.DataObject, bench: Bench) -> None:
     same(bench.values(done, order), want)
 
 
-def test_a_sum_over_an_axis_that_turns_out_not_to_vary() -> None:
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_sum_over_an_axis_that_turns_out_not_to_vary(nested: bool) -> None:
     """c over (2, 2): neither operand has the first axis, and writing that factor shows that none has the second."""
     bench = Bench(0)
     first, second = Axis(2), Axis(2)
-    c = bench.b.const(1.5)
-    sub = Axis(2)
-    x = Cat(second, (Part((0, 1), sub, Leaf(c, ())),))
+    c: Body = Leaf(bench.b.const(1.5), ())
+    for axis in (first, second) if nested else (second,):
+        c = Cat(axis, (Part((0, 1), Axis(2), c),))
     y = Leaf(bench.b.const(3.0), ())
-    done = contract(bench.b, x, y, frozenset({first, second}), [])
-    same(bench.values(done, []), np.asarray(1.5 * 3.0 * 4))
+    for pair in ((c, y), (y, c)):
+        done = contract(bench.b, *pair, frozenset({first, second}), [])
+        same(bench.values(done, []), np.asarray(1.5 * 3.0 * 4))
 
 
 @given(st.data(), SEEDS)
