@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -148,6 +149,12 @@ def scaled(b: Builder, x: Leaf, factor: float) -> Leaf:
 
 
 def multiply(b: Builder, x: Body, y: Body, order: Sequence[Axis] = ()) -> Body:
+    """x * y; of a form its items one by one."""
+    for form, other in ((x, y), (y, x)):
+        if isinstance(form, Prod):
+            return reduce(lambda product, factor: multiply(b, product, factor, order), form.factors, other)
+        if isinstance(form, Sum):
+            return add(b, [multiply(b, item, other, order) for item in form.terms], order)
     return zip_bodies(b, [x, y], lambda ls: binary(b, "Mul", ls[0], ls[1], order), order=order)
 
 
