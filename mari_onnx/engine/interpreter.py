@@ -26,6 +26,8 @@ from mari_onnx.sides import Sides
 N = Dim.symbol("N")
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What a rule may raise on a graph that it did not expect."""
+SPLITTING = ("products", "reduce", "norm", "attention")
+"""Rules that take operands apart though their result is whole."""
 NARROW = frozenset({17, 18, 19, 20, 21, 22, 23, 24, 25, 26})
 """float8, float4 and integers of 4 and 2 bits: no operator repeats or joins them, so they keep their N rows."""
 STRICT = bool(os.environ.get("MARI_ONNX_STRICT"))
@@ -236,7 +238,7 @@ def _report(
         action = "folded"
     elif first is not None and first.groups is not None and _saves(first):
         action = "split" if isinstance(first.body, Cat) else "lifted"
-    elif reason is None and name in ("products", "reduce", "norm") and any(_split_inputs(v) for v in inputs):
+    elif reason is None and name in SPLITTING and any(_split_inputs(v) for v in inputs):
         action = "split"
     elif reason is not None and any(v is not None and v.groups is not None and _saves(v) for v in inputs):
         action = "barrier"

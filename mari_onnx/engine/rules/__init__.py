@@ -1,6 +1,7 @@
 """One module an operator family; importing this package fills the table of rules."""
 
 from mari_onnx.engine.rules import (
+    attention,
     elementwise,
     index,
     loop,
@@ -17,6 +18,7 @@ from mari_onnx.engine.rules import (
 )
 
 __all__ = [
+    "attention",
     "elementwise",
     "index",
     "loop",
