@@ -15,7 +15,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from mari_onnx.model.signature import Input
-    from mari_onnx.parity.feeds import Layout
+    from mari_onnx.parity.layout import Layout
     from mari_onnx.parity.ranges import Domain
 
 # Ids of a history that repeats itself, and of its candidates: some of these are in it and some are not. They follow

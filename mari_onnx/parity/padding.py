@@ -19,7 +19,7 @@ from mari_onnx.parity.scope import PASSING, Scope, attribute
 if TYPE_CHECKING:
     import onnx
 
-    from mari_onnx.parity.feeds import Layout
+    from mari_onnx.parity.layout import Layout
 
 # Between an input and a comparison: these move elements, or shift them by constants.
 _BETWEEN = PASSING | {"Slice", "Split", "Gather", "Concat", "Add", "Sub"}

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mari_onnx.parity.edges import edges
-from mari_onnx.parity.feeds import Drawer, Layout, Request
+from mari_onnx.parity.feeds import Drawer, Request
 
 if TYPE_CHECKING:
+    from mari_onnx.parity.layout import Layout
     from mari_onnx.parity.ranges import Domain
     from mari_onnx.parity.result import Settings
 

@@ -16,7 +16,7 @@ from mari_onnx.errors import MariError
 if TYPE_CHECKING:
     import onnx
 
-    from mari_onnx.parity.feeds import Layout
+    from mari_onnx.parity.layout import Layout
 
 # Larger than any table, exact in float32, and odd.
 _BIG = 16_000_001

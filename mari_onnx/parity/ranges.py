@@ -20,7 +20,7 @@ from mari_onnx.parity.scope import PASSING, Scope, attribute, constants, dims
 if TYPE_CHECKING:
     import onnx
 
-    from mari_onnx.parity.feeds import Layout
+    from mari_onnx.parity.layout import Layout
 
 _COMPARING = {"Less", "LessOrEqual", "Greater", "GreaterOrEqual"}
 
