@@ -227,7 +227,7 @@ class _Check:
             except MariError as error:
                 if provider != "cpu" and not isinstance(error, ModelError):
                     raise
-                found.append(error)
+                found[index:] = [error]  # of either run
                 continue
             first: Any = found[-1]
             unstable |= {
