@@ -34,6 +34,8 @@ def zip_bodies(
         return visit([body for body in bodies if isinstance(body, Leaf)])
     axis = top.axis
     cells = cells_of(bodies, axis)
+    if mapped is None and _grid_saves_nothing(bodies):
+        return visit([as_leaf(b, x, order) for x in bodies])
     if len(cells) > MAX_CELLS:
         return zip_bodies(b, [as_leaf(b, x, order) for x in bodies], visit, mapped, order)
     if mapped is None and len(cells) > 1:
@@ -94,6 +96,20 @@ def _kinds(bodies: Sequence[Body], axis: Axis, cells: dict[tuple[int, ...], list
         formed = len(leaves) > 1 and (not whole or (len(whole) == 1 and _has_form(whole[0])))
         kinds.append((union, fixed, formed))
     return kinds
+
+
+def _grid_saves_nothing(bodies: Sequence[Body]) -> bool:
+    """Whether Cats along several axes meet (heads and tokens) and one operand varies everywhere as the result does."""
+    if len({body.axis for body in bodies if isinstance(body, Cat)}) < 2:
+        return False
+    union = frozenset().union(*(axes_of(body) for body in bodies))
+    return any(_varies(body, union) for body in bodies)
+
+
+def _varies(body: Body, need: frozenset[Axis]) -> bool:
+    if isinstance(body, Cat):
+        return all(_varies(p.body, need - {body.axis} | ({p.sub} if p.sub else frozenset())) for p in body.parts)
+    return not _has_form(body) and axes_of(body) >= need
 
 
 def _has_form(body: Body) -> bool:

@@ -144,6 +144,13 @@ def reduce(b: Builder, op: str, t: Tensor, axes: Sequence[int], keep: bool = Tru
     if not axes:
         return t
     shape = tuple(1 if i in axes else s for i, s in enumerate(t.known) if keep or i not in axes)
+    core = t.known
+    while core and core[-1] == 1:
+        core = core[:-1]
+    inside = [i for i in axes if i < len(core)]
+    if len(core) < len(t.known) and inside:
+        # behind dimensions of 1 onnxruntime takes single elements for rows
+        return reshape(b, reduce(b, op, reshape(b, t, core), inside, keep), shape)
     as_input = b.opset >= 18 or (op == "ReduceSum" and b.opset >= 13)
     attrs: dict[str, object] = {"keepdims": int(keep)}
     if as_input:

@@ -14,6 +14,10 @@ from mari_onnx.engine.weigh import NODE, SPREAD, volume
 from mari_onnx.engine.write import as_leaf, write
 
 
+TILE = 100
+"""Elements of a product's result from which a product for each candidate and head beats transposing all of them."""
+
+
 @dataclass(frozen=True)
 class Term:
     """outer * sum over k of a * c."""
@@ -208,6 +212,16 @@ def product(
         if len(cols) > 1:
             out = emit.reshape(b, out, [*out.known[:-1], *(a.size for a in cols)])
         return Leaf(out, axes)
+    outside = _outside(x, rows, batch, cols, order)
+    if outside:
+        inside = tuple(a for a in rows if a not in outside)
+        lead = [*((a,) for a in outside), *((a,) for a in batch)]
+        here = [(a,) for a in batch]
+        if order.index(inside[0]) > order.index(cols[0]):
+            out = emit.matmul(b, write(b, y, [*here, tuple(cols), ks]), write(b, x, [*lead, ks, inside]))
+            return Leaf(out, (*outside, *batch, *cols, *inside))
+        out = emit.matmul(b, write(b, x, [*lead, inside, ks]), write(b, y, [*here, ks, tuple(cols)]))
+        return Leaf(out, (*outside, *batch, *inside, *cols))
     tx = write(b, x, [*((a,) for a in batch), tuple(rows), ks])
     ty = write(b, y, [*((a,) for a in batch), ks, tuple(cols)])
     out = emit.matmul(b, tx, ty)
@@ -215,6 +229,20 @@ def product(
         sizes = [a.size for a in batch] + ([a.size for a in rows] or [1]) + ([a.size for a in cols] or [1])
         out = emit.reshape(b, out, sizes)
     return Leaf(out, (*batch, *_or_one(rows), *_or_one(cols)))
+
+
+def _outside(
+    x: Leaf, rows: Sequence[Axis], batch: Sequence[Axis], cols: Sequence[Axis], order: Sequence[Axis]
+) -> list[Axis]:
+    """Rows (candidates) that come before the batch (heads): products of their own, rather than a transposed result."""
+    if len(cols) != 1 or not set(order) >= {*rows, *batch, *cols} or "item" not in x.tensor.deps:
+        return []
+    first = min(order.index(a) for a in batch)
+    outside = [a for a in order if a in rows and order.index(a) < first]
+    inside = [a for a in rows if a not in outside]
+    if len(inside) != 1 or volume([*inside, *cols]) < TILE:
+        return []
+    return outside
 
 
 def _or_one(axes: Sequence[Axis]) -> Sequence[Axis | None]:

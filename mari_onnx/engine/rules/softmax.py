@@ -45,7 +45,7 @@ from mari_onnx.engine.value import (
     rename,
     within,
 )
-from mari_onnx.engine.weigh import ELEMENT, MASKED, SPREAD, element
+from mari_onnx.engine.weigh import COPY, ELEMENT, MASKED, NODE, SPREAD, element, volume
 from mari_onnx.engine.write import as_block, as_leaf, opened
 
 RANGE = 800.0
@@ -55,6 +55,8 @@ WIDTH = 16
 MASKED_ROWS = (
     "a row that a finite number masks throughout spreads over all columns, and nothing shows that there is no such row"
 )
+ROWS = 5
+"""Nodes that a softmax of all rows at once, and the product after it, save."""
 MAX_PATTERNS = 4
 """Sets of rows that one softmax is taken apart into."""
 
@@ -124,7 +126,7 @@ def _whole_grid(b: Builder, grid: Cat, k: Axis, order: list[Axis]) -> Body | Non
     kinds = {axes_of(row) - {p.sub} for p, row in rows}
     if len(kinds) != 1 or len(rows) < 2 or (places is not None and any(isinstance(row, Leaf) for _, row in rows)):
         return None
-    if places is None:
+    if places is None or COPY * volume(axes_of(grid)) > ROWS * NODE:
         return None
     inner = Axis(len(places))
     parts = []
