@@ -14,8 +14,8 @@ from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.context import from_tensor
 from mari_onnx.engine.cost import Cost, graph_cost
 from mari_onnx.engine.finish import assemble, fuse_gemm, live, name_outputs
-from mari_onnx.engine.kernels import for_cpu
 from mari_onnx.engine.interpreter import NodeReport, Walk, constant_of, enter, visit
+from mari_onnx.engine.kernels import for_cpu
 from mari_onnx.engine.value import Decline, Leaf, Value, kind
 from mari_onnx.engine.weigh import CANDIDATES, FREE
 from mari_onnx.engine.write import materialise

@@ -12,7 +12,7 @@ from mari_onnx.engine.blocks import zip_bodies
 from mari_onnx.engine.bounds import bound
 from mari_onnx.engine.builder import FOLD_LIMIT, Builder, Tensor
 from mari_onnx.engine.forms import with_form
-from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Prod, Sum, axes_of, rename
+from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Prod, Sum, axes_of, rename, rows_first
 from mari_onnx.engine.weigh import volume
 from mari_onnx.engine.write import write
 
@@ -50,7 +50,7 @@ def _merged(
 ) -> list[Axis | None]:
     """All axes in the logical order where that names them, else each before what follows it in its own tensor."""
     if union <= set(order):
-        return [a for a in order if a in union]
+        return list(rows_first([a for a in order if a in union]))
     axes: list[Axis | None] = [a for a in biggest.axes if a is not None]
     for leaf in leaves:
         own = [a for a in leaf.axes if a is not None]

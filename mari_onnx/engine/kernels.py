@@ -5,6 +5,8 @@
     Softmax(x)       in place, with rows that are no multiple of a vector register, it takes two to three times as long:
                      each row's load waits for the masked store of the row before. Behind a Reshape of which
                      onnxruntime cannot tell the result's size it is not computed in place
+    x W + b          of more than two dimensions is a MatMul and an Add, which goes through the result once more; as
+                     rows it is one Gemm, and takes the activation that follows with it
     Transpose(x)     two blocks of axes that change places are moved outwards, row by row of what is behind them; with a
                      dimension of 1 between, the first is moved inwards, which is up to four times as fast
 """
@@ -20,6 +22,8 @@ from mari_onnx.engine.value import Axis
 from mari_onnx.engine.weigh import volume
 from mari_onnx.model.dims import Size, product
 
+ACTIVATIONS = {"Relu", "Sigmoid", "Tanh", "LeakyRelu"}
+"""Operators that onnxruntime computes as a part of a Gemm."""
 VECTOR = 16
 """Elements in a vector register."""
 LONG = 160
@@ -37,6 +41,7 @@ def for_cpu(b: Builder, nodes: list[Node], outputs: Sequence[Tensor]) -> list[No
         for t in [*node.inputs, *node.captured]:
             if t is not None:
                 readers.setdefault(t.name, []).append(node)
+    nodes = _as_rows(b, nodes, readers)
     out: list[Node] = []
     for node in nodes:
         if node.proto.op_type == "Add" and not node.proto.domain and _normalized(readers.get(node.outputs[0].name, [])):
@@ -53,6 +58,63 @@ def for_cpu(b: Builder, nodes: list[Node], outputs: Sequence[Tensor]) -> list[No
                 continue
         out.append(node)
     return out
+
+
+def _as_rows(b: Builder, nodes: list[Node], readers: dict[str, list[Node | None]]) -> list[Node]:
+    """MatMul and Add of a bias on tensors of more than two dimensions as one Gemm on their rows."""
+    made = {t.name: node for node in nodes for t in node.outputs}
+    instead: dict[int, list[Node]] = {}
+    for node in nodes:
+        if node.proto.op_type != "Add" or node.proto.domain:
+            continue
+        for product_, bias in (node.inputs, node.inputs[::-1]):
+            source = made.get(product_.name) if product_ is not None else None
+            if source is None or source.proto.op_type != "MatMul" or len(readers[source.outputs[0].name]) != 1:
+                continue
+            if bias is None or bias.shape is None or len(bias.shape) != 1 or not _is_layer(source, bias):
+                continue
+            after = readers[node.outputs[0].name]
+            last = after[0] if len(after) == 1 and after[0] is not None else node
+            if last.proto.op_type not in ACTIVATIONS or last.proto.domain:
+                last = node
+            instead[id(source)] = []
+            instead[id(node)] = _gemm_of_rows(b, source, node, bias, last)
+            if last is not node:
+                instead[id(last)] = instead.pop(id(node))
+                instead[id(node)] = []
+            break
+    return [new for node in nodes for new in instead.get(id(node), [node])]
+
+
+def _is_layer(node: Node, bias: Tensor) -> bool:
+    x, w = node.inputs
+    if x is None or w is None or x.shape is None or w.shape is None or x.dtype != TensorProto.FLOAT:
+        return False
+    free = sum(not isinstance(s, int) for s in x.shape)
+    if len(x.shape) < 3 or len(w.shape) != 2 or free != 1 or not isinstance(x.shape[-1], int):
+        return False
+    return bias.shape == w.shape[1:] and bias.dtype == x.dtype and isinstance(w.shape[1], int)
+
+
+def _gemm_of_rows(b: Builder, source: Node, add: Node, bias: Tensor, last: Node) -> list[Node]:
+    x, w = source.inputs
+    y = last.outputs[0]
+    assert x is not None
+    assert w is not None
+    rows = Tensor(b.unique(f"{y.name}/rows"), x.dtype, None, x.deps)
+    gemm = Tensor(b.unique(f"{y.name}/gemm"), y.dtype, None, y.deps)
+    there = b.const([-1, x.known[-1]], TensorProto.INT64)
+    back = b.const([s if isinstance(s, int) else -1 for s in y.known], TensorProto.INT64)
+    proto = NodeProto(op_type="Gemm", name=add.proto.name, input=[rows.name, w.name, bias.name], output=[gemm.name])
+    found = [_reshape(add, x, there, rows, "rows"), Node(proto, [rows, w, bias], [gemm], add.origin, [])]
+    if last is not add:
+        active = Tensor(b.unique(f"{y.name}/active"), y.dtype, None, y.deps)
+        copy = NodeProto()
+        copy.CopyFrom(last.proto)
+        copy.input[:], copy.output[:] = [gemm.name], [active.name]
+        found.append(Node(copy, [gemm], [active], last.origin, []))
+        gemm = active
+    return [*found, _reshape(last, gemm, back, y, "back")]
 
 
 def _normalized(readers: Sequence[Node | None]) -> bool:

@@ -9,10 +9,9 @@ from mari_onnx.engine import emit
 from mari_onnx.engine.algebra import absorbing, add_leaves, binary, folded, plain_add
 from mari_onnx.engine.builder import Builder
 from mari_onnx.engine.regroup import flatten
-from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, axes_of, is_const, rename
-from mari_onnx.engine.weigh import NODE, SPREAD, volume
+from mari_onnx.engine.value import Axis, Body, Cat, Group, Leaf, Part, axes_of, is_const, rename
+from mari_onnx.engine.weigh import COPY, ELEMENT, NODE, SPREAD, volume
 from mari_onnx.engine.write import as_leaf, write
-
 
 TILE = 100
 """Elements of a product's result from which a product for each candidate and head beats transposing all of them."""
@@ -80,8 +79,9 @@ def merge(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> list[Term
         groups.setdefault(key, []).append(term)
     out = []
     for members in groups.values():
-        if len(members) == 1:
-            out.append(members[0])
+        rows = sum(volume(axes_of(t.a)) for t in members)
+        if len(members) == 1 or COPY * rows > (len(members) - 1) * (2 * NODE + ELEMENT * volume(members[0].out)):
+            out += members  # few columns: adding up the products costs less than the Concat
             continue
         flat = [_flat(b, t) for t in members]
         k = Axis(sum(n for _, _, n, _ in flat))
@@ -113,8 +113,8 @@ def _flat(b: Builder, term: Term) -> tuple[Leaf, Leaf, int, Axis | None]:
 
 
 def _side(b: Builder, cat: Cat, k: Axis, first: bool) -> Leaf:
-    """Operands side by side along k: weights with k in front, activations with k where the first of them has it."""
-    lead = cat.parts[0]
+    """Operands side by side along k: weights with k in front, activations with k where the largest of them has it."""
+    lead = max(cat.parts, key=lambda p: volume(axes_of(p.body)))
     assert isinstance(lead.body, Leaf)
     free = [a for a in lead.body.axes if a is not None and a is not lead.sub]
     if first:
@@ -215,12 +215,12 @@ def product(
     outside = _outside(x, rows, batch, cols, order)
     if outside:
         inside = tuple(a for a in rows if a not in outside)
-        lead = [*((a,) for a in outside), *((a,) for a in batch)]
-        here = [(a,) for a in batch]
+        here: list[Group] = [(a,) for a in batch]
+        far: list[Group] = [*((a,) for a in outside), *here]
         if order.index(inside[0]) > order.index(cols[0]):
-            out = emit.matmul(b, write(b, y, [*here, tuple(cols), ks]), write(b, x, [*lead, ks, inside]))
+            out = emit.matmul(b, write(b, y, [*here, tuple(cols), ks]), write(b, x, [*far, ks, inside]))
             return Leaf(out, (*outside, *batch, *cols, *inside))
-        out = emit.matmul(b, write(b, x, [*lead, inside, ks]), write(b, y, [*here, ks, tuple(cols)]))
+        out = emit.matmul(b, write(b, x, [*far, inside, ks]), write(b, y, [*here, ks, tuple(cols)]))
         return Leaf(out, (*outside, *batch, *inside, *cols))
     tx = write(b, x, [*((a,) for a in batch), tuple(rows), ks])
     ty = write(b, y, [*((a,) for a in batch), ks, tuple(cols)])

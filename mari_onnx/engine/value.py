@@ -229,3 +229,9 @@ class Decline(Exception):
 def within(order: Sequence[Axis], axis: Axis, sub: Axis | None) -> list[Axis]:
     """The order of axes inside a part of a Cat along ``axis``."""
     return [a for a in (sub if a is axis else a for a in order) if a is not None]
+
+
+def rows_first(axes: Sequence[Axis]) -> list[Axis]:
+    """Candidates that a transposed source has behind everything else, in front: rows are computed one by one."""
+    dynamic = [a for a in axes if not isinstance(a.size, int)]
+    return [axes[-1], *axes[:-1]] if dynamic and dynamic == [axes[-1]] else list(axes)
