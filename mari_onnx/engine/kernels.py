@@ -22,6 +22,7 @@ from mari_onnx.engine.value import Axis
 from mari_onnx.engine.weigh import volume
 from mari_onnx.model.dims import Size, product
 
+FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE}
 ACTIVATIONS = {"Relu", "Sigmoid", "Tanh", "LeakyRelu"}
 """Operators that onnxruntime computes as a part of a Gemm."""
 VECTOR = 16
@@ -88,7 +89,7 @@ def _as_rows(b: Builder, nodes: list[Node], readers: dict[str, list[Node | None]
 
 def _is_layer(node: Node, bias: Tensor) -> bool:
     x, w = node.inputs
-    if x is None or w is None or x.shape is None or w.shape is None or x.dtype != TensorProto.FLOAT:
+    if x is None or w is None or x.shape is None or w.shape is None or x.dtype not in FLOATS:
         return False
     free = sum(not isinstance(s, int) for s in x.shape)
     if len(x.shape) < 3 or len(w.shape) != 2 or free != 1 or not isinstance(x.shape[-1], int):
@@ -125,7 +126,7 @@ def _normalized(readers: Sequence[Node | None]) -> bool:
 
 def _slow_in_place(node: Node) -> bool:
     shape = node.outputs[0].shape
-    if shape is None or len(shape) < 2 or node.outputs[0].dtype != TensorProto.FLOAT:
+    if shape is None or len(shape) < 2 or node.outputs[0].dtype not in FLOATS:
         return False
     axis = next((a.i for a in node.proto.attribute if a.name == "axis"), -1)
     width, free = shape[-1], sum(not isinstance(s, int) for s in shape)
