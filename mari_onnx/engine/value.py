@@ -88,13 +88,15 @@ Form: TypeAlias = tuple[tuple[Axis | None, ...], Body]
 class Places:
     """Coordinates of a mask that is the same at all positions of its first ``free`` axes.
 
-    shape: of the mask; flat: row-major positions within its other axes; across: coordinates are along axis 0.
+    shape: of the mask; flat: row-major positions within its other axes; across: coordinates are along axis 0;
+    merged: the mask was flat, so that there is a single coordinate, of the product of ``shape``.
     """
 
     shape: tuple[Size, ...]
     free: int
     flat: tuple[int, ...]
     across: bool
+    merged: bool = False
 
 
 @dataclass

@@ -328,3 +328,49 @@ def test_softmax_by_blocks_then_a_product_over_another_axis() -> None:
     weights = g.Softmax(g.Concat(u, x, u, u, axis=1), axis=1)
     g.output(g.MatMul(weights, g.weight(2, 3)))
     check(g, candidates=2)
+
+
+def _rows_as_channels(g: Graph, x: str, width: int) -> str:
+    """tf.keras' LayerNormalization by tf2onnx: BatchNormalization over [1, rows, width, 1] with computed statistics."""
+    rows = g.reshape(x, 1, -1, width, 1)
+    mean = g.reduce("Mean", rows, [0, 2, 3])
+    spread = g.reduce("SumSquare", g.Sub(rows, mean), [0, 2, 3], keepdims=0)
+    size = g.Shape(g.squeeze(mean, [0, 2, 3]))
+    one, zero = g.Expand(g.const(1.0), size), g.Expand(g.const(0.0), size)
+    mean = g.squeeze(mean, [0, 2, 3])
+    normal = g.BatchNormalization(rows, one, zero, mean, g.Div(spread, g.const(float(width))), epsilon=1e-3)
+    return g.Mul(g.Reshape(normal, g.Shape(x)), g.weight(width))
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 4)])
+def test_layer_norm_with_rows_as_channels_of_the_user_runs_once(shape: tuple[int, ...]) -> None:
+    g = Graph()
+    mine = g.reshape(_rows_as_channels(g, g.Relu(g.user(*shape)), 4), -1, int(np.prod(shape)))
+    both = g.Concat(mine, g.item(2), axis=1)
+    g.output(g.MatMul(both, g.weight(2 + int(np.prod(shape)), 3)))
+    lifted(g, per_candidate=2 * 3)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_layer_norm_with_rows_as_channels_of_a_concat(axis: int) -> None:
+    """Along the tokens it runs by parts; along the width its statistics are the candidate's."""
+    g = Graph()
+    shapes = ((3, 4), (2, 4)) if axis == 1 else ((3, 4), (3, 2))
+    both = g.Concat(g.user(*shapes[0]), g.item(*shapes[1]), axis=axis)
+    width = 4 if axis == 1 else 6
+    y = _rows_as_channels(g, both, width)
+    g.output(g.MatMul(y, g.weight(width, 3)))
+    if axis == 1:
+        lifted(g, per_candidate=2 * 4 * 3)
+    check(g)
+
+
+def test_a_product_that_several_read_is_not_computed_for_each() -> None:
+    """Dice: x sigmoid(norm(x)); the scale goes behind the product, which others want as it is."""
+    g = Graph()
+    both = g.Concat(g.user(3), g.item(2), axis=1)
+    x = g.MatMul(both, g.weight(5, 4))
+    gate = g.Sigmoid(g.Add(g.Mul(x, g.weight(4)), g.weight(4)))
+    ones = g.Shape(x)
+    g.output(g.Mul(x, gate), g.Mul(g.Sub(g.Expand(g.const(1.0), ones), gate), x))
+    lifted(g, per_candidate=2 * 4)

@@ -279,3 +279,27 @@ def test_only_the_user_reaches_an_output() -> None:
     u, x = g.user(3), g.item(2)
     g.output(g.Relu(g.MatMul(u, g.weight(3, 4))), g.Relu(x))
     lifted(g, per_candidate=0)
+
+
+@pytest.mark.parametrize("end", [10**9, 2**31 - 1, 2**63 - 1])
+def test_a_slice_to_the_end_as_exporters_write_it(end: int) -> None:
+    g = Graph()
+    u = g.Relu(g.user(4))
+    axes = g.const([0, 1, 2])
+    whole = g.Slice(g.unsqueeze(u, 2), g.const([0, 0, 0]), g.const([end] * 3), axes)
+    both = g.Concat(g.squeeze(whole, [2]), g.item(2), axis=1)
+    g.output(g.MatMul(both, g.weight(6, 3)))
+    lifted(g, per_candidate=2 * 3)
+
+
+def test_an_axis_taken_apart_and_stacked_leaves_the_fields_in_order() -> None:
+    """tf.split of the embeddings into columns, stacked in front: the outer product of fields, as a CIN has it."""
+    g = Graph()
+    fields = [g.unsqueeze(g.user(2) if k % 2 else g.item(2), 1) for k in range(14)]
+    columns = g.split(g.Concat(*fields, axis=1), [1, 1], 2)
+    stacked = g.Concat(*(g.unsqueeze(c, 0) for c in columns), axis=0)
+    across = g.reshape(stacked, 2, -1, 1, 14)
+    pairs = g.reshape(g.MatMul(stacked, across), 2, -1, 14 * 14)
+    g.output(g.MatMul(pairs, g.weight(14 * 14, 5)))
+    result = lifted(g)
+    assert macs_each(g, result) < 2 * 14 * 14 * 5

@@ -38,6 +38,9 @@ def gather(ctx: Context) -> list[Value]:
     """Constant indices pick positions, Gather([x_1 | x_2], i) = [x_1 or x_2 at i]; others are a look-up (see above)."""
     x = ctx.input(0)
     at = normal(ctx.attr("axis", 0), x.rank)
+    places = ctx.input(1).places
+    if places is not None and places.merged and ctx.input(1).rank == 1:
+        return [_flat_masked(ctx, x, at, places)]
     index = ctx.array(1)
     if index is not None and index.ndim <= 1 and index.size:
         found = _picked(ctx, x, at, index)
@@ -99,9 +102,15 @@ def lookup(ctx: Context, x: Value, ids: Value, at: int) -> Value:
 def non_zero(ctx: Context) -> list[Value]:
     """Coordinates of a mask that is constant but for axes in front along which it is repeated (the candidates)."""
     x = ctx.input(0)
+    flattened = x.rank == 1 and len(x.known[0]) > 1
+    known = x.known
+    if flattened:
+        known = tuple((a,) for a in x.known[0])
+        x = ctx.value(known, x.body, x.dtype)
     free = next((i for i, s in enumerate(x.shape) if isinstance(s, int)), x.rank)
     inner = x.shape[free:]
-    if not is_const(x.body) or not all(isinstance(s, int) for s in inner) or set(x.axes[:free]) & axes_of(x.body):
+    repeated = {a for group in known[:free] for a in group}
+    if not is_const(x.body) or not all(isinstance(s, int) for s in inner) or repeated & axes_of(x.body):
         raise Decline("the mask is computed from data")
     block = Value(x.known[free:], x.body, x.dtype)
     array = constant(ctx.b, block)
@@ -116,7 +125,7 @@ def non_zero(ctx: Context) -> list[Value]:
     if count.size != value.shape[1]:
         body = rename(value.body, {value.known[1][0]: count}) if value.known[1] else value.body
         value = ctx.value([value.known[0], (count,)], body, value.dtype)
-    value.places = Places(x.shape, free, flat, across=True)
+    value.places = Places(x.shape, free, flat, across=True, merged=flattened)
     return [value]
 
 
@@ -128,8 +137,11 @@ def gather_nd(ctx: Context) -> list[Value]:
     """
     x, batch = ctx.input(0), ctx.attr("batch_dims", 0)
     places = ctx.input(1).places
-    if places is not None and not batch and not places.across and len(places.shape) <= x.rank:
-        return [_masked(ctx, x, places)]
+    if places is not None and not batch and not places.across:
+        if places.merged:
+            return [_flat_masked(ctx, x, 0, places)]
+        if len(places.shape) <= x.rank:
+            return [_masked(ctx, x, places)]
     index = ctx.array(1)
     if index is None:
         return [_rows(ctx, x, batch)]
@@ -164,6 +176,15 @@ def _masked(ctx: Context, x: Value, places: Places) -> Value:
         raise Decline("the mask does not have the data's shape")
     value = positions(ctx, merged(ctx, x, places.free, depth), places.free, places.flat)
     return merged(ctx, value, 0, places.free + 1)
+
+
+def _flat_masked(ctx: Context, x: Value, at: int, places: Places) -> Value:
+    """``x[mask]`` where mask and data were flattened before: the same positions, for each of the repeated axes."""
+    outer, inner = (product(sizes) for sizes in (places.shape[: places.free], places.shape[places.free :]))
+    if not ctx.b.same(x.shape[at], outer * inner):
+        raise Decline("the mask does not have the data's length")
+    value = regroup(ctx, x, [*x.shape[:at], outer, inner, *x.shape[at + 1 :]])
+    return merged(ctx, positions(ctx, value, at + 1, places.flat), at, at + 2)
 
 
 def _rows(ctx: Context, x: Value, batch: int) -> Value:
