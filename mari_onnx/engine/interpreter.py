@@ -248,6 +248,8 @@ def _report(
     node: NodeProto, inputs: Sequence[Value | None], outputs: Sequence[Value | None], name: str, reason: str | None
 ) -> NodeReport:
     first = next((v for v in outputs if v is not None), None)
+    if node.op_type == "Loop":  # its counter comes first
+        first = next((v for v in outputs if v is not None and v.groups is not None and _saves(v)), first)
     kinds = kind(first.body) if first is not None else "Const"
     if first is not None and is_const(first.body):
         action = "folded"
