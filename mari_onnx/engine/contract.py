@@ -44,8 +44,8 @@ def contract(b: Builder, x: Body, y: Body, k: frozenset[Axis], order: Sequence[A
     """
     lost = k - (axes_of(x) | axes_of(y))
     if lost:
-        # neither operand varies there: the sum is a multiplication, of the smaller one
-        x, k = repeat(b, x, lost), k - lost
+        # neither operand varies there: the sum is a multiplication; x, tidied for it, may vary along fewer axes
+        return contract(b, repeat(b, x, lost), y, k - lost, order)
     if not k:
         return multiply(b, x, y, order)
     for this, other, flip in ((x, y, False), (y, x, True)):
@@ -252,7 +252,7 @@ def _lost(
             scale *= a.size
     if scale != 1:
         y = times(b, y, scale)
-    return _expand(b, x, y, k & has, outer, depth, order)
+    return _lost(b, x, y, k & has, outer, depth, order)  # y tidied for it may vary along fewer axes than before
 
 
 def _product(
