@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mari_onnx.engine import bounds
 from tests.engine.graphs import (
     Draw,
     Graph,
@@ -374,3 +375,29 @@ def test_a_product_that_several_read_is_not_computed_for_each() -> None:
     ones = g.Shape(x)
     g.output(g.Mul(x, gate), g.Mul(g.Sub(g.Expand(g.const(1.0), ones), gate), x))
     lifted(g, per_candidate=2 * 4)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_scores_of_tokens_normalized_as_tensorflow_does_are_bounded(same: bool) -> None:
+    """x k + (c - m k), k = g / sqrt(var + eps), the mean a pool: -1e9 hides the items from the user's tokens.
+
+    With another k for the mean nothing is known of the result, and nothing is claimed.
+    """
+    g = Graph()
+    ids = g.user(12, high=20), g.item(2, high=20)
+    tokens = g.Concat(*(g.Gather(g.weight(20, 8), i) for i in ids), axis=1)
+    mean = g.GlobalAveragePool(tokens)
+    off = g.Sub(tokens, mean)
+    root = g.Reciprocal(g.Sqrt(g.Add(g.GlobalAveragePool(g.Mul(off, off)), g.const(1e-6))))
+    k = g.Mul(root, g.weight(8))
+    shift = g.Sub(g.weight(8), g.Mul(mean, k if same else g.Mul(root, g.weight(8))))
+    x = g.Add(g.Mul(tokens, k), shift)
+    mask = g.const(np.triu(np.full((14, 14), -1e9), 1))
+    scores = g.Add(g.MatMul(x, g.Transpose(x, perm=[0, 2, 1])), mask)
+    seen: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        standardized = bounds._standardized
+        patch.setattr(bounds, "_standardized", lambda *a: seen.append(standardized(*a)) or seen[-1])
+        g.output(g.MatMul(g.Softmax(scores, axis=-1), x))
+        check(g)
+    assert any(b < 100 for b in seen) == same

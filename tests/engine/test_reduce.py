@@ -191,3 +191,15 @@ def test_a_product_of_numbers_over_a_concat() -> None:
     both = g.MatMul(g.Concat(g.Relu(u), x, axis=1), g.weight(6, 1))
     g.output(g.Add(g.squeeze(g.MatMul(g.unsqueeze(ones, 1), column), [1]), both))
     check(g)
+
+
+@pytest.mark.parametrize("op", ["GlobalAveragePool", "GlobalMaxPool"])
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_global_pools_are_means_and_maxima(op: str, axis: int) -> None:
+    """tf2onnx writes the mean over the last axes of [N, T, ..] so; the tokens stay parts."""
+    g = Graph()
+    own, others = [3, 4, 2], [3, 4, 2]
+    others[axis - 1] = 1
+    both = g.Concat(g.Relu(g.user(*own)), g.item(*others), axis=axis)
+    g.output(getattr(g, op)(both))
+    lifted(g)
