@@ -14,7 +14,7 @@ from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.context import from_tensor
 from mari_onnx.engine.cost import Cost, graph_cost
 from mari_onnx.engine.finish import assemble, fuse_gemm, live, name_outputs
-from mari_onnx.engine.interpreter import NodeReport, Walk, constant_of, enter, visit
+from mari_onnx.engine.interpreter import NodeReport, Walk, constant_of, enter, several_readers, visit
 from mari_onnx.engine.kernels import for_cpu
 from mari_onnx.engine.value import Decline, Leaf, Value, kind
 from mari_onnx.engine.weigh import CANDIDATES, FREE
@@ -71,7 +71,7 @@ def rewrite(model: onnx.ModelProto, sides: Sides, options: Options = Options()) 
 
 def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options, opsets: dict[str, int]) -> Rewrite:
     graph = _inlined(model)
-    walk = Walk(Builder(opsets[""], _names(graph)), opsets, options.skip)
+    walk = Walk(Builder(opsets[""], _names(graph)), opsets, options.skip, several=several_readers(graph))
     enter(walk, graph, sides)
     if "user" in sides.inputs.values() and "N" not in walk.b.sources and "N" not in walk.b.fixed:
         return Rewrite(model, False, [], reason="no input of the item or cross side tells the number of candidates")

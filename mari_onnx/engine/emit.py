@@ -178,6 +178,9 @@ def reduce(b: Builder, op: str, t: Tensor, axes: Sequence[int], keep: bool = Tru
     """A Reduce* operator over dimensions of a tensor."""
     if not axes:
         return t
+    behind = range(max(axes) + 1, len(t.known))
+    if keep and all(t.known[i] == 1 for i in behind):
+        axes = [*axes, *behind]  # onnxruntime is some 20 times slower where a dimension of 1 follows, and is kept
     shape = tuple(1 if i in axes else s for i, s in enumerate(t.known) if keep or i not in axes)
     core = t.known
     while core and core[-1] == 1:

@@ -7,6 +7,7 @@ is still right; it is also what a rule falls back to when it declines, with the 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from mari_onnx.engine.builder import RANDOM, Builder, Tensor, captures
 from mari_onnx.engine.context import RULES, Context, constant, from_tensor
 from mari_onnx.engine.rules import loop as loop_rules
 from mari_onnx.engine.rules import shape as shape_rules
-from mari_onnx.engine.value import Axis, Cat, Decline, Group, Leaf, Part, Value, axes_of, is_const, kind
+from mari_onnx.engine.value import Axis, Cat, Decline, Group, Leaf, Part, Value, axes_of, is_const, kind, leaves
 from mari_onnx.model.dims import Dim, Size
 from mari_onnx.sides import Sides
 
@@ -59,6 +60,8 @@ class Walk:
     inputs: dict[str, Tensor] = field(default_factory=dict)
     """The new graph's inputs, as it takes them."""
     reports: list[NodeReport] = field(default_factory=list)
+    several: frozenset[str] = frozenset()
+    """Source tensors that more than one node reads."""
 
 
 def enter(walk: Walk, graph: onnx.GraphProto, sides: Sides) -> None:
@@ -105,6 +108,15 @@ def batch_names(inputs: Sequence[onnx.ValueInfoProto], sides: Sides) -> set[str 
         elif dim.dim_param:
             names.add(dim.dim_param)
     return names
+
+
+def several_readers(graph: onnx.GraphProto) -> frozenset[str]:
+    """Tensors whose elements, not only sizes, more than one node reads on the way to an output."""
+    readers = Counter(o.name for o in graph.output)
+    for node in reversed(graph.node):
+        if node.op_type not in ("Shape", "Size") and any(o in readers for o in node.output):
+            readers.update({name for name in node.input if name} | set(captures(node)))
+    return frozenset(name for name, count in readers.items() if count > 1)
 
 
 def _side(name: str, sides: Sides) -> str | None:
@@ -224,15 +236,28 @@ def visit(walk: Walk, node: NodeProto) -> None:
     for output, value in zip(node.output, outputs, strict=False):
         if output and value is not None:
             walk.env[output] = value
+            if output in walk.several:
+                _settle(value)
     report = _report(node, inputs, outputs, name, reason)
     report.reason = reason or "; ".join(dict.fromkeys(walk.b.notes)) or None
     walk.reports.append(report)
+
+
+def _settle(value: Value) -> None:
+    """A tensor with several readers is needed as it is: a bias or a scale that one of them adds comes after it.
+
+    Taken into its weights (`absorb`, `rescale`), the product would run once for each reader.
+    """
+    for leaf in leaves(value.body):
+        leaf.tensor.absorb = leaf.tensor.rescale = None
 
 
 def _report(
     node: NodeProto, inputs: Sequence[Value | None], outputs: Sequence[Value | None], name: str, reason: str | None
 ) -> NodeReport:
     first = next((v for v in outputs if v is not None), None)
+    if node.op_type == "Loop":  # its counter comes first
+        first = next((v for v in outputs if v is not None and v.groups is not None and _saves(v)), first)
     kinds = kind(first.body) if first is not None else "Const"
     if first is not None and is_const(first.body):
         action = "folded"

@@ -132,8 +132,11 @@ def neat(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Body:
         if part.sub is not None:
             if part.at != tuple(range(len(part.at))):
                 back = sorted(range(len(part.at)), key=part.at.__getitem__)
-                return take(b, body, part.sub, back, cat.axis)
-            return rename(body, {part.sub: cat.axis})
+                body = take(b, body, part.sub, back, cat.axis)
+            else:
+                body = rename(body, {part.sub: cat.axis})
+            # an axis that was taken apart and is whole again leaves a Cat along another one, which may be untidy
+            return neat(b, body, order) if isinstance(body, Cat) and body.axis is not cat.axis else body
     return Cat(cat.axis, tuple(parts), True)
 
 

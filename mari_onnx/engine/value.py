@@ -89,6 +89,7 @@ class Places:
     """Coordinates of a mask that is the same at all positions of its first ``free`` axes.
 
     shape: of the mask; flat: row-major positions within its other axes; across: coordinates are along axis 0.
+    merged: the mask was flat, so that there is a single coordinate, of the product of ``shape``.
     rows: for a mask that is one computed bit at all positions, the number of its rows that are picked: all or none.
     """
 
@@ -96,6 +97,7 @@ class Places:
     free: int
     flat: tuple[int, ...]
     across: bool
+    merged: bool = False
     rows: Size | None = None
 
 

@@ -340,3 +340,16 @@ def test_sizes_are_computed_from_the_inputs(size: Size) -> None:
     bench = Bench(0)
     assert bench.array(bench.b.size(size)).tolist() == [run(size)]
     assert bench.array(bench.b.sizes([size, 2])).tolist() == [run(size), 2]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("nested", [False, True])
+def test_axes_on_which_nothing_varies_are_counted_though_the_body_has_them(nested: bool, flip: bool) -> None:
+    """A Cat of equal parts loses its axis where it is tidied on the way: the sum over it still is a multiplication."""
+    b, first, second = Builder(18), Axis(2), Axis(3)
+    leaf = Leaf(b.const(np.array(3.0)), ())
+    inside: Body = Cat(second, (Part((0, 1, 2), Axis(3), leaf),)) if nested else leaf
+    pair = (Cat(first, (Part((0, 1), Axis(2), inside),)), Leaf(b.const(np.array(5.0)), ()))
+    done = contract(b, *(pair[::-1] if flip else pair), frozenset({first, second}))
+    assert isinstance(done, Leaf)
+    assert done.tensor.array == 3 * 5 * 6

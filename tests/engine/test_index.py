@@ -233,3 +233,38 @@ def test_rows_of_the_candidates(index: int | list[int]) -> None:
     y = g.Gather(both, g.const(np.array(index, np.int64)), axis=0)
     g.output(y, g.Gather(g.user(2), g.const(np.array(index, np.int64)), axis=0))
     assert actions(check(g))["Gather"]
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_flat_mask_that_is_the_same_for_all_candidates(opset: int, shared: bool) -> None:
+    """tf.boolean_mask: mask and grid flattened, NonZero, Transpose, Squeeze, Gather."""
+    g = Graph(opset)
+    tokens = g.Concat(g.user(3, 4), g.user(2, 4) if shared else g.item(2, 4), axis=1)
+    dots = g.MatMul(tokens, g.Transpose(tokens, perm=[0, 2, 1]))
+    mask = g.Expand(g.const(np.tril(np.ones((5, 5)), -1).astype(bool)), g.Shape(dots))
+    at = g.Transpose(g.NonZero(g.reshape(mask, -1)), perm=[1, 0])
+    at = g.squeeze(g.Cast(g.Cast(at, to=6), to=7), [1])
+    picked = g.reshape(g.Gather(g.reshape(dots, -1), at, axis=0), -1, 10)
+    g.output(g.MatMul(g.Concat(picked, g.item(1), axis=1), g.weight(11, 16)))
+    lifted(g)
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_a_flat_mask_of_rows_and_of_coordinates(columns: int) -> None:
+    """Rows by a flattened mask over the first two axes, and the same coordinates in a GatherND."""
+    g = Graph()
+    rows = g.Concat(g.user(2, columns), g.item(2, columns), axis=1)
+    mask = g.Expand(g.const([[True, False, True, True]]), g.Slice(g.Shape(rows), g.const([0]), g.const([2])))
+    at = g.Transpose(g.NonZero(g.reshape(mask, -1)), perm=[1, 0])
+    flat = g.reshape(rows, -1, columns)
+    g.output(g.Gather(flat, g.reshape(at, -1), axis=0), g.GatherND(flat, at), at)
+    check(g)
+
+
+def test_a_flat_mask_of_another_length_is_a_look_up() -> None:
+    g = Graph()
+    mask = g.Expand(g.const([[True, False, True]]), g.Shape(g.item(3)))
+    at = g.squeeze(g.NonZero(g.reshape(mask, -1)), [0])
+    g.output(g.Gather(g.reshape(g.Concat(g.user(2), g.item(3), axis=1), -1), at, axis=0))
+    check(g)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import GraphProto, TensorProto, ValueInfoProto, helper
 
-from mari_onnx.engine import Rewrite
-from tests.engine.graphs import Draw, Graph, N, check, lifted
+from mari_onnx.engine import Options, Rewrite, rewrite
+from tests.engine.graphs import Draw, Graph, N, check, lifted, run, unweighed
 
 INT, BOOL, HUGE = np.int64, np.bool_, (1 << 63) - 1
 OPS = ("Sum", "Mean", "Max")
@@ -348,3 +349,129 @@ def test_random_numbers_are_drawn_in_each_iteration() -> None:
 
     (rows,) = over(g, noise)
     stays(g, rows)
+
+
+# ---- states that the next iteration reads --------------------
+
+
+@contextmanager
+def stacked() -> Iterator[None]:
+    """What iterations collect is stacked; the reference evaluator's Loop joins what has more than one dimension."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "vstack", np.stack)
+        yield
+
+
+def recurrence(
+    g: Graph, x: str, state: str, mask: str | None = None, weight: str | None = None, until: str | None = None
+) -> list[str]:
+    """h' = tanh(x_t W + h V), where the mask says so, as Keras' RNN with a mask: the last state, and all of them.
+
+    until: a count that ends it; else it runs over all of x [N, T, width].
+    """
+    width = 3
+    steps, masks = g.Transpose(x, perm=[1, 0, 2]), g.Transpose(mask, perm=[1, 0]) if mask else None
+    given, back = g.weight(width, width), g.weight(width, width)
+    trips, one = g.Gather(g.Shape(steps), g.const(0, INT), axis=0), g.const(1, INT)
+    weights = g.Transpose(weight, perm=[1, 0]) if weight else None
+    going = g.const(True, BOOL)
+    head = [*scalars(g), *(ValueInfoProto(name=g.name("s")) for _ in range(3))]
+    time, before, fixed = (i.name for i in head[2:])
+
+    def body() -> list[str]:
+        step = g.Gather(steps, time, axis=0)
+        after = g.Tanh(g.Add(g.MatMul(step, given), g.MatMul(before, fixed)))
+        if weights:
+            share = g.unsqueeze(g.Gather(weights, time, axis=0), 1)
+            after = g.Add(g.Mul(share, after), g.Mul(g.Sub(g.const(1.0), share), before))
+        if masks:
+            after = g.Where(g.unsqueeze(g.Gather(masks, time, axis=0), 1), after, before)
+        later = g.Add(time, one)
+        return [g.Less(later, until or trips), later, after, fixed, g.Identity(after)]
+
+    start = [g.const(0, INT), state, back]
+    return g.nodes_of("Loop", ["", going, *start], 4, body=subgraph(g, body, head))
+
+
+def zeros(g: Graph, x: str, width: int = 3) -> str:
+    return g.Expand(g.const(0.0), g.Concat(g.size(x, 0), g.const([width], INT), axis=0))
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_recurrence_over_the_users_history_runs_on_one_row(masked: bool, opset: int) -> None:
+    g = Graph(opset)
+    x, mask = g.Relu(g.user(4, 3)), g.Cast(g.user(4, high=2), to=TensorProto.BOOL) if masked else None
+    _, last, _, states = recurrence(g, x, zeros(g, x), mask)
+    pooled = g.reduce("Sum", states, [0], keepdims=0)
+    g.output(g.MatMul(g.Concat(last, pooled, g.item(2), axis=1), g.weight(8, 2)))
+    with stacked():
+        result = lifted(g)
+    assert loops(result) == 1
+    assert {n.action for n in result.nodes if n.op == "Loop"} == {"lifted"}
+
+
+@st.composite
+def recurrences(draw: Draw) -> Graph:
+    """Over anybody's rows, from anybody's state, weighed by the candidate, and ended early."""
+    g = Graph(draw(st.sampled_from((13, 18, 21))), seed=draw(st.integers(0, 3)))
+    side = st.sampled_from(("user", "item", "cross"))
+    x = g.input(draw(side), N, 4, 3)
+    if draw(st.booleans()):
+        x = g.Concat(x, g.input(draw(side), N, draw(st.integers(1, 2)), 3), axis=1)
+    start = draw(st.sampled_from(("zeros", "user", "item")))
+    state = zeros(g, x) if start == "zeros" else g.input(start, N, 3)
+    mask = g.Cast(g.input(draw(side), N, 6, high=2), to=TensorProto.BOOL) if draw(st.booleans()) else None
+    weight = g.Sigmoid(g.input(draw(side), N, 6)) if draw(st.booleans()) else None
+    until = g.const(draw(st.integers(1, 3)), INT) if draw(st.booleans()) else None
+    time, last, _, states = recurrence(g, x, state, mask, weight, until)
+    with stacked():
+        return g.output(last, states, time, g.Sin(g.item(2)))
+
+
+@given(recurrences())
+def test_recurrences_are_the_same(g: Graph) -> None:
+    with stacked():
+        check(g)
+
+
+def test_a_recurrence_over_the_candidates_rows_stays() -> None:
+    g = Graph()
+    _, last, _, _ = recurrence(g, g.item(4, 3), g.item(3))
+    g.output(g.Add(last, g.Relu(g.user(3))))
+    with stacked():
+        assert {n.action for n in check(g).nodes if n.op == "Loop"} == {"kept"}
+
+
+def test_a_state_that_mixes_the_candidates_stays() -> None:
+    """The sum over the batch of equal rows is N of them: the rows of the next state are equal, and stay right."""
+    g = Graph()
+    x = g.Relu(g.user(2))
+    head = [*scalars(g), ValueInfoProto(name=g.name("s"))]
+    going = g.const(True, BOOL)
+
+    def body() -> list[str]:
+        total = g.reduce("Sum", g.Mul(head[2].name, g.const(0.1)), [0])
+        return [g.Cast(going, to=TensorProto.BOOL), g.Add(total, x), g.CumSum(head[2].name, g.const(0, INT))]
+
+    g.output(*g.nodes_of("Loop", [g.const(3, INT), going, x], 2, body=subgraph(g, body, head)), g.Sin(g.item(2)))
+    with stacked():
+        check(g)
+
+
+def test_random_numbers_of_a_recurrence_are_drawn_in_each_iteration() -> None:
+    g = Graph()
+    x = g.Relu(g.user(2))
+    head = [*scalars(g), ValueInfoProto(name=g.name("s"))]
+    going = g.const(True, BOOL)
+
+    def body() -> list[str]:
+        noise = g.RandomUniform(shape=[1, 2], dtype=TensorProto.DOUBLE)
+        return [g.Cast(going, to=TensorProto.BOOL), g.Add(head[2].name, g.Mul(noise, x)), noise]
+
+    last, drawn = g.nodes_of("Loop", [g.const(3, INT), going, x], 2, body=subgraph(g, body, head))
+    g.output(g.Add(last, g.item(2)), g.reshape(drawn, 3, 2))
+    with unweighed(), stacked():
+        result = rewrite(g.model(), g.sides, Options())
+        a = run(result.model, g.feeds(3, once=result.changed))[1]
+    assert len({tuple(row) for row in a}) == 3

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mari_onnx.engine import bounds
 from tests.engine.graphs import (
     Draw,
     Graph,
@@ -328,3 +329,75 @@ def test_softmax_by_blocks_then_a_product_over_another_axis() -> None:
     weights = g.Softmax(g.Concat(u, x, u, u, axis=1), axis=1)
     g.output(g.MatMul(weights, g.weight(2, 3)))
     check(g, candidates=2)
+
+
+def _rows_as_channels(g: Graph, x: str, width: int) -> str:
+    """tf.keras' LayerNormalization by tf2onnx: BatchNormalization over [1, rows, width, 1] with computed statistics."""
+    rows = g.reshape(x, 1, -1, width, 1)
+    mean = g.reduce("Mean", rows, [0, 2, 3])
+    spread = g.reduce("SumSquare", g.Sub(rows, mean), [0, 2, 3], keepdims=0)
+    size = g.Shape(g.squeeze(mean, [0, 2, 3]))
+    one, zero = g.Expand(g.const(1.0), size), g.Expand(g.const(0.0), size)
+    mean = g.squeeze(mean, [0, 2, 3])
+    normal = g.BatchNormalization(rows, one, zero, mean, g.Div(spread, g.const(float(width))), epsilon=1e-3)
+    return g.Mul(g.Reshape(normal, g.Shape(x)), g.weight(width))
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 4)])
+def test_layer_norm_with_rows_as_channels_of_the_user_runs_once(shape: tuple[int, ...]) -> None:
+    g = Graph()
+    mine = g.reshape(_rows_as_channels(g, g.Relu(g.user(*shape)), 4), -1, int(np.prod(shape)))
+    both = g.Concat(mine, g.item(2), axis=1)
+    g.output(g.MatMul(both, g.weight(2 + int(np.prod(shape)), 3)))
+    lifted(g, per_candidate=2 * 3)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_layer_norm_with_rows_as_channels_of_a_concat(axis: int) -> None:
+    """Along the tokens it runs by parts; along the width its statistics are the candidate's."""
+    g = Graph()
+    shapes = ((3, 4), (2, 4)) if axis == 1 else ((3, 4), (3, 2))
+    both = g.Concat(g.user(*shapes[0]), g.item(*shapes[1]), axis=axis)
+    width = 4 if axis == 1 else 6
+    y = _rows_as_channels(g, both, width)
+    g.output(g.MatMul(y, g.weight(width, 3)))
+    if axis == 1:
+        lifted(g, per_candidate=2 * 4 * 3)
+    check(g)
+
+
+def test_a_product_that_several_read_is_not_computed_for_each() -> None:
+    """Dice: x sigmoid(norm(x)); the scale goes behind the product, which others want as it is."""
+    g = Graph()
+    both = g.Concat(g.user(3), g.item(2), axis=1)
+    x = g.MatMul(both, g.weight(5, 4))
+    gate = g.Sigmoid(g.Add(g.Mul(x, g.weight(4)), g.weight(4)))
+    ones = g.Shape(x)
+    g.output(g.Mul(x, gate), g.Mul(g.Sub(g.Expand(g.const(1.0), ones), gate), x))
+    lifted(g, per_candidate=2 * 4)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_scores_of_tokens_normalized_as_tensorflow_does_are_bounded(same: bool) -> None:
+    """x k + (c - m k), k = g / sqrt(var + eps), the mean a pool: -1e9 hides the items from the user's tokens.
+
+    With another k for the mean nothing is known of the result, and nothing is claimed.
+    """
+    g = Graph()
+    ids = g.user(12, high=20), g.item(2, high=20)
+    tokens = g.Concat(*(g.Gather(g.weight(20, 8), i) for i in ids), axis=1)
+    mean = g.GlobalAveragePool(tokens)
+    off = g.Sub(tokens, mean)
+    root = g.Reciprocal(g.Sqrt(g.Add(g.GlobalAveragePool(g.Mul(off, off)), g.const(1e-6))))
+    k = g.Mul(root, g.weight(8))
+    shift = g.Sub(g.weight(8), g.Mul(mean, k if same else g.Mul(root, g.weight(8))))
+    x = g.Add(g.Mul(tokens, k), shift)
+    mask = g.const(np.triu(np.full((14, 14), -1e9), 1))
+    scores = g.Add(g.MatMul(x, g.Transpose(x, perm=[0, 2, 1])), mask)
+    seen: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        standardized = bounds._standardized
+        patch.setattr(bounds, "_standardized", lambda *a: seen.append(standardized(*a)) or seen[-1])
+        g.output(g.MatMul(g.Softmax(scores, axis=-1), x))
+        check(g)
+    assert any(b < 100 for b in seen) == same

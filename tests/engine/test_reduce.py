@@ -203,3 +203,15 @@ def test_equal_parts_count_each(op: str, constant: bool) -> None:
     both = g.Concat(w, w, axis=1)
     g.output(g.Add(g.reduce(op, both, [1]), g.item(1)), g.Add(g.reduce(op, g.Concat(both, g.item(2), axis=1), [1]), w))
     check(g)
+
+
+@pytest.mark.parametrize("op", ["GlobalAveragePool", "GlobalMaxPool"])
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_global_pools_are_means_and_maxima(op: str, axis: int) -> None:
+    """tf2onnx writes the mean over the last axes of [N, T, ..] so; the tokens stay parts."""
+    g = Graph()
+    own, others = [3, 4, 2], [3, 4, 2]
+    others[axis - 1] = 1
+    both = g.Concat(g.Relu(g.user(*own)), g.item(*others), axis=axis)
+    g.output(getattr(g, op)(both))
+    lifted(g)

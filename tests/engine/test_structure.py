@@ -304,3 +304,72 @@ def test_only_the_user_reaches_an_output() -> None:
     u, x = g.user(3), g.item(2)
     g.output(g.Relu(g.MatMul(u, g.weight(3, 4))), g.Relu(x))
     lifted(g, per_candidate=0)
+
+
+@pytest.mark.parametrize("end", [10**9, 2**31 - 1, 2**63 - 1])
+def test_a_slice_to_the_end_as_exporters_write_it(end: int) -> None:
+    g = Graph()
+    u = g.Relu(g.user(4))
+    axes = g.const([0, 1, 2])
+    whole = g.Slice(g.unsqueeze(u, 2), g.const([0, 0, 0]), g.const([end] * 3), axes)
+    both = g.Concat(g.squeeze(whole, [2]), g.item(2), axis=1)
+    g.output(g.MatMul(both, g.weight(6, 3)))
+    lifted(g, per_candidate=2 * 3)
+
+
+def test_an_axis_taken_apart_and_stacked_leaves_the_fields_in_order() -> None:
+    """tf.split of the embeddings into columns, stacked in front: the outer product of fields, as a CIN has it."""
+    g = Graph()
+    fields = [g.unsqueeze(g.user(2) if k % 2 else g.item(2), 1) for k in range(14)]
+    columns = g.split(g.Concat(*fields, axis=1), [1, 1], 2)
+    stacked = g.Concat(*(g.unsqueeze(c, 0) for c in columns), axis=0)
+    across = g.reshape(stacked, 2, -1, 1, 14)
+    pairs = g.reshape(g.MatMul(stacked, across), 2, -1, 14 * 14)
+    g.output(g.MatMul(pairs, g.weight(14 * 14, 5)))
+    result = lifted(g)
+    assert macs_each(g, result) < 2 * 14 * 14 * 5
+
+
+def _heads_behind_each_other(g: Graph, x: str, width: int, heads: int) -> str:
+    """tf.concat(tf.split(x W, heads, -1), 0)."""
+    x = g.MatMul(x, g.weight(width, width))
+    return g.Concat(*g.split(x, [width // heads] * heads, 2), axis=0)
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+@pytest.mark.parametrize("tokens", ["user", "both", "target"])
+def test_heads_on_the_batch_axis(opset: int, tokens: str) -> None:
+    """Multi-head attention with the heads behind each other on the batch axis, and a mask tiled alike."""
+    g, heads, width = Graph(opset), 2, 4
+    u = g.Relu(g.user(3, width))
+    keys = {"user": u, "both": g.Concat(u, g.item(2, width), axis=1), "target": u}[tokens]
+    queries = g.item(1, width) if tokens == "target" else keys
+    q, k, v = (_heads_behind_each_other(g, t, width, heads) for t in (queries, keys, keys))
+    scores = g.MatMul(q, g.Transpose(k, perm=[0, 2, 1]))
+    mask = g.Slice(g.Cast(g.user(3), to=9), g.const([0]), g.const([3]), g.const([1]))
+    mask = g.Concat(mask, g.Cast(g.item(2), to=9), axis=1) if tokens == "both" else mask
+    mask = g.Tile(g.unsqueeze(mask, 1), g.const([heads, 1, 1]))
+    weights = g.Softmax(g.Where(mask, scores, g.const(-1e9)), axis=-1)
+    attrs = {"num_outputs": heads} if opset >= 18 else {}
+    parts = g.nodes_of("Split", [g.MatMul(weights, v)], heads, axis=0, **attrs)
+    out = g.Concat(*parts, axis=2)
+    g.output(g.Add(g.reduce("Sum", out, [1], keepdims=0), g.item(1)))
+    result = check(g) if tokens == "both" else lifted(g)
+    assert not [n.reason for n in result.nodes if n.op in ("Concat", "Split") and n.reason]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shares_of_the_candidates(count: int) -> None:
+    """Parts of one dynamic length behind each other, and cut again into as many or other shares."""
+    g = Graph(13)
+    rows = [g.Concat(g.Relu(g.user(2)), g.item(3), axis=1), g.item(5)] * 3
+    both = g.Concat(*rows[: 2 * count], axis=0)
+    g.output(*g.nodes_of("Split", [both], count, axis=0), *g.nodes_of("Split", [both], 2, axis=0))
+    check(g)
+
+
+def test_candidates_behind_one_row_of_them() -> None:
+    g = Graph()
+    x = g.Concat(g.Relu(g.user(2)), g.item(3), axis=1)
+    g.output(g.Concat(g.slice(x, 0, 1, 0), x, axis=0))
+    check(g)

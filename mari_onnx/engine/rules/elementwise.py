@@ -15,6 +15,7 @@ from mari_onnx.engine.builder import Tensor
 from mari_onnx.engine.context import Context, from_array, rule
 from mari_onnx.engine.forms import with_form
 from mari_onnx.engine.regroup import align
+from mari_onnx.engine.rules.mapped import Through, run
 from mari_onnx.engine.value import Axis, Body, Decline, Leaf, Prod, Sum, Value, axes_of
 from mari_onnx.model.dims import Size
 
@@ -107,7 +108,10 @@ def cast(ctx: Context) -> list[Value]:
     if x.dtype == to:
         return [x]
     body = zip_bodies(ctx.b, [x.body], lambda ls: _cast(ctx, ls[0], to))
-    return [ctx.value(x.known, body, to)]
+    value = ctx.value(x.known, body, to)
+    if to in (TensorProto.INT32, TensorProto.INT64):
+        value.places = x.places
+    return [value]
 
 
 def _cast(ctx: Context, leaf: Leaf, to: int) -> Leaf:
@@ -174,7 +178,10 @@ def dropout(ctx: Context) -> list[Value | None]:
 
 @rule("BatchNormalization")
 def batch_normalization(ctx: Context) -> list[Value]:
-    """In inference ``x * a + c`` with a = scale / sqrt(var + eps), c = bias - mean * a for each channel (axis 1)."""
+    """In inference ``x * a + c`` with a = scale / sqrt(var + eps), c = bias - mean * a for each channel (axis 1).
+
+    With computed statistics (tf2onnx's LayerNormalization: rows as channels) the node itself, on channels that differ.
+    """
     if ctx.attr("training_mode", 0) or len([o for o in ctx.node.output if o]) > 1:
         raise Decline("BatchNormalization in training mode mixes the candidates")
     x = ctx.input(0)
@@ -182,7 +189,8 @@ def batch_normalization(ctx: Context) -> list[Value]:
     if x.rank > 2 and isinstance(x.body, Leaf) and axes_of(x.body) == frozenset(x.axes):
         raise Decline("nothing of it is the same for all candidates")  # one kernel, not a Mul and an Add
     if any(a is None for a in arrays):
-        raise Decline("the statistics are not constant")
+        out = run(ctx, [Through((0, *[None] * 4), (0,)), Through((1, 0, 0, 0, 0), (1,))])
+        return [value for value in out if value is not None]
     scale, bias, mean, var = (np.asarray(a, dtype=np.float64) for a in arrays)
     a = scale / np.sqrt(var + ctx.attr("epsilon", 1e-5))
     c = bias - mean * a

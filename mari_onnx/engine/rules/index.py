@@ -14,7 +14,7 @@ from mari_onnx.engine.blocks import zip_bodies
 from mari_onnx.engine.context import Context, normal, rule
 from mari_onnx.engine.regroup import align, single
 from mari_onnx.engine.rules.mapped import Through, run
-from mari_onnx.engine.rules.picked import masked, merged
+from mari_onnx.engine.rules.picked import flat_masked, masked, merged
 from mari_onnx.engine.rules.structure import positions, range_of, regroup
 from mari_onnx.engine.value import (
     Axis,
@@ -36,6 +36,9 @@ def gather(ctx: Context) -> list[Value]:
     """Constant indices pick positions, Gather([x_1 | x_2], i) = [x_1 or x_2 at i]; others are a look-up (see above)."""
     x = ctx.input(0)
     at = normal(ctx.attr("axis", 0), x.rank)
+    places = ctx.input(1).places
+    if places is not None and places.merged and ctx.input(1).rank == 1:
+        return [flat_masked(ctx, x, at, places)]
     index = ctx.array(1)
     if index is not None and index.ndim <= 1 and index.size:
         found = _picked(ctx, x, at, index)
@@ -101,8 +104,11 @@ def gather_nd(ctx: Context) -> list[Value]:
     """
     x, batch = ctx.input(0), ctx.attr("batch_dims", 0)
     places = ctx.input(1).places
-    if places is not None and not batch and not places.across and len(places.shape) <= x.rank:
-        return [masked(ctx, x, places)]
+    if places is not None and not batch and not places.across:
+        if places.merged:
+            return [flat_masked(ctx, x, 0, places)]
+        if len(places.shape) <= x.rank:
+            return [masked(ctx, x, places)]
     index = ctx.array(1)
     if index is None:
         return [_rows(ctx, x, batch)]

@@ -22,6 +22,7 @@ from onnx import GraphProto, TensorProto, helper
 
 from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.context import Context, constant, from_tensor, rule
+from mari_onnx.engine.rules.carried import carried
 from mari_onnx.engine.rules.iteration import Body, is_empty
 from mari_onnx.engine.series import follow, only, scalar
 from mari_onnx.engine.value import Decline, Leaf, Value
@@ -36,10 +37,20 @@ ITERATION = numbers()
 
 @rule("Loop")
 def loop(ctx: Context) -> list[Value | None]:
-    """A Loop whose iterations do not read each other's results."""
-    b, graph = ctx.b, ctx.attrs["body"]
+    """A Loop whose iterations do not read each other's results; else one whose states lack an axis (`carried`)."""
     if ctx.visit is None:
         raise Decline("no way to look into the Loop")
+    try:
+        return _independent(ctx)
+    except Decline as reason:
+        try:
+            return carried(ctx)
+        except Decline as other:
+            raise Decline(f"{reason}; {other}") from other
+
+
+def _independent(ctx: Context) -> list[Value | None]:
+    b, graph = ctx.b, ctx.attrs["body"]
     keep = constant(b, ctx.input(1)) if ctx.has(1) else np.asarray(True)
     if keep is None or not keep.reshape(-1)[0]:
         raise Decline("whether the Loop begins is computed from data")

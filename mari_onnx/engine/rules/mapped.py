@@ -282,7 +282,7 @@ def _ms_norm(ctx: Context) -> list[Through]:
 
 
 @mapped(
-    "Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "GlobalLpPool",
+    "Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "GlobalLpPool",
     "InstanceNormalization", "GroupNormalization", "LRN", "DepthToSpace", "SpaceToDepth", "Upsample",
 )  # fmt: skip
 def _batch_first(ctx: Context) -> list[Through]:

@@ -19,7 +19,7 @@ from mari_onnx.engine.builder import Tensor
 from mari_onnx.engine.context import Context, constant, normal, rule
 from mari_onnx.engine.regroup import single
 from mari_onnx.engine.rules.mapped import MAPPED, run
-from mari_onnx.engine.rules.structure import positions
+from mari_onnx.engine.rules.structure import positions, regroup
 from mari_onnx.engine.value import Axis, Body, Cat, Decline, Leaf, Part, Places, Value, axes_of, is_const, rename
 from mari_onnx.engine.write import as_leaf
 from mari_onnx.model.dims import Dim, Size, product
@@ -36,9 +36,13 @@ def non_zero(ctx: Context) -> list[Value]:
     if bit and x.rank and isinstance(x.shape[0], Dim):
         assert isinstance(x.body, Leaf)
         return [_all_or_none(ctx, x, x.body)]
+    flattened = x.rank == 1 and len(x.known[0]) > 1
+    if flattened:
+        x = ctx.value([(a,) for a in x.known[0]], x.body, x.dtype)
     free = next((i for i, s in enumerate(x.shape) if isinstance(s, int)), x.rank)
     inner = x.shape[free:]
-    if not is_const(x.body) or not all(isinstance(s, int) for s in inner) or set(x.axes[:free]) & axes_of(x.body):
+    repeated = {a for group in x.known[:free] for a in group}
+    if not is_const(x.body) or not all(isinstance(s, int) for s in inner) or repeated & axes_of(x.body):
         raise Decline("the mask is computed from data")
     block = Value(x.known[free:], x.body, x.dtype)
     array = constant(ctx.b, block)
@@ -53,7 +57,7 @@ def non_zero(ctx: Context) -> list[Value]:
     if count.size != value.shape[1]:
         body = rename(value.body, {value.known[1][0]: count}) if value.known[1] else value.body
         value = ctx.value([value.known[0], (count,)], body, value.dtype)
-    value.places = Places(x.shape, free, flat, across=True)
+    value.places = Places(x.shape, free, flat, across=True, merged=flattened)
     return [value]
 
 
@@ -82,6 +86,15 @@ def masked(ctx: Context, x: Value, places: Places) -> Value:
         return merged(ctx, _rows(ctx, x, places.rows), 0, depth)
     value = positions(ctx, merged(ctx, x, places.free, depth), places.free, places.flat)
     return merged(ctx, value, 0, places.free + 1)
+
+
+def flat_masked(ctx: Context, x: Value, at: int, places: Places) -> Value:
+    """``x[mask]`` where mask and data were flattened before: the same positions, for each of the repeated axes."""
+    outer, inner = (product(sizes) for sizes in (places.shape[: places.free], places.shape[places.free :]))
+    if not ctx.b.same(x.shape[at], outer * inner):
+        raise Decline("the mask does not have the data's length")
+    value = regroup(ctx, x, [*x.shape[:at], outer, inner, *x.shape[at + 1 :]])
+    return merged(ctx, positions(ctx, value, at + 1, places.flat), at, at + 2)
 
 
 def _rows(ctx: Context, x: Value, rows: Size) -> Value:

@@ -123,6 +123,20 @@ def extremes(ctx: Context) -> list[Value]:
     return [ctx.value(groups, extreme(ctx.b, op, x.body, k), x.dtype)]
 
 
+@rule("GlobalAveragePool", "GlobalMaxPool")
+def global_pool(ctx: Context) -> list[Value]:
+    """The mean or the maximum over all axes but the first two, which stay as 1: what tf2onnx makes of a mean."""
+    x = ctx.input(0)
+    if x.dtype not in FLOATS or x.rank < 3:
+        raise Decline("a pool without axes to pool over, or of integers")
+    k = frozenset(a for g in x.known[2:] for a in g)
+    if ctx.node.op_type == "GlobalMaxPool":
+        body = extreme(ctx.b, "Max", x.body, k)
+    else:
+        body = mean(ctx.b, x.body, k, [a for a in x.axes if a not in k])
+    return [ctx.value([*x.known[:2], *[()] * (x.rank - 2)], body, x.dtype)]
+
+
 def extreme(b: Builder, op: str, body: Body, k: frozenset[Axis]) -> Body:
     """Max, Min or Prod over axes, by parts."""
     if isinstance(body, Cat):

@@ -32,7 +32,8 @@ from mari_onnx.engine.value import (
 from mari_onnx.engine.write import as_leaf
 from mari_onnx.model.dims import Dim, Size, divide, product
 
-HUGE = 1 << 30
+HUGE = 10**9
+"""A bound of a Slice from here on means "to the end": exporters write INT_MAX, INT64_MAX, or (tf2onnx) 10^9."""
 
 
 @rule("Transpose")
@@ -55,7 +56,17 @@ def reshape(ctx: Context) -> list[Value]:
     target: list[Size | None] = []
     for i, size in enumerate(wanted):
         target.append(x.shape[i] if size == 0 and not keep_zero and isinstance(size, int) else size)
-    return [regroup(ctx, x, _solve(ctx, x, target))]
+    return [_pointing(x, regroup(ctx, x, _solve(ctx, x, target)))]
+
+
+def _pointing(x: Value, moved: Value) -> Value:
+    """Coordinates of a flattened mask, one each, point where they did as a vector or a column."""
+    if x.places is not None and x.places.merged:
+        if moved.rank == 1:
+            moved.places = x.places
+        elif moved.rank == 2 and not moved.known[1]:
+            moved.places = replace(x.places, across=False)
+    return moved
 
 
 def _solve(ctx: Context, x: Value, target: list[Size | None]) -> list[Size]:
@@ -169,7 +180,7 @@ def squeeze(ctx: Context) -> list[Value]:
     if any(x.known[a] for a in gone):
         raise Decline("a squeezed dimension is not known to be 1")
     groups = [g for i, g in enumerate(x.known) if i not in gone]
-    return [ctx.value(groups, x.body, x.dtype)]
+    return [_pointing(x, ctx.value(groups, x.body, x.dtype))]
 
 
 @rule("Unsqueeze")
@@ -220,7 +231,11 @@ def tile(ctx: Context) -> list[Value]:
 
 @rule("Concat")
 def concat(ctx: Context) -> list[Value]:
-    """A `Cat`, not written out; one that is concatenated again is opened, so nesting costs nothing."""
+    """A `Cat`, not written out; one that is concatenated again is opened, so nesting costs nothing.
+
+    Parts of one dynamic length (heads put behind each other on the batch axis) are an axis before it: `[h * N]` is the
+    group (h, N). Refuses parts of different dynamic lengths.
+    """
     values = [ctx.input(i) for i in range(len(ctx.inputs))]
     if len(values) == 1:
         return [values[0]]
@@ -231,6 +246,8 @@ def concat(ctx: Context) -> list[Value]:
         return [values[0]]
     sizes = [v.shape[at] for v in values]
     if not all(isinstance(s, int) for s in sizes):
+        if all(ctx.b.same(s, sizes[0]) for s in sizes):
+            return [_behind_each_other(ctx, values, at)]
         raise Decline(f"a part of the Concat has the dynamic length {next(s for s in sizes if isinstance(s, Dim))}")
     flat = []
     subs: list[Axis | None] = []
@@ -276,6 +293,13 @@ def _agreed(ctx: Context, values: Sequence[Value]) -> list[Value]:
 
 def _told_by_run(size: Size) -> bool:
     return isinstance(size, Dim) and any(symbol.startswith("?") for symbol in size.symbols)
+
+
+def _behind_each_other(ctx: Context, values: Sequence[Value], at: int) -> Value:
+    bodies, groups = align(ctx.b, [fresh(v) for v in values])
+    new = Axis(len(values))
+    cat = Cat(new, tuple(Part((i,), None, body) for i, body in enumerate(bodies)))
+    return ctx.value([*groups[:at], (new, *groups[at]), *groups[at + 1 :]], cat, values[0].dtype)
 
 
 @rule("Slice")
@@ -385,15 +409,22 @@ def positions(ctx: Context, x: Value, at: int, places: Sequence[int], drop: bool
 
 @rule("Split")
 def split_op(ctx: Context) -> list[Value]:
-    """Ranges of an axis, each of which keeps the parts it covers. Refuses a dynamic dimension."""
+    """Ranges of an axis, each of which keeps the parts it covers.
+
+    Of a dynamic dimension equal shares: `[h * N]` is [h, N], and each takes a row. Refuses other ranges of one.
+    """
     x = ctx.input(0)
     at = normal(ctx.attr("axis", 0), x.rank)
     size = x.shape[at]
     sizes = ctx.axes_arg(1, "split")
+    n = len(ctx.node.output)
     if not isinstance(size, int):
-        raise Decline(f"a Split of the dynamic dimension {size}")
+        share = divide(size, n) if sizes is None else None
+        if share is None:
+            raise Decline(f"a Split of the dynamic dimension {size}")
+        rows = regroup(ctx, x, [*x.shape[:at], n, share, *x.shape[at + 1 :]])
+        return [positions(ctx, rows, at, [i], drop=True) for i in range(n)]
     if sizes is None:
-        n = len(ctx.node.output)
         each = -(-size // n)
         sizes = [min(each, size - i * each) for i in range(n)]
     starts = np.cumsum([0, *sizes])
