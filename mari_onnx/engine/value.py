@@ -90,6 +90,7 @@ class Places:
 
     shape: of the mask; flat: row-major positions within its other axes; across: coordinates are along axis 0.
     rows: for a mask that is one computed bit at all positions, the number of its rows that are picked: all or none.
+    bit: that bit, a scalar.
     """
 
     shape: tuple[Size, ...]
@@ -97,6 +98,7 @@ class Places:
     flat: tuple[int, ...]
     across: bool
     rows: Size | None = None
+    bit: Tensor | None = None
 
 
 @dataclass

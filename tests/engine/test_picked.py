@@ -79,3 +79,24 @@ def test_no_size_that_the_run_tells_is_taken_to_be_positive(op: str) -> None:
     test = getattr(g, op)(count, g.const(np.array([0], dtype=np.int64)))
     g.output(g.Where(test, g.item(1), g.Cos(g.item(1))))
     check(g)
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_rows_of_a_fixed_batch_that_is_itself_concatenated(threshold: int) -> None:
+    g = Graph(18, fixed=8)
+    x, y = g.item(D), g.user(D)
+    both = g.Concat(g.slice(x, 0, 3, 0), g.slice(g.Sin(y), 3, 8, 0), axis=0)
+    rows = g.GatherND(both, g.Transpose(g.NonZero(bit(g, g.user(high=50), threshold)), perm=[1, 0]))
+    g.output(g.MatMul(rows, g.weight(D, 2)))
+    check(g)
+
+
+def test_ids_that_the_mask_keeps_from_the_table() -> None:
+    """`table[ids[ids < n]]`: the one row of a user without an id must not be looked up."""
+    g = Graph(18)
+    ids = g.user(high=50)
+    none = g.Less(ids, g.const(np.array(0, dtype=np.int64)))
+    kept = g.GatherND(ids, g.Transpose(g.NonZero(none), perm=[1, 0]))
+    g.output(g.Gather(g.weight(1, D), g.Mul(kept, g.const(np.array(2))), axis=0), g.Relu(g.item(2)))
+    g.output(g.Gather(g.weight(2, D), kept, axis=0))
+    check(g)
