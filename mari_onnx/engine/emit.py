@@ -37,8 +37,10 @@ def _reshape(b: Builder, t: Tensor, shape: tuple[Size, ...]) -> Tensor:
     if drop is not None and add is not None and not (drop and add):
         return _axes(b, "Squeeze" if drop else "Unsqueeze", t, drop or add, shape)
     target = [s if isinstance(s, int) else 0 if t.known[i : i + 1] == (s,) else -1 for i, s in enumerate(shape)]
-    if target.count(-1) > 1 or (-1 in target and 0 in shape):
-        return b.emit("Reshape", [t, b.sizes(shape)], shape)
+    empty = not all(b.filled(s) for s, to in zip(shape, target, strict=True) if to != -1)
+    if target.count(-1) > 1 or (-1 in target and empty):  # of no elements, -1 could be anything
+        zero = 1 if b.opset >= 14 and not all(b.filled(s) for s in shape) else None
+        return b.emit("Reshape", [t, b.sizes(shape)], shape, attrs={"allowzero": zero})
     return b.emit("Reshape", [t, b.ints(target)], shape)
 
 

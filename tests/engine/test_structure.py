@@ -303,3 +303,11 @@ def test_only_the_user_reaches_an_output() -> None:
     u, x = g.user(3), g.item(2)
     g.output(g.Relu(g.MatMul(u, g.weight(3, 4))), g.Relu(x))
     lifted(g, per_candidate=0)
+
+
+@pytest.mark.parametrize("bounds", [(5, 6), (-6, -5), (-1, -2), (3, 4), (-2, -1), (2, 1 << 62), (6, 1 << 62)])
+def test_a_range_that_a_short_history_lacks(bounds: tuple[int, int]) -> None:
+    g = Graph(18)
+    x, y = g.user("T", 3), g.item(3)
+    g.output(g.slice(g.Sin(x), *bounds, 1), g.Relu(y))
+    check(g)

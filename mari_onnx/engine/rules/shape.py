@@ -87,7 +87,7 @@ def range_(ctx: Context) -> list[Value]:
     start, stop, step = bounds
     if start is not None and stop is not None and step is not None and _dims(np.array([*bounds, None], dtype=object)):
         length = divide(stop - start, step)
-        low = None if length is None else _least(ctx.b.literal(length))
+        low = None if length is None else ctx.b.least(length)
         if length is None or low is None or low < 0 or not all(ctx.b.computable(s) for s in (start, stop, step)):
             raise Decline("the length of the range is not known")
         dtype = ctx.input(0).dtype
@@ -205,24 +205,10 @@ def _sign(ctx: Context, x: Size, y: Size) -> int | None:
     difference = ctx.b.literal(x) - ctx.b.literal(y)
     if isinstance(difference, int):
         return (difference > 0) - (difference < 0)
-    low, high = _least(difference), _least(-difference)
+    low, high = ctx.b.least(difference), ctx.b.least(-difference)
     if low is not None and low > 0:
         return 1
     return -1 if high is not None and high > 0 else None
-
-
-def _least(size: Size) -> int | None:
-    """The smallest that a size can be. Inputs have at least 1 row; what the run tells (NonZero) may be 0."""
-    if isinstance(size, int):
-        return size
-    total = size.terms.get((), 0)
-    for symbols, factor in size.terms.items():
-        if not symbols:
-            continue
-        if factor < 0:
-            return None
-        total += 0 if any(name.startswith("?") for name in symbols) else factor
-    return total
 
 
 def _compare(ctx: Context, op: str, x: Size, y: Size) -> bool | None:
