@@ -180,10 +180,13 @@ def _compute(ctx: Context, op: str, a: Sequence[np.ndarray]) -> list[np.ndarray]
         return [a[0].reshape(int(np.prod(a[0].shape[: ctx.attr("axis", 1)])), -1)]
     if op == "Expand":
         return [np.broadcast_to(a[0], np.broadcast_shapes(a[0].shape, tuple(int(x) for x in a[1].reshape(-1))))]
-    if op == "ReduceProd":
-        return [np.asarray(product(a[0].reshape(-1)), dtype=object).reshape((1,) if ctx.attr("keepdims", 1) else ())]
-    if op == "ReduceSum" and len(a) == 1:
-        return [np.asarray(sum(a[0].reshape(-1)), dtype=object).reshape((1,) if ctx.attr("keepdims", 1) else ())]
+    if op in ("ReduceProd", "ReduceSum"):
+        if a[0].ndim != 1 or ctx.attr("noop_with_empty_axes", 0):
+            return None
+        total = product(a[0]) if op == "ReduceProd" else sum(a[0])
+        return [np.asarray(total, dtype=object).reshape((1,) if ctx.attr("keepdims", 1) else ())]
+    if op == "Cast" and int(ctx.attr("to")) == TensorProto.BOOL:
+        return [_map(lambda x: _compare(ctx, "NotEqual", x, 0), a[0])]
     if op in ("Identity", "Cast"):
         return [a[0]]
     if op == "Split":
@@ -215,7 +218,9 @@ def _compare(ctx: Context, op: str, x: Size, y: Size) -> bool | None:
     sign = _sign(ctx, x, y)
     if sign is None:
         return None
-    return {"Equal": sign == 0, "Less": sign < 0, "Greater": sign > 0, "LessOrEqual": sign <= 0}.get(op, sign >= 0)
+    return {
+        "Equal": sign == 0, "NotEqual": sign != 0, "Less": sign < 0, "Greater": sign > 0, "LessOrEqual": sign <= 0,
+    }.get(op, sign >= 0)  # fmt: skip
 
 
 def _extreme(ctx: Context, op: str, x: Size, y: Size) -> Size | None:
