@@ -135,3 +135,13 @@ def test_ids_that_the_mask_keeps_from_the_table() -> None:
     g.output(g.Gather(g.weight(1, D), g.Mul(kept, g.const(np.array(2))), axis=0), g.Relu(g.item(2)))
     g.output(g.Gather(g.weight(2, D), kept, axis=0))
     check(g)
+
+
+@pytest.mark.parametrize("opset", [11, 18])
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_picked_rows_twice(threshold: int, opset: int) -> None:
+    """[2, rows, T, D] as [2 rows, T, D]: a computed 0 in front would copy the 2."""
+    g = Graph(opset)
+    rows = g.GatherND(g.Sin(g.item("T", D)), g.Transpose(g.NonZero(bit(g, g.user(high=50), threshold)), perm=[1, 0]))
+    g.output(g.Tile(rows, g.const([2, 1, 1])))
+    check(g)

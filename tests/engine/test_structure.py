@@ -311,3 +311,23 @@ def test_a_range_that_a_short_history_lacks(bounds: tuple[int, int]) -> None:
     x, y = g.user("T", 3), g.item(3)
     g.output(g.slice(g.Sin(x), *bounds, 1), g.Relu(y))
     check(g)
+
+
+@pytest.mark.parametrize("bounds", [(-2, -1), (-2, 1 << 62), (0, 2), (1, 2)])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_range_of_the_candidates_may_be_cut_short(bounds: tuple[int, int], mixed: bool) -> None:
+    """At N=1 there are fewer, also where the Slice is left as it is."""
+    g = Graph(18)
+    x = g.Concat(g.user(3), g.item(2), axis=1) if mixed else g.Sin(g.user(5))
+    cut = g.slice(x, *bounds, 0)
+    g.output(g.Shape(cut), g.Transpose(cut, perm=[1, 0]), g.Relu(g.item(2)))
+    check(g)
+
+
+def test_an_expand_of_what_may_be_one_row() -> None:
+    """Rows up to the first, expanded to all: which of the two is 1 is told by the run."""
+    g = Graph(18)
+    x = g.item(3)
+    rows = g.Gather(x, g.squeeze(g.NonZero(g.item(high=5)), [0]), axis=0)
+    g.output(g.Shape(g.Expand(g.slice(rows, 0, 1, 0), g.Shape(rows))), g.Sin(g.user(2)))
+    check(g)
