@@ -130,8 +130,8 @@ def _ragged(b: Builder, cat: Cat, new: Sequence[Axis], inner: int) -> Cat | None
             mixed.append(r)
         else:
             rows.setdefault(found.pop(), []).append(r)
-    if len(mixed) > MAX_RAGGED or len(cat.parts) == 1:
-        return None
+    if not rows or len(mixed) > MAX_RAGGED or len(cat.parts) == 1:
+        return None  # where parts meet in every row, cutting sets nothing apart, and rows of rows are many
     parts = []
     for at in [*rows.values(), *([r] for r in mixed)]:
         sub = Axis(len(at)) if len(at) > 1 else None

@@ -331,3 +331,12 @@ def test_an_expand_of_what_may_be_one_row() -> None:
     rows = g.Gather(x, g.squeeze(g.NonZero(g.item(high=5)), [0]), axis=0)
     g.output(g.Shape(g.Expand(g.slice(rows, 0, 1, 0), g.Shape(rows))), g.Sin(g.user(2)))
     check(g)
+
+
+def test_parts_that_meet_in_every_row_are_not_cut() -> None:
+    """[12, 6] as [3, 3, 8]: each of the nine rows of 8 has columns of both sides."""
+    g = Graph(18)
+    part = g.Concat(g.user(4, 2), g.item(4, 4), axis=2)
+    cut = g.reshape(g.Neg(g.Concat(part, part, part, axis=1)), -1, 3, 3, 8)
+    g.output(g.Sub(cut, g.user(3, 3, 8)))
+    assert len(check(g).model.graph.node) < 20
