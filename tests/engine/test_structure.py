@@ -340,3 +340,13 @@ def test_parts_that_meet_in_every_row_are_not_cut() -> None:
     cut = g.reshape(g.Neg(g.Concat(part, part, part, axis=1)), -1, 3, 3, 8)
     g.output(g.Sub(cut, g.user(3, 3, 8)))
     assert len(check(g).model.graph.node) < 20
+
+
+def test_a_form_that_is_cut_across_its_parts_is_dropped() -> None:
+    """A product whose rows are in parts (a softmax of blocks), read in other rows and multiplied again."""
+    g = Graph(17)
+    both = g.Concat(g.user(4, 2), g.user(4, 1), g.item(4, 4), axis=2)
+    rows = g.reshape(g.Softmax(both, axis=2), -1, 28, 1)
+    cut = g.reshape(g.MatMul(rows, g.weight(1, 3)), -1, 12, 7)
+    g.output(g.MatMul(cut, g.weight(7, 2)))
+    check(g)
