@@ -331,6 +331,25 @@ class Builder:
     def literal(self, size: Size) -> Size:
         return size.substitute(self.fixed) if isinstance(size, Dim) else size
 
+    def least(self, size: Size) -> int | None:
+        """The smallest that a size can be. Inputs have at least 1 row; what the run tells (NonZero) may be 0."""
+        size = self.literal(size)
+        if isinstance(size, int):
+            return size
+        total = size.terms.get((), 0)
+        for monomial, factor in size.terms.items():
+            if not monomial:
+                continue
+            if factor < 0:
+                return None
+            total += 0 if any(name.startswith("?") for name in monomial) else factor
+        return total
+
+    def filled(self, size: Size) -> bool:
+        """Whether a dimension has a position, whatever the run."""
+        low = self.least(size)
+        return low is not None and low > 0
+
 
 def evaluate(proto: NodeProto, arrays: Sequence[np.ndarray | None], opset: int) -> np.ndarray:
     """One node on arrays, by onnx's reference evaluator. Raises whatever it raises."""

@@ -37,8 +37,12 @@ def _reshape(b: Builder, t: Tensor, shape: tuple[Size, ...]) -> Tensor:
     if drop is not None and add is not None and not (drop and add):
         return _axes(b, "Squeeze" if drop else "Unsqueeze", t, drop or add, shape)
     target = [s if isinstance(s, int) else 0 if t.known[i : i + 1] == (s,) else -1 for i, s in enumerate(shape)]
-    if target.count(-1) > 1 or (-1 in target and 0 in shape):
-        return b.emit("Reshape", [t, b.sizes(shape)], shape)
+    bare = [i for i, s in enumerate(shape) if not b.filled(s)]
+    if target.count(-1) > 1 or (-1 in target and any(target[i] != -1 for i in bare)):
+        # beside a dimension of 0 -1 could be anything, and a 0 that is computed may copy another dimension
+        sizes = [-1 if bare == [i] else s for i, s in enumerate(shape)]
+        zero = 1 if b.opset >= 14 and len(bare) > 1 else None
+        return b.emit("Reshape", [t, b.sizes(sizes)], shape, attrs={"allowzero": zero})
     return b.emit("Reshape", [t, b.ints(target)], shape)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mari_onnx.engine.value import Axis, Body, Cat, Form, Leaf, Prod, Sum, axes_of, rename
+from mari_onnx.engine.value import Axis, Body, Cat, Decline, Form, Leaf, Prod, Sum, axes_of, rename
 
 
 def form_of(leaf: Leaf) -> Body | None:
@@ -43,10 +43,20 @@ def derive(old: Leaf, new: Leaf, how: Callable[[Body], Body]) -> Leaf:
 
         def later() -> Form | None:
             form = form_of(old)
-            return (new.axes, how(form)) if form is not None else None
+            try:
+                return (new.axes, how(form)) if form is not None else None
+            except Decline:  # the copy has no such form
+                return None
 
         new.tensor.form = later
     return new
+
+
+def tensors_alone(body: Body) -> bool:
+    """Whether no sum or product is inside, so that the body can be written out."""
+    if isinstance(body, Cat):
+        return all(tensors_alone(p.body) for p in body.parts)
+    return isinstance(body, Leaf)
 
 
 def map_form(body: Body, how: Callable[[Body], Body]) -> Body:

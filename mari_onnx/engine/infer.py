@@ -12,6 +12,7 @@ from mari_onnx.model.dims import Dim, Size, evaluate, symbols
 
 PROBE = (31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79)
 DATA_LIMIT = 4096
+UNFIT = ("Slice", "Expand")
 
 Inferred = list[tuple[int, "tuple[Size | None, ...] | None"]]
 
@@ -25,7 +26,8 @@ def infer(
     """(element type, shape) for each output. An unknown dimension is None, an unknown rank a shape of None.
 
     A dimension that depends on symbols other than by being equal to one (a Conv over T) is fitted as an affine
-    function on a few sample sizes, and one more sample checks the fit.
+    function on a few sample sizes, and one more sample checks the fit. What depends on small sizes in another way is
+    not fitted: a Slice is cut short by them, and a dimension of 1 takes what an Expand asks for.
     """
     found = _run(node, shapes, inputs, opsets, None)
     names = sorted({s for shape in shapes if shape is not None for size in shape for s in symbols(size)})
@@ -34,7 +36,7 @@ def infer(
     if found is None:
         dtype = next((t.dtype for t in inputs if t is not None), TensorProto.FLOAT)
         return [(dtype, None) for _ in node.output]
-    if not names or all(shape is None or None not in shape for _, shape in found):
+    if not names or node.op_type in UNFIT or all(shape is None or None not in shape for _, shape in found):
         return found
     base = {name: PROBE[k % len(PROBE)] + 100 * (k // len(PROBE)) for k, name in enumerate(names)}
     samples = [base] + [{**base, name: base[name] + 12} for name in names]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mari_onnx.engine import emit
 from mari_onnx.engine.builder import Builder
-from mari_onnx.engine.forms import derive, map_form
+from mari_onnx.engine.forms import derive, map_form, tensors_alone
 from mari_onnx.engine.positions import take
 from mari_onnx.engine.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Value, axes_of, is_const, rename
 from mari_onnx.engine.write import as_leaf, opened, write
@@ -80,7 +80,14 @@ def split(b: Builder, body: Body, axis: Axis, new: Sequence[Axis]) -> Body:
     if body.axis is not axis:
         parts = tuple(Part(p.at, p.sub, split(b, p.body, axis, new)) for p in body.parts)
         return Cat(body.axis, parts, body.tidy)
-    return _split_cat(b, body, new) or split(b, as_leaf(b, body), axis, new)
+    return _split_cat(b, body, new) or split(b, _whole(b, body), axis, new)
+
+
+def _whole(b: Builder, cat: Cat) -> Leaf:
+    """The Cat as one tensor. Raises `Decline` for one that is only a form, which is then not carried along."""
+    if not tensors_alone(cat):
+        raise Decline("a form that is cut across its parts")
+    return as_leaf(b, cat)
 
 
 def _split_cat(b: Builder, cat: Cat, new: Sequence[Axis]) -> Cat | None:
@@ -130,8 +137,8 @@ def _ragged(b: Builder, cat: Cat, new: Sequence[Axis], inner: int) -> Cat | None
             mixed.append(r)
         else:
             rows.setdefault(found.pop(), []).append(r)
-    if len(mixed) > MAX_RAGGED or len(cat.parts) == 1:
-        return None
+    if not rows or len(mixed) > MAX_RAGGED or len(cat.parts) == 1:
+        return None  # where parts meet in every row, cutting sets nothing apart, and rows of rows are many
     parts = []
     for at in [*rows.values(), *([r] for r in mixed)]:
         sub = Axis(len(at)) if len(at) > 1 else None
@@ -171,7 +178,7 @@ def flatten(b: Builder, body: Body, group: Group, new: Axis) -> Body:
         joined = tuple(Part(p.at, p.sub, flatten(b, p.body, group, new)) for p in body.parts)
         return Cat(body.axis, joined, body.tidy)
     if not all(isinstance(a.size, int) for a in group):
-        return flatten(b, as_leaf(b, body), group, new)
+        return flatten(b, _whole(b, body), group, new)
     k = group.index(body.axis)
     outer = static(product(a.size for a in group[:k]))
     inner = static(product(a.size for a in group[k + 1 :]))

@@ -91,6 +91,7 @@ class Places:
     shape: of the mask; flat: row-major positions within its other axes; across: coordinates are along axis 0.
     merged: the mask was flat, so that there is a single coordinate, of the product of ``shape``.
     rows: for a mask that is one computed bit at all positions, the number of its rows that are picked: all or none.
+    bit: that bit, a scalar.
     """
 
     shape: tuple[Size, ...]
@@ -99,6 +100,7 @@ class Places:
     across: bool
     merged: bool = False
     rows: Size | None = None
+    bit: Tensor | None = None
 
 
 @dataclass

@@ -79,3 +79,69 @@ def test_no_size_that_the_run_tells_is_taken_to_be_positive(op: str) -> None:
     test = getattr(g, op)(count, g.const(np.array([0], dtype=np.int64)))
     g.output(g.Where(test, g.item(1), g.Cos(g.item(1))))
     check(g)
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("op", ["Sum", "Mean", "Max", "Min", "LogSumExp"])
+def test_a_reduction_over_the_rows_that_are_picked(op: str, threshold: int) -> None:
+    """Of no rows the mean is NaN and the maximum -inf, though the one row of the user is there."""
+    g = Graph(18)
+    rows = selected(g, g.Sin(g.user(T)), bit(g, g.user(high=50), threshold), T)
+    g.output(g.Add(g.reduce(op, rows, [0]), g.item(T)))
+    check(g)
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("bounds", [(0, 1), (1, 1 << 62), (-1, 1 << 62), (0, -1), (-2, -1), (1, 2), (-1, -2)])
+@pytest.mark.parametrize("side", ["user", "item"])
+def test_a_range_of_the_rows_that_are_picked(side: str, bounds: tuple[int, int], threshold: int) -> None:
+    """`x[mask][:1]` has no row where none is picked."""
+    g = Graph(18)
+    rows = selected(g, g.Sin(g.input(side, N, T)), bit(g, g.user(high=50), threshold), T)
+    g.output(g.slice(rows, *bounds, 0), g.Relu(g.item(T)))
+    check(g)
+
+
+@pytest.mark.parametrize("opset", [11, 18])
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_a_reshape_of_the_rows_that_are_picked(threshold: int, opset: int) -> None:
+    """Of no elements, -1 beside a dimension of 0 could be anything: sizes are written out."""
+    g = Graph(opset)
+    mask = bit(g, g.user(high=50), threshold)
+    x = g.Sin(g.item("T", D))
+    rows = g.GatherND(x, g.Transpose(g.NonZero(mask), perm=[1, 0]))
+    cut = g.Concat(g.size(rows, 0), g.Mul(g.size(rows, 1), g.const([2])), g.const([D // 2]), axis=0)
+    again = g.Gather(x, g.squeeze(g.NonZero(mask), [0]), axis=0)
+    g.output(g.Reshape(rows, cut), g.Relu(again))
+    check(g)
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_rows_of_a_fixed_batch_that_is_itself_concatenated(threshold: int) -> None:
+    g = Graph(18, fixed=8)
+    x, y = g.item(D), g.user(D)
+    both = g.Concat(g.slice(x, 0, 3, 0), g.slice(g.Sin(y), 3, 8, 0), axis=0)
+    rows = g.GatherND(both, g.Transpose(g.NonZero(bit(g, g.user(high=50), threshold)), perm=[1, 0]))
+    g.output(g.MatMul(rows, g.weight(D, 2)))
+    check(g)
+
+
+def test_ids_that_the_mask_keeps_from_the_table() -> None:
+    """`table[ids[ids < n]]`: the one row of a user without an id must not be looked up."""
+    g = Graph(18)
+    ids = g.user(high=50)
+    none = g.Less(ids, g.const(np.array(0, dtype=np.int64)))
+    kept = g.GatherND(ids, g.Transpose(g.NonZero(none), perm=[1, 0]))
+    g.output(g.Gather(g.weight(1, D), g.Mul(kept, g.const(np.array(2))), axis=0), g.Relu(g.item(2)))
+    g.output(g.Gather(g.weight(2, D), kept, axis=0))
+    check(g)
+
+
+@pytest.mark.parametrize("opset", [11, 18])
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_picked_rows_twice(threshold: int, opset: int) -> None:
+    """[2, rows, T, D] as [2 rows, T, D]: a computed 0 in front would copy the 2."""
+    g = Graph(opset)
+    rows = g.GatherND(g.Sin(g.item("T", D)), g.Transpose(g.NonZero(bit(g, g.user(high=50), threshold)), perm=[1, 0]))
+    g.output(g.Tile(rows, g.const([2, 1, 1])))
+    check(g)

@@ -237,3 +237,24 @@ def test_two_histories_of_one_dynamic_length() -> None:
     y = g.MatMul(g.Concat(a, b, axis=2), g.weight(4, 3))
     g.output(g.reduce("Mean", y, [1], 0))
     assert macs_each(g, lifted(g)) == 4 * 2 * 3
+
+
+def test_a_size_as_a_truth_value() -> None:
+    """`bool(N)` is true, `bool(N - 1)` is not known, and neither is the size itself."""
+    g = Graph(18)
+    x, y = g.user(3), g.item(3)
+    n = g.size(x, 0)
+    for size in (n, g.Sub(n, g.const([1]))):
+        truth = g.Cast(size, to=9)
+        g.output(g.Where(truth, g.const([5]), g.const([7])), g.Cast(truth, to=7))
+    g.output(g.Concat(g.Sin(x), y, axis=1))
+    check(g)
+
+
+def test_a_product_over_one_axis_of_stacked_sizes() -> None:
+    g = Graph(17)
+    x, y = g.user(3), g.item(4, 3)
+    sizes = g.reshape(g.Concat(g.Shape(y), g.const([2]), axis=0), 2, 2)
+    g.output(*(g.ReduceProd(sizes, axes=[a], keepdims=k) for a in (0, 1) for k in (0, 1)), g.ReduceProd(sizes))
+    g.output(g.Concat(g.Sin(x), g.reshape(y, 0, 12), axis=1))
+    check(g)

@@ -373,3 +373,50 @@ def test_candidates_behind_one_row_of_them() -> None:
     x = g.Concat(g.Relu(g.user(2)), g.item(3), axis=1)
     g.output(g.Concat(g.slice(x, 0, 1, 0), x, axis=0))
     check(g)
+
+
+@pytest.mark.parametrize("bounds", [(5, 6), (-6, -5), (-1, -2), (3, 4), (-2, -1), (2, 1 << 62), (6, 1 << 62)])
+def test_a_range_that_a_short_history_lacks(bounds: tuple[int, int]) -> None:
+    g = Graph(18)
+    x, y = g.user("T", 3), g.item(3)
+    g.output(g.slice(g.Sin(x), *bounds, 1), g.Relu(y))
+    check(g)
+
+
+@pytest.mark.parametrize("bounds", [(-2, -1), (-2, 1 << 62), (0, 2), (1, 2)])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_range_of_the_candidates_may_be_cut_short(bounds: tuple[int, int], mixed: bool) -> None:
+    """At N=1 there are fewer, also where the Slice is left as it is."""
+    g = Graph(18)
+    x = g.Concat(g.user(3), g.item(2), axis=1) if mixed else g.Sin(g.user(5))
+    cut = g.slice(x, *bounds, 0)
+    g.output(g.Shape(cut), g.Transpose(cut, perm=[1, 0]), g.Relu(g.item(2)))
+    check(g)
+
+
+def test_an_expand_of_what_may_be_one_row() -> None:
+    """Rows up to the first, expanded to all: which of the two is 1 is told by the run."""
+    g = Graph(18)
+    x = g.item(3)
+    rows = g.Gather(x, g.squeeze(g.NonZero(g.item(high=5)), [0]), axis=0)
+    g.output(g.Shape(g.Expand(g.slice(rows, 0, 1, 0), g.Shape(rows))), g.Sin(g.user(2)))
+    check(g)
+
+
+def test_parts_that_meet_in_every_row_are_not_cut() -> None:
+    """[12, 6] as [3, 3, 8]: each of the nine rows of 8 has columns of both sides."""
+    g = Graph(18)
+    part = g.Concat(g.user(4, 2), g.item(4, 4), axis=2)
+    cut = g.reshape(g.Neg(g.Concat(part, part, part, axis=1)), -1, 3, 3, 8)
+    g.output(g.Sub(cut, g.user(3, 3, 8)))
+    assert len(check(g).model.graph.node) < 40
+
+
+def test_a_form_that_is_cut_across_its_parts_is_dropped() -> None:
+    """A product whose rows are in parts (a softmax of blocks), read in other rows and multiplied again."""
+    g = Graph(17)
+    both = g.Concat(g.user(4, 2), g.user(4, 1), g.item(4, 4), axis=2)
+    rows = g.reshape(g.Softmax(both, axis=2), -1, 28, 1)
+    cut = g.reshape(g.MatMul(rows, g.weight(1, 3)), -1, 12, 7)
+    g.output(g.MatMul(cut, g.weight(7, 2)))
+    check(g)

@@ -63,7 +63,7 @@ def _picked(ctx: Context, x: Value, at: int, index: np.ndarray) -> Value | None:
         return ctx.value([*x.known[:at], *([new] if index.ndim else []), *x.known[at + 1 :]], x.body, x.dtype)
     if len(flat) == 1 and flat[0] < 0:
         end = 1 << 62 if flat[0] == -1 else flat[0] + 1
-        value = range_of(ctx, x, at, flat[0], end)
+        value = range_of(ctx, x, at, flat[0], end, inside=True)
         groups = value.known if index.ndim else [*value.known[:at], *value.known[at + 1 :]]
         return ctx.value(groups, value.body, x.dtype)
     if min(flat) < 0:

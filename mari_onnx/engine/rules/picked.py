@@ -16,13 +16,15 @@ from onnx import TensorProto
 
 from mari_onnx.engine import emit
 from mari_onnx.engine.builder import Tensor
-from mari_onnx.engine.context import Context, constant, normal, rule
+from mari_onnx.engine.context import Context, constant, from_tensor, normal, rule
 from mari_onnx.engine.regroup import single
 from mari_onnx.engine.rules.mapped import MAPPED, run
 from mari_onnx.engine.rules.structure import positions, regroup
 from mari_onnx.engine.value import Axis, Body, Cat, Decline, Leaf, Part, Places, Value, axes_of, is_const, rename
 from mari_onnx.engine.write import as_leaf
 from mari_onnx.model.dims import Dim, Size, product
+
+IDS = {TensorProto.INT32, TensorProto.INT64}
 
 
 @rule("NonZero")
@@ -68,12 +70,17 @@ def _all_or_none(ctx: Context, x: Value, bit: Leaf) -> Value:
     picked = b.emit("NonZero", [repeated], (1, 1), TensorProto.INT64)
     rows = b.fresh(picked, 1)
     picked.shape = (1, rows)
-    (value,) = [v for v in ctx.write_out() if v is not None]
-    assert isinstance(value.body, Leaf)
-    count = Axis(product([rows, *x.shape[1:]]))
-    axes = (*value.body.axes[:1], count)
-    value = ctx.value([value.known[0], (count,)], Leaf(value.body.tensor, axes), value.dtype)
-    value.places = Places(x.shape, 0, (), across=True, rows=rows)
+    value, count = from_tensor(picked), product([rows, *x.shape[1:]])
+    if x.rank > 1:
+        (out,) = ctx.write_out()
+        assert out is not None
+        assert isinstance(out.body, Leaf)
+        out.body.tensor.shape = (x.rank, count)
+        value = from_tensor(out.body.tensor)
+    truth = emit.reshape(b, bit.tensor, ())
+    if truth.dtype != TensorProto.BOOL:
+        truth = b.emit("Cast", [truth], (), TensorProto.BOOL, {"to": TensorProto.BOOL})
+    value.places = Places(x.shape, 0, (), across=True, rows=rows, bit=truth)
     return value
 
 
@@ -83,7 +90,7 @@ def masked(ctx: Context, x: Value, places: Places) -> Value:
     if not all(ctx.b.same(a, c) for a, c in zip(x.shape[:depth], places.shape, strict=True)):
         raise Decline("the mask does not have the data's shape")
     if places.rows is not None:
-        return merged(ctx, _rows(ctx, x, places.rows), 0, depth)
+        return merged(ctx, _rows(ctx, x, places.rows, places.bit), 0, depth)
     value = positions(ctx, merged(ctx, x, places.free, depth), places.free, places.flat)
     return merged(ctx, value, 0, places.free + 1)
 
@@ -97,18 +104,25 @@ def flat_masked(ctx: Context, x: Value, at: int, places: Places) -> Value:
     return merged(ctx, positions(ctx, value, at + 1, places.flat), at, at + 2)
 
 
-def _rows(ctx: Context, x: Value, rows: Size) -> Value:
-    """As many rows of x as the bit picks; of what does not vary along them, one as before."""
+def _rows(ctx: Context, x: Value, rows: Size, bit: Tensor | None) -> Value:
+    """As many rows of x as the bit picks; of what does not vary along them, one as before.
+
+    The one row is there even if none is picked. Its integers are 0 then: as ids they may be what the mask is to keep
+    away from a table (-1, or the table's length).
+    """
     x, axis = single(ctx.b, x, 0)
     if axis is None or ctx.opset < 10:
         raise Decline("a single row, or none")
     b, new = ctx.b, Axis(rows)
 
     def cut(body: Body) -> Body:
-        if isinstance(body, Cat):
+        if isinstance(body, Cat) and body.axis is not axis:
             return Cat(body.axis, tuple(Part(p.at, p.sub, cut(p.body)) for p in body.parts), body.tidy)
         if axis not in axes_of(body):
-            return body
+            if not isinstance(body, Leaf) or bit is None or x.dtype not in IDS or is_const(body):
+                return body
+            zero = b.const(0, x.dtype)
+            return Leaf(b.emit("Where", [bit, body.tensor, zero], body.tensor.shape, x.dtype), body.axes)
         body = as_leaf(b, body)
         place = body.axes.index(axis)
         return Leaf(_first(ctx, body.tensor, place, rows), tuple(new if a is axis else a for a in body.axes))

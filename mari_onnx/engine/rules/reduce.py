@@ -54,6 +54,7 @@ def sums(ctx: Context) -> list[Value]:
     order = [a for a in x.axes if a not in k]
     body: Body = x.body
     if op == "ReduceMean":
+        _filled(b, body, k)
         return [ctx.value(groups, mean(b, body, k, order), x.dtype)]
     if op in ("ReduceSumSquare", "ReduceL2"):
         body = zip_bodies(b, [body], lambda ls: binary(b, "Mul", ls[0], ls[0]))
@@ -120,6 +121,7 @@ def extremes(ctx: Context) -> list[Value]:
         raise Decline("nothing is reduced")
     if x.dtype == 9:
         raise Decline("a reduction of booleans")
+    _filled(ctx.b, x.body, k)
     return [ctx.value(groups, extreme(ctx.b, op, x.body, k), x.dtype)]
 
 
@@ -135,6 +137,12 @@ def global_pool(ctx: Context) -> list[Value]:
     else:
         body = mean(ctx.b, x.body, k, [a for a in x.axes if a not in k])
     return [ctx.value([*x.known[:2], *[()] * (x.rank - 2)], body, x.dtype)]
+
+
+def _filled(b: Builder, body: Body, k: frozenset[Axis]) -> None:
+    """Raises `Decline` where an axis that is dropped, because nothing varies along it, may have no position at all."""
+    if not all(b.filled(a.size) for leaf, here in _cells(body, k) for a in here - axes_of(leaf)):
+        raise Decline("a mean or an extreme over an axis that may be empty")
 
 
 def extreme(b: Builder, op: str, body: Body, k: frozenset[Axis]) -> Body:

@@ -87,7 +87,7 @@ def range_(ctx: Context) -> list[Value]:
     start, stop, step = bounds
     if start is not None and stop is not None and step is not None and _dims(np.array([*bounds, None], dtype=object)):
         length = divide(stop - start, step)
-        low = None if length is None else _least(ctx.b.literal(length))
+        low = None if length is None else ctx.b.least(length)
         if length is None or low is None or low < 0 or not all(ctx.b.computable(s) for s in (start, stop, step)):
             raise Decline("the length of the range is not known")
         dtype = ctx.input(0).dtype
@@ -180,10 +180,13 @@ def _compute(ctx: Context, op: str, a: Sequence[np.ndarray]) -> list[np.ndarray]
         return [a[0].reshape(int(np.prod(a[0].shape[: ctx.attr("axis", 1)])), -1)]
     if op == "Expand":
         return [np.broadcast_to(a[0], np.broadcast_shapes(a[0].shape, tuple(int(x) for x in a[1].reshape(-1))))]
-    if op == "ReduceProd":
-        return [np.asarray(product(a[0].reshape(-1)), dtype=object).reshape((1,) if ctx.attr("keepdims", 1) else ())]
-    if op == "ReduceSum" and len(a) == 1:
-        return [np.asarray(sum(a[0].reshape(-1)), dtype=object).reshape((1,) if ctx.attr("keepdims", 1) else ())]
+    if op in ("ReduceProd", "ReduceSum"):
+        if a[0].ndim != 1 or ctx.attr("noop_with_empty_axes", 0):
+            return None
+        total = product(a[0]) if op == "ReduceProd" else sum(a[0])
+        return [np.asarray(total, dtype=object).reshape((1,) if ctx.attr("keepdims", 1) else ())]
+    if op == "Cast" and int(ctx.attr("to")) == TensorProto.BOOL:
+        return [_map(lambda x: _compare(ctx, "NotEqual", x, 0), a[0])]
     if op in ("Identity", "Cast"):
         return [a[0]]
     if op == "Split":
@@ -205,31 +208,19 @@ def _sign(ctx: Context, x: Size, y: Size) -> int | None:
     difference = ctx.b.literal(x) - ctx.b.literal(y)
     if isinstance(difference, int):
         return (difference > 0) - (difference < 0)
-    low, high = _least(difference), _least(-difference)
+    low, high = ctx.b.least(difference), ctx.b.least(-difference)
     if low is not None and low > 0:
         return 1
     return -1 if high is not None and high > 0 else None
-
-
-def _least(size: Size) -> int | None:
-    """The smallest that a size can be. Inputs have at least 1 row; what the run tells (NonZero) may be 0."""
-    if isinstance(size, int):
-        return size
-    total = size.terms.get((), 0)
-    for symbols, factor in size.terms.items():
-        if not symbols:
-            continue
-        if factor < 0:
-            return None
-        total += 0 if any(name.startswith("?") for name in symbols) else factor
-    return total
 
 
 def _compare(ctx: Context, op: str, x: Size, y: Size) -> bool | None:
     sign = _sign(ctx, x, y)
     if sign is None:
         return None
-    return {"Equal": sign == 0, "Less": sign < 0, "Greater": sign > 0, "LessOrEqual": sign <= 0}.get(op, sign >= 0)
+    return {
+        "Equal": sign == 0, "NotEqual": sign != 0, "Less": sign < 0, "Greater": sign > 0, "LessOrEqual": sign <= 0,
+    }.get(op, sign >= 0)  # fmt: skip
 
 
 def _extreme(ctx: Context, op: str, x: Size, y: Size) -> Size | None:

@@ -350,8 +350,8 @@ def _end(end: int, step: int) -> int | None:
     return None if step < 0 and end < -HUGE else end
 
 
-def range_of(ctx: Context, x: Value, at: int, start: int, stop: int) -> Value:
-    """A range of a dynamic axis whose length follows from the bounds."""
+def range_of(ctx: Context, x: Value, at: int, start: int, stop: int, inside: bool = False) -> Value:
+    """A range of a dynamic axis whose length follows from the bounds. inside: it is there, or the source fails."""
     size = x.shape[at]
     if start >= 0 and stop >= HUGE:
         length: Size = size - start
@@ -367,13 +367,23 @@ def range_of(ctx: Context, x: Value, at: int, start: int, stop: int) -> Value:
             raise Decline("a range of a dynamic dimension may be cut short")
     else:
         raise Decline("a range of a dynamic dimension")
-    if not (start in (0, 1) and stop >= HUGE) and length != 1 and (start, stop) != (0, -1):
+    if not inside and not _inside(ctx, size, start, stop):
         return _short(ctx, x, at, start, stop)
     x, axis = single(ctx.b, x, at)
     assert axis is not None
     new = Axis(length) if length != 1 else None
     body = cut(ctx.b, x.body, axis, start, min(stop, (1 << 62)), new, length)
     return ctx.value([*x.known[:at], (new,) if new else (), *x.known[at + 1 :]], body, x.dtype)
+
+
+def _inside(ctx: Context, size: Size, start: int, stop: int) -> bool:
+    """Whether a dimension, however short, has the whole range: no bound is clamped."""
+    low = ctx.b.least(size)
+    if low is None or ((start < 0) == (stop < 0) and stop <= start):
+        return False
+    if start >= 0 and stop < 0:
+        return low >= start - stop
+    return low >= max(start, -start, stop if stop < HUGE else 0)
 
 
 def _short(ctx: Context, x: Value, at: int, start: int, stop: int) -> Value:
