@@ -38,8 +38,10 @@ class Term:
 def same_terms(b: Builder, terms: Sequence[Term]) -> list[Term]:
     """Terms over the same tensor become one: their other operands are added (constants at build time)."""
     out: list[Term] = []
+    readers: dict[int, list[int]] = {}  # of each tensor, in `out`: thousands of parts must not meet each other
     for term in terms:
-        for i, have in enumerate(out):
+        for i in readers.setdefault(id(term.a.tensor), []):
+            have = out[i]
             mapping = _match(have, term)
             if mapping is not None:
                 c = rename(term.c, mapping)
@@ -47,6 +49,7 @@ def same_terms(b: Builder, terms: Sequence[Term]) -> list[Term]:
                 out[i] = Term(have.outer, have.a, add_leaves(b, [have.c, c]), have.k)
                 break
         else:
+            readers[id(term.a.tensor)].append(len(out))
             out.append(term)
     return out
 
