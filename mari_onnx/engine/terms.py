@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mari_onnx.engine import emit
-from mari_onnx.engine.algebra import absorbing, add_leaves, binary, folded, plain_add
+from mari_onnx.engine.algebra import MANY, absorbing, add_leaves, binary, folded, plain_add
 from mari_onnx.engine.builder import Builder
 from mari_onnx.engine.regroup import flatten
 from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, axes_of, is_const, rename
@@ -133,6 +133,7 @@ def total(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> Body | No
 
 def _ride(b: Builder, large: Term, others: Sequence[Leaf], order: Sequence[Axis]) -> Leaf:
     """The largest product plus the others; what takes one more small term later adds it to the others."""
+    others = others if len(others) < MANY else folded(b, others, order)
     rows = axes_of(large.a) - axes_of(large.c)
     riding = [t for t in others if not axes_of(t) & rows] if not large.outer else []
     rest = [t for t in others if t not in riding]
