@@ -162,12 +162,12 @@ def measure(
     import onnx
 
     from mari_onnx.errors import ModelError
+    from mari_onnx.model.functions import inlined
     from mari_onnx.model.signature import signature
     from mari_onnx.parity.feeds import Drawer, Layout
     from mari_onnx.parity.ranges import domains
 
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+    model = inlined(model)
     if any(onnx.external_data_helper.uses_external_data(t) for t in model.graph.initializer):
         loaded = onnx.ModelProto()
         loaded.CopyFrom(model)
