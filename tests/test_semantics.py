@@ -281,6 +281,23 @@ def test_strings() -> None:
     np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.bool_, object])
+def test_inputs_without_dimensions(dtype: type) -> None:
+    """A flag, a number or a word for the whole request."""
+    casts = [node("Cast", "flag", "f", to=F)] if dtype is not object else [
+        node("Equal", "flag a", "e"), node("Cast", "e", "f", to=F)
+    ]  # fmt: skip
+    nodes = [*casts, node("MatMul", "x w", "h"), node("Mul", "h f", "score")]
+    source = model(nodes, w=weight(USER + ITEM, HIDDEN))
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) if dtype is not object else TensorProto.STRING
+    source.graph.input.append(helper.make_tensor_value_info("flag", kind, []))
+    source.graph.initializer.append(helper.make_tensor("a", TensorProto.STRING, [], [b"a"]))
+    done = mari_onnx.optimize(source, {"user": "user", "item": "item"})
+    assert done.changed
+    assert done.report.check["ok"]
+    assert mari_onnx.inspect(source, done.sides, measure=True).changed
+
+
 # Operators that nobody knows
 
 

@@ -264,7 +264,8 @@ class Drawer:
         columns: Sequence[int] | None = None,
     ) -> np.ndarray:
         domain = self.domains[each.name]
-        value = self._plain(each, domain, shape, user, state)
+        # numpy answers a scalar for no dimensions, which onnxruntime does not take
+        value = np.asarray(self._plain(each, domain, shape, user, state), each.dtype)
         if domain.rows is None:
             return value
         valid = np.ones(shape, bool)
