@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from mari_onnx.model import load, save
 from mari_onnx.model.tensors import array, set_external
 from tests import tiny
 
+KILLS = int(os.environ.get("MARI_ONNX_KILLS", "20"))
+"""Rounds of the tests that kill a process; `make kills` runs 200."""
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 
 
@@ -348,13 +351,20 @@ def test_a_kill_leaves_the_old_or_the_new_model(tmp_path):
     save.save(tiny.fc(user=64, item=32, hidden=64), path)
     context = multiprocessing.get_context("fork")
     rng = random.Random(0)
-    for _ in range(20):
+    found: Counter[str] = Counter()
+    before = 0
+    for _ in range(KILLS):
         writer = context.Process(target=_write_forever, args=(str(path), [0, 1]))
         writer.start()
         time.sleep(rng.uniform(0.0, 0.05))
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
-        _seed_of(path)
+        seed = _seed_of(path)
+        found["the same model as before" if seed == before else "the other model"] += 1
+        found["killed while a model was half written"] += any(tmp_path.glob(".*"))
+        before = seed
+    print(f"{KILLS} kills: {dict(found)}")
+    assert found["killed while a model was half written"]
     save.save(tiny.fc(user=64, item=32, hidden=64), path)
     assert not list(tmp_path.glob("*.tmp"))
     assert not list(tmp_path.glob(".*"))

@@ -16,6 +16,10 @@ from mari_onnx.errors import TimeLimit
 _GRACE_SECONDS = 3.0
 
 
+class _TimeIsUp(BaseException):
+    """No Exception: code that goes on after any of those must not go on after this."""
+
+
 @contextlib.contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
     """Raises TimeLimit in the body after `seconds`; None is no limit.
@@ -29,7 +33,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     error = TimeLimit(f"not done after {seconds:g} s (--timeout)", "nothing was written")
 
     def over(_: int, __: FrameType | None) -> None:
-        raise error
+        raise _TimeIsUp
 
     def end() -> None:
         from mari_onnx.model.save import discard_all
@@ -48,6 +52,8 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except _TimeIsUp:
+        raise error from None
     finally:
         watchdog.cancel()
         if has_alarm:
@@ -55,11 +61,25 @@ def time_limit(seconds: float | None) -> Iterator[None]:
             signal.signal(signal.SIGALRM, before)
 
 
-def end_on_terminate() -> None:
-    """SIGTERM unwinds like an exception, so that temporary files are removed."""
+_asked: list[int] = []
+
+
+def end_on_signals() -> None:
+    """Ctrl-C and SIGTERM unwind like exceptions, so that temporary files are removed; both are remembered."""
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        _asked.append(number)
+        raise KeyboardInterrupt
 
     def end(number: int, _: FrameType | None) -> None:
+        _asked.append(number)
         raise SystemExit(128 + number)
 
     with contextlib.suppress(ValueError, AttributeError):  # not the main thread
+        signal.signal(signal.SIGINT, interrupt)
         signal.signal(signal.SIGTERM, end)
+
+
+def asked_to_end() -> int | None:
+    """The exit code of a signal that came; a library may have made another exception of it."""
+    return 128 + _asked[0] if _asked else None
