@@ -20,6 +20,7 @@ import onnx
 import pytest
 
 import mari_onnx
+from mari_onnx.cli.limits import end_on_signals
 from mari_onnx.cli.main import run
 from mari_onnx.model import save
 from mari_onnx.sides import Sides
@@ -353,6 +354,27 @@ def test_a_run_that_is_ended_leaves_nothing(source, out, tmp_path):
 def test_a_run_that_is_killed_leaves_the_old_file_or_the_new_one(source, out, tmp_path):
     found = run_and_stop(source, out, tmp_path / "tmp", [signal.SIGKILL], KILLS)
     assert found["old"]
+
+
+def test_an_interrupt_is_one_whatever_a_library_makes_of_it(source, out, monkeypatch, capsys):
+    def importing(*_, **__):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(30)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr("mari_onnx.cli.limits._asked", [])
+    monkeypatch.setattr("mari_onnx.parity.guard.check", importing)
+    end_on_signals()
+    try:
+        assert run(["optimize", str(source), str(out), *TAGS]) == 130
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert "interrupted; nothing was written" in capsys.readouterr().err
+    assert list(out.parent.iterdir()) == [source]
 
 
 def test_a_misspelt_command_has_a_suggestion(capsys):

@@ -29,7 +29,9 @@ def node(op: str, reads: str, writes: str, domain: str = "", **attributes: objec
     return helper.make_node(op, reads.split(), outputs, outputs[0], domain=domain, **attributes)
 
 
-def model(nodes: list[onnx.NodeProto], outputs: dict[str, list] | None = None, **weights: np.ndarray) -> onnx.ModelProto:
+def model(
+    nodes: list[onnx.NodeProto], outputs: dict[str, list] | None = None, **weights: np.ndarray
+) -> onnx.ModelProto:
     """A model of `user [N, 256]` and `item [N, 64]`; the first node is their Concat `x`."""
     nodes = [node("Concat", "user item", "x", axis=1), *nodes]
     outputs = outputs or {"score": ["N", HIDDEN]}
