@@ -64,8 +64,11 @@ pins: $(BIN)/python ## what CI installs, anew: requirements-ci.txt (takes minute
 		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-annotate \
 		$(foreach extra,$(EXTRAS),--extra $(extra)) -o requirements-ci.txt setup.cfg
 
-wheel: $(STAMPS)/test ## the released wheel, in dist/
-	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --wheel
+# Of what is committed alone, with times and permissions that do not depend on this machine.
+wheel: $(STAMPS)/test ## the released wheel, in dist/; the same bytes from the same commit
+	rm -rf build/wheel && mkdir -p build/wheel
+	umask 022 && git archive HEAD | tar -x --no-same-permissions -C build/wheel && \
+		SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --wheel --outdir dist build/wheel
 
 clean: ## remove the environment and whatever was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
