@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -62,6 +63,18 @@ def time_limit(seconds: float | None) -> Iterator[None]:
 
 
 _asked: list[int] = []
+
+
+def load_libraries(*names: str) -> None:
+    """Imports libraries with signals held back: an exception within their C++ would abort the process."""
+    if not hasattr(signal, "pthread_sigmask"):
+        return
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        for name in names:
+            importlib.import_module(name)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def end_on_signals() -> None:
