@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -160,6 +161,20 @@ def external_model(folder: Path, model: onnx.ModelProto, location: str, **entrie
     return path
 
 
+def test_the_name_of_a_model_may_end_in_anything(tmp_path, model):
+    for name in ("model", "model.pb", "model.txt", "model.onnx.bak"):
+        save.save(model, tmp_path / name)
+        assert same(load.load(tmp_path / name), model)
+
+
+def test_external_data_in_a_folder_below(tmp_path, model):
+    weight = numpy_helper.to_array(model.graph.initializer[0])
+    path = external_model(tmp_path, model, "weights of it/ä.bin")
+    (tmp_path / "weights of it").mkdir()
+    (tmp_path / "w.bin").rename(tmp_path / "weights of it/ä.bin")
+    np.testing.assert_array_equal(array(load.load(path).graph.initializer[0]), weight)
+
+
 def test_external_data_is_read(tmp_path, model):
     weight = numpy_helper.to_array(model.graph.initializer[0])
     path = external_model(tmp_path, model, "w.bin")
@@ -308,6 +323,29 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, model, monkeypatch, external)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WriteError, match="No space left"):
         save.save(model, path, external=external)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EROFS, "the disk is read-only"),
+        (errno.EACCES, "may not write"),
+        (errno.EDQUOT, "quota"),
+        (errno.ENAMETOOLONG, "shorter name"),
+    ],
+)
+def test_a_folder_that_takes_no_files_leaves_the_old_one(tmp_path, model, monkeypatch, number, words):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"old")
+
+    def refused(*_: object, **__: object) -> str:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refused)
+    with pytest.raises(WriteError, match=words):
+        save.save(model, path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -179,7 +179,10 @@ def measure(
         layout = Layout(_fix(declared, layout, history or _HISTORY), sides)
     n = layout.fixed_n or pick_n(model, n)
     if n < 2:
-        raise ModelError("the model takes one candidate only, so nothing can be compared")
+        raise ModelError(
+            "the model takes one candidate only, so nothing can be compared",
+            "export it with a free batch dimension",
+        )
     if draw is None:
         ranges, _ = domains(model, layout)
 
