@@ -50,7 +50,7 @@ kills: $(STAMPS)/test ## 200 runs ended, 200 killed, 200 writers killed, each at
 bench: $(STAMPS)/test $(STAMPS)/models ## every benchmark with its targets, under ten minutes; docs/benchmarks.md
 	$(BIN)/python -m benchmarks $(ARGS)
 
-bench-gpu: $(STAMPS)/gpu ## the same on CUDA in float32 and float16; docs/gpu.json
+bench-gpu: $(STAMPS)/gpu $(STAMPS)/models ## the same on CUDA in float32 and float16; docs/gpu.json
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 audit: $(STAMPS)/test ## known vulnerabilities of what is installed

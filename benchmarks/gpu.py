@@ -1,4 +1,4 @@
-"""The grid, the forms of one layer, and whole models on CUDA: `make bench-gpu`.
+"""The grid, feature layouts, the forms of one layer, and whole models on CUDA: `make bench-gpu`.
 
 In float32 and float16; everything on the device already, transfers counted apart. Writes one JSON
 file with the device's name, driver and library versions, and with what did not run and why.
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from benchmarks import grid, whole
+from benchmarks import grid, layout, whole
 from benchmarks.graphs import Graph
 from benchmarks.side_by_side import Setting, timed
 from mari_onnx.bench.machine import machine
@@ -66,11 +66,10 @@ def forms(dtype: type, setting: Setting) -> list[dict[str, Any]]:
 
 
 def whole_models(dtype: type) -> dict[str, Any]:
-    """Source, peers, ours and floor of every industrial model that is built."""
-    found: dict[str, Any] = {"models": {}, "not_run": []}
+    """Source, peers, ours and floor of every industrial model; those that are missing are built."""
+    found: dict[str, Any] = {"models": {}, "not_run": whole.build(whole.names())}
     for name in whole.names():
         if not (whole.FOLDER / f"{name}.npz").is_file():
-            found["not_run"].append(f"{name}: not built (python -m benchmarks.whole {name})")
             continue
         try:
             model = whole.run(name, provider=PROVIDER, half=dtype is np.float16)
@@ -80,6 +79,7 @@ def whole_models(dtype: type) -> dict[str, Any]:
         found["models"][name] = {
             "all": [each.to_dict() for each in model.all.values()],
             "against_floor": [each.to_dict() for each in model.close.values()],
+            "with_user_part": [each.to_dict() for each in model.once.values()],
             "notes": model.notes,
         }
     return found
@@ -94,15 +94,21 @@ def measure(tiny: bool = False) -> dict[str, Any]:
     for name, dtype in TYPES.items():
         parts: dict[str, Callable[[], Any]] = {
             "grid": lambda dtype=dtype: grid.by_cell(grid.measure(axes, setting, dtype)),
+            "layout": lambda dtype=dtype: layout.by_case(setting, dtype, tiny),
             "forms": lambda dtype=dtype: forms(dtype, setting),
-            "whole": lambda dtype=dtype: {} if tiny else whole_models(dtype),
+            "whole": lambda dtype=dtype: whole_models(dtype),
         }
+        if tiny:
+            del parts["whole"]
+            answer["not_run"].append(f"{name} whole: left out by --tiny")
         answer[name] = {}
         for part, work in parts.items():
             try:
                 answer[name][part] = work()
             except Exception as error:  # the other parts are worth having
                 answer["not_run"].append(f"{name} {part}: {type(error).__name__}: {error}")
+        missing = answer[name].get("whole", {}).get("not_run", ())
+        answer["not_run"] += [f"{name} whole: {each}" for each in missing]
     return answer
 
 

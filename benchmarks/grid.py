@@ -131,6 +131,7 @@ def draw(section: Section, axes: Axes, path: Path) -> None:
         path,
         "times faster than user one-shot",
     )
+    section.command += f" --plot docs/images/{path.name}"
     section.images.append((f"images/{path.name}", "One-shot / ours over the grid"))
 
 

@@ -28,10 +28,14 @@ CANDIDATES = (500, 2000)
 
 
 def network(
-    features: int, fragmented: bool, layers: int = len(HIDDEN), packed: bool = False
+    features: int,
+    fragmented: bool,
+    layers: int = len(HIDDEN),
+    packed: bool = False,
+    dtype: type = np.float32,
 ) -> onnx.ModelProto:
     """The first `layers` layers over `features` features a side; `user_0 [N, w]`, `item_0`, ..."""
-    g = Graph()
+    g = Graph(dtype=dtype)
     sides = []
     for side, width in (("user", USER), ("item", ITEM)):
         wide = width // features
@@ -51,17 +55,17 @@ def network(
     return g.model("score", ["N", width])
 
 
-def candidate_part(features: int) -> onnx.ModelProto:
+def candidate_part(features: int, dtype: type = np.float32) -> onnx.ModelProto:
     """The first layer without a user, as one would write it: the least that has to be done."""
-    g = Graph()
+    g = Graph(dtype=dtype)
     items = [g.input(f"item_{i}", ["N", ITEM // features]) for i in range(features)]
     g.dense(g.op("Concat", *items, axis=1), ITEM, HIDDEN[0])
     return g.model("score", ["N", HIDDEN[0]])
 
 
-def user_part(features: int) -> onnx.ModelProto:
+def user_part(features: int, dtype: type = np.float32) -> onnx.ModelProto:
     """The user's row of the first layer: what has to be done besides, once a request."""
-    g = Graph()
+    g = Graph(dtype=dtype)
     users = [g.input(f"user_{i}", [1, USER // features]) for i in range(features)]
     g.dense(g.op("Concat", *users, axis=1), USER, HIDDEN[0], relu=False)
     return g.model("score", [1, HIDDEN[0]])
@@ -70,6 +74,20 @@ def user_part(features: int) -> onnx.ModelProto:
 def sides_of(model: onnx.ModelProto) -> Sides:
     """By the names of the inputs."""
     return Sides({value.name: value.name.split("_")[0] for value in model.graph.input})
+
+
+def by_case(setting: Setting, dtype: type = np.float32, tiny: bool = False) -> list[dict[str, object]]:
+    """All that the section shows, as JSON: every N and number of features, and the first layer alone."""
+    found: list[dict[str, object]] = []
+    for n in CANDIDATES[:1] if tiny else CANDIDATES:
+        for features in FEATURES[:1] if tiny else FEATURES:
+            timing = _compared(n, features, setting, dtype)
+            worst = timing.ratio("ours fragmented", "ours neat")
+            case = {"n": n, "features": features, "fragmented_over_neat": worst}
+            found.append({**case, **timing.to_dict("source neat")})
+        timing = _first_layer(n, setting, dtype)
+        found.append({"n": n, "first_layer": True, **timing.to_dict("source")})
+    return found
 
 
 def section(setting: Setting | None = None) -> Section:
@@ -88,7 +106,7 @@ def section(setting: Setting | None = None) -> Section:
     for n in CANDIDATES:
         for features in FEATURES:
             _compare(result, n, features, setting)
-        timing = _timed({"": network(8, True, layers=1)}, n, setting, candidate_part(8), user_part(8))
+        timing = _first_layer(n, setting)
         candidates, once = timing.median("floor"), timing.median("user")
         bound = candidates / (candidates + once)
         result.notes.append(
@@ -108,23 +126,33 @@ def section(setting: Setting | None = None) -> Section:
 
 
 def _compare(result: Section, n: int, features: int, setting: Setting) -> None:
-    sources = {
-        " neat": network(features, False),
-        " fragmented": network(features, True),
-        " packed": network(features, True, packed=True),
-    }
-    timing = _timed(sources, n, setting)
-    for key in sources:
+    timing = _compared(n, features, setting)
+    for key in (" neat", " fragmented", " packed"):
         _row(result, f"{n}, k = {features},{key}", timing, key, " neat")
     worst = timing.ratio("ours fragmented", "ours neat")
     name = f"N={n}, k={features}: fragmented at most 1.02 of neat"
     result.targets.append(Target.at_most(name, worst, 1.02))
 
 
+def _compared(n: int, features: int, setting: Setting, dtype: type = np.float32) -> Timing:
+    sources = {
+        " neat": network(features, False, dtype=dtype),
+        " fragmented": network(features, True, dtype=dtype),
+        " packed": network(features, True, packed=True, dtype=dtype),
+    }
+    return _timed(sources, n, setting, dtype)
+
+
+def _first_layer(n: int, setting: Setting, dtype: type = np.float32) -> Timing:
+    source = {"": network(8, True, layers=1, dtype=dtype)}
+    return _timed(source, n, setting, dtype, candidate_part(8, dtype), user_part(8, dtype))
+
+
 def _timed(
     sources: Mapping[str, onnx.ModelProto],
     n: int,
     setting: Setting,
+    dtype: type,
     least: onnx.ModelProto | None = None,
     once: onnx.ModelProto | None = None,
 ) -> Timing:
@@ -132,7 +160,7 @@ def _timed(
     models: dict[str, onnx.ModelProto | Floor] = {}
     for key, source in sources.items():
         sides = sides_of(source)
-        result = optimized(source, sides, n)
+        result = optimized(source, sides, n, setting.provider)
         models |= {f"source{key}": source, f"ours{key}": result.model}
         if "floor" not in models:
             models["floor"] = least or cut(result, sides)
@@ -143,7 +171,7 @@ def _timed(
     for value in (value for source in sources.values() for value in source.graph.input):
         width = value.type.tensor_type.shape.dim[1].dim_value
         side, count = (user, 1) if value.name.startswith("user") else (rows, n)
-        side[value.name] = rng.standard_normal((count, width), np.float32)
+        side[value.name] = rng.standard_normal((count, width), np.float32).astype(dtype)
     return timed(models, user, rows, setting)[0]
 
 

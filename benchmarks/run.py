@@ -36,8 +36,7 @@ def sections(tiny: bool, full: bool) -> Mapping[str, Callable[[], Section]]:
         "whole": lambda: _whole(tiny, full),
         "scale": lambda: scale.section(
             scale.NODES[:2] if tiny else scale.NODES,
-            scale.MEGABYTES[:1] if tiny else scale.FULL_MEGABYTES if full else scale.MEGABYTES,
-            full,
+            scale.MEGABYTES[:1] if tiny else scale.MEGABYTES,
         ),
     }
 
@@ -89,7 +88,7 @@ def page(found: list[Section], seconds: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("sections", nargs="*", help="by default all: " + " ".join(sections(0, 0)))
-    parser.add_argument("--full", action="store_true", help="the whole grid, 4 GB of weights")
+    parser.add_argument("--full", action="store_true", help="the whole grid, slow sources at N = 2000")
     parser.add_argument("--tiny", action="store_true", help="only show that everything runs")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a target is missed")
     args = parser.parse_args()

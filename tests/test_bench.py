@@ -92,6 +92,7 @@ def test_floor_leaves_only_the_candidates_part():
     assert "user_x" not in {value.name for value in cut.model.graph.input}
     assert "item_x" in {value.name for value in cut.model.graph.input}
     assert len(cut.cut) == 1
+    assert not {name for node in cut.probe.graph.node for name in node.input} & {"item_x"}
     rng = np.random.default_rng(0)
     user = rng.standard_normal((1, 64), np.float32)
     items = rng.standard_normal((5, 8), np.float32)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
 import pytest
 
-from benchmarks import gpu, grid, layout, run, scale, tokens
+from benchmarks import gpu, grid, layout, run, scale, tokens, whole
 from benchmarks.side_by_side import Setting, optimized, timed
 from benchmarks.tables import Section, Target
+from mari_onnx.bench.measure import FLOOR, OURS, Measured
+from mari_onnx.bench.timing import Timing
 from mari_onnx.sides import Sides
 
 TINY = Setting(seconds=0, least=1)
@@ -87,3 +91,34 @@ def test_heavy_models_are_valid_either_way(tmp_path, monkeypatch):
         model = onnx.load(path)
         onnx.checker.check_model(model)
         assert optimized(model, Sides({"user_id": "user", "item": "item"}), 64).changed
+
+
+def test_what_the_user_part_takes_is_told_beside_the_floor():
+    seconds = np.array([[0.0095, 0.008, 0.002], [0.019, 0.016, 0.004]])
+    timing = Timing((OURS, FLOOR, whole.USER_PART), seconds)
+    said = whole._bound("model, N=5", Measured(5, 1, timing))
+    assert "takes 12 ms and the user part alone 3 ms" in said
+    assert "0.800 of the floor's speed" in said
+    assert "0.950 times the two together" in said
+
+
+def test_gpu_results_are_whole_and_say_what_did_not_run(monkeypatch, tmp_path):
+    # What runs on CUDA runs on the CPU as well; only the figures mean nothing.
+    monkeypatch.setattr(gpu, "PROVIDER", "cpu")
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path / "gpu.json")
+    answer = gpu.measure(tiny=True)
+    assert answer["not_run"] == [f"{name} whole: left out by --tiny" for name in gpu.TYPES]
+    for name in gpu.TYPES:
+        assert set(answer[name]) == {"grid", "layout", "forms"}
+        assert all(answer[name].values())
+    gpu.RESULTS.write_text(json.dumps(answer, allow_nan=False))
+    assert "Not run: float32 whole" in gpu.page()
+
+
+def test_growth_is_judged_by_time_and_memory():
+    runs = {1000: scale.Run(9, 2, 100), 4000: scale.Run(99, 8, 120)}
+    met = {target.promise: target.met for target in scale._targets({}, runs)}
+    assert met["4000 MB take at most 1.3 times the time a MB of 1000 MB"]
+    assert met["4000 MB take at most 1.3 times the memory a MB of 1000 MB"]
+    runs[4000] = scale.Run(99, 12, 600)
+    assert [target.met for target in scale._targets({}, runs)[-2:]] == [False, False]

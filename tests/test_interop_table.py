@@ -15,8 +15,9 @@ def result(name: str, left: float, **more: Any) -> dict[str, Any]:
         "nodes": [100, 90],
         "check": {"ok": True, "error": 1e-7, "reasons": []},
         "ratio": {"64": 1.5, "500": 2.0},
-        "left": [["Softmax", "s", 10.0, "40% of the result is equal for all candidates"]],
-        "reasons": [["Softmax runs over the candidates", 0.2]],
+        "left": [
+            ["Softmax", "s", 10.0, "40% of the result is equal for all candidates", "Softmax runs over the candidates"]
+        ],
         **more,
     }
 

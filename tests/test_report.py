@@ -13,6 +13,7 @@ from onnx import numpy_helper, parser
 import mari_onnx
 from mari_onnx import api, engine
 from mari_onnx.cli.main import run
+from mari_onnx.report.kinds import once
 from mari_onnx.report.terminal import change, quantity
 from mari_onnx.report.view import FEW, grouped
 from mari_onnx.sides import Sides
@@ -164,6 +165,8 @@ def test_terminal_json_and_page_tell_the_same_figures(written, tmp_path, capsys)
         assert re.search(r" +".join(map(re.escape, row)), said)
     sizes = [str(before["nodes"]), str(after["nodes"]), change(before["nodes"], after["nodes"])]
     assert ["nodes", *sizes] in page["totals"]
+    assert ["  once a request", str(before["once_nodes"]), str(after["once_nodes"]), ""] in page["totals"]
+    assert f"{after['once_nodes']} of the output's {after['nodes']} nodes run once a request" in said
     assert page["summary"] in said
     assert page["residual"] == told["residual"]
     share = told["residual"]["before"]["share"]
@@ -172,6 +175,24 @@ def test_terminal_json_and_page_tell_the_same_figures(written, tmp_path, capsys)
         flops = sum(each["flops"] for each in page[graph]["nodes"])
         assert flops == pytest.approx(total["flops_per_candidate"], abs=1)
         assert len(page[graph]["nodes"]) == total["nodes"]
+
+
+def test_what_runs_once_a_request_has_one_row_and_reads_no_more():
+    source = model(
+        "h = MatMul(u, V) a = Relu(h) c = Concat<axis=1>(a, x) m = MatMul(c, W) "
+        "top = ReduceMax<axes=[0], keepdims=1>(x) z = Sub(x, top) y = Concat<axis=1>(m, z)",
+        V=normal(30, 20),
+        W=normal(25, 4),
+    )
+    done = mari_onnx.optimize(source, UX, check=False)
+    alone = once(done.model.graph, done.rewrite.out_shapes, done.report.inputs)
+    found = {each.name for each, single in zip(done.model.graph.node, alone, strict=True) if single}
+    assert {"a/Relu"} <= found
+    assert not {each for each in found if each.startswith(("top", "z/", "y"))}
+    assert done.report.before.once_nodes == 0
+    assert done.report.after.once_nodes == len(found)
+    assert 0 < done.report.after.once_flops < done.report.after.flops
+    assert mari_onnx.inspect(done.model).after == done.report.after
 
 
 def test_optimize_writes_the_page_beside_the_report(written, tmp_path, capsys):

@@ -50,6 +50,8 @@ def one(path: Path, out: Path, timed: bool) -> dict[str, Any]:
     from mari_onnx.engine import Options, rewrite
     from mari_onnx.model.signature import signature
     from mari_onnx.parity import check
+    from mari_onnx.report.left import explained
+    from mari_onnx.report.report import build
     from mari_onnx.report.residual import measure
     from mari_onnx.sides import resolve
 
@@ -73,8 +75,8 @@ def one(path: Path, out: Path, timed: bool) -> dict[str, Any]:
         found["bytes"].append(after.byte_share)
         found["doubtful"] = after.doubtful.flops / after.total.flops if after.total.flops else 0.0
         found["flops"].append((after.total.flops + after.once.flops) / after.n)
-        found["left"] = [[x.op, x.name, x.redundant.flops, x.text] for x in after.worst(8)]
-        found["reasons"] = _reasons(done, before)
+        left = explained(after, done.model, build(source, done, sides, 64))["nodes"][:8]
+        found["left"] = [[x["op"], x["name"], x["redundant_flops"], x["found"], x["why"]] for x in left]
         requests = [draw(k, n) for k, n in enumerate(CANDIDATES)]
         checked = check(path, target, sides, requests=requests)
         found["check"] = {"ok": checked.ok, "error": checked.max_error}
@@ -109,17 +111,6 @@ def drawer(source: Any, sides: Any, stem: str, sizes: zoo.Sizes) -> Any:
         return made
 
     return draw
-
-
-def _reasons(done: Any, before: Any) -> list[list[Any]]:
-    """Why nodes were not lifted, those with the most redundant work in the source first."""
-    wasted = {x.name: x.redundant.flops for x in before.nodes}
-    weights: dict[str, float] = {}
-    for node in done.nodes:
-        if node.reason and node.action in ("kept", "barrier"):
-            share = wasted.get(node.name, 0.0) / max(before.total.flops, 1.0)
-            weights[node.reason] = weights.get(node.reason, 0.0) + share
-    return [[k, v] for k, v in sorted(weights.items(), key=lambda x: -x[1])[:5]]
 
 
 def ratio(source: Path, output: Path, request: Request, seconds: float = 1.0) -> float:

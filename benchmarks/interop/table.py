@@ -90,8 +90,8 @@ def _rows(done: list[dict[str, Any]]) -> str:
 
 
 def _left(x: dict[str, Any]) -> str:
-    why = "; ".join(reason for reason, _ in x["reasons"][:2]) or "no reason given"
-    op, _, _, text = x["left"][0] if x["left"] else ("", "", 0, "")
+    op, _, _, text, _ = x["left"][0]
+    why = "; ".join(dict.fromkeys(row[4] for row in x["left"][:2]))
     return f"- `{x['graph']}` ({x['residual'][1]:.1%}): {op}, {text}. {why}."
 
 

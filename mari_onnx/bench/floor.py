@@ -39,7 +39,7 @@ class Floor:
     Attributes:
         model: what depends on candidates; its inputs are the candidates' and the cut tensors.
         cut: tensors of the rewritten model that are fed to `model`.
-        probe: the rewritten model with the cut tensors as its outputs.
+        probe: the user's part alone: the inputs of the rewritten model, the cut tensors as outputs.
     """
 
     model: onnx.ModelProto
@@ -173,12 +173,18 @@ def _takes_user_row(node: onnx.NodeProto, rewrite: Rewrite, sides: Sides) -> boo
 
 
 def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy with other outputs, whose types are left to the runtime."""
+    """What computes these tensors, as outputs whose types are left to the runtime."""
     import onnx
 
+    needed, nodes = {*names, *(value.name for value in model.graph.input)}, []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(_inputs(node))
+            nodes.append(node)
     probe = runtime.skeleton(model)
-    probe.graph.initializer.extend(model.graph.initializer)
-    del probe.graph.output[:]
+    probe.graph.initializer.extend(each for each in model.graph.initializer if each.name in needed)
+    del probe.graph.node[:], probe.graph.output[:]
+    probe.graph.node.extend(reversed(nodes))
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     return probe
 

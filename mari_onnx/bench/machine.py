@@ -9,7 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_LIBRARIES = ("mari-onnx", "numpy", "onnx", "onnxruntime-gpu", "onnxruntime")
+from mari_onnx.bench.peers import TOOLS
+
+_LIBRARIES = ("mari-onnx", "numpy", "onnx", "onnxruntime-gpu", "onnxruntime", *TOOLS)
 _QUERY = "name,driver_version,memory.total"
 
 

@@ -60,7 +60,7 @@ class Measured:
         transfers: seconds of moving inputs to the device and outputs back, None on the CPU.
         memory: peak bytes of a process that loads and runs the variant, where asked for.
         work: FLOPs and bytes a candidate, None where shapes are not known.
-        apart: largest absolute difference of any output to the first variant's.
+        apart: largest absolute difference of any output to the first variant's; nan without one in common.
     """
 
     n: int
@@ -79,7 +79,8 @@ class Measured:
             flops = self.work.get(name)
             entry["flops_per_candidate"] = None if flops is None else round(flops[0], 1)
             entry["bytes_per_candidate"] = None if flops is None else round(flops[1], 1)
-            entry["max_difference"] = self.apart.get(name)
+            apart = self.apart.get(name)
+            entry["max_difference"] = None if apart is None or np.isnan(apart) else apart
             entry["peak_memory_bytes"] = self.memory.get(name)
             if self.transfers is not None:
                 entry["transfer_median_ms"] = self.transfers.median(name) * 1e3
@@ -97,12 +98,14 @@ def variants_of(
     target: str = "cpu",
     with_peers: bool = False,
     with_floor: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[list[Variant], list[str]]:
     """The source, what peers and mari-onnx make of it, and the floor; notes on what is missing.
 
     Args:
         folder: where models are written; it has to outlive the variants.
         candidates, target: as for `optimize`; its parity check is not run.
+        progress: called with (phase, done, total).
     """
     from mari_onnx import api
     from mari_onnx.engine import Options, rewrite
@@ -110,11 +113,13 @@ def variants_of(
 
     found, notes = [Variant("source", source.path)], []
     if with_peers:
-        for peer in peers(source.path, folder):
+        for peer in peers(source.path, folder, progress=progress):
             if peer.path is None:
                 notes.append(f"{peer.tool}: {peer.reason}")
             else:
                 found.append(Variant(peer.tool, peer.path))
+    if progress is not None:
+        progress("optimizing", 0, 1)
     done = api.rewritten(source, sides, candidates=candidates, target=target)
     if done.changed:
         done.save(folder / "mari-onnx.onnx")

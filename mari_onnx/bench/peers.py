@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,13 +27,24 @@ class Peer:
     reason: str | None = None
 
 
-def peers(source: str | Path, folder: str | Path, limit: float = TIME_LIMIT) -> list[Peer]:
+def peers(
+    source: str | Path,
+    folder: str | Path,
+    limit: float = TIME_LIMIT,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Peer]:
     """Runs every tool on `source`, writing into `folder`.
 
     Args:
         limit: seconds that a tool may take.
+        progress: called with (tool, done, total).
     """
-    return [_peer(tool, Path(source), Path(folder), limit) for tool in TOOLS]
+    found = []
+    for index, tool in enumerate(TOOLS):
+        if progress is not None:
+            progress(tool, index, len(TOOLS))
+        found.append(_peer(tool, Path(source), Path(folder), limit))
+    return found
 
 
 def _peer(tool: str, source: Path, folder: Path, limit: float) -> Peer:

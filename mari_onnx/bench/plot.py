@@ -36,7 +36,7 @@ def plot(results: Sequence[Measured], path: Path, title: str = "") -> None:
         results: of one or several numbers of threads; lines of others than the first are dashed.
         path: .png or .svg.
     """
-    figure, (left, right) = _figure(2)
+    figure, (left, right) = _figure(2, width=5.6)
     threads = list(dict.fromkeys(each.threads for each in results))
     names = results[0].timing.names
     for style, count in zip(("-", "--", ":", "-."), threads, strict=False):
@@ -61,7 +61,6 @@ def plot(results: Sequence[Measured], path: Path, title: str = "") -> None:
     left.set(xscale="log", yscale="log", xlabel="candidates N", ylabel="median latency (ms)")
     right.set(xscale="log", xlabel="candidates N", ylabel=f"times faster than {names[0]}")
     right.axhline(1, color="#888888", linewidth=0.8)
-    right.set_ylim(bottom=0)
     ticks = sorted({each.n for each in results})
     for axes in (left, right):
         axes.set_xticks(ticks, [str(n) for n in ticks])
@@ -69,7 +68,11 @@ def plot(results: Sequence[Measured], path: Path, title: str = "") -> None:
         axes.grid(alpha=0.25)
     for formatter in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
         formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else "")
-    left.legend(fontsize=8)
+    # Bands of a busy machine may be wide: lines are what has to be seen.
+    top = max(max(line.get_ydata()) for line in right.get_lines())
+    right.set_ylim(0, top * 1.25)
+    handles = left.get_legend_handles_labels()[0]
+    figure.legend(handles=handles, fontsize=8, loc="outside right center")
     _finish(figure, path, title)
 
 

@@ -15,7 +15,7 @@ from mari_onnx.cli.options import common_options, side_options, sides_from
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mari_onnx.bench.measure import Measured, Variant
+    from mari_onnx.bench.measure import Measured, Progress, Variant
     from mari_onnx.model.load import Source
     from mari_onnx.parity.feeds import Request
     from mari_onnx.sides import Sides
@@ -134,8 +134,6 @@ def bench(
         tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder,
         progress_bar(quiet) as progress,
     ):
-        if progress is not None:
-            progress("optimizing", 0, 1)
         variants, notes = _variants(
             source,
             found,
@@ -145,6 +143,7 @@ def bench(
             provider,
             peers,
             with_floor,
+            progress,
         )
         requests = _requests(source, found, candidates, data)
         for count in threads:
@@ -181,6 +180,7 @@ def _variants(
     provider: str,
     peers: bool,
     with_floor: bool,
+    progress: Progress | None,
 ) -> tuple[list[Variant], list[str]]:
     """Everything to be timed, the baseline first, and notes on what is missing."""
     from mari_onnx.bench.measure import OURS, Variant, variants_of
@@ -196,6 +196,7 @@ def _variants(
             target=provider,
             with_peers=peers,
             with_floor=with_floor,
+            progress=progress,
         )
     if len(models) == 1:
         return made, notes

@@ -14,6 +14,7 @@ from mari_onnx.engine.context import from_tensor
 from mari_onnx.engine.cost import Cost, graph_cost
 from mari_onnx.engine.finish import assemble, fuse_gemm, live, name_outputs
 from mari_onnx.engine.interpreter import NodeReport, Walk, constant_of, enter, visit
+from mari_onnx.engine.kernels import for_cpu
 from mari_onnx.engine.value import Decline, Leaf, Value, kind
 from mari_onnx.engine.weigh import CANDIDATES, FREE
 from mari_onnx.engine.write import materialise
@@ -86,6 +87,8 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options, opsets: dic
     wanted = [(o.name, walk.inputs.get(o.name) or _output(walk, walk.env[o.name])) for o in graph.output]
     outputs = name_outputs(walk.b, wanted, inputs | {i.name for i in graph.initializer})
     nodes = fuse_gemm(live(walk.b, outputs), outputs, options.target)
+    if options.target == "cpu":
+        nodes = for_cpu(walk.b, nodes, outputs)
     _restore_names(walk, nodes, outputs)
     shapes = {name: value.shape for name, value in walk.env.items() if value.groups is not None}
     written = [t for n in nodes for t in [*n.inputs, *n.outputs] if t is not None]

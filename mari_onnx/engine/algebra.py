@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -11,10 +12,12 @@ from mari_onnx.engine.blocks import zip_bodies
 from mari_onnx.engine.bounds import bound
 from mari_onnx.engine.builder import FOLD_LIMIT, Builder, Tensor
 from mari_onnx.engine.forms import with_form
-from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Prod, Sum, axes_of, rename
+from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Prod, Sum, axes_of, rename, rows_first
 from mari_onnx.engine.weigh import volume
 from mari_onnx.engine.write import write
 
+SHORT = 64
+"""Elements below which a run of a broadcast is short."""
 LARGE = 1e4
 """Terms that may exceed it are added before a product, not after: they could cancel."""
 MANY = 16
@@ -33,11 +36,13 @@ def stretch(
     axes: list[Axis | None] = list(biggest.axes) if union else []
     if axes_of(biggest) != union:
         axes = _merged(biggest, leaves, union, order)
+    while axes and axes[-1] is None:
+        axes.pop()  # against a scalar onnxruntime would go element by element
     out = []
     for leaf in leaves:
         present = axes_of(leaf)
         lead = next((i for i, a in enumerate(axes) if a in present), len(axes)) if leaf is not biggest else 0
-        full = frozenset(_filled(leaf, axes[lead:]))
+        full = frozenset(_filled(leaf, axes[lead:], union))
         out.append(write(b, leaf, [(a,) if a is not None else () for a in axes[lead:]], full))
     return out, tuple(axes)
 
@@ -47,7 +52,7 @@ def _merged(
 ) -> list[Axis | None]:
     """All axes in the logical order where that names them, else each before what follows it in its own tensor."""
     if union <= set(order):
-        return [a for a in order if a in union]
+        return list(rows_first([a for a in order if a in union]))
     axes: list[Axis | None] = [a for a in biggest.axes if a is not None]
     for leaf in leaves:
         own = [a for a in leaf.axes if a is not None]
@@ -58,14 +63,24 @@ def _merged(
     return axes
 
 
-def _filled(leaf: Leaf, axes: Sequence[Axis | None]) -> list[Axis]:
-    """Axes along which a small constant is repeated at build time: onnxruntime broadcasts along inner axes slowly."""
-    inside = [a for a in axes if a is not None]
-    if not leaf.tensor.const or not axes_of(leaf) or not inside or inside[-1] in axes_of(leaf):
+def _filled(leaf: Leaf, axes: Sequence[Axis | None], union: frozenset[Axis]) -> list[Axis]:
+    """Inner axes along which a small operand is repeated, a constant at build time and the user's once a request.
+
+    onnxruntime broadcasts in runs, along which an operand goes on with the other or stays; short runs are slow.
+    """
+    inside, have = [a for a in axes if a is not None], axes_of(leaf)
+    if not have or have >= set(inside) or not all(isinstance(a.size, int) for a in inside):
         return []
-    if not all(isinstance(a.size, int) for a in inside) or volume(inside) > FOLD_LIMIT:
+    if volume(inside) > FOLD_LIMIT:
         return []
-    return inside
+    run = 1
+    for axis in reversed(inside):
+        if (axis in have) != (inside[-1] in have):
+            break
+        run *= int(volume([axis]))
+    if leaf.tensor.const:
+        return inside if inside[-1] not in have or run < SHORT else []
+    return inside if run < SHORT and "item" not in leaf.tensor.deps and volume(union) > 4 * volume(inside) else []
 
 
 def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) -> Leaf:
@@ -150,6 +165,12 @@ def scaled(b: Builder, x: Leaf, factor: float) -> Leaf:
 
 
 def multiply(b: Builder, x: Body, y: Body, order: Sequence[Axis] = ()) -> Body:
+    """x * y; of a form its items one by one."""
+    for form, other in ((x, y), (y, x)):
+        if isinstance(form, Prod):
+            return reduce(lambda product, factor: multiply(b, product, factor, order), form.factors, other)
+        if isinstance(form, Sum):
+            return add(b, [multiply(b, item, other, order) for item in form.terms], order)
     return zip_bodies(b, [x, y], lambda ls: binary(b, "Mul", ls[0], ls[1], order), order=order)
 
 

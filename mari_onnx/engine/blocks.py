@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from mari_onnx.engine.builder import Builder
 from mari_onnx.engine.positions import _pull, neat, take
 from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, axes_of, is_const, rename, within
+from mari_onnx.engine.weigh import COPY, NODE, volume
 from mari_onnx.engine.write import as_leaf, opened
 
 MAX_CELLS = 12
@@ -34,11 +35,14 @@ def zip_bodies(
         return visit([body for body in bodies if isinstance(body, Leaf)])
     axis = top.axis
     cells = cells_of(bodies, axis)
+    if mapped is None and _grid_saves_nothing(bodies):
+        return _all_together(b, bodies, visit, order)
     if len(cells) > MAX_CELLS:
         return zip_bodies(b, [as_leaf(b, x, order) for x in bodies], visit, mapped, order)
     if mapped is None and len(cells) > 1:
         kinds = _kinds(bodies, axis, cells)
-        if kinds is not None and len(set(kinds)) < len(kinds):
+        fewer = len(kinds) - len(set(kinds)) if kinds is not None else 0
+        if kinds is not None and fewer and _joining_pays(bodies, axis, fewer):
             if len(set(kinds)) == 1:
                 return _unsplit(b, bodies, axis, [p for at in cells.values() for p in at], visit, order)
             merged: dict[object, list[int]] = {}
@@ -94,6 +98,68 @@ def _kinds(bodies: Sequence[Body], axis: Axis, cells: dict[tuple[int, ...], list
         formed = len(leaves) > 1 and (not whole or (len(whole) == 1 and _has_form(whole[0])))
         kinds.append((union, fixed, formed))
     return kinds
+
+
+def _joining_pays(bodies: Sequence[Body], axis: Axis, fewer: int) -> bool:
+    """Whether fewer nodes are worth it that parts are put together, which else would be cut."""
+    together = apart = 0.0
+    for body in bodies:
+        size = COPY * volume(axes_of(body))
+        if isinstance(body, Cat) and len(body.parts) > 1 and not is_const(body):
+            together += size
+        elif axis in axes_of(body) and not is_const(body) and not isinstance(body, Cat):
+            apart += size
+    return together <= apart + 2 * NODE * fewer
+
+
+def _grid_saves_nothing(bodies: Sequence[Body]) -> bool:
+    """Whether Cats along several axes meet (heads and tokens) and one operand varies everywhere as the result does."""
+    if len({body.axis for body in bodies if isinstance(body, Cat)}) < 2:
+        return False
+    union = frozenset().union(*(axes_of(body) for body in bodies))
+    return any(_varies(body, union) for body in bodies)
+
+
+def _all_together(
+    b: Builder, bodies: Sequence[Body], visit: Callable[[list[Leaf]], Body], order: Sequence[Axis]
+) -> Body:
+    """One node on whole operands, along each axis block behind block as the first Cat along it has its parts."""
+    places: dict[Axis, list[int]] = {}
+    stack = list(bodies)
+    union = frozenset().union(*(axes_of(body) for body in bodies))
+    stack.sort(key=lambda body: isinstance(body, Leaf))
+    while stack:
+        body = stack.pop(0)
+        if isinstance(body, Cat):
+            if body.axis in union:
+                places.setdefault(body.axis, [p for part in body.parts for p in part.at])
+            stack += [p.body for p in body.parts]
+        elif isinstance(body, Leaf) and not body.tensor.const and "item" in body.tensor.deps:
+            for i, axis in enumerate(body.axes):
+                if axis is not None and axis in union and isinstance(axis.size, int) and _stays(b, body, i, places):
+                    places[axis] = list(range(axis.size))
+    subs: dict[Axis, Axis] = {}
+    for axis, at in places.items():
+        if at == sorted(at):
+            continue
+        subs[axis] = Axis(len(at))
+        bodies = [take(b, body, axis, at, subs[axis]) for body in bodies]
+    inside = [subs.get(a, a) for a in order]
+    result = visit([as_leaf(b, body, inside) for body in bodies])
+    for axis, sub in subs.items():
+        result = Cat(axis, (Part(tuple(places[axis]), sub, result),), True)
+    return result
+
+
+def _stays(b: Builder, leaf: Leaf, i: int, places: dict[Axis, list[int]]) -> bool:
+    axis = leaf.axes[i]
+    return axis in places and places[axis] != sorted(places[axis]) and _pull(b, leaf.tensor, i, places[axis], 4) is None
+
+
+def _varies(body: Body, need: frozenset[Axis]) -> bool:
+    if isinstance(body, Cat):
+        return all(_varies(p.body, need - {body.axis} | ({p.sub} if p.sub else frozenset())) for p in body.parts)
+    return not _has_form(body) and axes_of(body) >= need
 
 
 def _has_form(body: Body) -> bool:

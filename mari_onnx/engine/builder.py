@@ -109,12 +109,15 @@ class Builder:
         self.fixed: dict[str, int] = {}
         self.origin = ""
         self.label = "t"
+        self.notes: list[str] = []
+        """Why the rule at work left something as it is, though it did not decline."""
         # the largest absolute value of tensors (see `bounds`), and
-        # what a tensor is a reshape, a transposition or a range of: chains of these become one node
+        # what a tensor is a reshape, a transposition, a range or a choice of: chains of these become one node
         self.bounds: dict[str, float] = {}
         self.reshaped: dict[str, Tensor] = {}
         self.turned: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
         self.cuts: dict[str, tuple[Tensor, int, int]] = {}
+        self.picked: dict[str, tuple[Tensor, int, tuple[int, ...]]] = {}
         self._reserved = set(reserved)
         self._used: set[str] = set()
         self._nodes_used: set[str] = set()

@@ -24,8 +24,8 @@ from mari_onnx.engine.forms import form_of
 from mari_onnx.engine.positions import neat, take
 from mari_onnx.engine.terms import Term, merge, same_terms, total
 from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, axes_of, is_const, within
-from mari_onnx.engine.weigh import ELEMENT, NODE, SLOW, SPREAD, element, volume
-from mari_onnx.engine.write import as_leaf
+from mari_onnx.engine.weigh import COPY, ELEMENT, NODE, SLOW, SPREAD, element, volume
+from mari_onnx.engine.write import as_block, as_leaf
 
 BINARY = {"Add", "Sub", "Mul", "Div", "Max", "Min"}
 NEARBY = 100
@@ -42,9 +42,8 @@ def contract(b: Builder, x: Body, y: Body, k: frozenset[Axis], order: Sequence[A
     order: the logical order of the result's axes, a preference for layouts. Every axis in ``k`` must be an axis of x
     or y; one that neither has is the caller's to multiply by.
     """
-    lost = k - (axes_of(x) | axes_of(y))
-    if lost:
-        # neither operand varies there: the sum is a multiplication, of the smaller one
+    while lost := k - (axes_of(x) | axes_of(y)):
+        # neither operand varies there: the sum is a multiplication, which may show that x lacks more of k
         x, k = repeat(b, x, lost), k - lost
     if not k:
         return multiply(b, x, y, order)
@@ -53,6 +52,8 @@ def contract(b: Builder, x: Body, y: Body, k: frozenset[Axis], order: Sequence[A
             cat = neat(b, this, order)
             if not isinstance(cat, Cat) or cat.axis in k:
                 return contract(b, *((other, cat) if flip else (cat, other)), k, order)
+            if _one_product(cat, other, k):
+                cat = as_block(b, cat)
             parts = []
             for part in cat.parts:
                 cell = take(b, other, cat.axis, part.at, part.sub)
@@ -81,6 +82,22 @@ def contract(b: Builder, x: Body, y: Body, k: frozenset[Axis], order: Sequence[A
         assert whole_sum is not None
         return whole_sum
     return add(b, [*bodies, *([whole_sum] if whole_sum is not None else [])], order)
+
+
+def _one_product(cat: Cat, other: Body, k: frozenset[Axis]) -> bool:
+    """Columns that all vary as the other operand does, and are smaller than their products: those need no Concat."""
+    if not isinstance(other, Leaf) or cat.axis in axes_of(other) or len(cat.parts) < 2:
+        return False
+    if is_const(other) or not all(isinstance(p.body, Leaf) for p in cat.parts):
+        return False
+    kinds = [axes_of(p.body) - {p.sub} for p in cat.parts]
+    full = frozenset().union(*kinds)
+    if any((kind | axes_of(other)) - k != (full | axes_of(other)) - k or not k <= kind for kind in kinds):
+        return False
+    if any(form_of(leaf) is not None for leaf in (other, *(p.body for p in cat.parts)) if isinstance(leaf, Leaf)):
+        return False
+    result = volume((full | axes_of(other)) - k) * volume([cat.axis])
+    return volume(full) * volume([cat.axis]) <= result
 
 
 def _zero_rows(b: Builder, x: Body, y: Body, k: frozenset[Axis]) -> tuple[Axis, list[list[int]]] | None:
@@ -131,6 +148,9 @@ def _expand(
                     continue
                 pair = (cell, part.body) if flip else (part.body, cell)
                 out += _lost(b, *pair, inner, outer, depth, order)
+            uncut = _uncut(b, this, other, k, out, flip) if not outer else None
+            if uncut is not None:
+                return [uncut]
             return out or [Leaf(b.const(0, dtype_of(x)), ())]
     if isinstance(x, Cat) or isinstance(y, Cat):
         body = contract(b, x, y, k, order)
@@ -250,9 +270,10 @@ def _lost(
             outer = (*outer, Leaf(total, ()))
         else:
             scale *= a.size
-    if scale != 1:
-        y = times(b, y, scale)
-    return _expand(b, x, y, k & has, outer, depth, order)
+    if scale == 1:
+        return _expand(b, x, y, k & has, outer, depth, order)
+    # the factor may show that y lacks more of k
+    return _lost(b, x, times(b, y, scale), k & has, outer, depth, order)
 
 
 def _product(
@@ -296,6 +317,26 @@ def _whole(
     if split < one:
         return None
     return Term((), as_leaf(b, x, order), y, k)
+
+
+def _uncut(
+    b: Builder, x: Cat, y: Body, k: frozenset[Axis], found: Sequence[Term | Body], flip: bool
+) -> Term | None:
+    """One product over the written-out Cat, where a larger operand would be cut for products that save nothing."""
+    if not isinstance(y, Leaf) or is_const(y) or any(isinstance(p.body, Cat) for p in x.parts):
+        return None
+    terms = [t for t in found if isinstance(t, Term)]
+    if len(terms) != len(found) or len(terms) < 2 or any(t.outer or t.out != terms[0].out for t in terms):
+        return None
+    if x.axis not in axes_of(y) or any(axes_of(t.a) <= t.k or axes_of(t.c) <= t.k for t in terms):
+        return None
+    full = axes_of(x)
+    apart = COPY * volume(axes_of(y)) + (len(terms) - 1) * (ELEMENT * volume(terms[0].out) + 2 * NODE)
+    if sum(t.cost() for t in terms) + apart < volume(full | axes_of(y)) + 1.4 * COPY * volume(full) + 3 * NODE:
+        return None
+    batch = [a for a in y.axes if a is not None and a in full and a not in k]
+    whole = as_leaf(b, x, [*batch, *(a for a in y.axes if a is not None and a in k)])
+    return Term((), y, whole, k) if flip else Term((), whole, y, k)
 
 
 def reduce_sum(b: Builder, body: Body, k: frozenset[Axis], order: Sequence[Axis] = ()) -> Body:

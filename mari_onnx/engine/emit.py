@@ -111,6 +111,32 @@ def split(b: Builder, t: Tensor, axis: int, sizes: Sequence[int]) -> list[Tensor
     return outs
 
 
+def pieces(b: Builder, t: Tensor, axis: int, sizes: Sequence[int]) -> list[list[Tensor]]:
+    """Consecutive parts along an axis, each as tensors to be put together: before they were repeated or joined."""
+    node = b.nodes[t.node] if t.node is not None and len(sizes) > 1 else None
+    x = node.inputs[0] if node is not None else None
+    repeated = node is not None and x is not None and node.proto.op_type == "Expand" and len(x.known) == len(t.known)
+    if repeated and x is not None and x.known[axis] == t.known[axis]:
+        shapes = [(*t.known[:axis], n, *t.known[axis + 1 :]) for n in sizes]
+        return [[expand(b, part, shape)] for part, shape in zip(split(b, x, axis, sizes), shapes, strict=True)]
+    if node is not None and node.proto.op_type == "Concat" and node.proto.attribute[0].i == axis:
+        found: list[list[Tensor]] = [[]]
+        left = list(sizes)
+        for part in node.inputs:
+            assert part is not None
+            size = part.known[axis]
+            if not isinstance(size, int) or size > left[0]:
+                break
+            found[-1].append(part)
+            left[0] -= size
+            if not left[0] and len(left) > 1:
+                left.pop(0)
+                found.append([])
+        else:
+            return found
+    return [[part] for part in split(b, t, axis, sizes)]
+
+
 def pick(b: Builder, t: Tensor, axis: int, positions: Sequence[int]) -> Tensor:
     """Positions along an axis, in that order: nothing, a Slice or a Gather."""
     n, first = len(positions), positions[0]
@@ -118,6 +144,9 @@ def pick(b: Builder, t: Tensor, axis: int, positions: Sequence[int]) -> Tensor:
     if list(positions) == list(range(first, first + n)):
         if first == 0 and size == n:
             return t
+        if b.picked.get(t.name, (t, -1, ()))[1] == axis:
+            base, _, chosen = b.picked[t.name]
+            return pick(b, base, axis, chosen[first : first + n])
         if b.cuts.get(t.name, (t, -1, 0))[1] == axis:
             t, _, before = b.cuts[t.name]
             first += before
@@ -128,6 +157,9 @@ def pick(b: Builder, t: Tensor, axis: int, positions: Sequence[int]) -> Tensor:
     step = positions[1] - first
     if n > 2 and step > 1 and list(positions) == list(range(first, first + n * step, step)):
         return cut(b, t, axis, first, positions[-1] + 1, n, step)
+    base, dim, chosen = b.picked.get(t.name, (t, -1, ()))
+    if dim == axis and n < len(chosen):
+        return pick(b, base, axis, [chosen[p] for p in positions])  # some of what was picked, not of all of it
     shape = (*t.known[:axis], n, *t.known[axis + 1 :])
     runs = [0] + [i for i in range(1, n) if positions[i] != positions[i - 1] + 1]
     inner = product(t.known[axis + 1 :])
@@ -136,7 +168,10 @@ def pick(b: Builder, t: Tensor, axis: int, positions: Sequence[int]) -> Tensor:
         ends = [*runs[1:], n]
         pieces = [cut(b, t, axis, positions[i], positions[j - 1] + 1, j - i) for i, j in zip(runs, ends, strict=True)]
         return concat(b, pieces, axis)
-    return b.emit("Gather", [t, b.ints(positions)], shape, attrs={"axis": axis})
+    out = b.emit("Gather", [t, b.ints(positions)], shape, attrs={"axis": axis})
+    if not out.const:
+        b.picked[out.name] = (t, axis, tuple(positions))
+    return out
 
 
 def reduce(b: Builder, op: str, t: Tensor, axes: Sequence[int], keep: bool = True) -> Tensor:
@@ -144,6 +179,13 @@ def reduce(b: Builder, op: str, t: Tensor, axes: Sequence[int], keep: bool = Tru
     if not axes:
         return t
     shape = tuple(1 if i in axes else s for i, s in enumerate(t.known) if keep or i not in axes)
+    core = t.known
+    while core and core[-1] == 1:
+        core = core[:-1]
+    inside = [i for i in axes if i < len(core)]
+    if len(core) < len(t.known) and inside:
+        # behind dimensions of 1 onnxruntime takes single elements for rows
+        return reshape(b, reduce(b, op, reshape(b, t, core), inside, keep), shape)
     as_input = b.opset >= 18 or (op == "ReduceSum" and b.opset >= 13)
     attrs: dict[str, object] = {"keepdims": int(keep)}
     if as_input:

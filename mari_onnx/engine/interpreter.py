@@ -26,6 +26,8 @@ from mari_onnx.sides import Sides
 N = Dim.symbol("N")
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What a rule may raise on a graph that it did not expect."""
+SPLITTING = ("products", "reduce", "norm", "attention")
+"""Rules that take operands apart though their result is whole."""
 NARROW = frozenset({17, 18, 19, 20, 21, 22, 23, 24, 25, 26})
 """float8, float4 and integers of 4 and 2 bits: no operator repeats or joins them, so they keep their N rows."""
 STRICT = bool(os.environ.get("MARI_ONNX_STRICT"))
@@ -142,7 +144,10 @@ def _input(walk: Walk, info: onnx.ValueInfoProto, sides: Sides, names: set[str |
     groups: tuple[Group, ...] = tuple((a,) if a is not None else () for a in axes)
     lifted = side == "user" and len(shape) > at and shape[at] == N
     stored = tuple(1 if lifted and i == at else size for i, size in enumerate(shape))
-    tensor = b.input(info.name, info.type.tensor_type.elem_type, stored, frozenset(DEPS[side]))
+    # an input that no one tagged is the user's where it has no row for each candidate
+    once = side is None and not any(isinstance(size, Dim) and "N" in size.symbols for size in shape)
+    deps = DEPS["user" if once else side]
+    tensor = b.input(info.name, info.type.tensor_type.elem_type, stored, frozenset(deps))
     walk.inputs[info.name] = tensor
     for i, size in enumerate(stored):
         if isinstance(size, Dim) and len(size.symbols) == 1:
@@ -185,6 +190,7 @@ def visit(walk: Walk, node: NodeProto) -> None:
     ctx.visit = lambda inner, env: visit(Walk(walk.b, walk.opsets, walk.skip, env), inner)
     walk.b.origin = node.name or next((o for o in node.output if o), "")
     walk.b.label = next((o for o in node.output if o), node.name)
+    walk.b.notes.clear()
     reason: str | None = None
     outputs: Sequence[Value | None] | None = None
     name = "default"
@@ -218,7 +224,9 @@ def visit(walk: Walk, node: NodeProto) -> None:
     for output, value in zip(node.output, outputs, strict=False):
         if output and value is not None:
             walk.env[output] = value
-    walk.reports.append(_report(node, inputs, outputs, name, reason))
+    report = _report(node, inputs, outputs, name, reason)
+    report.reason = reason or "; ".join(dict.fromkeys(walk.b.notes)) or None
+    walk.reports.append(report)
 
 
 def _report(
@@ -230,7 +238,7 @@ def _report(
         action = "folded"
     elif first is not None and first.groups is not None and _saves(first):
         action = "split" if isinstance(first.body, Cat) else "lifted"
-    elif reason is None and name in ("products", "reduce", "norm") and any(_split_inputs(v) for v in inputs):
+    elif reason is None and name in SPLITTING and any(_split_inputs(v) for v in inputs):
         action = "split"
     elif reason is not None and any(v is not None and v.groups is not None and _saves(v) for v in inputs):
         action = "barrier"

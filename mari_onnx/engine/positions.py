@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mari_onnx.engine import emit
 from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.forms import derive, map_form
-from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, axes_of, is_const, rename
+from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, axes_of, is_const, rename, rows_first
 from mari_onnx.engine.write import as_leaf, opened
 from mari_onnx.model.dims import Size, static
 
@@ -208,7 +208,7 @@ def _join(b: Builder, axis: Axis, parts: Sequence[Part], order: Sequence[Axis]) 
         wanted = [sub if a is lead.sub else a for a in lead.body.axes if a is not None]
     elif axis in order:
         varies = axes_of(first)
-        wanted = [sub if a is axis else a for a in order if a is axis or a in varies]
+        wanted = rows_first([sub if a is axis else a for a in order if a is axis or a in varies])
     elif isinstance(first, Leaf):
         *outer, last = [a for a in first.axes if a is not None] or [sub]
         wanted = list(dict.fromkeys([*outer, sub, last]))  # fields before their features: rows stay contiguous

@@ -7,9 +7,16 @@ from collections.abc import Sequence
 from mari_onnx.engine import emit
 from mari_onnx.engine.builder import Builder
 from mari_onnx.engine.forms import derive, map_form
-from mari_onnx.engine.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Value, axes_of, rename
-from mari_onnx.engine.write import as_leaf, write
+from mari_onnx.engine.positions import take
+from mari_onnx.engine.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Value, axes_of, is_const, rename
+from mari_onnx.engine.write import as_leaf, opened, write
 from mari_onnx.model.dims import Size, divide, product, static
+
+MAX_FLAT = 65536
+"""Elements that a constant may be repeated to so that it needs no axes of its own."""
+
+MAX_RAGGED = 3
+"""Rows in which the parts of a `Cat` meet, up to which its axis is cut into rows."""
 
 
 def segments(b: Builder, left: Sequence[Size], right: Sequence[Size]) -> list[tuple[Size, int, int]] | None:
@@ -91,17 +98,47 @@ def _split_cat(b: Builder, cat: Cat, new: Sequence[Axis]) -> Cat | None:
             parts.append(Part(at, sub, body))
         return Cat(new[0], tuple(parts), cat.tidy)
     outer = int(cat.axis.size) // last if isinstance(cat.axis.size, int) else 0
+    if not all(_repeats(p, outer, last) for p in cat.parts):
+        return _ragged(b, cat, new, inner)
     parts = []
     for p in cat.parts:
-        if outer == 0 or len(p.at) % outer or p.sub is None:
-            return None
         n = len(p.at) // outer
-        if p.at != tuple(k * last + q for k in range(outer) for q in p.at[:n]) or p.at[n - 1] >= last:
-            return None
         sub = Axis(n) if n > 1 else None
         axes = [*new[:-1], *([sub] if sub else [])]
+        assert p.sub is not None
         parts.append(Part(p.at[:n], sub, split(b, p.body, p.sub, axes)))
     return Cat(new[-1], tuple(parts), cat.tidy)
+
+
+def _repeats(p: Part, outer: int, last: int) -> bool:
+    """Whether a part has the same columns in each of ``outer`` rows of length ``last``."""
+    if outer == 0 or len(p.at) % outer or p.sub is None:
+        return False
+    n = len(p.at) // outer
+    return p.at == tuple(k * last + q for k in range(outer) for q in p.at[:n]) and p.at[n - 1] < last
+
+
+def _ragged(b: Builder, cat: Cat, new: Sequence[Axis], inner: int) -> Cat | None:
+    """Rows of one part together, each of the few rows in which parts meet by itself."""
+    cat = opened(cat)
+    owner = {q: k for k, p in enumerate(cat.parts) for q in p.at}
+    rows: dict[int, list[int]] = {}
+    mixed: list[int] = []
+    for r in range(static(new[0].size)):
+        found = {owner[q] for q in range(r * inner, (r + 1) * inner)}
+        if len(found) > 1:
+            mixed.append(r)
+        else:
+            rows.setdefault(found.pop(), []).append(r)
+    if len(mixed) > MAX_RAGGED or len(cat.parts) == 1:
+        return None
+    parts = []
+    for at in [*rows.values(), *([r] for r in mixed)]:
+        sub = Axis(len(at)) if len(at) > 1 else None
+        whole = Axis(len(at) * inner)
+        body = take(b, cat, cat.axis, [q for r in at for q in range(r * inner, (r + 1) * inner)], whole)
+        parts.append(Part(tuple(at), sub, split(b, body, whole, [*([sub] if sub else []), *new[1:]])))
+    return Cat(new[0], tuple(parts))
 
 
 def _blocks(at: Sequence[int], n: int) -> bool:
@@ -163,12 +200,20 @@ def single(b: Builder, value: Value, i: int) -> tuple[Value, Axis | None]:
 
 
 def align(b: Builder, values: Sequence[Value]) -> tuple[list[Body], tuple[Group, ...]]:
-    """Bodies over common axes, for numpy broadcasting of the values. Raises `Decline`."""
+    """Bodies over common axes, for numpy broadcasting of the values. Raises `Decline`.
+
+    Constants come last, so that they take the axes of the others: a tiled gate ``(16, 32)`` over fields ``(32, 16)`` is
+    written out as 512 columns, where axes that refine both would cut a `Cat` across its parts.
+    """
     rank = max(v.rank for v in values)
     padded = [((),) * (rank - v.rank) + v.known for v in values]
     bodies: list[Body] = [v.body for v in values]
     canon: list[Group] = [() for _ in range(rank)]
-    for k, groups in enumerate(padded):
+    done: list[int] = []
+    for k in sorted(range(len(values)), key=lambda k: is_const(bodies[k])):
+        groups = padded[k]
+        if is_const(bodies[k]):
+            bodies[k], groups = _coarse(b, bodies[k], groups, canon)
         mapping: dict[Axis, Axis] = {}
         used = {a for g in canon for a in g}
         for i, group in enumerate(groups):
@@ -192,7 +237,8 @@ def align(b: Builder, values: Sequence[Value]) -> tuple[list[Body], tuple[Group,
                         # an axis that stays whole keeps its identity
                         axes[axes.index(pieces[0])] = axis
                     elif side == 1:
-                        bodies[:k] = [split(b, body, axis, pieces) for body in bodies[:k]]
+                        for j in done:
+                            bodies[j] = split(b, bodies[j], axis, pieces)
             canon[i] = tuple(axes)
             used |= set(axes)
             for n, axis in enumerate(group):
@@ -204,4 +250,21 @@ def align(b: Builder, values: Sequence[Value]) -> tuple[list[Body], tuple[Group,
                     bodies[k] = split(b, bodies[k], axis, parts)
                     mapping.update(zip(parts, pieces, strict=True))
         bodies[k] = rename(bodies[k], {a: m for a, m in mapping.items() if a is not m})
+        done.append(k)
     return bodies, tuple(canon)
+
+
+def _coarse(
+    b: Builder, body: Body, groups: Sequence[Group], canon: Sequence[Group]
+) -> tuple[Body, tuple[Group, ...]]:
+    """A constant without the axes that would split those of ``canon``."""
+    out: list[Group] = []
+    for group, other in zip(groups, canon, strict=True):
+        sizes, whole = [a.size for a in other], product(a.size for a in group)
+        if len(group) > 1 and other and isinstance(whole, int) and whole <= MAX_FLAT:
+            found = segments(b, sizes, [a.size for a in group])
+            if found is None or len(found) > len(other):
+                axis = Axis(whole)
+                body, group = flatten(b, body, group, axis), (axis,)
+        out.append(group)
+    return body, tuple(out)

@@ -7,11 +7,18 @@ from dataclasses import dataclass
 
 from mari_onnx.engine import emit
 from mari_onnx.engine.algebra import MANY, absorbing, add_leaves, binary, folded, plain_add
-from mari_onnx.engine.builder import Builder
+from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.regroup import flatten
-from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, axes_of, is_const, rename
-from mari_onnx.engine.weigh import NODE, SPREAD, volume
+from mari_onnx.engine.value import Axis, Body, Cat, Group, Leaf, Part, axes_of, is_const, rename
+from mari_onnx.engine.weigh import COPY, ELEMENT, NODE, SPREAD, volume
 from mari_onnx.engine.write import as_leaf, write
+
+ALIKE = 4
+"""Operands computed alike from which on putting their pieces together saves nodes."""
+SHORT_ROW = 64
+"""Elements of a row that onnxruntime repeats slowly."""
+TILE = 100
+"""Elements of a product's result from which a product for each candidate and head beats transposing all of them."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +85,11 @@ def merge(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> list[Term
         key = (term.outer, free_a, free_c) if both and is_const(term.c) else term
         groups.setdefault(key, []).append(term)
     out = []
-    for members in groups.values():
-        if len(members) == 1:
-            out.append(members[0])
+    for group in groups.values():
+        members = _as_one(b, group)
+        rows = sum(volume(axes_of(t.a)) for t in members)
+        if len(members) == 1 or COPY * rows > (len(members) - 1) * (2 * NODE + ELEMENT * volume(members[0].out)):
+            out += members  # few columns: adding up the products costs less than the Concat
             continue
         flat = [_flat(b, t) for t in members]
         k = Axis(sum(n for _, _, n, _ in flat))
@@ -93,6 +102,53 @@ def merge(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> list[Term
             sides.append(_side(b, Cat(k, tuple(parts)), k, second))
         out.append(Term(members[0].outer, sides[0], sides[1], frozenset({k})))
     return out
+
+
+def _as_one(b: Builder, members: list[Term]) -> list[Term]:
+    """Operands that were computed alike from pieces (pairs of fields): pieces side by side first, then one node."""
+    alike: dict[object, list[tuple[Term, list[Tensor]]]] = {}
+    out: list[Term] = []
+    for term in members:
+        made = _made(b, term)
+        if made is None:
+            out.append(term)
+        else:
+            op, pieces = made
+            alike.setdefault((op, *(t.known for t in pieces), *term.a.axes[:-1]), []).append((term, pieces))
+    for key, group in alike.items():
+        if len(group) < ALIKE:
+            out += [term for term, _ in group]
+            continue
+        lead, rank = group[0][0], len(group[0][0].a.tensor.known)
+        width = int(volume(lead.k))
+        k = Axis(width * len(group))
+        sides = []
+        for column in zip(*(pieces for _, pieces in group), strict=True):
+            padded = [emit.reshape(b, t, (*((1,) * (rank - len(t.known))), *t.known)) for t in column]
+            sides.append(emit.concat(b, padded, rank - 1))
+        assert isinstance(key, tuple)
+        tensor = emit.binary(b, key[0], sides[0], sides[1])
+        weights = []
+        for i, (term, _) in enumerate(group):
+            (own,) = term.k
+            weights.append(Part(tuple(range(i * width, (i + 1) * width)), own, term.c))
+        c = _side(b, Cat(k, tuple(weights)), k, True)
+        out.append(Term(lead.outer, Leaf(tensor, (*lead.a.axes[:-1], k)), c, frozenset({k})))
+    return out
+
+
+def _made(b: Builder, term: Term) -> tuple[str, list[Tensor]] | None:
+    """The operator of an operand of one short row, and the pieces it was computed from, which differ in shape."""
+    t, axes = term.a.tensor, term.a.axes
+    if t.node is None or not axes or axes[-1] is None or term.k != {axes[-1]} or not isinstance(t.known[-1], int):
+        return None
+    node = b.nodes[t.node]
+    pieces = [x for x in node.inputs if x is not None and x.shape is not None]
+    if node.proto.op_type not in ("Add", "Sub", "Mul", "Div") or node.proto.domain or len(pieces) != 2:
+        return None
+    if pieces[0].shape == pieces[1].shape or any(x.const or x.known[-1:] != t.known[-1:] for x in pieces):
+        return None
+    return (node.proto.op_type, pieces) if volume(term.k) < SHORT_ROW else None
 
 
 def _flat(b: Builder, term: Term) -> tuple[Leaf, Leaf, int, Axis | None]:
@@ -112,8 +168,8 @@ def _flat(b: Builder, term: Term) -> tuple[Leaf, Leaf, int, Axis | None]:
 
 
 def _side(b: Builder, cat: Cat, k: Axis, first: bool) -> Leaf:
-    """Operands side by side along k: weights with k in front, activations with k where the first of them has it."""
-    lead = cat.parts[0]
+    """Operands side by side along k: weights with k in front, activations with k where the largest of them has it."""
+    lead = max(cat.parts, key=lambda p: volume(axes_of(p.body)))
     assert isinstance(lead.body, Leaf)
     free = [a for a in lead.body.axes if a is not None and a is not lead.sub]
     if first:
@@ -212,6 +268,16 @@ def product(
         if len(cols) > 1:
             out = emit.reshape(b, out, [*out.known[:-1], *(a.size for a in cols)])
         return Leaf(out, axes)
+    outside = _outside(x, rows, batch, cols, order)
+    if outside:
+        inside = tuple(a for a in rows if a not in outside)
+        here: list[Group] = [(a,) for a in batch]
+        far: list[Group] = [*((a,) for a in outside), *here]
+        if order.index(inside[0]) > order.index(cols[0]):
+            out = emit.matmul(b, write(b, y, [*here, tuple(cols), ks]), write(b, x, [*far, ks, inside]))
+            return Leaf(out, (*outside, *batch, *cols, *inside))
+        out = emit.matmul(b, write(b, x, [*far, inside, ks]), write(b, y, [*here, ks, tuple(cols)]))
+        return Leaf(out, (*outside, *batch, *inside, *cols))
     tx = write(b, x, [*((a,) for a in batch), tuple(rows), ks])
     ty = write(b, y, [*((a,) for a in batch), ks, tuple(cols)])
     out = emit.matmul(b, tx, ty)
@@ -219,6 +285,20 @@ def product(
         sizes = [a.size for a in batch] + ([a.size for a in rows] or [1]) + ([a.size for a in cols] or [1])
         out = emit.reshape(b, out, sizes)
     return Leaf(out, (*batch, *_or_one(rows), *_or_one(cols)))
+
+
+def _outside(
+    x: Leaf, rows: Sequence[Axis], batch: Sequence[Axis], cols: Sequence[Axis], order: Sequence[Axis]
+) -> list[Axis]:
+    """Rows (candidates) that come before the batch (heads): products of their own, rather than a transposed result."""
+    if len(cols) != 1 or not set(order) >= {*rows, *batch, *cols} or "item" not in x.tensor.deps:
+        return []
+    first = min(order.index(a) for a in batch)
+    outside = [a for a in order if a in rows and order.index(a) < first]
+    inside = [a for a in rows if a not in outside]
+    if len(inside) != 1 or volume([*inside, *cols]) < TILE:
+        return []
+    return outside
 
 
 def _or_one(axes: Sequence[Axis]) -> Sequence[Axis | None]:

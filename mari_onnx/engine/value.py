@@ -89,12 +89,14 @@ class Places:
     """Coordinates of a mask that is the same at all positions of its first ``free`` axes.
 
     shape: of the mask; flat: row-major positions within its other axes; across: coordinates are along axis 0.
+    rows: for a mask that is one computed bit at all positions, the number of its rows that are picked: all or none.
     """
 
     shape: tuple[Size, ...]
     free: int
     flat: tuple[int, ...]
     across: bool
+    rows: Size | None = None
 
 
 @dataclass
@@ -104,9 +106,10 @@ class Value:
     groups: the atomic axes of each logical axis; None where not even the rank is known (then the body is a Leaf
         without axes, and only whole-tensor use is possible).
     sym: for small integer tensors, the elements as far as they are known: an object array of int, Dim or None.
-    places: for coordinates of a constant mask (NonZero, or its transpose), where they point.
+    places: for coordinates of a mask (NonZero, or its transpose), where they point.
     series: for a vector of integers that is an arithmetic progression, its first element and the step.
     items: for a sequence of tensors of one shape, the elements stacked along a first axis.
+    listed: for a sequence whose elements are known one by one, these.
     """
 
     groups: tuple[Group, ...] | None
@@ -116,6 +119,7 @@ class Value:
     places: Places | None = field(default=None, repr=False)
     series: tuple[Size, Size] | None = field(default=None, repr=False)
     items: Value | None = field(default=None, repr=False)
+    listed: tuple[Value, ...] | None = field(default=None, repr=False)
 
     @property
     def known(self) -> tuple[Group, ...]:
@@ -233,3 +237,9 @@ class Decline(Exception):
 def within(order: Sequence[Axis], axis: Axis, sub: Axis | None) -> list[Axis]:
     """The order of axes inside a part of a Cat along ``axis``."""
     return [a for a in (sub if a is axis else a for a in order) if a is not None]
+
+
+def rows_first(axes: Sequence[Axis]) -> list[Axis]:
+    """Candidates that a transposed source has behind everything else, in front: rows are computed one by one."""
+    dynamic = [a for a in axes if not isinstance(a.size, int)]
+    return [axes[-1], *axes[:-1]] if dynamic and dynamic == [axes[-1]] else list(axes)

@@ -19,6 +19,8 @@ MASKED = 120.0
 """An element of a Softmax over masked scores: exp of -inf is several times slower on the CPU."""
 SPREAD = 36.0
 """An element of an element-wise operator whose operands differ in shape: onnxruntime walks short runs."""
+COPY = 14.0
+"""An element that a Concat or a Slice copies."""
 NODE = 30_000.0
 """The fixed cost of one more node (about 1 microsecond)."""
 

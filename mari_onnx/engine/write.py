@@ -111,12 +111,12 @@ def _interleaved(b: Builder, ordered: Sequence[Part], written: Sequence[Tensor],
     """Parts with scattered positions, in the order of the positions."""
     runs = _runs(ordered)
     if len(runs) <= MAX_RUNS:
-        pieces: dict[tuple[int, int], Tensor] = {}
+        pieces: dict[tuple[int, int], list[Tensor]] = {}
         for k, t in enumerate(written):
             own = sorted((i, n) for _, part, i, n in runs if part == k)
-            for (i, _), piece in zip(own, emit.split(b, t, at, [n for _, n in own]), strict=True):
+            for (i, _), piece in zip(own, emit.pieces(b, t, at, [n for _, n in own]), strict=True):
                 pieces[k, i] = piece
-        return emit.concat(b, [pieces[k, i] for _, k, i, _ in runs], at)
+        return emit.concat(b, [t for _, k, i, _ in runs for t in pieces[k, i]], at)
     places = [p for part in ordered for p in part.at]
     back = sorted(range(len(places)), key=places.__getitem__)
     return emit.pick(b, emit.concat(b, written, at), at, back)

@@ -19,6 +19,7 @@ from mari_onnx import runtime
 from mari_onnx.errors import MariError, ModelError, ProviderError, UsageError
 from mari_onnx.model.signature import Signature, signature
 from mari_onnx.parity import compare, feeds, precise, ranges
+from mari_onnx.parity.plan import Plan
 from mari_onnx.parity.result import CheckResult, Settings
 from mari_onnx.parity.verdict import FLOOR_BLIND_ULPS, Verdict
 
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str, int, int], None]
 
-# Seconds that coverage of user-side ids may take, by the time one run took.
-_COVERAGE_SECONDS = 1.0
-_COVERAGE_ITEM_ROWS = 1024
 # Requests that only complete the coverage: so many of them are run in float64 too.
 _SETTLED = 32
 
@@ -89,8 +87,9 @@ class _Check:
             sides if sides is not None else find_sides([source, optimized], [loaded, other])
         )
         self.layout = feeds.Layout(self.signatures["source"], self.sides)
-        self.domains, notes = ranges.domains(loaded, self.layout)
+        domains, notes = ranges.domains(loaded, self.layout)
         self.result.notes += notes
+        self.plan = Plan(self.layout, domains, self.settings)
 
     def run(self, recorded: Iterable[feeds.Request] | None) -> CheckResult:
         started = time.perf_counter()
@@ -104,7 +103,10 @@ class _Check:
         if self.result.failures:
             return self._done(started)
         exact, *seconds = self._exact(requests)
-        covering = [] if recorded is not None else self._covering(*seconds)
+        covering = []
+        if recorded is None:
+            covering = self.plan.covering(*seconds)
+            self.result.coverage = self.plan.drawer.coverage()
         once = len(covering)
         for provider in self.settings.providers:
             off = (
@@ -152,8 +154,10 @@ class _Check:
     ) -> tuple[list[feeds.Request], _Runs]:
         """Requests that the source can run, and its outputs on them."""
         positive = False
+        if recorded is None and self.layout.fixed_n is not None:
+            self.result.notes.append(f"the source takes N = {self.layout.fixed_n} alone")
         while True:
-            given = list(recorded) if recorded is not None else self._draw(positive)
+            given = list(recorded) if recorded is not None else self.plan.draw(positive)
             recorded = given if recorded is not None else None
             if not given:
                 raise UsageError(
@@ -170,56 +174,21 @@ class _Check:
             ]
             if not kept:
                 raise ModelError(f"the source runs on no request; the first: {lost[0][1]}")
-            if recorded is None and not positive and any(_has_nan(o) for _, o in kept):
+            nan = [r.edge for r, o in kept if _has_nan(o)]
+            if recorded is None and not positive and None in nan:
                 # Logarithms and roots: with NaN everywhere nothing would be compared.
                 positive = True
                 continue
             break
-        for n in sorted({r.n for r, _ in lost}):
-            error = next(o for r, o in lost if r.n == n)
-            self.result.notes.append(
-                f"the source itself fails at N={n}, which is left out: {_first_line(error)}"
-            )
-        if any(_has_nan(o) for _, o in kept):
+        where = {(f"at N={r.n}" if r.edge is None else f"for a user with {r.edge.label}"): o for r, o in reversed(lost)}
+        for place, error in sorted(where.items()):
+            self.result.notes.append(f"the source itself fails {place}, which is left out: {_first_line(error)}")
+        if None in nan:
             self.result.notes.append("the source answers NaN on some requests")
+        else:
+            labels = ", ".join(dict.fromkeys(e.label for e in nan if e is not None))
+            self.result.notes += [f"the source answers NaN for a user with {labels}"] if nan else []
         return [r for r, _ in kept], _Runs([o for _, o in kept], runs.unstable)
-
-    def _draw(self, positive: bool) -> list[feeds.Request]:
-        candidates = [n for n in dict.fromkeys(self.settings.candidates) if n > 0]
-        fixed = self.layout.fixed_n
-        if fixed is not None:
-            candidates = [fixed]
-            note = f"the source takes N = {fixed} alone"
-            if note not in self.result.notes:
-                self.result.notes.append(note)
-        self.drawer = feeds.Drawer(self.layout, self.domains, self.settings.seed, positive)
-        found = [self.drawer.request(n) for n in candidates for _ in range(self.settings.count)]
-        if self.settings.extremes:
-            found += [
-                self.drawer.request(n, extreme=e)
-                for n in candidates[-2:]
-                for e in (0.0, 1e-6, 1e3, 1e4)
-            ]
-        return found
-
-    def _covering(self, seconds: float, row_seconds: float) -> list[feeds.Request]:
-        """Further requests, so that every id is met: user-side ids one request each, item-side ids
-        in bulk."""
-        # Small tables are met whole on a slow machine too; more as time allows.
-        budget = min(self.settings.coverage, _affordable(seconds, 300))
-        found: list[feeds.Request] = []
-        fixed = self.layout.fixed_n
-        rows = fixed or (_COVERAGE_ITEM_ROWS if self.layout.axis == 0 else 32)
-        bulk = min(self.settings.coverage, _affordable(rows * row_seconds, 8))
-        while len(found) < bulk and self._uncovered(False):
-            found.append(self.drawer.request(rows, full=True))
-        while len(found) < budget and self._uncovered(True):
-            found.append(self.drawer.request(fixed or 2, full=True))
-        self.result.coverage = self.drawer.coverage()
-        return found
-
-    def _uncovered(self, user: bool) -> bool:
-        return any(met < rows for met, rows in self.drawer.coverage(user).values())
 
     def _phase(
         self,
@@ -258,7 +227,7 @@ class _Check:
             except MariError as error:
                 if provider != "cpu" and not isinstance(error, ModelError):
                     raise
-                found.append(error)
+                found[index:] = [error]  # of either run
                 continue
             first: Any = found[-1]
             unstable |= {
@@ -405,12 +374,6 @@ def find_sides(paths: Sequence[ModelLike], models: Sequence[Any]) -> Sides:
     other = resolve(signature(models[1]))
     named = {i.name for i in mine.inputs}
     return Sides({k: v for k, v in other.inputs.items() if k in named}, {}, other.candidate_axis)
-
-
-def _affordable(seconds: float, usual: int) -> int:
-    """How many runs of two models fit the time for coverage; `usual` may take four times that."""
-    runs = _COVERAGE_SECONDS / (2 * seconds)
-    return max(int(runs), min(usual, int(4 * runs)), 1)
 
 
 def _name(model: ModelLike, kind: str) -> str:

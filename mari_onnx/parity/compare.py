@@ -87,6 +87,15 @@ class Errors:
         self.allowed = multiple * self.source_error + floor
         self.mean_allowed = multiple * self.source_mean_error + mean_floor
 
+    def strain(self) -> float:
+        """How near to their bounds the errors are; above 1 a bound is broken."""
+        pairs = (
+            (self.error, self.allowed),
+            (self.mean_error, self.mean_allowed),
+            (self.apart, self.allowed + self.source_error),
+        )
+        return max(error / bound if bound else float(error > 0) for error, bound in pairs)
+
     def fault(self) -> str | None:
         """The bound that is broken, in words."""
         if self.error > self.allowed:
@@ -114,9 +123,10 @@ class OutputResult:
     Attributes:
         reason: why it fails, None where it passes.
         max_abs, mean_abs, max_rel, max_ulp: optimized against source, element by element.
-        overall: errors relative to the output's largest magnitude in all requests.
+        overall: errors relative to the output's largest magnitude in all requests; of its columns of one scale that
+            are nearest to their bound.
         by_request: errors relative to its largest magnitude in each request (but no less than a
-            usual one).
+            usual one), likewise.
         nonfinite: elements that are NaN or infinite in one model only.
         dumped: file with the inputs of the worst request.
     """

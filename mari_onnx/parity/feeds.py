@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mari_onnx.parity.ranges import Domain
+from mari_onnx.parity.edges import Edge, start
+from mari_onnx.parity.layout import Layout
 
 if TYPE_CHECKING:
-    from mari_onnx.model.signature import Input, Signature
-    from mari_onnx.sides import Sides
+    from mari_onnx.model.signature import Input
+    from mari_onnx.parity.ranges import Domain
+
+__all__ = ["Deck", "Drawer", "Layout", "Request"]
 
 # A deck of more rows than this is not shuffled whole; its ids are drawn at random.
 _SHUFFLED_ROWS = 2**21
@@ -35,6 +38,7 @@ class Request:
         literal: inputs without a side, as they are.
         axis: the candidate axis.
         label: where it comes from, for messages.
+        edge: what is out of the ordinary about its user, or None.
     """
 
     user: dict[str, np.ndarray]
@@ -43,6 +47,7 @@ class Request:
     literal: dict[str, np.ndarray] = field(default_factory=dict)
     axis: int = 0
     label: str = ""
+    edge: Edge | None = None
 
     def feed(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
         """Arrays for a graph's inputs (anything with `name` and `shape`): a user input gets its one
@@ -62,107 +67,6 @@ class Request:
     def arrays(self) -> dict[str, np.ndarray]:
         """All inputs by name, user inputs with one row: what `--dump` writes and `--data` reads."""
         return {**self.user, **self.rows, **self.literal}
-
-
-class Layout:
-    """Which dimension of which input is N, and which are free.
-
-    Attributes:
-        axis: the candidate axis; 1 where nothing is tagged and the graph has the `[R, N, ...]`
-            layout.
-        fixed_n: the only N that the graph takes, or None.
-    """
-
-    def __init__(self, signature: Signature, sides: Sides):
-        self.signature = signature
-        self.sides = sides
-        self.axis = sides.candidate_axis
-        self._candidates: set[str] = set()
-        untagged = [i for i in signature.inputs if not self.tagged(i.name)]
-        if len(untagged) == len(signature.inputs):
-            self._untagged_axis()
-        else:
-            at = [
-                i.shape[self.axis]
-                for i in signature.inputs
-                if self.tagged(i.name) and len(i.shape) > self.axis
-            ]
-            self._candidates = {d for d in at if isinstance(d, str)}
-        self.fixed_n = self._fixed()
-        self.free = self._free_symbols()
-
-    def tagged(self, name: str) -> bool:
-        return name in self.sides.inputs or name in self.sides.columns
-
-    def is_user(self, name: str) -> bool:
-        return self.sides.side(name) == "user"
-
-    def shape(self, each: Input, n: int, free: Mapping[str, int]) -> tuple[int, ...]:
-        """The concrete shape of an input for N = n; user inputs have one row."""
-        found = []
-        for index, dim in enumerate(each.shape):
-            if index == self.axis and self.tagged(each.name):
-                found.append(1 if self.is_user(each.name) else n)
-            elif isinstance(dim, int):
-                found.append(dim)
-            elif dim in self._candidates or (dim is None and index == self.axis):
-                found.append(n)
-            else:
-                found.append(free[_symbol(each, index)])
-        return tuple(found)
-
-    def candidates_of(self, each: Input, array: np.ndarray) -> int | None:
-        """The N that an untagged input has, by the names of its dimensions."""
-        places = [p for p, dim in enumerate(each.shape) if dim in self._candidates]
-        return int(array.shape[places[0]]) if places else None
-
-    def _untagged_axis(self) -> None:
-        inputs, outputs = self.signature.inputs, self.signature.outputs
-        first = {i.shape[0] for i in inputs if i.shape and isinstance(i.shape[0], str)}
-        second = [i.shape[1] for i in inputs if len(i.shape) > 1 and isinstance(i.shape[1], str)]
-        of_outputs = {o.shape[1] for o in outputs if len(o.shape) > 1}
-        both = [s for s in second if s in of_outputs and s not in first]
-        if (
-            not both
-        ):  # outputs may call it otherwise; a history's length is on one input, N mostly on several
-            both = [s for s in second if s not in first and second.count(s) > 1]
-        if both:
-            self.axis, self._candidates = 1, {str(both[0])}
-        elif self.axis == 0:
-            self._candidates = {str(s) for s in first}
-
-    def _fixed(self) -> int | None:
-        literal = [
-            i.shape[self.axis]
-            for i in self.signature.inputs
-            if len(i.shape) > self.axis and (self.tagged(i.name) or len(i.shape) > 1)
-        ]
-        numbers = [d for d in literal if isinstance(d, int)]
-        tagged = [
-            i.shape[self.axis]
-            for i in self.signature.inputs
-            if self.tagged(i.name) and not self.is_user(i.name) and len(i.shape) > self.axis
-        ]
-        own = [d for d in tagged if isinstance(d, int)]
-        if own:
-            return int(own[0])
-        if any(not isinstance(d, int) for d in literal):
-            return None
-        return int(max(numbers)) if numbers else None
-
-    def _free_symbols(self) -> list[str]:
-        found: dict[str, None] = {}
-        for each in self.signature.inputs:
-            for index, dim in enumerate(each.shape):
-                at_axis = index == self.axis and (self.tagged(each.name) or dim is None)
-                if not isinstance(dim, int) and dim not in self._candidates and not at_axis:
-                    found[_symbol(each, index)] = None
-        return list(found)
-
-
-def _symbol(each: Input, index: int) -> str:
-    dim = each.shape[index]
-    return str(dim) if dim is not None else f"{each.name}:{index}"
 
 
 class Deck:
@@ -203,12 +107,15 @@ class Drawer:
         self.decks: dict[tuple[str, int], Deck] = {}
         self._drawn = 0
 
-    def request(self, n: int, *, extreme: float | None = None, full: bool = False) -> Request:
+    def request(
+        self, n: int, *, extreme: float | None = None, full: bool = False, edge: Edge | None = None
+    ) -> Request:
         """One request of n candidates.
 
         Args:
             extreme: floats are multiplied by this.
             full: no padding, all lengths at their longest (for coverage of ids).
+            edge: what is out of the ordinary about the user.
         """
         free = {
             name: int(_FREE_LENGTHS[(self._drawn + i) % len(_FREE_LENGTHS)]) if not full else 20
@@ -219,12 +126,16 @@ class Drawer:
         ):  # the first free symbol is the number of requests R
             free[self.layout.free[0]] = 32 if full else 1 + self._drawn % 3
         self._drawn += 1
-        made = Request({}, {}, n, {}, self.layout.axis, f"seed request {self._drawn} (N={n})")
+        label = f"seed request {self._drawn} (N={n}{', ' + edge.label if edge else ''})"
+        made = Request({}, {}, n, {}, self.layout.axis, label, edge)
         lengths: dict[tuple[bool, int], np.ndarray] = {}
+        if edge is not None:  # long enough to have a first, a last and some in between
+            free = {name: max(length, 4) for name, length in free.items()}
+        pool = start(self.domains, self.rng) if edge is not None and edge.repeats else 0
         for each in self.layout.signature.inputs:
             columns = self.layout.sides.columns.get(each.name)
             shape = self.layout.shape(each, n, free)
-            state = _State(lengths, extreme, full, max(free.values(), default=0))
+            state = _State(lengths, extreme, full, max(free.values(), default=0), edge, pool)
             if columns is not None:
                 mine = columns.get("user", ())
                 row = self._array(each, (1, *shape[1:]), True, state, mine)
@@ -235,7 +146,7 @@ class Drawer:
             elif self.layout.is_user(each.name):
                 made.user[each.name] = self._array(each, shape, True, state)
             else:
-                value = self._array(each, shape, False, state)
+                value = self._array(each, shape, self.layout.of_user(each.name), state)
                 (made.rows if self.layout.tagged(each.name) else made.literal)[each.name] = value
         return made
 
@@ -266,16 +177,23 @@ class Drawer:
         domain = self.domains[each.name]
         # numpy answers a scalar for no dimensions, which onnxruntime does not take
         value = np.asarray(self._plain(each, domain, shape, user, state), each.dtype)
+        padding = np.zeros((), np.int64) if domain.padding is None else domain.padding
+        edge = state.edge if user else None
         if domain.rows is None:
+            if edge is not None and each.dtype.kind in "iu" and domain.role == "plain":
+                value = np.where(edge.valid(shape, None, columns), value, padding).astype(each.dtype)
             return value
         valid = np.ones(shape, bool)
-        if not state.full and len(shape) >= 2 and self._is_sequence(each, domain):
+        if edge is not None:
+            valid = edge.valid(shape, domain.rows, columns)
+            value = np.where(valid, value, padding if edge.padding else 0).astype(each.dtype)
+        elif not state.full and len(shape) >= 2 and self._is_sequence(each, domain):
             seen = (
                 np.arange(shape[-1]) < self._lengths(shape[:-1], shape[-1], user, state)[..., None]
             )
             # The deck deals to places that are not padded.
             valid = np.broadcast_to(seen, shape)
-            value = np.where(valid, value, np.zeros((), value.dtype))
+            value = np.where(valid, value, padding).astype(each.dtype)
         rows = domain.rows.reshape((1,) * (len(shape) - domain.rows.ndim) + domain.rows.shape)
         places = (
             [(0, int(rows.flat[0]))] if rows.size == 1 else list(enumerate(rows.ravel().tolist()))
@@ -293,7 +211,11 @@ class Drawer:
                     slice(None) if size == 1 else i for i, size in zip(at, rows.shape, strict=True)
                 )
             part, mask = value[where], valid[where]
-            dealt = deck.deal(int(mask.sum()))
+            size = int(mask.sum())
+            if state.edge is not None and state.edge.repeats:
+                dealt = state.edge.deal(self.rng, state.pool, count, size, user)
+            else:
+                dealt = deck.deal(size)
             if part.ndim:
                 part[mask] = dealt.astype(value.dtype)
             elif mask:
@@ -304,7 +226,8 @@ class Drawer:
         last = each.shape[-1]
         if domain.rows is not None and domain.rows.size > 1:
             return False
-        if not isinstance(last, int) or any(w in each.name.lower() for w in _SEQUENCE_WORDS):
+        named = any(w in each.name.lower() for w in _SEQUENCE_WORDS)
+        if not isinstance(last, int) or domain.padding is not None or named:
             return True
         return any(
             (d.role == "mask" and s.shape and s.shape[-1] == last)
@@ -318,7 +241,11 @@ class Drawer:
         if key not in state.lengths or state.lengths[key].shape != tuple(shape):
             drawn = self.rng.integers(0, longest + 1, shape)
             drawn = np.where(self.rng.random(shape) < 0.3, longest, drawn)
-            state.lengths[key] = np.full(shape, longest) if state.full else drawn
+            if state.full:
+                drawn = np.full(shape, longest)
+            elif user and state.edge is not None:
+                drawn = np.full(shape, longest if state.edge.length is None else min(state.edge.length, longest))
+            state.lengths[key] = drawn
         return state.lengths[key]
 
     def _plain(
@@ -336,6 +263,10 @@ class Drawer:
                 drawn = self._lengths(shape, longest, user, state)
             return np.maximum(drawn, domain.low).astype(dtype)
         if domain.role == "mask" and len(shape) > 1:
+            if user and state.edge is not None:
+                seen = state.edge.seen(np.arange(shape[-1]), shape[-1])
+                seen = seen if state.edge.masks is None else np.full(seen.shape, state.edge.masks)
+                return np.broadcast_to(seen, shape).astype(dtype)
             seen = (
                 np.arange(shape[-1]) < self._lengths(shape[:-1], shape[-1], user, state)[..., None]
             )
@@ -362,3 +293,6 @@ class _State:
     extreme: float | None
     full: bool
     free_length: int
+    edge: Edge | None = None
+    # The first id that repeats.
+    pool: int = 0

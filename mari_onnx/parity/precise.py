@@ -196,11 +196,11 @@ def _convert_weights(
 
 def _only_gathered(graph: onnx.GraphProto, names: set[str]) -> set[str]:
     """Those of `names` that nothing but the data input of a Gather of this graph reads."""
-    from mari_onnx.parity.ranges import _reads
+    from mari_onnx.parity.probe import reads as reads_of
 
     found = names - {o.name for o in graph.output} - {i.name for i in graph.input}
     for node in graph.node:
-        reads = list(_reads(node))
+        reads = list(reads_of(node))
         if node.op_type == "Gather" and not node.domain:
             reads = reads[1:]
         found.difference_update(reads)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mari_onnx.parity.columns import columns
 from mari_onnx.parity.compare import (
     Errors,
     OutputResult,
@@ -112,23 +113,20 @@ class Verdict:
 
     def _floats(self, triples: Sequence[Any]) -> None:
         result, settings = self.result, self.settings
-        own = [
-            scale_of(wide(mine[0]) if truth is None else truth) for _, _, mine, _, truth in triples
-        ]
-        # An output of few values may be near zero by cancellation: its scale is at least
-        # a usual one.
-        usual = float(np.median([s for s in own if s] or [1.0]))
-        scales = [max(s, usual) for s in own]
-        overall = _Meter(result.overall, [max(scales)] * len(scales))
-        by_request = _Meter(result.by_request, scales)
+        truths = [wide(mine[0]) if truth is None else truth for _, _, mine, _, truth in triples]
+        parts = columns(truths, [request.n for _, request, *_ in triples], self.axis)
+        eps = epsilon(triples[0][2][0].dtype)
+        known = any(truth is not None for *_, truth in triples)
+        meters = [_Meters([scale_of(parts.take(t, g)) for t in truths], eps) for g in range(len(parts.groups))]
         total, largest = 0.0, -1.0
         for at, (place, request, mine, theirs, truth) in enumerate(triples):
             first = wide(mine[0])
             if truth is not None:
                 for each in mine:
                     error = _error(wide(each), truth)
-                    overall.source(at, error)
-                    by_request.source(at, error)
+                    for group, meter in enumerate(meters):
+                        meter.source(at, parts.take(error, group))
+            scale = parts.spread([m.scales[at] for m in meters], first.ndim)
             for each in theirs:
                 values = wide(each)
                 bad = unequal_nonfinite(first, values)
@@ -140,21 +138,24 @@ class Verdict:
                         self._worst_at(place, request, where, mine[0], each, truth)
                 difference = _error(values, first)
                 wrong = None if truth is None else _error(values, truth)
-                overall.optimized(at, wrong, difference)
-                by_request.optimized(at, wrong, difference)
+                for group, meter in enumerate(meters):
+                    own = None if wrong is None else parts.take(wrong, group)
+                    meter.optimized(at, own, parts.take(difference, group))
                 self._differences(mine[0], each, difference)
                 total += float(difference.sum())
-                over = self._over(first, values, difference, scales[at])
+                over = self._over(first, values, difference, scale)
                 if over.size and float(over.max()) > largest:
                     largest = float(over.max())
                     where = tuple(int(i) for i in np.unravel_index(int(over.argmax()), over.shape))
                     self._worst_at(place, request, where, mine[0], each, truth)
         result.mean_abs = total / max(result.values, 1)
-        known = any(truth is not None for *_, truth in triples)
-        self._bounds(epsilon(triples[0][2][0].dtype), known, [overall, by_request])
+        for meter in meters:
+            meter.finish(settings.multiple, known)
+        result.overall = max((m.overall.errors for m in meters), key=Errors.strain)
+        result.by_request = max((m.by_request.errors for m in meters), key=Errors.strain)
+        ties = parts.spread([2 * m.overall.errors.allowed * max(m.scales) for m in meters], truths[0].ndim)
         # Requests that are there to meet ids have no ranking of interest.
-        ranked = [t for t in triples if t[0] < self.drawn]
-        self._rank(ranked, scales)
+        self._rank([t for t in triples if t[0] < self.drawn], ties)
         if result.nonfinite:
             result.fail(
                 f"{result.nonfinite} values are NaN or infinite in one model only{self._place()}"
@@ -172,14 +173,8 @@ class Verdict:
             if fault is not None:
                 result.fail(f"relative to {relative_to}: {fault}{self._place()}")
 
-    def _bounds(self, eps: float, known: bool, meters: Sequence[_Meter]) -> None:
-        floor = FLOOR_ULPS if known else FLOOR_BLIND_ULPS
-        for meter in meters:
-            meter.finish()
-            meter.errors.bound(self.settings.multiple, floor * eps, FLOOR_MEAN_ULPS * eps)
-
     def _over(
-        self, first: np.ndarray, values: np.ndarray, difference: np.ndarray, scale: float
+        self, first: np.ndarray, values: np.ndarray, difference: np.ndarray, scale: np.ndarray
     ) -> np.ndarray:
         """How far beyond the explicit tolerance, or relative to the scale: the largest is the
         worst."""
@@ -209,20 +204,19 @@ class Verdict:
                 result.max_ulp, float(ulps(source[finite], optimized[finite]).max())
             )
 
-    def _rank(self, triples: Sequence[Any], scales: Sequence[float]) -> None:
+    def _rank(self, triples: Sequence[Any], ties: np.ndarray) -> None:
         result, settings = self.result, self.settings
-        tie = 2 * result.overall.allowed * max(scales)
         for _, request, mine, theirs, _ in triples:
             if request.n < 2 or mine[0].ndim <= self.axis or mine[0].shape[self.axis] != request.n:
                 continue
-            columns = np.moveaxis(wide(mine[0]), self.axis, 0).reshape(request.n, -1)
-            others = np.moveaxis(wide(theirs[-1]), self.axis, 0).reshape(request.n, -1)
-            if columns.shape[1] > 16 or not (
-                np.isfinite(columns).all() and np.isfinite(others).all()
-            ):
+            scores, others, tied = (
+                np.moveaxis(np.broadcast_to(a, mine[0].shape), self.axis, 0).reshape(request.n, -1)
+                for a in (wide(mine[0]), wide(theirs[-1]), ties)
+            )
+            if scores.shape[1] > 16 or not (np.isfinite(scores).all() and np.isfinite(others).all()):
                 continue  # no list of scores
             result.ranking = result.ranking or Ranking()
-            for a, b in zip(columns.T, others.T, strict=True):
+            for a, b, tie in zip(scores.T, others.T, tied[0], strict=True):
                 result.ranking.add(a, b, tie, settings.top_k)
 
     def _worst_at(
@@ -252,6 +246,36 @@ class Verdict:
             return ""
         who = "" if worst.candidate is None else f", candidate {worst.candidate}"
         return f"; worst in {worst.label}{who}: {worst.optimized!r}, in the source {worst.source!r}"
+
+
+class _Meters:
+    """Both bounds of one group of columns.
+
+    Args:
+        own: its scale in each request.
+    """
+
+    def __init__(self, own: Sequence[float], eps: float):
+        # A group of few values may be near zero by cancellation: its scale is at least a usual one.
+        usual = float(np.median([s for s in own if s] or [1.0]))
+        self.scales = [max(s, usual) for s in own]
+        self.overall = _Meter(Errors(), [max(self.scales)] * len(self.scales))
+        self.by_request = _Meter(Errors(), self.scales)
+        self._eps = eps
+
+    def source(self, at: int, error: np.ndarray) -> None:
+        for meter in (self.overall, self.by_request):
+            meter.source(at, error)
+
+    def optimized(self, at: int, error: np.ndarray | None, difference: np.ndarray) -> None:
+        for meter in (self.overall, self.by_request):
+            meter.optimized(at, error, difference)
+
+    def finish(self, multiple: float, known: bool) -> None:
+        floor = FLOOR_ULPS if known else FLOOR_BLIND_ULPS
+        for meter in (self.overall, self.by_request):
+            meter.finish()
+            meter.errors.bound(multiple, floor * self._eps, FLOOR_MEAN_ULPS * self._eps)
 
 
 class _Meter:

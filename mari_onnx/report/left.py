@@ -39,14 +39,13 @@ def measured(
     Raises:
         ModelError: see `residual.measure`.
     """
-    nodes = {node.name: node for node in report.nodes}
     before = measure(source, report.sides, base_dir=base_dir)
     if output is None:
-        return {"before": _told(before, flat(source).node, nodes, done=False), "after": None}
+        return {"before": explained(before, source, report), "after": None}
     after = measure(output, report.sides, base_dir=base_dir)
     return {
-        "before": _told(before, flat(source).node, nodes, done=True),
-        "after": _told(after, flat(output).node, nodes, done=False),
+        "before": explained(before, source, report, done=True),
+        "after": explained(after, output, report),
     }
 
 
@@ -60,8 +59,10 @@ def source_of(name: str, sources: Iterable[str] | Mapping[str, Any]) -> str | No
     return None
 
 
-def _told(found: Residual, graph: Iterable[onnx.NodeProto], nodes: Mapping[str, Node], done: bool) -> dict[str, Any]:
-    """`found` as JSON, each node with why it is left, or (`done`) what becomes of it."""
+def explained(found: Residual, model: onnx.ModelProto, report: Report, done: bool = False) -> dict[str, Any]:
+    """`found` as JSON, each node of `model` with why it is left, or (`done`) what becomes of it."""
+    nodes = {node.name: node for node in report.nodes}
+    graph = flat(model).node
     told = found.to_dict()
     wasteful = {x.name: x for x in found.worst(len(found.nodes))}
     origins = _origins(graph, wasteful)

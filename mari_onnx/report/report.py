@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mari_onnx import __version__
+from mari_onnx.report.kinds import once
 from mari_onnx.report.stops import flat, stopped_by, stops_here
 from mari_onnx.sides import Sides
 
@@ -71,12 +72,17 @@ class Stop:
 
 @dataclass(frozen=True)
 class Totals:
-    """Size of a graph: nodes, products (MatMul and the like), FLOPs and bytes a candidate."""
+    """Size of a graph: nodes, products (MatMul and the like), FLOPs and bytes a candidate.
+
+    `once_nodes` are those that run once a request, on one row; `once_flops` their share of `flops`.
+    """
 
     nodes: int
     products: int
     flops: float
     bytes: float
+    once_nodes: int = 0
+    once_flops: float = 0.0
 
 
 @dataclass
@@ -196,29 +202,44 @@ def build(source: onnx.ModelProto, rewrite: Rewrite, sides: Sides, candidates: i
         cost = costs.get(first)
         own = (None, None) if cost is None else (cost.flops, cost.bytes)
         nodes.append(Node(n.name, n.op, n.kind, n.action, n.rule, n.reason, stopped.get(first), *own))
+    output = rewrite.model.graph
     return Report(
         changed=rewrite.changed,
         candidates=candidates,
         sides=sides,
         inputs=inputs,
         nodes=nodes,
-        before=totals(graph, shapes, candidates),
-        after=totals(rewrite.model.graph, concrete(rewrite.out_shapes, candidates), candidates),
+        before=totals(graph, shapes, candidates, once(graph, rewrite.shapes, inputs)),
+        after=totals(
+            output,
+            concrete(rewrite.out_shapes, candidates),
+            candidates,
+            once(output, rewrite.out_shapes, inputs),
+        ),
         tensors=dict(rewrite.tensor_map),
         reason=rewrite.reason,
     )
 
 
-def totals(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]], candidates: int) -> Totals:
-    """Totals of `graph` for the given shapes, FLOPs and bytes divided by `candidates`."""
-    from mari_onnx.engine.cost import graph_cost
+def totals(
+    graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]], candidates: int, once: Sequence[bool]
+) -> Totals:
+    """Totals of `graph` for the given shapes, FLOPs and bytes divided by `candidates`.
 
-    cost = graph_cost(graph, shapes)
+    Args:
+        once: for each node, whether it runs once a request.
+    """
+    from mari_onnx.engine.cost import Cost, node_costs
+
+    costs = [cost for _, cost in node_costs(graph, shapes)]
+    cost = sum(costs, Cost())
     return Totals(
         nodes=len(graph.node),
         products=sum(node.op_type in PRODUCTS for node in graph.node),
         flops=cost.flops / candidates,
         bytes=cost.bytes / candidates,
+        once_nodes=sum(once),
+        once_flops=sum(each.flops for each, alone in zip(costs, once, strict=True) if alone) / candidates,
     )
 
 
@@ -241,6 +262,8 @@ def _totals(each: Totals) -> dict[str, float]:
         "products": each.products,
         "flops_per_candidate": rounded(each.flops),
         "bytes_per_candidate": rounded(each.bytes),
+        "once_nodes": each.once_nodes,
+        "once_flops_per_candidate": rounded(each.once_flops),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import IO
 
 from rich.console import Console
@@ -44,26 +45,47 @@ def print_summary(report: Report, out: Console) -> None:
     table.add_column("")
     for name in ("before", "after", ""):
         table.add_column(name, justify="right")
-    before, after = report.before, report.after
-    table.add_row("nodes", str(before.nodes), str(after.nodes), change(before.nodes, after.nodes))
-    table.add_row("products", str(before.products), str(after.products), "")
-    for name, old, new in (
-        ("FLOPs a candidate", before.flops, after.flops),
-        ("bytes a candidate", before.bytes, after.bytes),
-    ):
-        table.add_row(name, quantity(old), quantity(new), change(old, new))
+    for row in total_rows(report):
+        table.add_row(*row)
     out.print(table)
     out.print(summary_line(report))
     print_reasons(report, out, most=3)
 
 
+def total_rows(report: Report) -> list[tuple[str, str, str, str]]:
+    """Totals of source and output by name, and how they changed: the figures of the JSON."""
+    told = report.to_dict()
+    before, after = told["before"], told["after"]
+    rows = []
+    for name, key in (
+        ("nodes", "nodes"),
+        ("  once a request", "once_nodes"),
+        ("products", "products"),
+        ("FLOPs a candidate", "flops_per_candidate"),
+        ("  once a request", "once_flops_per_candidate"),
+        ("bytes a candidate", "bytes_per_candidate"),
+    ):
+        old, new = before[key], after[key]
+        shown = (quantity(old), quantity(new)) if "_per_" in key else (str(old), str(new))
+        rows.append((name, *shown, change(old, new) if key in _COMPARED else ""))
+    return rows
+
+
+# What a rewrite is for; of the others more may be as good as less.
+_COMPARED = ("nodes", "flops_per_candidate", "bytes_per_candidate")
+
+
 def summary_line(report: Report) -> str:
-    """How many products were split and how many nodes lifted."""
-    split = sum(node.action == "split" for node in report.products)
-    lifted = report.actions.get("lifted", 0)
+    """What became of the products, and what of the output runs once a request."""
+    if not report.changed:
+        return f"nothing to lift: {report.reason or 'see the reasons'}"
+    actions = Counter(node.action for node in report.products)
+    lifted = f", {actions['lifted']} lifted" if actions["lifted"] else ""
+    after = report.after
+    share = f", {after.once_flops / after.flops:.1%} of its FLOPs" if after.flops else ""
     return (
-        f"for N = {report.candidates}: {split} of {len(report.products)} products split, "
-        f"{lifted} of {len(report.nodes)} nodes run once a request"
+        f"for N = {report.candidates}: {actions['split']} of {len(report.products)} products split{lifted}; "
+        f"{after.once_nodes} of the output's {after.nodes} nodes run once a request{share}"
     )
 
 

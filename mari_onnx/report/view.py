@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mari_onnx.report.kinds import input_kinds, output_kinds
 from mari_onnx.report.left import source_of
 from mari_onnx.report.report import Node, Report, concrete, rounded
 from mari_onnx.report.stops import flat, label
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 FEW = 10
 # Names may have any number of levels; groups are drawn for the first.
 LEVELS = 16
-_SIDES = {"user": "Shared", "item": "Item"}
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -53,7 +53,7 @@ def views(source: onnx.ModelProto, rewrite: Rewrite, report: Report) -> dict[str
     tree = grouped([scopes(node) for node in graph.node])
     paths = _paths(tree)
     where = {label(node): paths[i] for i, node in enumerate(graph.node)}
-    inputs = {each.name: _SIDES.get(each.side or "", "Mixed") for each in report.inputs}
+    inputs = input_kinds(report.inputs)
     before = []
     for i, node in enumerate(graph.node):
         told = by_output.get(next(iter(node.output), ""))
@@ -65,7 +65,7 @@ def views(source: onnx.ModelProto, rewrite: Rewrite, report: Report) -> dict[str
     }
     if report.changed:
         output = rewrite.model.graph
-        kinds = output_kinds(output, rewrite, inputs)
+        kinds = output_kinds(output, rewrite, report.inputs)
         nodes = {node.name: node for node in report.nodes}
         after = []
         for node, kind in zip(output.node, kinds, strict=True):
@@ -114,34 +114,6 @@ def _graph(
         "weights": [name for name in weights if name in used],
         "shapes": {name: shape for name, shape in known.items() if name in used},
     }
-
-
-def output_kinds(graph: onnx.GraphProto, rewrite: Rewrite, inputs: Mapping[str, str]) -> list[str]:
-    """The kind of each node of the output graph.
-
-    What has no N in its shape is computed once a request: Shared, unless no input is involved.
-    """
-    known = {mapped: rewrite.kinds[x] for x, mapped in rewrite.tensor_map.items()}
-    kinds: dict[str, str] = {**dict.fromkeys((t.name for t in graph.initializer), "Const")}
-    kinds.update(inputs)
-    found = []
-    for node in graph.node:
-        before = {kinds.get(x, "Const") for x in node.input if x} - {"Const"}
-        if node.op_type in ("Shape", "Size") or not before:
-            kind = "Const"
-        elif all(_without_n(rewrite.out_shapes.get(x)) for x in node.output):
-            kind = "Shared"
-        else:
-            kind = before.pop() if len(before) == 1 else "Mixed"
-        if kind != "Shared":
-            kind = next((known[x] for x in node.output if x in known), kind)
-        kinds.update(dict.fromkeys(node.output, kind))
-        found.append(kind)
-    return found
-
-
-def _without_n(shape: Sequence[Size] | None) -> bool:
-    return shape is not None and not any("N" in d.symbols for d in shape if not isinstance(d, int))
 
 
 def scopes(node: onnx.NodeProto) -> list[str]:

@@ -615,7 +615,7 @@ def _regrouped(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
 
 def _folded(draw: Draw, g: Graph, shape: Shape, depth: int) -> str:
     """Through [N*T, D] and back, with a product on the way."""
-    if len(shape) != 3 or shape[0] != N:
+    if len(shape) != 3 or shape[0] != N or not all(isinstance(s, int) for s in shape[1:]):
         return tensor(draw, g, shape, depth - 1)
     t, d = int(shape[1]), int(shape[2])
     flat = g.reshape(tensor(draw, g, shape, depth - 1), -1, d)

@@ -245,6 +245,20 @@ def test_contractions_of_bodies(data: st.DataObject, bench: Bench) -> None:
     same(bench.values(done, order), want)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_sum_over_an_axis_that_turns_out_not_to_vary(nested: bool) -> None:
+    """c over (2, 2): neither operand has the first axis, and writing that factor shows that none has the second."""
+    bench = Bench(0)
+    first, second = Axis(2), Axis(2)
+    c: Body = Leaf(bench.b.const(1.5), ())
+    for axis in (first, second) if nested else (second,):
+        c = Cat(axis, (Part((0, 1), Axis(2), c),))
+    y = Leaf(bench.b.const(3.0), ())
+    for pair in ((c, y), (y, c)):
+        done = contract(bench.b, *pair, frozenset({first, second}), [])
+        same(bench.values(done, []), np.asarray(1.5 * 3.0 * 4))
+
+
 @given(st.data(), SEEDS)
 def test_values_of_different_factorisations_align(data: st.DataObject, bench: Bench) -> None:
     """[4, 6] as (2, 2), (6,) beside (4,), (2, 3): broadcast as numpy does."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import Draw, Graph, check, shapes, starts, tensor
+from tests.engine.graphs import Draw, Graph, check, lifted, shapes, starts, tensor
 
 
 @st.composite
@@ -29,3 +29,18 @@ def requests(draw: Draw) -> Graph:
 @given(requests(), st.sampled_from((2, 500)))
 def test_requests_by_candidates_are_the_same(g: Graph, candidates: int) -> None:
     check(g, candidates=candidates)
+
+
+@given(st.integers(2, 5), st.integers(2, 4), st.integers(1, 3), st.booleans(), st.booleans())
+def test_a_tiled_gate_over_fields_leaves_the_user_apart(
+    users: int, items: int, width: int, first: bool, computed: bool
+) -> None:
+    """EDCN: a gate of one number a field, tiled ``width`` times, on ``[N, fields * width]`` flattened fields first."""
+    g = Graph(18)
+    parts = [g.user(users, width), g.item(items, width)]
+    flat = g.reshape(g.Concat(*parts, axis=1), 0, (users + items) * width)
+    gate = g.Tile(g.Sigmoid(g.weight(users + items)) if computed else g.weight(users + items), g.const([width]))
+    gated = g.Mul(gate, flat) if first else g.Mul(flat, gate)
+    g.output(g.Relu(g.MatMul(gated, g.weight((users + items) * width, 6))))
+    check(g)
+    lifted(g, per_candidate=items * width * 6)

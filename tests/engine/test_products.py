@@ -290,3 +290,31 @@ def test_an_einsum_with_a_diagonal_is_left() -> None:
     )
     result = check(g)
     assert actions(result)["Einsum"] == ["barrier", "barrier"]
+
+
+def test_pairs_of_pieces_are_one_product() -> None:
+    """FFM: each pair of a user's and an item's piece is a Mul in the source."""
+    g = Graph(18)
+    pairs = [g.Mul(g.Relu(g.user(4)), g.Relu(g.item(4))) for _ in range(6)]
+    g.output(g.MatMul(g.Concat(*pairs, axis=1), g.weight(24, 3)))
+    result = check(g)
+    assert [node.op_type for node in result.model.graph.node].count("Mul") <= 1
+
+
+def test_a_choice_of_a_choice_is_gathered_once() -> None:
+    g = Graph(18)
+    fields = g.Concat(g.user(3, 2), g.item(5, 2), axis=1)
+    left, right = ([0, 3, 4, 6, 3, 7, 5, 1], [5, 4, 1, 2, 7, 6, 0, 3])
+    pairs = g.Mul(
+        g.Gather(fields, g.const(np.array(left)), axis=1), g.Gather(fields, g.const(np.array(right)), axis=1)
+    )
+    check(g.output(g.MatMul(g.reduce("Sum", pairs, [2], 0), g.weight(8, 2))))
+
+
+@pytest.mark.parametrize("candidates", [2, 500])
+def test_a_constant_of_other_groups_is_regrouped(candidates: int) -> None:
+    """A gate of [3, 4] repeated beside fields of [4, 3]: the fields keep their axes."""
+    g = Graph(18)
+    fields = g.reshape(g.Concat(g.user(2, 3), g.item(2, 3), axis=1), -1, 12)
+    gate = g.reshape(g.Expand(g.weight(3, 1), g.const(np.array([3, 4]))), 12)
+    check(g.output(g.MatMul(g.Mul(fields, gate), g.weight(12, 2))), candidates=candidates)

@@ -191,3 +191,15 @@ def test_a_product_of_numbers_over_a_concat() -> None:
     both = g.MatMul(g.Concat(g.Relu(u), x, axis=1), g.weight(6, 1))
     g.output(g.Add(g.squeeze(g.MatMul(g.unsqueeze(ones, 1), column), [1]), both))
     check(g)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("op", OPS)
+def test_equal_parts_count_each(op: str, constant: bool) -> None:
+    """[w | w]: one tensor behind itself is found not to vary along the axis, and is still there twice."""
+    g = Graph(18)
+    u = g.user()
+    w = g.unsqueeze(g.Expand(g.Abs(g.weight(1)), g.size(u, 0)) if constant else g.Abs(u), 1)
+    both = g.Concat(w, w, axis=1)
+    g.output(g.Add(g.reduce(op, both, [1]), g.item(1)), g.Add(g.reduce(op, g.Concat(both, g.item(2), axis=1), [1]), w))
+    check(g)

@@ -154,7 +154,7 @@ def test_a_parameter_expanded_to_the_users_batch() -> None:
 
 def test_no_shape_arithmetic_is_copied() -> None:
     g = Graph()
-    u, x = g.user(6), g.item(4)
+    u, x = g.user(5), g.item(5)
     rows = g.Div(g.Mul(g.size(x, 0), g.const([6])), g.const([3]))
     flat = g.Reshape(g.Concat(u, x, axis=1), g.Concat(rows, g.const([5]), axis=0))
     y = g.Reshape(g.MatMul(flat, g.weight(5, 8)), g.Concat(g.const([-1]), g.const([16]), axis=0))

@@ -220,6 +220,7 @@ def test_requests_by_candidates_without_tags() -> None:
     g.output(g.MatMul(g.Concat(wide, x, axis=2), g.weight(9, 4)))
     result = check(g)
     assert actions(result)["Expand"] == ["lifted"]
+    assert next(node.kind for node in result.nodes if node.op == "Expand") == "Shared"
     assert macs_each(g, result) == LENGTHS["R"] * 3 * 4
 
 
@@ -262,6 +263,30 @@ def test_candidates_concatenated_along_their_axis() -> None:
     both = g.Concat(first, g.MatMul(g.Concat(g.user(2), g.item(2), axis=1), g.weight(4, 3)), axis=0)
     g.output(g.MatMul(both, g.weight(3, 2)))
     check(g)
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.sampled_from((2, 3)), st.booleans())
+def test_heads_cut_across_fields(users: int, items: int, heads: int, first: bool) -> None:
+    """[N, F, heads * d] read as [heads * N, F, d]: a row of d is of one field, but a head has fields of both sides."""
+    g = Graph(18)
+    parts = [g.user(users, 2 * heads), g.item(items, 2 * heads)]
+    both = g.Concat(*(parts if first else parts[::-1]), axis=1)
+    cut = g.reshape(both, -1, users + items, 2)
+    g.output(g.Relu(g.MatMul(cut, g.weight(2, 3))))
+    check(g)
+    lifted(g, per_candidate=items * heads * 2 * 3)
+
+
+@given(st.permutations([0, 1, 2]))
+def test_parts_of_a_concat_agree_with_a_size_that_the_run_tells(order: list[int]) -> None:
+    """Rows picked by NonZero are as many as the user's, or the source itself does not run."""
+    g = Graph(18)
+    rows = g.squeeze(g.NonZero(g.Add(g.Abs(g.item()), g.const(1.0))), [0])
+    parts = [g.Gather(g.item(3), rows, axis=0), g.user(4), g.Gather(g.item(2), rows, axis=0)]
+    both = g.Concat(*(parts[k] for k in order), axis=1)
+    g.output(g.Relu(g.MatMul(both, g.weight(9, 5))))
+    check(g)
+    lifted(g, per_candidate=5 * 5)
 
 
 @pytest.mark.parametrize("opset", [11, 18])

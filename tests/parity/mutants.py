@@ -188,6 +188,25 @@ def _first_row(*shape: int) -> list[tuple[str, Sequence[object], dict[str, objec
     return [("Slice", ["@", np.array([0]), np.array([1]), np.array([0])], {})]
 
 
+# Neighbours in the history are the same valid id.
+_REPEATED: list[tuple[str, Sequence[object], dict[str, object]]] = [
+    ("Slice", ["clicks", np.array([1]), np.array([20]), np.array([1])], {}),
+    ("Slice", ["clicks", np.array([0]), np.array([19]), np.array([1])], {}),
+    ("Equal", ["p/if0", "@"], {}),
+    ("Slice", ["seen", np.array([1]), np.array([20]), np.array([1])], {}),
+    ("And", ["p/if2", "@"], {}),
+    ("Cast", ["@"], {"to": TensorProto.FLOAT}),
+    ("ReduceMax", ["@"], {"axes": [1]}),
+    ("Cast", ["@"], {"to": TensorProto.BOOL}),
+]
+# One valid entry, and it is not the first.
+_LAST_ALONE: list[tuple[str, Sequence[object], dict[str, object]]] = [
+    ("Equal", ["count", np.float32(1)], {}),
+    ("Slice", ["padded", np.array([0]), np.array([1]), np.array([1])], {}),
+    ("And", ["p/if0", "@"], {}),
+]
+
+
 MUTANTS: dict[str, tuple[str, Fault]] = {
     # weights
     "two rows of the user's weight swapped": ("coarse", weight("w_user", _swapped)),
@@ -298,6 +317,31 @@ MUTANTS: dict[str, tuple[str, Fault]] = {
                 ("Unsqueeze", ["@", np.array([1])], {}),
             ],
         ),
+    ),
+    # users at the edge
+    "wrong for a history of padding alone": ("bag", only_where("p", [("Equal", ["count", np.float32(0)], {})])),
+    "wrong for a history of one entry": ("bag", weight("least", lambda v: np.float32(2))),
+    "wrong where the last entry alone is valid": ("bag", only_where("p", _LAST_ALONE)),
+    "wrong where a history repeats an id": ("bag", only_where("p", _REPEATED)),
+    "a repeated id counted once": ("bag", after("times", [("Min", ["@", np.float32(1)], {})])),
+    "the target not looked for in the history": ("bag", weight("bonus", np.zeros_like)),
+    "wrong where the mask is false throughout": (
+        "history",
+        only_where(
+            "score",
+            [
+                ("Cast", ["hist_mask"], {"to": TensorProto.FLOAT}),
+                ("ReduceMax", ["@"], {"axes": [1]}),
+                ("Equal", ["@", np.float32(0)], {}),
+            ],
+        ),
+    ),
+    "wrong for a length of 0": ("lengths", only_where("score", [("Equal", ["length_col", np.array(0)], {})])),
+    "wrong for a length of 1": ("lengths", only_where("score", [("Equal", ["length_col", np.array(1)], {})])),
+    "small column off beside a large one": ("bag", weight("w_tasks", lambda w: w * np.float32([1, 1.0005]))),
+    "small column shifted beside a large one": (
+        "bag",
+        after("p", [("Add", ["@", np.array([[0, 2e-4]], np.float32)], {})]),
     ),
     # numbers
     "float16 overflow": ("half", weight("w_item", lambda w: w * np.float16(3e4))),

@@ -252,6 +252,84 @@ def grid() -> Pair:
     return Pair(build(False), build(True), Sides())
 
 
+def bag() -> Pair:
+    """The mean of a bag of ids that is masked by comparing them with the padding id, how often the target is in it,
+    and an output whose two columns are 1e4 apart."""
+    padding, places = ITEMS - 1, 20
+
+    def build(rows: int | str, split: bool) -> onnx.ModelProto:
+        g = Graph()
+        g.input("clicks", TensorProto.INT64, [rows, places])
+        g.input("item_id", TensorProto.INT64, ["N"])
+        table = g.weight("table", _random(1, ITEMS, DIM))
+        last, one = g.weight("last", np.array([2])), g.weight("one", np.array([1]))
+        g.op("Gather", [table, "item_id"], "x")
+        g.op("Gather", [table, "clicks"], "rows")
+        g.op("Equal", ["clicks", g.weight("padding", np.array(padding))], "padded")
+        g.op("Not", ["padded"], "seen")
+        g.op("Cast", ["seen"], "valid", to=TensorProto.FLOAT)
+        g.op("Unsqueeze", ["valid", last], "valid_col")
+        g.op("Mul", ["rows", "valid_col"], "kept")
+        g.op("ReduceSum", ["kept", one], "sum", keepdims=0)
+        g.op("ReduceSum", ["valid", one], "count", keepdims=1)
+        g.op("Max", ["count", g.weight("least", np.float32(1))], "divisor")
+        g.op("Div", ["sum", "divisor"], "mean")
+        g.op("Unsqueeze", ["item_id", one], "item_col")
+        g.op("Equal", ["clicks", "item_col"], "same")
+        g.op("Cast", ["same"], "hits", to=TensorProto.FLOAT)
+        g.op("ReduceSum", ["hits", one], "times", keepdims=1)
+        w = _random(2, 2 * DIM, 6)
+        if split:
+            g.op("MatMul", ["mean", g.weight("w_user", w[:DIM])], "user_part")
+            g.op("Gemm", ["x", g.weight("w_item", w[DIM:]), "user_part"], "h")
+        else:
+            g.op("Expand", ["mean", g.op("Shape", ["x"], "x_shape")], "mean_all")
+            g.op("Concat", ["mean_all", "x"], "all", axis=1)
+            g.op("MatMul", ["all", g.weight("w", w)], "h")
+        g.op("Relu", ["h"], "r")
+        # Seconds watched, and a score.
+        g.op("MatMul", ["r", g.weight("w_tasks", _random(3, 6, 2) * np.array([1e4, 1], np.float32))], "p")
+        g.op("Mul", ["times", g.weight("bonus", np.array([[1e3, 0.1]], np.float32))], "extra")
+        g.op("Add", ["p", "extra"], "tasks")
+        g.output("tasks", ["N", 2])
+        return g.model()
+
+    return Pair(build("N", False), build(1, True), Sides({"clicks": "user", "item_id": "item"}))
+
+
+def lengths() -> Pair:
+    """The mean of a history of 40 whose length is an input."""
+    places = 40
+
+    def build(rows: int | str, split: bool) -> onnx.ModelProto:
+        g = Graph()
+        g.input("seen", TensorProto.FLOAT, [rows, places, 4])
+        g.input("length", TensorProto.INT64, [rows])
+        g.input("item", TensorProto.FLOAT, ["N", 4])
+        one = g.weight("one", np.array([1]))
+        g.op("Unsqueeze", ["length", one], "length_col")
+        g.op("Less", [g.weight("steps", np.arange(places)), "length_col"], "mask")
+        g.op("Unsqueeze", ["mask", g.weight("last", np.array([2]))], "mask_col")
+        g.op("Where", ["mask_col", "seen", g.weight("nothing", np.float32(0))], "kept")
+        g.op("ReduceSum", ["kept", one], "sum", keepdims=0)
+        g.op("Cast", ["length_col"], "count", to=TensorProto.FLOAT)
+        g.op("Add", ["count", g.weight("little", np.float32(1e-3))], "divisor")
+        g.op("Div", ["sum", "divisor"], "mean")
+        w = _random(2, 8, 6)
+        if split:
+            g.op("MatMul", ["mean", g.weight("w_user", w[:4])], "user_part")
+            g.op("Gemm", ["item", g.weight("w_item", w[4:]), "user_part"], "h")
+        else:
+            g.op("Concat", ["mean", "item"], "all", axis=1)
+            g.op("MatMul", ["all", g.weight("w", w)], "h")
+        g.op("Tanh", ["h"], "t")
+        g.op("MatMul", ["t", g.weight("w2", _random(3, 6, 1))], "score")
+        g.output("score", ["N", 1])
+        return g.model()
+
+    return Pair(build("N", False), build(1, True), Sides({"seen": "user", "length": "user", "item": "item"}))
+
+
 PAIRS = {
     "coarse": coarse,
     "history": history,
@@ -259,4 +337,6 @@ PAIRS = {
     "large_ids": large_ids,
     "half": half,
     "grid": grid,
+    "bag": bag,
+    "lengths": lengths,
 }

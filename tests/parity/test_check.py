@@ -298,3 +298,19 @@ def test_a_history_of_padding_alone_is_among_the_requests() -> None:
     drawer = Drawer(layout, domains(pair.source, layout)[0])
     masks = [drawer.request(1).user["hist_mask"].sum() for _ in range(60)]
     assert {0, 6} <= {int(m) for m in masks}
+
+
+def test_a_source_that_fails_the_second_time_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, calls = runtime.run, []
+
+    def flaky(made: object, feed: object, what: str, *rest: object) -> list[np.ndarray]:
+        calls.append(what)
+        if what == "the source model" and calls.count(what) == 3:
+            raise ModelError("out of memory")
+        return plain(made, feed, what, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runtime, "run", flaky)
+    result = check(PAIR.source, PAIR.optimized, PAIR.sides)
+    assert result.ok, result.reasons
+    assert result.requests == 9
+    assert any("out of memory" in note for note in result.notes)

@@ -1,13 +1,16 @@
 """One module an operator family; importing this package fills the table of rules."""
 
 from mari_onnx.engine.rules import (
+    attention,
     elementwise,
     index,
     loop,
     mapped,
     norm,
+    picked,
     products,
     reduce,
+    sequence,
     shape,
     softmax,
     structure,
@@ -15,13 +18,16 @@ from mari_onnx.engine.rules import (
 )
 
 __all__ = [
+    "attention",
     "elementwise",
     "index",
     "loop",
     "mapped",
     "norm",
+    "picked",
     "products",
     "reduce",
+    "sequence",
     "shape",
     "softmax",
     "structure",

@@ -125,10 +125,11 @@ def cast_like(ctx: Context) -> list[Value]:
     to = other.dtype
     if x.dtype == to:
         return [x]
+    attrs = {name: value for name, value in ctx.attrs.items() if name in ("saturate", "round_mode")} | {"to": to}
 
     def visit(leaves: list[Leaf]) -> Leaf:
         t = leaves[0].tensor
-        return Leaf(ctx.b.emit("Cast", [t], t.shape, to, {"to": to}), leaves[0].axes)
+        return Leaf(ctx.b.emit("Cast", [t], t.shape, to, attrs), leaves[0].axes)
 
     return [ctx.value(x.known, zip_bodies(ctx.b, [x.body], visit), to)]
 

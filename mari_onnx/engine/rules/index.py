@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from mari_onnx.engine.blocks import zip_bodies
-from mari_onnx.engine.context import Context, constant, normal, rule
+from mari_onnx.engine.context import Context, normal, rule
 from mari_onnx.engine.regroup import align, single
 from mari_onnx.engine.rules.mapped import Through, run
+from mari_onnx.engine.rules.picked import masked, merged
 from mari_onnx.engine.rules.structure import positions, range_of, regroup
 from mari_onnx.engine.value import (
     Axis,
@@ -23,12 +24,9 @@ from mari_onnx.engine.value import (
     Group,
     Leaf,
     Part,
-    Places,
     Value,
     axes_of,
     fresh,
-    is_const,
-    rename,
 )
 from mari_onnx.model.dims import Size, product, static
 
@@ -95,31 +93,6 @@ def lookup(ctx: Context, x: Value, ids: Value, at: int) -> Value:
     return ctx.value(groups, body, x.dtype)
 
 
-@rule("NonZero")
-def non_zero(ctx: Context) -> list[Value]:
-    """Coordinates of a mask that is constant but for axes in front along which it is repeated (the candidates)."""
-    x = ctx.input(0)
-    free = next((i for i, s in enumerate(x.shape) if isinstance(s, int)), x.rank)
-    inner = x.shape[free:]
-    if not is_const(x.body) or not all(isinstance(s, int) for s in inner) or set(x.axes[:free]) & axes_of(x.body):
-        raise Decline("the mask is computed from data")
-    block = Value(x.known[free:], x.body, x.dtype)
-    array = constant(ctx.b, block)
-    if array is None or array.size > 1 << 20:
-        raise Decline("the mask is too large")
-    flat = tuple(int(i) for i in np.flatnonzero(array))
-    if not flat:
-        raise Decline("the mask is empty")
-    (value,) = [v for v in ctx.write_out() if v is not None]
-    count = Axis(product([*x.shape[:free], len(flat)]))
-    assert isinstance(value.body, Leaf)
-    if count.size != value.shape[1]:
-        body = rename(value.body, {value.known[1][0]: count}) if value.known[1] else value.body
-        value = ctx.value([value.known[0], (count,)], body, value.dtype)
-    value.places = Places(x.shape, free, flat, across=True)
-    return [value]
-
-
 @rule("GatherND")
 def gather_nd(ctx: Context) -> list[Value]:
     """Coordinates are positions of the merged axes where they are constant, or those of a constant mask.
@@ -129,7 +102,7 @@ def gather_nd(ctx: Context) -> list[Value]:
     x, batch = ctx.input(0), ctx.attr("batch_dims", 0)
     places = ctx.input(1).places
     if places is not None and not batch and not places.across and len(places.shape) <= x.rank:
-        return [_masked(ctx, x, places)]
+        return [masked(ctx, x, places)]
     index = ctx.array(1)
     if index is None:
         return [_rows(ctx, x, batch)]
@@ -143,27 +116,12 @@ def gather_nd(ctx: Context) -> list[Value]:
     return [regroup(ctx, value, [*index.shape[:-1], *value.shape[1:]])]
 
 
-def merged(ctx: Context, x: Value, start: int, stop: int) -> Value:
-    """Logical axes start to stop as one."""
-    group = tuple(a for g in x.known[start:stop] for a in g)
-    return ctx.value([*x.known[:start], group, *x.known[stop:]], x.body, x.dtype)
-
-
 def flat_positions(index: np.ndarray, sizes: Sequence[int]) -> list[int]:
     """Row-major positions of constant coordinates (the last axis of ``index``)."""
     flat = np.zeros(index.shape[:-1], dtype=np.int64)
     for d, size in enumerate(sizes):
         flat = flat * size + np.where(index[..., d] < 0, index[..., d] + size, index[..., d])
     return [int(i) for i in flat.reshape(-1)]
-
-
-def _masked(ctx: Context, x: Value, places: Places) -> Value:
-    """``x[mask]``: the mask's positions, for each position of the axes along which it is repeated."""
-    depth = len(places.shape)
-    if not all(ctx.b.same(a, c) for a, c in zip(x.shape[:depth], places.shape, strict=True)):
-        raise Decline("the mask does not have the data's shape")
-    value = positions(ctx, merged(ctx, x, places.free, depth), places.free, places.flat)
-    return merged(ctx, value, 0, places.free + 1)
 
 
 def _rows(ctx: Context, x: Value, batch: int) -> Value:

@@ -21,13 +21,12 @@ import numpy as np
 from onnx import GraphProto, TensorProto, helper
 
 from mari_onnx.engine.builder import Builder, Tensor
-from mari_onnx.engine.context import Context, constant, from_tensor, normal, rule
+from mari_onnx.engine.context import Context, constant, from_tensor, rule
 from mari_onnx.engine.rules.iteration import Body, is_empty
-from mari_onnx.engine.rules.structure import positions
 from mari_onnx.engine.series import follow, only, scalar
 from mari_onnx.engine.value import Decline, Leaf, Value
 from mari_onnx.engine.write import materialise
-from mari_onnx.model.dims import Dim, Size, static, symbols
+from mari_onnx.model.dims import Dim, Size, symbols
 
 ITERATION = numbers()
 
@@ -124,39 +123,6 @@ def _sequence(b: Builder, items: Value) -> Value:
     proto = helper.make_node("SplitToSequence", [tensor.name], [""], axis=0, keepdims=0)
     (out,) = b._append(proto, [tensor], [tensor.dtype], [None])
     return Value(None, Leaf(out, ()), items.dtype, items=items)
-
-
-def _items(ctx: Context) -> Value:
-    value = ctx.inputs[0]
-    if value is None or value.items is None:
-        raise Decline("the elements of the sequence are not known to have one shape")
-    return value.items
-
-
-@rule("ConcatFromSequence")
-def concat_from_sequence(ctx: Context) -> list[Value]:
-    """Elements of one shape behind each other: their number is the outer part of the axis."""
-    items = _items(ctx)
-    group, *rest = items.known
-    new = bool(ctx.attr("new_axis", 0))
-    at = normal(ctx.attr("axis"), len(rest) + new)
-    groups = [*rest[:at], group, *rest[at:]] if new else [*rest[:at], (*group, *rest[at]), *rest[at + 1 :]]
-    return [ctx.value(groups, items.body, items.dtype)]
-
-
-@rule("SequenceAt")
-def sequence_at(ctx: Context) -> list[Value]:
-    """[s_1, .., s_n][i] = s_i: an index on the axis along which a sequence is stacked. Refuses a computed i."""
-    items, place = _items(ctx), ctx.ints(1)
-    if place is None or (place[0] < 0 and not isinstance(items.shape[0], int)):
-        raise Decline("which element of the sequence is computed at run time")
-    return [positions(ctx, items, 0, [place[0] % static(items.shape[0]) if place[0] < 0 else place[0]], drop=True)]
-
-
-@rule("SequenceLength")
-def sequence_length(ctx: Context) -> list[Value]:
-    """The size of the axis along which a sequence is stacked."""
-    return [scalar(ctx.b, _items(ctx).shape[0])]
 
 
 __all__ = ["follow", "loop"]

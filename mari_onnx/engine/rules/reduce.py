@@ -125,10 +125,10 @@ def extremes(ctx: Context) -> list[Value]:
 
 def extreme(b: Builder, op: str, body: Body, k: frozenset[Axis]) -> Body:
     """Max, Min or Prod over axes, by parts."""
-    if op == "Prod" and any(k_ - axes_of(leaf) for leaf, k_ in _cells(body, k)):
-        raise Decline("a product over repeated elements")
     if isinstance(body, Cat):
         body = neat(b, body)
+    if op == "Prod" and any(k_ - axes_of(leaf) for leaf, k_ in _cells(body, k)):
+        raise Decline("a product over repeated elements")
     k = k & axes_of(body)
     if not k:
         return body

@@ -87,7 +87,8 @@ def range_(ctx: Context) -> list[Value]:
     start, stop, step = bounds
     if start is not None and stop is not None and step is not None and _dims(np.array([*bounds, None], dtype=object)):
         length = divide(stop - start, step)
-        if length is None or _sign(ctx, length, 0) != 1 or not all(ctx.b.computable(s) for s in (start, stop, step)):
+        low = None if length is None else _least(ctx.b.literal(length))
+        if length is None or low is None or low < 0 or not all(ctx.b.computable(s) for s in (start, stop, step)):
             raise Decline("the length of the range is not known")
         dtype = ctx.input(0).dtype
         scalars = [emit.reshape(ctx.b, ctx.b.size(s), ()) for s in (start, stop, step)]
@@ -200,17 +201,28 @@ def _divide(x: Size, y: Size) -> Size | None:
 
 
 def _sign(ctx: Context, x: Size, y: Size) -> int | None:
-    """The sign of x - y where every size gives the same one; sizes are at least 1."""
+    """The sign of x - y where every size gives the same one."""
     difference = ctx.b.literal(x) - ctx.b.literal(y)
     if isinstance(difference, int):
         return (difference > 0) - (difference < 0)
-    constant = difference.terms.get((), 0)
-    rest = [f for m, f in difference.terms.items() if m]
-    if all(f > 0 for f in rest) and sum(rest) + constant > 0:
+    low, high = _least(difference), _least(-difference)
+    if low is not None and low > 0:
         return 1
-    if all(f < 0 for f in rest) and sum(rest) + constant < 0:
-        return -1
-    return None
+    return -1 if high is not None and high > 0 else None
+
+
+def _least(size: Size) -> int | None:
+    """The smallest that a size can be. Inputs have at least 1 row; what the run tells (NonZero) may be 0."""
+    if isinstance(size, int):
+        return size
+    total = size.terms.get((), 0)
+    for symbols, factor in size.terms.items():
+        if not symbols:
+            continue
+        if factor < 0:
+            return None
+        total += 0 if any(name.startswith("?") for name in symbols) else factor
+    return total
 
 
 def _compare(ctx: Context, op: str, x: Size, y: Size) -> bool | None:

@@ -45,13 +45,18 @@ from mari_onnx.engine.value import (
     rename,
     within,
 )
-from mari_onnx.engine.weigh import ELEMENT, MASKED, SPREAD, element
+from mari_onnx.engine.weigh import COPY, ELEMENT, MASKED, NODE, SPREAD, element, volume
 from mari_onnx.engine.write import as_block, as_leaf, opened
 
 RANGE = 800.0
 """exp(-RANGE) is 0 in every floating-point type."""
 WIDTH = 16
 """The head width that is assumed where a softmax has to be weighed before its product with the values."""
+MASKED_ROWS = (
+    "a row that a finite number masks throughout spreads over all columns, and nothing shows that there is no such row"
+)
+ROWS = 5
+"""Nodes that a softmax of all rows at once, and the product after it, save."""
 MAX_PATTERNS = 4
 """Sets of rows that one softmax is taken apart into."""
 
@@ -121,7 +126,7 @@ def _whole_grid(b: Builder, grid: Cat, k: Axis, order: list[Axis]) -> Body | Non
     kinds = {axes_of(row) - {p.sub} for p, row in rows}
     if len(kinds) != 1 or len(rows) < 2 or (places is not None and any(isinstance(row, Leaf) for _, row in rows)):
         return None
-    if places is None:
+    if places is None or COPY * volume(axes_of(grid)) > ROWS * NODE:
         return None
     inner = Axis(len(places))
     parts = []
@@ -218,6 +223,8 @@ def _weightless(b: Builder, cat: Cat) -> tuple[Axis | None, list[Pattern]]:
     best = np.max(np.broadcast_arrays(*flat[1]), axis=0)
     with np.errstate(invalid="ignore"):
         dead = [np.isneginf(high) | (high < best - RANGE) for high in flat[0]]
+        if any(np.any((high < -RANGE) & ~off) for high, off in zip(flat[0], dead, strict=True)):
+            b.notes.append(MASKED_ROWS)
     if axis is None or not isinstance(axis.size, int):
         return None, [(tuple(bool(d.all()) for d in dead), [])]
     table = np.stack([np.broadcast_to(d, (axis.size,)) for d in dead])

@@ -28,6 +28,7 @@ from mari_onnx.engine.value import (
     depth,
     fresh,
     is_const,
+    rename,
 )
 from mari_onnx.engine.write import as_leaf
 from mari_onnx.model.dims import Dim, Size, divide, product
@@ -242,7 +243,7 @@ def concat(ctx: Context) -> list[Value]:
             value = replace(value, body=as_leaf(ctx.b, value.body, value.axes))
         subs.append(axis)
         flat.append(Value((*value.known[:at], (), *value.known[at + 1 :]), value.body, value.dtype))
-    bodies, groups = align(ctx.b, flat)
+    bodies, groups = align(ctx.b, _agreed(ctx, flat))
     new = Axis(product([sum(int(s) for s in sizes if isinstance(s, int))]))
     parts: list[Part] = []
     start = 0
@@ -258,6 +259,28 @@ def concat(ctx: Context) -> list[Value]:
     if is_const(cat) and all(isinstance(s, int) for g in out for s in (a.size for a in g)):
         return [ctx.value(out, as_leaf(ctx.b, cat, [a for g in out for a in g]), values[0].dtype)]
     return [ctx.value(out, cat, values[0].dtype)]
+
+
+def _agreed(ctx: Context, values: Sequence[Value]) -> list[Value]:
+    """The parts of a Concat, where a dimension that only the run can tell is what another part shows it to be.
+
+    A Concat runs only if its parts agree in all other dimensions, so its result may count on that.
+    """
+    out = list(values)
+    for d in range(values[0].rank):
+        known = [v.shape[d] for v in values if not _told_by_run(v.shape[d])]
+        size = known[0] if known else values[0].shape[d]
+        for k, v in enumerate(out):
+            group = v.known[d]
+            if len(group) == 1 and size != 1 and _told_by_run(group[0].size) and not ctx.b.same(group[0].size, size):
+                axis = Axis(size)
+                groups = (*v.known[:d], (axis,), *v.known[d + 1 :])
+                out[k] = Value(groups, rename(v.body, {group[0]: axis}), v.dtype)
+    return out
+
+
+def _told_by_run(size: Size) -> bool:
+    return isinstance(size, Dim) and any(symbol.startswith("?") for symbol in size.symbols)
 
 
 @rule("Slice")
@@ -418,20 +441,3 @@ def _apart(ctx: Context, x: Value, at: int, sizes: Sequence[int]) -> list[Value]
         return None
     groups = [(*x.known[:at], (new,) if new is not None else (), *x.known[at + 1 :]) for new in news]
     return [ctx.value(g, body, x.dtype) for g, body in zip(groups, bodies, strict=True)]
-
-
-@rule("SplitToSequence")
-def split_to_sequence(ctx: Context) -> list[Value | None]:
-    """Parts of equal length are the elements of the sequence, stacked along an axis of their own."""
-    x, sizes = ctx.input(0), ctx.ints(1) if ctx.has(1) else [1]
-    at = normal(ctx.attr("axis", 0), x.rank)
-    size = x.shape[at]
-    if sizes is None or not isinstance(size, int) or not ctx.attr("keepdims", 1):
-        raise Decline("a sequence of parts whose lengths are computed at run time")
-    if len(set(sizes)) > 1 or size % sizes[0]:
-        raise Decline("the elements of the sequence differ in length")
-    parts = regroup(ctx, x, [*x.shape[:at], size // sizes[0], sizes[0], *x.shape[at + 1 :]])
-    groups = [parts.known[at], *parts.known[:at], *parts.known[at + 1 :]]
-    (out,) = ctx.write_out()
-    assert out is not None
-    return [replace(out, items=ctx.value(groups, parts.body, x.dtype))]

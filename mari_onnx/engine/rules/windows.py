@@ -30,6 +30,7 @@ from mari_onnx.engine.weigh import ELEMENT, NODE, length, volume
 
 MAX_RUNS = 4
 """Pieces that one operator may become."""
+ACROSS = "windows reach over positions of both sides, and taken apart they would cost more than they save"
 PIECE = 3 * NODE
 """What one more piece costs: its node, a Slice, and a part in what is concatenated."""
 
@@ -158,8 +159,11 @@ def _windows(ctx: Context, kernel: Sequence[int], each: float) -> list[Value] | 
         # the other spatial axes keep about their length
         unit = each * volume(a for i in range(spatial) if i != d for a in value.known[i + 2])
         reads = [frozenset().union(*(kinds[q] for q in qs)) for qs in inside]
+        full = frozenset().union(*kinds)
         runs = _runs(reads, unit)
-        if len(runs) == 1 and runs[0].axes == frozenset().union(*kinds):
+        if any(kinds[q] != full for r in runs if r.axes == full for p in range(r.start, r.stop) for q in inside[p]):
+            ctx.b.notes.append(ACROSS)
+        if len(runs) == 1 and runs[0].axes == full:
             continue
         values = []
         for r in runs:
@@ -230,6 +234,7 @@ def cumsum(ctx: Context) -> Sequence[Value | None]:
         lead += 1
     small = frozenset().union(*kinds[:lead])
     if lead * ELEMENT * (volume(full) - volume(small)) <= 2 * PIECE:
+        ctx.b.notes.append("the leading positions, which vary less, are too few to be summed apart")
         return run(ctx, through)
     first = _piece(ctx, ctx.node, structure.positions(ctx, value, at, range(lead)), through)
     last = structure.positions(ctx, first, at, [lead - 1])

@@ -5,8 +5,9 @@
     Const: "no input", Shared: "the user alone: once a request", Item: "the candidate alone",
     Mixed: "user and candidate",
   };
-  // Visible nodes of both graphs together: at first, and at most by "open groups".
-  const AT_FIRST = 70, AT_MOST = 700, FEW_INPUTS = 8;
+  // Visible nodes of both graphs together: at first, and at most by "open groups"; and the ranks that their
+  // edges pass, by which the time of a layout goes.
+  const AT_FIRST = 70, AT_MOST = 700, MOST_RANKS = 4000, FEW_INPUTS = 8;
   const byId = (id) => document.getElementById(id);
 
   function make(tag, attributes = {}, ...children) {
@@ -59,45 +60,59 @@
       svg: section.querySelector("svg"), view: null };
   });
   const allItems = graphs.flatMap((graph) => graph.items);
+  // The groups around each item, outermost first.
+  for (const item of allItems) {
+    item.keys = item.path === null ? ["inputs"] : item.path.map((_, i) => keyOf(item.path.slice(0, i + 1)));
+  }
   const whole = Math.max(graphs[0].flops, 1);
 
   /** The visible stand-in of an item: itself, or the outermost folded group around it. */
   function standIn(item) {
-    if (item.path === null) return open.has("inputs") ? item.id : "inputs";
-    for (let i = 1; i <= item.path.length; i++) {
-      const key = keyOf(item.path.slice(0, i));
-      if (!open.has(key)) return key;
-    }
-    return item.id;
+    return item.keys.find((key) => !open.has(key)) ?? item.id;
   }
-  function visible() {
-    let count = 0;
-    for (const graph of graphs) count += new Set(graph.items.map(standIn)).size;
-    return count;
+  /** Whether more than `most` nodes would be visible, or more edges than are laid out in a moment. */
+  function tooMany(most) {
+    let count = 0, ranks = 0;
+    for (const graph of graphs) {
+      const rank = new Map(), edges = new Map();
+      for (const item of graph.items) {
+        const to = standIn(item);
+        let at = rank.get(to) ?? 0;
+        for (const input of item.inputs) {
+          const maker = graph.maker.get(input), from = maker && standIn(maker);
+          if (!from || from === to) continue;
+          at = Math.max(at, (rank.get(from) ?? 0) + 1);
+          edges.set(`${from} ${to}`, [from, to]);
+        }
+        rank.set(to, at);
+      }
+      count += rank.size;
+      for (const [from, to] of edges.values()) ranks += Math.abs(rank.get(to) - rank.get(from));
+    }
+    return count > most || ranks > MOST_RANKS;
   }
   /** Opens groups from the outside in, costly ones first, while no more than `most` are visible. */
   function openUpTo(most) {
     const flops = new Map();
     for (const item of allItems) {
-      for (let i = 1; i <= (item.path?.length ?? 0); i++) {
-        const key = keyOf(item.path.slice(0, i));
-        flops.set(key, (flops.get(key) ?? 0) + item.flops);
-      }
+      for (const key of item.keys) flops.set(key, (flops.get(key) ?? 0) + item.flops);
     }
     const many = graphs[0].items.filter((item) => item.type === "input").length > FEW_INPUTS;
     const order = [...groups.values()].filter((group) => group.key !== "g" && !(many && group.key === "inputs"));
     const depth = (group) => group.path?.length ?? 0;
     order.sort((a, b) => depth(a) - depth(b) || (flops.get(b.key) ?? 0) - (flops.get(a.key) ?? 0));
+    let failed = 0; // in a row: where ten do not fit, others will hardly
     for (const group of order) {
       const parent = group.path ? keyOf(group.path.slice(0, -1)) : "g";
       if (open.has(group.key) || !open.has(parent)) continue;
       open.add(group.key);
-      if (visible() > most) open.delete(group.key);
+      failed = tooMany(most) ? failed + 1 : 0;
+      if (failed) open.delete(group.key);
+      if (failed === 10) break;
     }
   }
   function reveal(item) {
-    if (item.path === null) { open.add("inputs"); return; }
-    for (let i = 1; i <= item.path.length; i++) open.add(keyOf(item.path.slice(0, i)));
+    for (const key of item.keys) open.add(key);
   }
   function close(key) {
     for (const one of [...open]) if (one === key || (key !== "g" && one.startsWith(key + "."))) open.delete(one);
@@ -125,7 +140,7 @@
       const folded = groups.has(id);
       const flops = list.reduce((sum, item) => sum + item.flops, 0);
       const scale = 0.85 + 1.9 * Math.sqrt(Math.min(flops / whole, 1));
-      const size = folded ? [128, 44] : list[0].type === "node" ? [104, 34] : [112, 24];
+      const size = folded ? [142, 44] : list[0].type === "node" ? [104, 34] : [112, 24];
       layout.setNode(id, { width: size[0] * scale, height: size[1] * scale, scale, list, folded, flops });
       const path = folded ? groups.get(id).path : list[0].path;
       if (!path) continue;
@@ -447,7 +462,7 @@
   // ---- the page around it
   byId("title").textContent = data.title;
   document.title = `mari-onnx: ${data.title.split(/[\\/]/).pop()}`;
-  byId("summary").textContent = data.after ? data.summary : `nothing to lift: ${data.reason ?? "see the reasons"}`;
+  byId("summary").textContent = data.summary;
   const residual = data.residual;
   byId("notes").textContent = [
     ...data.incidents.map((text) => `taken back: ${text}`),

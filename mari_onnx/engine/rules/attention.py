@@ -1,0 +1,284 @@
+"""Attention of opset 23 on, as the operators that its definition names.
+
+    Y = P V,  P = softmax(cap(s Q Kᵀ) masked),  Y = 0 where all keys of a query are masked
+
+Heads are an axis ([B, T, H D] is [B, H, T, D]); a head of K and V that several heads of Q share is one that broadcasts;
+a cache is `[past | K]`; a causal mask is j <= i + past; a boolean mask is Where(mask, scores, -inf), another one a sum.
+From there on it is the grid of scores, the masked blocks and the softmax by blocks of the other rules.
+
+That pays where Q, K, V, the cache or the mask vary differently: the user's history under the candidate's query, tokens
+`[user | item]` of which the user's do not see the item's, or many of the user's. Where all vary alike, or little is
+saved, the operator stays whole, over the batch: a runtime computes it in one go.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from mari_onnx.engine.bounds import span
+from mari_onnx.engine.context import Context, constant, from_array, rule
+from mari_onnx.engine.rules.mapped import Through, run
+from mari_onnx.engine.value import Body, Cat, Decline, Leaf, Value, axes_of
+from mari_onnx.engine.weigh import ELEMENT, MASKED, SPREAD, element
+from mari_onnx.model.dims import Size, product
+
+FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
+Q, K, V, MASK, PAST_K, PAST_V, VALID = range(7)
+"""The inputs."""
+
+
+@rule("Attention")
+def attention(ctx: Context) -> list[Value | None]:
+    """softmax(s Q Kᵀ + mask) V in its parts where its inputs vary differently and it pays, else whole over the batch.
+
+    Refuses, where they do: scores as an output, lengths of the keys as an input, windows, a mask that is not known to
+    be as long as the keys, heads or widths that are not known, a causal mask behind a cache of dynamic length or on top
+    of a mask that is one for all queries.
+    """
+    if ctx.visit is None or not _gains(ctx):
+        return _whole(ctx)
+    b = ctx.b
+    origin, label = b.origin, b.label
+    try:
+        found = _parts(ctx)
+    finally:
+        b.origin, b.label = origin, label
+    return found or _whole(ctx)
+
+
+# ---- the operator itself -------------------------------------------------------------------------------------------
+
+
+def _whole(ctx: Context) -> list[Value | None]:
+    """Over the batch; a mask has it where it has four dimensions, and not one row for all."""
+    batch = [0 if i != MASK or _has_batch(ctx) else None for i in range(len(ctx.inputs))]
+    return run(ctx, [Through(tuple(batch), (0,) * len(ctx.node.output))])
+
+
+def _has_batch(ctx: Context) -> bool:
+    mask = ctx.inputs[MASK]
+    return mask is not None and mask.groups is not None and mask.rank == 4 and mask.shape[0] != 1
+
+
+def _gains(ctx: Context) -> bool:
+    """Whether inputs, or the parts of one, have the batch or parts of it while others lack it. A mask that lacks it
+    alone saves nothing."""
+    kinds = {s for i in (Q, K, V, PAST_K, PAST_V) if ctx.has(i) for s in _batches(ctx.input(i))}
+    masks = _batches(ctx.input(MASK)) if ctx.has(MASK) and _has_batch(ctx) else set()
+    return len(kinds) > 1 or not masks <= kinds | {1}
+
+
+def _batches(value: Value) -> set[Size | None]:
+    """How much of the batch the parts of a Value have: the size of it along which they vary; None for parts of it."""
+    group = frozenset(value.known[0])
+
+    def of(body: Body) -> set[Size | None]:
+        if isinstance(body, Leaf):
+            return {product(a.size for a in group if a in body.axes)}
+        if not isinstance(body, Cat) or body.axis in group:
+            return {None}
+        return {s for p in body.parts for s in of(p.body)}
+
+    return of(value.body)
+
+
+# ---- its parts -----------------------------------------------------------------------------------------------------
+
+
+class _Steps:
+    """Writes nodes by the rules of their operators, under the name of the source node."""
+
+    def __init__(self, ctx: Context):
+        self.ctx, self._count = ctx, 0
+        self.env: dict[str, Value] = {}
+        self._base = next(o for o in ctx.node.output if o)
+
+    def __call__(self, op: str, *inputs: Value, **attrs: object) -> Value:
+        names = []
+        for value in inputs:
+            names.append(self._name("in"))
+            self.env[names[-1]] = value
+        out = self._name(op)
+        node = helper.make_node(op, names, [out], name=self.ctx.node.name or self._base, **attrs)
+        assert self.ctx.visit is not None
+        self.ctx.visit(node, self.env)
+        return self.env[out]
+
+    def const(self, array: object, dtype: int = TensorProto.INT64) -> Value:
+        return from_array(self.ctx.b, np.asarray(array), dtype)
+
+    def ints(self, *values: int) -> Value:
+        return self.const(list(values))
+
+    def _name(self, what: str) -> str:
+        self._count += 1
+        return f"{self._base}/{what}_{self._count}"
+
+
+def _parts(ctx: Context) -> list[Value | None] | None:
+    """The outputs; None where the parts do not pay."""
+    step = _Steps(ctx)
+    dtype = ctx.input(Q).dtype
+    outputs = list(ctx.node.output) + [""] * (4 - len(ctx.node.output))
+    if dtype not in FLOATS or any(ctx.input(i).dtype != dtype for i in (K, V)):
+        raise Decline("types that are mixed")
+    if outputs[3] or ctx.has(VALID) or ctx.has(PAST_K) != ctx.has(PAST_V):
+        raise Decline("scores as an output, or lengths of the keys")
+    if max(ctx.attr("left_window_size", -1), ctx.attr("right_window_size", -1)) >= 0:
+        raise Decline("a window over the keys")
+    flat = ctx.input(Q).rank == 3
+    q, k, v = _heads(ctx, step)
+    past: Size = 0
+    if ctx.has(PAST_K):
+        past = ctx.input(PAST_K).shape[2]
+        k, v = (step("Concat", ctx.input(i), x, axis=2) for i, x in ((PAST_K, k), (PAST_V, v)))
+    present, parts = (k, v), (q, k, v)
+    heads, groups, width, keys = q.shape[1], k.shape[1], q.shape[3], k.shape[2]
+    if not (isinstance(heads, int) and isinstance(groups, int) and isinstance(width, int)):
+        raise Decline("heads or widths that are not known")
+    if v.shape[1] != groups or heads % groups:
+        raise Decline("heads that do not fit each other")
+    if heads != groups:
+        # [B, G, H / G, T, D]: the heads that share one of K and V are neighbours
+        q = step("Reshape", q, step.ints(0, groups, heads // groups, -1, width))
+        k, v = (step("Unsqueeze", x, step.ints(2)) for x in (k, v))
+    turned = step("Transpose", k, perm=[*range(k.rank - 2), k.rank - 1, k.rank - 2])
+    scores = step("MatMul", *_scaled(ctx, step, q, turned, width))
+    if heads != groups:
+        scores = _shaped(step, scores, heads)
+    cap = ctx.attr("softcap", 0.0)
+    if cap > 0:
+        scores = step("Mul", step("Tanh", step("Div", scores, step.const(cap, dtype))), step.const(cap, dtype))
+    scores, dead = _masked(ctx, step, scores, keys, past)
+    precision = ctx.attr("softmax_precision", 0) or dtype
+    if precision != dtype:
+        scores = step("Cast", scores, to=precision)
+    weights = step("Softmax", scores, axis=-1)
+    if precision != dtype:
+        weights = step("Cast", weights, to=dtype)
+    if heads != groups:
+        weights = _shaped(step, weights, groups, heads // groups)
+    y = step("MatMul", weights, v)
+    if heads != groups:
+        y = _shaped(step, y, heads)
+    if dead is not None:
+        y = step("Where", dead, step.const(0.0, dtype), y)
+    if not _pays(*parts, y, MASKED if ctx.has(MASK) else element("Softmax")):
+        return None
+    if flat:
+        y = step("Reshape", step("Transpose", y, perm=[0, 2, 1, 3]), step.ints(0, 0, -1))
+    found = [y, *present, None]
+    return [value if name else None for name, value in zip(ctx.node.output, found, strict=False)]
+
+
+def _pays(q: Value, k: Value, v: Value, y: Value, each: float) -> bool:
+    """Whether the parts are cheaper than the operator on written-out inputs.
+
+    They are where an operand lacks the batch, or rows of the result do. Otherwise the operator copies K and V for each
+    candidate and the parts the scores, but for rows of the user's that take their softmax by blocks.
+    """
+    rows, columns = _batches(q), _batches(k) | _batches(v)
+    if len(_batches(y)) > 1 or (len(rows) == len(columns) == 1 and rows != columns):
+        return True
+    queries, keys, width = q.shape[2], k.shape[2], q.shape[3]
+    if not (isinstance(queries, int) and isinstance(keys, int) and isinstance(width, int)):
+        return True
+    rest = keys - _without(k)
+    blocks = max(0.0, (each + ELEMENT / 2) * keys - SPREAD * (2 * width + rest))
+    return _without(q) * blocks + 2 * keys * width * ELEMENT > queries * keys * ELEMENT
+
+
+def _without(value: Value) -> int:
+    """Positions along axis 2 of parts that do not have all of the batch."""
+    body, group = value.body, frozenset(value.known[0])
+    if not isinstance(body, Cat) or (body.axis,) != value.known[2]:
+        return 0
+    return sum(len(p.at) for p in body.parts if not group <= axes_of(p.body))
+
+
+def _heads(ctx: Context, step: _Steps) -> list[Value]:
+    """Q, K and V as [B, H, T, D]."""
+    found = []
+    for i, name in ((Q, "q_num_heads"), (K, "kv_num_heads"), (V, "kv_num_heads")):
+        value = ctx.input(i)
+        if value.rank == 3:
+            heads, width = ctx.attr(name, 0), value.shape[2]
+            if not heads or not isinstance(width, int) or width % heads:
+                raise Decline("heads that are not known")
+            value = step("Reshape", value, step.ints(0, 0, heads, width // heads))
+            value = step("Transpose", value, perm=[0, 2, 1, 3])
+        found.append(value)
+    if {v.rank for v in found} != {4}:
+        raise Decline("inputs of three and four dimensions")
+    return found
+
+
+def _shaped(step: _Steps, x: Value, *heads: int) -> Value:
+    """[B, .., T, D] with other axes of heads between."""
+    last = step("Shape", x, start=x.rank - 2)
+    return step("Reshape", x, step("Concat", step.ints(0, *heads), last, axis=0))
+
+
+def _scaled(ctx: Context, step: _Steps, q: Value, turned: Value, width: int) -> tuple[Value, Value]:
+    """The operands of the scores: s on both sides by halves, as narrow types overflow otherwise."""
+    scale = ctx.attr("scale")
+    scale = 1 / math.sqrt(width) if scale is None else scale
+    if scale < 0:
+        raise Decline("a negative scale")
+    if q.dtype in (TensorProto.FLOAT, TensorProto.DOUBLE):
+        return (step("Mul", q, step.const(scale, q.dtype)) if scale != 1 else q), turned
+    half = step.const(math.sqrt(scale), q.dtype)
+    return step("Mul", q, half), step("Mul", turned, half)
+
+
+# ---- masks ---------------------------------------------------------------------------------------------------------
+
+
+def _masked(ctx: Context, step: _Steps, scores: Value, keys: Size, past: Size) -> tuple[Value, Value | None]:
+    """The scores with -inf where a key is masked, and which queries see no key; None where each sees one."""
+    b, dtype = ctx.b, scores.dtype
+    low = step.const(-np.inf, dtype)
+    causal = _causal(step, scores, past) if ctx.attr("is_causal", 0) else None
+    if not ctx.has(MASK):
+        # the first key is seen by all
+        return (scores if causal is None else step("Where", causal, scores, low)), None
+    mask = ctx.input(MASK)
+    if not 2 <= mask.rank <= 4 or not b.same(mask.shape[-1], keys):
+        raise Decline("a mask that is not known to be as long as the keys")
+    if causal is not None and not b.same(mask.shape[-2], scores.shape[-2]):
+        raise Decline("a causal mask on top of a mask that is one for all queries")  # evaluators differ
+    if mask.dtype == TensorProto.BOOL:
+        if causal is not None:
+            mask = step("And", mask, causal)
+        scores = step("Where", mask, scores, low)
+        bias = step("Where", mask, step.const(0.0, dtype), low)
+    elif mask.dtype != dtype:
+        raise Decline("a mask of another type")
+    else:
+        scores, bias = step("Add", scores, mask), mask
+        if causal is not None:
+            scores, bias = step("Where", causal, scores, low), step("Where", causal, bias, low)
+    top = step("ReduceMax", bias, step.ints(-1), keepdims=1)
+    known = constant(b, top)
+    if known is not None and not np.isneginf(known.astype(np.float64)).any():
+        return scores, None
+    if isinstance(top.body, Leaf) and np.all(span(b, top.body.tensor)[0] > -np.inf):
+        return scores, None
+    return scores, step("Equal", top, low)
+
+
+def _causal(step: _Steps, scores: Value, past: Size) -> Value:
+    """j <= i + past, [queries, keys]."""
+    zero, one = step.const(0), step.const(1)
+    size = [step("Squeeze", step("Shape", scores, start=2 + d, end=3 + d)) for d in (0, 1)]
+    i, j = (step("Range", zero, s, one) for s in size)
+    if past != 0:
+        if not isinstance(past, int):
+            raise Decline("a causal mask behind a cache of dynamic length")
+        i = step("Add", i, step.const(past))
+    return step("LessOrEqual", j, step("Unsqueeze", i, step.ints(1)))
+
+

@@ -1,0 +1,121 @@
+"""Which dimension of which input is the candidates', and which are free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from mari_onnx.model.signature import Input, Signature
+    from mari_onnx.sides import Sides
+
+
+class Layout:
+    """Which dimension of which input is N, and which are free.
+
+    Attributes:
+        axis: the candidate axis; 1 where nothing is tagged and the graph has the `[R, N, ...]`
+            layout.
+        fixed_n: the only N that the graph takes, or None.
+    """
+
+    def __init__(self, signature: Signature, sides: Sides):
+        self.signature = signature
+        self.sides = sides
+        self.axis = sides.candidate_axis
+        self._candidates: set[str] = set()
+        untagged = [i for i in signature.inputs if not self.tagged(i.name)]
+        if len(untagged) == len(signature.inputs):
+            self._untagged_axis()
+        else:
+            at = [
+                i.shape[self.axis]
+                for i in signature.inputs
+                if self.tagged(i.name) and len(i.shape) > self.axis
+            ]
+            self._candidates = {d for d in at if isinstance(d, str)}
+        self.fixed_n = self._fixed()
+        self.free = self._free_symbols()
+
+    def tagged(self, name: str) -> bool:
+        return name in self.sides.inputs or name in self.sides.columns
+
+    def is_user(self, name: str) -> bool:
+        return self.sides.side(name) == "user"
+
+    def of_user(self, name: str) -> bool:
+        """Whether an input has no candidates: tagged so, or without a side and without N."""
+        if self.tagged(name):
+            return self.is_user(name)
+        shape = next(i.shape for i in self.signature.inputs if i.name == name)
+        named = any(d in self._candidates for d in shape) or (len(shape) > self.axis and shape[self.axis] is None)
+        return bool(shape) and self.fixed_n is None and not named
+
+    def shape(self, each: Input, n: int, free: Mapping[str, int]) -> tuple[int, ...]:
+        """The concrete shape of an input for N = n; user inputs have one row."""
+        found = []
+        for index, dim in enumerate(each.shape):
+            if index == self.axis and self.tagged(each.name):
+                found.append(1 if self.is_user(each.name) else n)
+            elif isinstance(dim, int):
+                found.append(dim)
+            elif dim in self._candidates or (dim is None and index == self.axis):
+                found.append(n)
+            else:
+                found.append(free[_symbol(each, index)])
+        return tuple(found)
+
+    def candidates_of(self, each: Input, array: np.ndarray) -> int | None:
+        """The N that an untagged input has, by the names of its dimensions."""
+        places = [p for p, dim in enumerate(each.shape) if dim in self._candidates]
+        return int(array.shape[places[0]]) if places else None
+
+    def _untagged_axis(self) -> None:
+        inputs, outputs = self.signature.inputs, self.signature.outputs
+        first = {i.shape[0] for i in inputs if i.shape and isinstance(i.shape[0], str)}
+        second = [i.shape[1] for i in inputs if len(i.shape) > 1 and isinstance(i.shape[1], str)]
+        of_outputs = {o.shape[1] for o in outputs if len(o.shape) > 1}
+        both = [s for s in second if s in of_outputs and s not in first]
+        if (
+            not both
+        ):  # outputs may call it otherwise; a history's length is on one input, N mostly on several
+            both = [s for s in second if s not in first and second.count(s) > 1]
+        if both:
+            self.axis, self._candidates = 1, {str(both[0])}
+        elif self.axis == 0:
+            self._candidates = {str(s) for s in first}
+
+    def _fixed(self) -> int | None:
+        literal = [
+            i.shape[self.axis]
+            for i in self.signature.inputs
+            if len(i.shape) > self.axis and (self.tagged(i.name) or len(i.shape) > 1)
+        ]
+        numbers = [d for d in literal if isinstance(d, int)]
+        tagged = [
+            i.shape[self.axis]
+            for i in self.signature.inputs
+            if self.tagged(i.name) and not self.is_user(i.name) and len(i.shape) > self.axis
+        ]
+        own = [d for d in tagged if isinstance(d, int)]
+        if own:
+            return int(own[0])
+        if any(not isinstance(d, int) for d in literal):
+            return None
+        return int(max(numbers)) if numbers else None
+
+    def _free_symbols(self) -> list[str]:
+        found: dict[str, None] = {}
+        for each in self.signature.inputs:
+            for index, dim in enumerate(each.shape):
+                at_axis = index == self.axis and (self.tagged(each.name) or dim is None)
+                if not isinstance(dim, int) and dim not in self._candidates and not at_axis:
+                    found[_symbol(each, index)] = None
+        return list(found)
+
+
+def _symbol(each: Input, index: int) -> str:
+    dim = each.shape[index]
+    return str(dim) if dim is not None else f"{each.name}:{index}"

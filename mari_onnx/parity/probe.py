@@ -1,0 +1,168 @@
+"""Which input element moves which element of an inner tensor, by how much and from which offset.
+
+The part of the graph between the inputs and the tensors is cut out and run on a few probes of zeros and ones. So Cast,
+Slice, Split, Concat, Add, Mod, Reshape, GatherND and whatever else lies between need no rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mari_onnx.errors import MariError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from mari_onnx.parity.layout import Layout
+
+# Larger than any table, exact in float32, and odd.
+_BIG = 16_000_001
+_OUTPUT = "mari_onnx.ids/"
+_WHAT = "the part of the model that computes ids"
+
+
+class Probe:
+    """Answers of the cut-out part on probes; `names` are the tensors that depend on an input.
+
+    Attributes:
+        zeros, ones: the tensors with all input elements 0, and all 1.
+        origin: for each element of a tensor, 1 + the number of the input element that moves it; 0 where none does.
+        big, bigger: with all input elements very large; empty where the part refuses that.
+        total: input elements in all.
+
+    Raises:
+        MariError: the part does not run.
+    """
+
+    def __init__(self, model: onnx.ModelProto, layout: Layout, tensors: Sequence[str], length: int):
+        from mari_onnx.runtime import session
+
+        cut, found = _cut(model, tensors)
+        self.names = [t for t in dict.fromkeys(tensors) if t in found]
+        used = {i.name for i in cut.graph.input}
+        self._layout = layout
+        self._inputs = [i for i in layout.signature.inputs if i.name in used]
+        self._numbers = [i for i in self._inputs if i.dtype.kind in "iuf"]
+        if not self._numbers:
+            self.names = []
+        if not self.names:
+            return
+        n = layout.fixed_n or 2
+        free = dict.fromkeys(layout.free, length)
+        self._shapes = {}
+        for each in self._inputs:
+            shape = list(layout.shape(each, n, free))
+            if layout.is_user(each.name) and each.shape[layout.axis] != 1:
+                shape[layout.axis] = n
+            self._shapes[each.name] = tuple(shape)
+        self.total = sum(int(np.prod(self._shapes[i.name])) for i in self._numbers)
+        self._session = session(cut, optimize=False, what=_WHAT)
+        self.zeros, self.ones = self._answer(np.zeros(self.total)), self._answer(np.ones(self.total))
+        codes = np.arange(1, self.total + 1)
+        self.origin = {name: np.zeros(v.shape, np.int64) for name, v in self.zeros.items()}
+        for bit in range(int(self.total).bit_length()):
+            moved = self._answer((codes >> bit) & 1)
+            for name in self.names:
+                self.origin[name] |= (moved[name] != self.zeros[name]).astype(np.int64) << bit
+        self.big: dict[str, np.ndarray] = {}
+        self.bigger: dict[str, np.ndarray] = {}
+        try:
+            self.big, self.bigger = (self._answer(np.full(self.total, _BIG + k)) for k in (0, 1))
+        except MariError:
+            self.big = self.bigger = {}
+
+    def moved(self, name: str) -> np.ndarray:
+        """Which elements of a tensor one input element moves."""
+        at = self.origin[name]
+        return (at > 0) & (at <= self.total) & (self.ones[name] != self.zeros[name])
+
+    def by_input(self, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """One number an input element, as arrays of the inputs' shapes."""
+        start = 0
+        for each in self._numbers:
+            size = int(np.prod(self._shapes[each.name]))
+            yield each.name, values[start : start + size].reshape(self._shapes[each.name])
+            start += size
+
+    def folded(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """One number where all elements agree, else one along each axis of fixed length; the least that is not 0."""
+        each = next(i for i in self._numbers if i.name == name)
+        axis = self._layout.axis if self._layout.tagged(name) else None
+        for index, dim in enumerate(each.shape):
+            if not isinstance(dim, int) or index == axis:
+                most = np.where(rows > 0, rows, np.iinfo(np.int64).max).min(axis=index, keepdims=True)
+                rows = np.where(rows.any(axis=index, keepdims=True), most, 0)
+        return rows.reshape(-1)[:1].reshape(()) if (rows == rows.reshape(-1)[0]).all() else rows
+
+    def _answer(self, elements: np.ndarray) -> dict[str, np.ndarray]:
+        from mari_onnx.runtime import run
+
+        feed, start = {}, 0
+        for each in self._inputs:
+            shape = self._shapes[each.name]
+            if each.dtype.kind in "iuf":
+                size = int(np.prod(shape))
+                feed[each.name] = elements[start : start + size].reshape(shape).astype(each.dtype)
+                start += size
+            else:
+                feed[each.name] = np.zeros(shape, each.dtype)
+        found = run(self._session, feed, _WHAT, [_OUTPUT + name for name in self.names])
+        return {k: np.asarray(v).astype(np.int64) for k, v in zip(self.names, found, strict=True)}
+
+
+def _cut(model: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnx.ModelProto, set[str]]:
+    """The part of the model that computes `tensors` from inputs, and those of them that depend on
+    an input."""
+    import onnx
+
+    from mari_onnx.model import tensors as tensors_
+
+    graph = model.graph
+    producer = {o: n for n in graph.node for o in n.output if o}
+    weights = {t.name: t for t in graph.initializer}
+    inputs = {i.name: i for i in graph.input if i.name not in weights}
+    fed: set[str] = set()  # tensors that depend on an input
+    for name in inputs:
+        fed.add(name)
+    for node in graph.node:
+        if any(t in fed for t in reads(node)):
+            fed.update(node.output)
+    wanted = {t for t in tensors if t in fed}
+    needed, stack = set(), list(wanted)
+    while stack:
+        name = stack.pop()
+        if name in needed:
+            continue
+        needed.add(name)
+        if name in producer:
+            stack.extend(reads(producer[name]))
+    cut = onnx.ModelProto(ir_version=model.ir_version)
+    cut.opset_import.extend(model.opset_import)
+    cut.functions.extend(model.functions)
+    cut.graph.name = "ids"
+    cut.graph.node.extend(n for n in graph.node if any(o in needed for o in n.output))
+    cut.graph.input.extend(v for k, v in inputs.items() if k in needed)
+    for name in needed & weights.keys():
+        tensor = cut.graph.initializer.add()
+        tensor.CopyFrom(weights[name])
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensors_.inline(tensor)
+    for name in wanted:
+        # An input may itself be the index: an output must be written by a node.
+        cut.graph.node.append(onnx.helper.make_node("Identity", [name], [_OUTPUT + name]))
+        cut.graph.output.append(onnx.ValueInfoProto(name=_OUTPUT + name))
+    return cut, wanted
+
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """All tensors that a node reads, in its bodies too."""
+    yield from (t for t in node.input if t)
+    for attribute in node.attribute:
+        for body in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
+            own = {i.name for i in body.input} | {t.name for t in body.initializer}
+            for each in body.node:
+                yield from (t for t in reads(each) if t not in own)
+                own.update(each.output)

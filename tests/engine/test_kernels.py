@@ -1,0 +1,93 @@
+"""What the CPU's kernels are slow at, written another way: the same numbers, and where it is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mari_onnx.engine import Options, kernels, rewrite
+from tests.engine.graphs import Draw, Graph, check, shapes, starts, tensor
+from tests.engine.test_norm import attentions
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small() -> Iterator[None]:
+    """No tensor is too small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "SMALL", 0)
+        yield
+
+
+@st.composite
+def layers(draw: Draw) -> Graph:
+    g = draw(starts())
+    shape = shapes(draw, low=3)
+    width = draw(st.integers(2, 5))
+    x = g.MatMul(tensor(draw, g, (*shape, 3), depth=2), g.weight(3, width))
+    x = g.Add(x, g.weight(width))
+    x = getattr(g, draw(st.sampled_from(("Relu", "Tanh", "Identity", "Neg"))))(x)
+    if draw(st.booleans()):
+        x = g.Transpose(x, perm=draw(st.permutations(range(len(shape) + 1))))
+    if draw(st.booleans()):
+        x = g.Softmax(x, axis=len(shape))
+    return g.output(x, *([g.Relu(x)] if draw(st.booleans()) else []))
+
+
+@given(layers())
+def test_layers_are_the_same(g: Graph) -> None:
+    check(g)
+
+
+@given(attentions())
+def test_attention_is_the_same(g: Graph) -> None:
+    check(g, tolerance=1e-8)
+
+
+def _ops(g: Graph, **options: str) -> list[str]:
+    check(g)
+    return [node.op_type for node in rewrite(g.model(), g.sides, Options(**options)).model.graph.node]  # type: ignore[arg-type]
+
+
+def _mixed(g: Graph, *shape: int) -> str:
+    """Rows that differ, beside a lifted product that makes the rewrite worth it."""
+    return g.Add(g.MatMul(g.user(*shape), g.weight(shape[-1], shape[-1])), g.item(*shape))
+
+
+@pytest.mark.parametrize("width", [5, 16])
+def test_softmax_is_not_in_place_where_rows_are_no_vectors(width: int) -> None:
+    g = Graph(18)
+    assert _ops(g.output(g.Softmax(_mixed(g, 3, width), axis=-1))).count("Reshape") == (2 if width == 5 else 0)
+
+
+@pytest.mark.parametrize(("perm", "reshapes"), [((0, 2, 1, 3), 2), ((0, 1, 3, 2), 0), ((0, 2, 3, 1), 0)])
+def test_neighbours_change_places_inwards(perm: tuple[int, ...], reshapes: int) -> None:
+    g = Graph(18)
+    ops = _ops(g.output(g.Transpose(_mixed(g, 4, 2, 3), perm=list(perm))))
+    assert ops.count("Reshape") == reshapes
+    assert ops.count("Transpose") == 1
+
+
+def test_a_bias_of_many_rows_is_a_gemms() -> None:
+    g = Graph(18)
+    hidden = g.Relu(g.Add(g.MatMul(_mixed(g, 4, 3), g.weight(3, 5)), g.weight(5)))
+    ops = _ops(g.output(hidden))
+    assert ops[ops.index("Gemm") + 1] == "Relu"
+
+
+def test_a_normalized_sum_is_a_sum() -> None:
+    g = Graph(18)
+    x = g.Relu(_mixed(g, 4, 3))
+    g.output(g.LayerNormalization(g.Add(x, g.Tanh(x)), g.weight(3), g.weight(3)))
+    assert "Sum" in _ops(g)
+    assert "Sum" not in _ops(g, target="cuda")
+
+
+def test_heads_that_a_product_takes_as_they_are_stay() -> None:
+    """onnxruntime computes a product on rows that are not the first axis without a Transpose."""
+    g = Graph(18)
+    heads = g.Transpose(_mixed(g, 2, 3), perm=[1, 0, 2])
+    assert "Reshape" not in _ops(g.output(g.MatMul(heads, g.const(np.ones((2, 3, 4))))))
