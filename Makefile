@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest fuzz models interop bench bench-gpu audit pins wheel clean
+.PHONY: help demo test lint types pytest fuzz limits kills models interop bench bench-gpu audit pins wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -41,6 +41,12 @@ interop: $(STAMPS)/interop ## export, optimize, check and measure public models;
 fuzz: $(STAMPS)/test ## random graphs for as long as you like: make fuzz ARGS='--examples 20000'
 	$(BIN)/python -m tests.fuzz.run $(ARGS)
 
+limits: $(STAMPS)/test ## time and memory of graphs as large, wide and deep as they get; docs/reliability.md
+	$(BIN)/python -m benchmarks.limits $(ARGS)
+
+kills: $(STAMPS)/test ## 200 runs ended, 200 killed, 200 writers killed, each at a random moment
+	MARI_ONNX_KILLS=200 $(BIN)/python -m pytest -q -s tests/test_cli.py tests/test_files.py -k "run_that_is or a_kill_leaves"
+
 bench: $(STAMPS)/test $(STAMPS)/models ## every benchmark with its targets, under ten minutes; docs/benchmarks.md
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -58,8 +64,11 @@ pins: $(BIN)/python ## what CI installs, anew: requirements-ci.txt (takes minute
 		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-annotate \
 		$(foreach extra,$(EXTRAS),--extra $(extra)) -o requirements-ci.txt setup.cfg
 
-wheel: $(STAMPS)/test ## the released wheel, in dist/
-	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --wheel
+# Of what is committed alone, with times and permissions that do not depend on this machine.
+wheel: $(STAMPS)/test ## the released wheel, in dist/; the same bytes from the same commit
+	rm -rf build/wheel && mkdir -p build/wheel
+	umask 022 && git archive HEAD | tar -x --no-same-permissions -C build/wheel && \
+		SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --wheel --outdir dist build/wheel
 
 clean: ## remove the environment and whatever was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -281,6 +281,8 @@ def _translated(error: Exception, what: str, did: str) -> Exception:
         hint = "feed it with the shape it declares (a user input of an optimized model has one row)"
     elif "Could not find an implementation" in text or "NOT_IMPLEMENTED" in str(error):
         hint = "there is no kernel for that operator and type here: try another provider or version"
+    elif "is not a registered function/op" in text:
+        hint = "no library of custom operators is loaded; `optimize --no-check` does without running the model"
     elif "indices element out of data bounds" in text:
         hint = "an id lies outside the table it indexes: check the ids in the requests"
     elif "Unsupported model IR version" in text or "opset" in text.lower():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -46,3 +47,29 @@ def test_exit_codes_of_the_command_line_are_documented():
     text = (CATALOGUE.parent / "cli.md").read_text()
     for code in sorted({each.exit_code for each in all_errors().values()} | {0, 70, 130}):
         assert re.search(rf"^\| {code} \|", text, re.MULTILINE), code
+
+
+def raised() -> list[tuple[str, ast.Call]]:
+    """Every place in the package that makes one of the errors."""
+    found = []
+    for path in sorted((CATALOGUE.parents[1] / "mari_onnx").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in all_errors():
+                found.append((f"{path.name}:{node.lineno}", node))
+    return found
+
+
+def test_every_error_of_the_catalogue_is_raised_somewhere():
+    made = {node.func.id for _, node in raised()}
+    bases = {"MariError"}
+    assert made >= set(all_errors()) - bases, "listed, but nothing raises it"
+
+
+def test_every_refusal_says_where_or_what_to_do():
+    """A message that is one fixed sentence names no file, input, node or tensor: then a hint has to follow."""
+    fixed = [
+        (where, node.args[0].value)
+        for where, node in raised()
+        if node.func.id != "MariError" and isinstance(node.args[0], ast.Constant) and len(node.args) < 2
+    ]
+    assert fixed == []

@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import random
 import signal
+import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,8 @@ from mari_onnx.model import load, save
 from mari_onnx.model.tensors import array, set_external
 from tests import tiny
 
+KILLS = int(os.environ.get("MARI_ONNX_KILLS", "20"))
+"""Rounds of the tests that kill a process; `make kills` runs 200."""
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 
 
@@ -155,6 +159,20 @@ def external_model(folder: Path, model: onnx.ModelProto, location: str, **entrie
     path.write_bytes(model.SerializeToString())
     (folder / "w.bin").write_bytes(data)
     return path
+
+
+def test_the_name_of_a_model_may_end_in_anything(tmp_path, model):
+    for name in ("model", "model.pb", "model.txt", "model.onnx.bak"):
+        save.save(model, tmp_path / name)
+        assert same(load.load(tmp_path / name), model)
+
+
+def test_external_data_in_a_folder_below(tmp_path, model):
+    weight = numpy_helper.to_array(model.graph.initializer[0])
+    path = external_model(tmp_path, model, "weights of it/ä.bin")
+    (tmp_path / "weights of it").mkdir()
+    (tmp_path / "w.bin").rename(tmp_path / "weights of it/ä.bin")
+    np.testing.assert_array_equal(array(load.load(path).graph.initializer[0]), weight)
 
 
 def test_external_data_is_read(tmp_path, model):
@@ -309,6 +327,29 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, model, monkeypatch, external)
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EROFS, "the disk is read-only"),
+        (errno.EACCES, "may not write"),
+        (errno.EDQUOT, "quota"),
+        (errno.ENAMETOOLONG, "shorter name"),
+    ],
+)
+def test_a_folder_that_takes_no_files_leaves_the_old_one(tmp_path, model, monkeypatch, number, words):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"old")
+
+    def refused(*_: object, **__: object) -> str:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refused)
+    with pytest.raises(WriteError, match=words):
+        save.save(model, path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @posix
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_device_is_no_place_for_a_model(model):
@@ -348,13 +389,20 @@ def test_a_kill_leaves_the_old_or_the_new_model(tmp_path):
     save.save(tiny.fc(user=64, item=32, hidden=64), path)
     context = multiprocessing.get_context("fork")
     rng = random.Random(0)
-    for _ in range(20):
+    found: Counter[str] = Counter()
+    before = 0
+    for _ in range(KILLS):
         writer = context.Process(target=_write_forever, args=(str(path), [0, 1]))
         writer.start()
         time.sleep(rng.uniform(0.0, 0.05))
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
-        _seed_of(path)
+        seed = _seed_of(path)
+        found["the same model as before" if seed == before else "the other model"] += 1
+        found["killed while a model was half written"] += any(tmp_path.glob(".*"))
+        before = seed
+    print(f"{KILLS} kills: {dict(found)}")
+    assert found["killed while a model was half written"]
     save.save(tiny.fc(user=64, item=32, hidden=64), path)
     assert not list(tmp_path.glob("*.tmp"))
     assert not list(tmp_path.glob(".*"))

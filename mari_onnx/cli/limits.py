@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -14,6 +15,10 @@ from mari_onnx.errors import TimeLimit
 
 # How long a library call may go on past the limit before the process is ended around it.
 _GRACE_SECONDS = 3.0
+
+
+class _TimeIsUp(BaseException):
+    """No Exception: code that goes on after any of those must not go on after this."""
 
 
 @contextlib.contextmanager
@@ -29,7 +34,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     error = TimeLimit(f"not done after {seconds:g} s (--timeout)", "nothing was written")
 
     def over(_: int, __: FrameType | None) -> None:
-        raise error
+        raise _TimeIsUp
 
     def end() -> None:
         from mari_onnx.model.save import discard_all
@@ -48,6 +53,8 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except _TimeIsUp:
+        raise error from None
     finally:
         watchdog.cancel()
         if has_alarm:
@@ -55,11 +62,37 @@ def time_limit(seconds: float | None) -> Iterator[None]:
             signal.signal(signal.SIGALRM, before)
 
 
-def end_on_terminate() -> None:
-    """SIGTERM unwinds like an exception, so that temporary files are removed."""
+_asked: list[int] = []
+
+
+def load_libraries(*names: str) -> None:
+    """Imports libraries with signals held back: an exception within their C++ would abort the process."""
+    if not hasattr(signal, "pthread_sigmask"):
+        return
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        for name in names:
+            importlib.import_module(name)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+def end_on_signals() -> None:
+    """Ctrl-C and SIGTERM unwind like exceptions, so that temporary files are removed; both are remembered."""
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        _asked.append(number)
+        raise KeyboardInterrupt
 
     def end(number: int, _: FrameType | None) -> None:
+        _asked.append(number)
         raise SystemExit(128 + number)
 
     with contextlib.suppress(ValueError, AttributeError):  # not the main thread
+        signal.signal(signal.SIGINT, interrupt)
         signal.signal(signal.SIGTERM, end)
+
+
+def asked_to_end() -> int | None:
+    """The exit code of a signal that came; a library may have made another exception of it."""
+    return 128 + _asked[0] if _asked else None

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from mari_onnx import __version__
-from mari_onnx.cli.limits import end_on_terminate
+from mari_onnx.cli.limits import asked_to_end, end_on_signals
 from mari_onnx.errors import MariError
 
 INTERRUPTED = 130
@@ -72,7 +72,7 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits the process with the code that docs/cli.md lists."""
-    end_on_terminate()
+    end_on_signals()
     sys.exit(run(arguments))
 
 
@@ -104,6 +104,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return MariError.exit_code
     except Exception as error:
         _show_traceback(state)
+        if (code := asked_to_end()) is not None:
+            _complain("interrupted; nothing was written")
+            return code
         _complain(
             f"a defect of mari-onnx: {type(error).__name__}: {error}\n"
             "  hint: nothing was written; run again with --debug and report what it prints"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mari_onnx.cli.limits import time_limit
+from mari_onnx.cli.limits import load_libraries, time_limit
 
 if TYPE_CHECKING:
     import onnx
@@ -140,6 +140,8 @@ def common_options(command: F) -> F:
 
     @functools.wraps(command)
     def limited(*args: Any, timeout: float | None, **kwargs: Any) -> Any:
+        runs = kwargs.get("check", kwargs.get("measure", True))
+        load_libraries("onnx", *(["onnxruntime"] if runs else []))
         with time_limit(timeout):
             return command(*args, **kwargs)
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import onnx
-import onnx.inliner
 from onnx import AttributeProto, NodeProto
 
 from mari_onnx.engine import rules  # noqa: F401  fills the table
@@ -20,6 +19,7 @@ from mari_onnx.engine.value import Decline, Leaf, Value, kind
 from mari_onnx.engine.weigh import CANDIDATES, FREE
 from mari_onnx.engine.write import materialise
 from mari_onnx.model.dims import Dim, Size, evaluate, symbols
+from mari_onnx.model.functions import inlined
 from mari_onnx.sides import Sides
 
 OLDEST = 11
@@ -218,7 +218,7 @@ def _inlined(model: onnx.ModelProto) -> onnx.GraphProto:
     light.graph.input.extend(model.graph.input)
     light.graph.output.extend(model.graph.output)
     light.graph.value_info.extend(model.graph.value_info)
-    graph = onnx.inliner.inline_local_functions(light).graph
+    graph = inlined(light).graph
     graph.initializer.extend(model.graph.initializer)
     graph.sparse_initializer.extend(model.graph.sparse_initializer)
     return graph

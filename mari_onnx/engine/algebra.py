@@ -20,6 +20,8 @@ SHORT = 64
 """Elements below which a run of a broadcast is short."""
 LARGE = 1e4
 """Terms that may exceed it are added before a product, not after: they could cancel."""
+MANY = 16
+"""From as many terms on, a sum that takes in one more starts from its partial sums."""
 
 
 def stretch(
@@ -189,7 +191,8 @@ def add_leaves(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis] = ()) ->
             total = plain_add(b, total, term, order)
     if any(total.tensor is t.tensor for t in terms):
         return total  # the others were neutral: it must not be asked to absorb through itself
-    return absorbing(total, lambda more: add_leaves(b, [*terms, more], order))
+    again = terms if len(terms) < MANY else left
+    return absorbing(total, lambda more: add_leaves(b, [*again, more], order))
 
 
 def folded(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis]) -> list[Leaf]:

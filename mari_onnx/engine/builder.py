@@ -121,24 +121,30 @@ class Builder:
         self._reserved = set(reserved)
         self._used: set[str] = set()
         self._nodes_used: set[str] = set()
+        # how far each base was counted, so that the next name is not looked for from 1 on
+        self._counted: dict[tuple[bool, str], int] = {}
         self._memo: dict[Any, Any] = {}
         self._consts: dict[Any, Tensor] = {}
 
     # ---- names -----------------------------------------------------------------------------------------------------
     def unique(self, base: str) -> str:
-        name, k = base, 0
+        k = self._counted.get((False, base), 0)
+        name = f"{base}_{k}" if k else base
         while name in self._used or name in self._reserved:
             k += 1
             name = f"{base}_{k}"
+        self._counted[False, base] = k
         self._used.add(name)
         return name
 
     def _node_name(self, op: str) -> str:
-        base = name = f"{self.origin or self.label}/{op}" if self.origin else f"{self.label}/{op}"
-        k = 0
+        base = f"{self.origin or self.label}/{op}"
+        k = self._counted.get((True, base), 0)
+        name = f"{base}_{k}" if k else base
         while name in self._nodes_used:
             k += 1
             name = f"{base}_{k}"
+        self._counted[True, base] = k
         self._nodes_used.add(name)
         return name
 

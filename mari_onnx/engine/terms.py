@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mari_onnx.engine import emit
-from mari_onnx.engine.algebra import absorbing, add_leaves, binary, folded, plain_add
+from mari_onnx.engine.algebra import MANY, absorbing, add_leaves, binary, folded, plain_add
 from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.regroup import flatten
 from mari_onnx.engine.value import Axis, Body, Cat, Group, Leaf, Part, axes_of, is_const, rename
@@ -45,8 +45,10 @@ class Term:
 def same_terms(b: Builder, terms: Sequence[Term]) -> list[Term]:
     """Terms over the same tensor become one: their other operands are added (constants at build time)."""
     out: list[Term] = []
+    readers: dict[int, list[int]] = {}  # of each tensor, in `out`: thousands of parts must not meet each other
     for term in terms:
-        for i, have in enumerate(out):
+        for i in readers.setdefault(id(term.a.tensor), []):
+            have = out[i]
             mapping = _match(have, term)
             if mapping is not None:
                 c = rename(term.c, mapping)
@@ -54,6 +56,7 @@ def same_terms(b: Builder, terms: Sequence[Term]) -> list[Term]:
                 out[i] = Term(have.outer, have.a, add_leaves(b, [have.c, c]), have.k)
                 break
         else:
+            readers[id(term.a.tensor)].append(len(out))
             out.append(term)
     return out
 
@@ -186,6 +189,7 @@ def total(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> Body | No
 
 def _ride(b: Builder, large: Term, others: Sequence[Leaf], order: Sequence[Axis]) -> Leaf:
     """The largest product plus the others; what takes one more small term later adds it to the others."""
+    others = others if len(others) < MANY else folded(b, others, order)
     rows = axes_of(large.a) - axes_of(large.c)
     riding = [t for t in others if not axes_of(t) & rows] if not large.outer else []
     rest = [t for t in others if t not in riding]

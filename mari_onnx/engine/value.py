@@ -157,6 +157,14 @@ def leaves(body: Body) -> Iterator[Leaf]:
             stack.extend(top.factors)
 
 
+def depth(body: Body) -> int:
+    """How many Cats lie within each other."""
+    levels, inner = 0, [body]
+    while inner := [part.body for cat in inner if isinstance(cat, Cat) for part in cat.parts]:
+        levels += 1
+    return levels
+
+
 def axes_of(body: Body) -> frozenset[Axis]:
     """The axes along which the body varies."""
     if isinstance(body, Leaf):
@@ -190,19 +198,19 @@ def fresh(value: Value) -> Value:
     """The value over axes of its own, so that it can stand beside another that shares them."""
     mapping = {axis: Axis(axis.size) for axis in value.axes}
     groups = tuple(tuple(mapping[a] for a in group) for group in value.known)
-    return Value(groups, _own_parts(rename(value.body, mapping)), value.dtype, value.sym)
+    return Value(groups, _renewed(value.body, mapping), value.dtype, value.sym)
 
 
-def _own_parts(body: Body) -> Body:
-    """The body with the inner axes of its parts exchanged for new ones."""
+def _renewed(body: Body, mapping: dict[Axis, Axis]) -> Body:
+    """The body with axes exchanged, and the inner axes of its parts for new ones, in one go."""
     if not isinstance(body, Cat):
-        return body
+        return rename(body, mapping)
     parts = []
     for p in body.parts:
         sub = Axis(p.sub.size) if p.sub is not None else None
-        inner = rename(p.body, {p.sub: sub}) if p.sub is not None and sub is not None else p.body
-        parts.append(Part(p.at, sub, _own_parts(inner)))
-    return Cat(body.axis, tuple(parts), body.tidy)
+        inside = mapping if p.sub is None or sub is None else {**mapping, p.sub: sub}
+        parts.append(Part(p.at, sub, _renewed(p.body, inside)))
+    return Cat(mapping.get(body.axis, body.axis), tuple(parts), body.tidy)
 
 
 def is_const(body: Body) -> bool:

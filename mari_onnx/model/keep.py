@@ -16,27 +16,30 @@ _MODEL_FIELDS = ("producer_name", "producer_version", "domain", "model_version",
 def carry_over(source: onnx.ModelProto, output: onnx.ModelProto) -> None:
     """Adds to `output` what `source` says about itself and about tensors that both have."""
     for name in _MODEL_FIELDS:
-        if getattr(source, name) and not getattr(output, name):
-            setattr(output, name, getattr(source, name))
+        _fill(source, output, name)
     output.ir_version = max(source.ir_version, output.ir_version)
     _merge(source, output)
     graph, new = source.graph, output.graph
-    new.name = new.name or graph.name
-    new.doc_string = new.doc_string or graph.doc_string
+    for name in ("name", "doc_string"):
+        _fill(graph, new, name)
     _merge(graph, new)
     for olds, news in ((graph.input, new.input), (graph.output, new.output)):
         before = {value.name: value for value in olds}
         for value in news:
             if (old := before.get(value.name)) is not None:
-                value.doc_string = value.doc_string or old.doc_string
+                _fill(old, value, "doc_string")
                 _merge(old, value)
-                if old.type.denotation and not value.type.denotation:
-                    value.type.denotation = old.type.denotation
+                _fill(old.type, value.type, "denotation")
     tensors = {name for node in new.node for name in (*node.input, *node.output)}
     noted = {note.tensor_name for note in new.quantization_annotation}
     for note in graph.quantization_annotation:
         if note.tensor_name in tensors and note.tensor_name not in noted:
             new.quantization_annotation.add().CopyFrom(note)
+
+
+def _fill(source: Any, output: Any, name: str) -> None:
+    if getattr(source, name) and not getattr(output, name):
+        setattr(output, name, getattr(source, name))
 
 
 def _merge(source: Any, output: Any) -> None:

@@ -117,6 +117,11 @@ def _parse(data: bytes, path: Path) -> onnx.ModelProto:
     try:
         model.ParseFromString(data)
     except DecodeError as error:
+        if "MaxDepth" in str(error):
+            raise NotAModel(
+                f"{path} has graphs within graphs, deeper than protobuf reads (about 30, in onnxruntime too)",
+                "export the model anew with less nesting",
+            ) from error
         head = data[:512]
         text = not any(byte < 9 or 13 < byte < 32 for byte in head)
         what = "is text, not an ONNX model" if text else "is cut off, or is not an ONNX model"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mari_onnx.errors import InvalidModel
+from mari_onnx.model.functions import depths
 
 if TYPE_CHECKING:
     import onnx
@@ -18,30 +19,38 @@ class _Scope:
 
     graph: onnx.GraphProto
     nodes: Iterator[tuple[int, onnx.NodeProto]]
+    outer: _Scope | None
     names: set[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, graph: onnx.GraphProto) -> _Scope:
+    def of(cls, graph: onnx.GraphProto, outer: _Scope | None = None) -> _Scope:
         names = {value.name for value in graph.input}
         names.update(tensor.name for tensor in graph.initializer)
         names.update(sparse.values.name for sparse in graph.sparse_initializer)
-        return cls(graph, iter(enumerate(graph.node)), names)
+        return cls(graph, iter(enumerate(graph.node)), outer, names)
+
+    def sees(self, name: str) -> bool:
+        scope: _Scope | None = self
+        while scope is not None and name not in scope.names:
+            scope = scope.outer
+        return scope is not None
 
 
 def check_structure(model: onnx.ModelProto) -> None:
-    """Raises InvalidModel with the node and tensor at fault; bodies of functions are not looked at.
+    """Raises InvalidModel with the node and tensor at fault; of functions, only who calls whom is looked at.
 
     onnx.checker would copy all weights, and refuses models that run.
     """
     domains = {entry.domain or "ai.onnx" for entry in model.opset_import}
     domains.update(function.domain for function in model.functions)
+    depths(model)
     # A stack of its own: control flow may nest deeper than Python recurses.
     stack = [_Scope.of(model.graph)]
     while stack:
         scope = stack[-1]
         index, node = next(scope.nodes, (-1, None))
         if node is None:
-            _check_outputs(scope, stack)
+            _check_outputs(scope)
             stack.pop()
             continue
         what = f"node {node.name or index!r} ({node.op_type or 'no operator'})"
@@ -51,7 +60,7 @@ def check_structure(model: onnx.ModelProto) -> None:
                 "add the domain to opset_import, or export the model anew",
             )
         for name in node.input:
-            if name and not any(name in each.names for each in reversed(stack)):
+            if name and not scope.sees(name):
                 raise InvalidModel(
                     f"{what} reads {name!r}, which nothing before it writes",
                     "the graph is incomplete or out of order; export the model anew",
@@ -62,13 +71,13 @@ def check_structure(model: onnx.ModelProto) -> None:
             scope.names.add(name)
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                stack.append(_Scope.of(attribute.g))
-            stack.extend(_Scope.of(graph) for graph in attribute.graphs)
+                stack.append(_Scope.of(attribute.g, scope))
+            stack.extend(_Scope.of(graph, scope) for graph in attribute.graphs)
 
 
-def _check_outputs(scope: _Scope, stack: list[_Scope]) -> None:
+def _check_outputs(scope: _Scope) -> None:
     for value in scope.graph.output:
-        if not any(value.name in each.names for each in reversed(stack)):
+        if not scope.sees(value.name):
             raise InvalidModel(
                 f"graph {scope.graph.name!r}: nothing writes the output {value.name!r}",
                 "the graph is incomplete; export the model anew",

@@ -175,7 +175,8 @@ class Drawer:
         columns: Sequence[int] | None = None,
     ) -> np.ndarray:
         domain = self.domains[each.name]
-        value = self._plain(each, domain, shape, user, state)
+        # numpy answers a scalar for no dimensions, which onnxruntime does not take
+        value = np.asarray(self._plain(each, domain, shape, user, state), each.dtype)
         padding = np.zeros((), np.int64) if domain.padding is None else domain.padding
         edge = state.edge if user else None
         if domain.rows is None:

@@ -162,12 +162,12 @@ def measure(
     import onnx
 
     from mari_onnx.errors import ModelError
+    from mari_onnx.model.functions import inlined
     from mari_onnx.model.signature import signature
     from mari_onnx.parity.feeds import Drawer, Layout
     from mari_onnx.parity.ranges import domains
 
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+    model = inlined(model)
     if any(onnx.external_data_helper.uses_external_data(t) for t in model.graph.initializer):
         loaded = onnx.ModelProto()
         loaded.CopyFrom(model)
@@ -179,7 +179,10 @@ def measure(
         layout = Layout(_fix(declared, layout, history or _HISTORY), sides)
     n = layout.fixed_n or pick_n(model, n)
     if n < 2:
-        raise ModelError("the model takes one candidate only, so nothing can be compared")
+        raise ModelError(
+            "the model takes one candidate only, so nothing can be compared",
+            "export it with a free batch dimension",
+        )
     if draw is None:
         ranges, _ = domains(model, layout)
 

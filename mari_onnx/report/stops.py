@@ -28,11 +28,9 @@ class Done(Protocol):
 
 def flat(model: onnx.ModelProto) -> onnx.GraphProto:
     """The graph whose nodes the engine reports on: functions are inlined, in a copy."""
-    if not model.functions:
-        return model.graph
-    import onnx.inliner
+    from mari_onnx.model.functions import inlined
 
-    return onnx.inliner.inline_local_functions(model).graph
+    return inlined(model).graph
 
 
 def label(node: onnx.NodeProto) -> str:

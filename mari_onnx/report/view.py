@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # A folded group opens into about so many.
 FEW = 10
+# Names may have any number of levels; groups are drawn for the first.
+LEVELS = 16
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -123,9 +125,9 @@ def scopes(node: onnx.NodeProto) -> list[str]:
         except (SyntaxError, ValueError):
             names = []
         # Each is the full name of a module: only what it adds to the one before is shown.
-        return [x for x in names[:-1] if x]
+        return [x for x in names[:-1] if x][:LEVELS]
     parts = [x for x in node.name.split("/") if x]
-    return ["/".join(parts[: i + 1]) for i in range(len(parts) - 1)]
+    return ["/".join(parts[: i + 1]) for i in range(min(len(parts) - 1, LEVELS))]
 
 
 def grouped(places: Sequence[Sequence[str]]) -> Group:

@@ -25,6 +25,7 @@ from mari_onnx.engine.value import (
     Leaf,
     Part,
     Value,
+    depth,
     fresh,
     is_const,
     rename,
@@ -34,6 +35,8 @@ from mari_onnx.model.dims import Dim, Size, divide, product
 
 HUGE = 10**9
 """A bound of a Slice from here on means "to the end": exporters write INT_MAX, INT64_MAX, or (tf2onnx) 10^9."""
+MAX_DEPTH = 16
+"""Cats within each other; beyond it they are written out, as walks over a body recurse."""
 
 
 @rule("Transpose")
@@ -253,6 +256,8 @@ def concat(ctx: Context) -> list[Value]:
     subs: list[Axis | None] = []
     for value in values:
         value, axis = single(ctx.b, fresh(value), at)
+        if depth(value.body) > MAX_DEPTH:
+            value = replace(value, body=as_leaf(ctx.b, value.body, value.axes))
         subs.append(axis)
         flat.append(Value((*value.known[:at], (), *value.known[at + 1 :]), value.body, value.dtype))
     bodies, groups = align(ctx.b, _agreed(ctx, flat))
