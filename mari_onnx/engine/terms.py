@@ -17,6 +17,8 @@ ALIKE = 4
 """Operands computed alike from which on putting their pieces together saves nodes."""
 SHORT_ROW = 64
 """Elements of a row that onnxruntime repeats slowly."""
+MAX_APART = 4
+"""Products of one kind up to which they may stay apart: of more, the nodes are too many."""
 TILE = 100
 """Elements of a product's result from which a product for each candidate and head beats transposing all of them."""
 
@@ -80,6 +82,8 @@ def merge(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> list[Term
     """At most one product for each set of axes: operands over the same axes are laid side by side along k."""
     groups: dict[object, list[Term]] = {}
     for term in same_terms(b, terms):
+        if is_const(term.a) and not is_const(term.c):
+            term = Term(term.outer, term.c, term.a, term.k)  # W x as x W
         free_a, free_c = axes_of(term.a) - term.k, axes_of(term.c) - term.k
         both = term.k <= axes_of(term.a) and term.k <= axes_of(term.c)
         key = (term.outer, free_a, free_c) if both and is_const(term.c) else term
@@ -88,7 +92,8 @@ def merge(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> list[Term
     for group in groups.values():
         members = _as_one(b, group)
         rows = sum(volume(axes_of(t.a)) for t in members)
-        if len(members) == 1 or COPY * rows > (len(members) - 1) * (2 * NODE + ELEMENT * volume(members[0].out)):
+        saved = (len(members) - 1) * (2 * NODE + ELEMENT * volume(members[0].out))
+        if len(members) == 1 or (len(members) <= MAX_APART and COPY * rows > saved):
             out += members  # few columns: adding up the products costs less than the Concat
             continue
         flat = [_flat(b, t) for t in members]
