@@ -88,7 +88,8 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options, opsets: dic
     outputs = name_outputs(walk.b, wanted, inputs | {i.name for i in graph.initializer})
     nodes = fuse_gemm(live(walk.b, outputs), outputs, options.target)
     if options.target == "cpu":
-        nodes = for_cpu(walk.b, nodes, outputs)
+        kept = sum(report.action != "folded" for report in walk.reports)
+        nodes = for_cpu(walk.b, nodes, outputs, most=2 * kept)
     _restore_names(walk, nodes, outputs)
     shapes = {name: value.shape for name, value in walk.env.items() if value.groups is not None}
     written = [t for n in nodes for t in [*n.inputs, *n.outputs] if t is not None]

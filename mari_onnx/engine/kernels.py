@@ -35,38 +35,42 @@ SMALL = 8192
 """Elements up to which the two Reshapes cost more than they save."""
 
 
-def for_cpu(b: Builder, nodes: list[Node], outputs: Sequence[Tensor]) -> list[Node]:
-    """The nodes as the CPU's kernels like them."""
+def for_cpu(b: Builder, nodes: list[Node], outputs: Sequence[Tensor], most: int) -> list[Node]:
+    """The nodes as the CPU's kernels like them, as far as they stay at most ``most``."""
     readers: dict[str, list[Node | None]] = {t.name: [None] for t in outputs}
     for node in nodes:
         for t in [*node.inputs, *node.captured]:
             if t is not None:
                 readers.setdefault(t.name, []).append(node)
-    nodes = _as_rows(b, nodes, readers)
+    nodes = _as_rows(b, nodes, readers, most)
     out: list[Node] = []
+    room = most - len(nodes)
     for node in nodes:
         if node.proto.op_type == "Add" and not node.proto.domain and _normalized(readers.get(node.outputs[0].name, [])):
             node.proto.op_type = "Sum"
         if node.proto.op_type == "Softmax" and not node.proto.domain:
             assert node.inputs[0] is not None
-            if len(readers[node.inputs[0].name]) == 1 and _slow_in_place(node):
+            if room >= 2 and len(readers[node.inputs[0].name]) == 1 and _slow_in_place(node):
                 out += _not_in_place(b, node)
+                room -= 2
                 continue
         if node.proto.op_type == "Transpose" and not node.proto.domain:
             swap = _swap(node)
-            if swap is not None and not _fused(node, readers.get(node.outputs[0].name, [])):
+            if room >= 2 and swap is not None and not _fused(node, readers.get(node.outputs[0].name, [])):
                 out += _inwards(b, node, swap)
+                room -= 2
                 continue
         out.append(node)
     return out
 
 
-def _as_rows(b: Builder, nodes: list[Node], readers: dict[str, list[Node | None]]) -> list[Node]:
+def _as_rows(b: Builder, nodes: list[Node], readers: dict[str, list[Node | None]], most: int) -> list[Node]:
     """MatMul and Add of a bias on tensors of more than two dimensions as one Gemm on their rows."""
     made = {t.name: node for node in nodes for t in node.outputs}
     instead: dict[int, list[Node]] = {}
+    room = most - len(nodes)
     for node in nodes:
-        if node.proto.op_type != "Add" or node.proto.domain:
+        if node.proto.op_type != "Add" or node.proto.domain or room < 1:
             continue
         for product_, bias in (node.inputs, node.inputs[::-1]):
             source = made.get(product_.name) if product_ is not None else None
@@ -78,6 +82,7 @@ def _as_rows(b: Builder, nodes: list[Node], readers: dict[str, list[Node | None]
             last = after[0] if len(after) == 1 and after[0] is not None else node
             if last.proto.op_type not in ACTIVATIONS or last.proto.domain:
                 last = node
+            room -= 1
             instead[id(source)] = []
             instead[id(node)] = _gemm_of_rows(b, source, node, bias, last)
             if last is not node:
