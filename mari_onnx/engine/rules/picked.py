@@ -150,6 +150,8 @@ def topk(ctx: Context) -> list[Value | None]:
     alike = bool(x.known[at]) and not set(x.known[at]) & axes_of(x.body) and ctx.attr("sorted", 1)
     count = ctx.sizes(1)[0] if alike and ctx.opset >= 10 else None
     if count is None or not ctx.b.same(count, x.shape[at]):
+        if isinstance(x.body, Cat) and x.body.axis in x.known[at]:
+            ctx.b.notes.append("positions of both sides are ranked together")
         return run(ctx, MAPPED["", "TopK"](ctx))
     x, axis = single(ctx.b, x, at)
     assert axis is not None
