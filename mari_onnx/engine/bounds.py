@@ -7,15 +7,14 @@ provably above -1e9 + 800; tables, weights and normalizations bound most scores 
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable
 
 import numpy as np
 import onnx
 
 from mari_onnx.engine.builder import Builder, Node, Tensor
-from mari_onnx.model.dims import Size, product
+from mari_onnx.engine.normalized import largest, normalized, standardized
+from mari_onnx.model.dims import product
 
 STEPS = 4000
 """Nodes looked at for one bound; beyond it nothing is claimed."""
@@ -40,7 +39,7 @@ def bound(b: Builder, tensor: Tensor) -> float:
         if steps > STEPS:
             return math.inf
         if top.const:
-            known[top.name] = _largest(top)
+            known[top.name] = largest(top)
         elif top.node is None:
             known[top.name] = math.inf
         else:
@@ -49,17 +48,9 @@ def bound(b: Builder, tensor: Tensor) -> float:
             if needed:
                 stack += needed
                 continue
-            known[top.name] = min(_node(node, known), _normalized(b, node), _standardized(b, node, known))
+            known[top.name] = min(_node(node, known), normalized(b, node), standardized(b, node, known))
         stack.pop()
     return known[tensor.name]
-
-
-def _largest(tensor: Tensor) -> float:
-    array = tensor.array
-    if array.dtype == object or array.size == 0:
-        return math.inf
-    value = float(np.max(np.abs(array.astype(np.float64)))) if array.dtype != bool else 1.0
-    return value if math.isfinite(value) else math.inf
 
 
 def _operands(node: Node) -> list[Tensor]:
@@ -111,154 +102,9 @@ def _node(node: Node, known: dict[str, float]) -> float:
     return math.inf
 
 
-def _normalized(b: Builder, node: Node) -> float:
-    """sqrt(D) for ``x / sqrt(mean(x^2) + eps)``, however it is written; infinity for anything else."""
-    if node.proto.op_type not in ("Mul", "Div"):
-        return math.inf
-    pairs = [node.inputs] if node.proto.op_type == "Div" else [node.inputs, node.inputs[::-1]]
-    for x, scale in pairs:
-        if x is None or scale is None:
-            continue
-        tensor: Tensor | None = scale
-        if node.proto.op_type == "Mul":
-            tensor = _through(b, tensor, "Reciprocal")
-        tensor = _through(b, tensor, "Sqrt")
-        mean = _through(b, tensor, "Add") if _adds_positive(b, tensor) else None
-        square = _source(b, _through(b, mean, "ReduceMean"))
-        if mean is None or square is None or x.shape is None:
-            continue
-        op, inputs = square.proto.op_type, square.inputs
-        itself = inputs[0] is x and ((op == "Mul" and inputs[1] is x) or (op == "Pow" and _scalar(inputs[1]) == 2))
-        width = x.known[-1] if x.known else None
-        reduced = product(mean.known) == product(x.known[:-1])
-        if itself and reduced and isinstance(width, int):
-            return math.sqrt(width)
-    return math.inf
-
-
-def _standardized(b: Builder, node: Node, known: dict[str, float]) -> float:
-    """sqrt(D) |g| + |c| for ``x k + (c - m k)``, k = g / sqrt(mean((x - m)^2) + eps), as TensorFlow normalizes.
-
-    What the two products lose to rounding grows with x, which therefore must be bounded itself.
-    """
-    if node.proto.op_type != "Add" or len(node.inputs) != 2:
-        return math.inf
-    for left, right in (node.inputs, node.inputs[::-1]):
-        scaled, rest = _inputs(b, left, "Mul"), _inputs(b, right, "Sub")
-        if not scaled or not rest or not rest[0].const:
-            continue
-        shift = _inputs(b, rest[1], "Mul")
-        for (x, k), (m, again) in itertools.product(_both(scaled), _both(shift)):
-            gain = next(((r, g) for r, g in _both(_inputs(b, k, "Mul")) if g.const), None)
-            if k is not again or gain is None or known.get(x.name, math.inf) == math.inf:
-                continue
-            (root,) = _inputs(b, gain[0], "Reciprocal", _slim) or (None,)
-            (sum_,) = _inputs(b, root, "Sqrt", _slim) or (None,)
-            spread, epsilon = _inputs(b, sum_, "Add", _slim) or (None, None)
-            spread = _slim(b, spread) if spread is not None else None
-            square = _inputs(b, spread, "ReduceMean")
-            factors = _inputs(b, square[0], "Mul") if square else ()
-            if not factors or factors[0] is not factors[1] or epsilon is None or not epsilon.const:
-                continue
-            of, mean, least = _inputs(b, factors[0], "Sub"), _inputs(b, m, "ReduceMean"), float(np.min(epsilon.array))
-            if len(of) != 2 or of[0] is not x or of[1] is not m or not mean or mean[0] is not x or least <= 0:
-                continue
-            assert spread is not None
-            width = x.known[-1]
-            if not spread.known or spread.known[-1] != 1 or not isinstance(width, int):
-                continue
-            if product(spread.known) * width != product(x.known) or _behind(gain[0]) != _behind(spread):
-                continue
-            lost = 1e-5 * known[x.name] / math.sqrt(least)
-            return (math.sqrt(width) + lost) * _largest(gain[1]) + _largest(rest[0])
-    return math.inf
-
-
-def _inputs(
-    b: Builder, tensor: Tensor | None, op: str, strip: Callable[[Builder, Tensor], Tensor] | None = None
-) -> tuple[Tensor, ...]:
-    """The operands of a tensor that this operator made, as `_bare` (or ``strip``) gives them; nothing for any other."""
-    strip = strip or _bare
-    tensor = strip(b, tensor) if tensor is not None else None
-    node = b.nodes[tensor.node] if tensor is not None and tensor.node is not None else None
-    if node is None or node.proto.op_type != op:
-        return ()
-    return tuple(_bare(b, t) for t in node.inputs if t is not None)
-
-
-def _bare(b: Builder, tensor: Tensor) -> Tensor:
-    """The tensor before a dimension of 1 in front went or came, which broadcasting does not see."""
-    while tensor.node is not None:
-        node = b.nodes[tensor.node]
-        if node.proto.op_type not in ("Squeeze", "Unsqueeze") or len(node.inputs) < 2 or node.inputs[0] is None:
-            break
-        axes = node.inputs[1]
-        if axes is None or not axes.const or axes.array.reshape(-1).tolist() != [0]:
-            break
-        tensor = node.inputs[0]
-    return tensor
-
-
-def _slim(b: Builder, tensor: Tensor) -> Tensor:
-    """The tensor before any dimensions of 1 went or came: where these are is for the caller to compare."""
-    while tensor.node is not None:
-        node = b.nodes[tensor.node]
-        before = node.inputs[0] if node.inputs else None
-        if node.proto.op_type not in ("Squeeze", "Unsqueeze", "Reshape") or before is None:
-            break
-        if [d for d in before.known if d != 1] != [d for d in tensor.known if d != 1]:
-            break
-        tensor = before
-    return tensor
-
-
-def _behind(tensor: Tensor) -> list[Size]:
-    """The shape as broadcasting sees it: without dimensions of 1 in front."""
-    shape = list(tensor.known)
-    while shape and shape[0] == 1:
-        del shape[0]
-    return shape
-
-
-def _both(pair: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]:
-    return [(pair[0], pair[1]), (pair[1], pair[0])] if len(pair) == 2 else []
-
-
-def _adds_positive(b: Builder, tensor: Tensor | None) -> bool:
-    """Whether a tensor is another plus a constant that is not negative: the epsilon under the root."""
-    node = _source(b, tensor)
-    constants = [t for t in node.inputs if t is not None and t.const] if node is not None else []
-    return len(constants) == 1 and bool(np.all(constants[0].array >= 0))
-
-
 def _attribute(node: Node, name: str, default: float) -> float:
     found = [onnx.helper.get_attribute_value(a) for a in node.proto.attribute if a.name == name]
     return float(found[0]) if found else default
-
-
-def _through(b: Builder, tensor: Tensor | None, op: str) -> Tensor | None:
-    """The input of the operator that made a tensor; of an Add the one that is not a constant."""
-    node = _source(b, tensor)
-    if node is not None and op == "Reciprocal" and node.proto.op_type == "Div" and _scalar(node.inputs[0]) == 1:
-        return node.inputs[1]
-    if node is None or node.proto.op_type != op:
-        return None
-    inputs = [t for t in node.inputs if t is not None and not t.const]
-    return inputs[0] if inputs else None
-
-
-def _source(b: Builder, tensor: Tensor | None) -> Node | None:
-    """The node that computed a tensor, behind dimensions of 1 that come and go."""
-    while tensor is not None and tensor.node is not None:
-        node = b.nodes[tensor.node]
-        if node.proto.op_type not in ("Squeeze", "Unsqueeze"):
-            return node
-        tensor = node.inputs[0]
-    return None
-
-
-def _scalar(tensor: Tensor | None) -> object:
-    return tensor.scalar if tensor is not None else None
 
 
 def _product(inputs: list[Tensor], values: list[float]) -> float:

@@ -396,8 +396,8 @@ def test_scores_of_tokens_normalized_as_tensorflow_does_are_bounded(same: bool) 
     scores = g.Add(g.MatMul(x, g.Transpose(x, perm=[0, 2, 1])), mask)
     seen: list[float] = []
     with pytest.MonkeyPatch.context() as patch:
-        standardized = bounds._standardized
-        patch.setattr(bounds, "_standardized", lambda *a: seen.append(standardized(*a)) or seen[-1])
+        standardized = bounds.standardized
+        patch.setattr(bounds, "standardized", lambda *a: seen.append(standardized(*a)) or seen[-1])
         g.output(g.MatMul(g.Softmax(scores, axis=-1), x))
         check(g)
     assert any(b < 100 for b in seen) == same

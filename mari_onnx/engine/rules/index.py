@@ -15,7 +15,8 @@ from mari_onnx.engine.context import Context, normal, rule
 from mari_onnx.engine.regroup import align, single
 from mari_onnx.engine.rules.mapped import Through, run
 from mari_onnx.engine.rules.picked import flat_masked, masked, merged
-from mari_onnx.engine.rules.structure import positions, range_of, regroup
+from mari_onnx.engine.rules.slices import positions, range_of
+from mari_onnx.engine.rules.structure import regroup
 from mari_onnx.engine.value import (
     Axis,
     Body,

@@ -19,7 +19,8 @@ from mari_onnx.engine.builder import Tensor
 from mari_onnx.engine.context import Context, constant, from_tensor, normal, rule
 from mari_onnx.engine.regroup import single
 from mari_onnx.engine.rules.mapped import MAPPED, run
-from mari_onnx.engine.rules.structure import positions, regroup
+from mari_onnx.engine.rules.slices import positions
+from mari_onnx.engine.rules.structure import regroup
 from mari_onnx.engine.value import Axis, Body, Cat, Decline, Leaf, Part, Places, Value, axes_of, is_const, rename
 from mari_onnx.engine.write import as_leaf
 from mari_onnx.model.dims import Dim, Size, product

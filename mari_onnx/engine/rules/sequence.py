@@ -16,7 +16,8 @@ from onnx import NodeProto, helper, numpy_helper
 
 from mari_onnx.engine.builder import RANDOM
 from mari_onnx.engine.context import RULES, Context, from_tensor, normal, rule
-from mari_onnx.engine.rules.structure import positions, regroup
+from mari_onnx.engine.rules.slices import positions
+from mari_onnx.engine.rules.structure import regroup
 from mari_onnx.engine.series import scalar
 from mari_onnx.engine.value import Decline, Value
 from mari_onnx.model.dims import Size, static

@@ -25,6 +25,7 @@ from mari_onnx.engine.regroup import align, single
 from mari_onnx.engine.rules import structure
 from mari_onnx.engine.rules.mapped import MAPPED, Through, run
 from mari_onnx.engine.rules.products import conv as plain_conv
+from mari_onnx.engine.rules.slices import positions
 from mari_onnx.engine.value import Axis, Body, Cat, Decline, Part, Value, axes_of
 from mari_onnx.engine.weigh import ELEMENT, NODE, length, volume
 
@@ -169,7 +170,7 @@ def _windows(ctx: Context, kernel: Sequence[int], each: float) -> list[Value] | 
         for r in runs:
             low, high = starts[r.start], starts[r.stop - 1] + reach + 1
             node = _with_pads(ctx.node, pads, d, spatial, max(0, -low), max(0, high - size))
-            piece = structure.positions(ctx, value, d + 2, range(max(low, 0), min(high, size)))
+            piece = positions(ctx, value, d + 2, range(max(low, 0), min(high, size)))
             through = [Through((0, *([None] * (len(ctx.inputs) - 1))), (0,))]
             values.append(_piece(ctx, node, piece, through))
         return [_joined(ctx, values, d + 2)]
@@ -236,12 +237,12 @@ def cumsum(ctx: Context) -> Sequence[Value | None]:
     if lead * ELEMENT * (volume(full) - volume(small)) <= 2 * PIECE:
         ctx.b.notes.append("the leading positions, which vary less, are too few to be summed apart")
         return run(ctx, through)
-    first = _piece(ctx, ctx.node, structure.positions(ctx, value, at, range(lead)), through)
-    last = structure.positions(ctx, first, at, [lead - 1])
-    next_ = structure.positions(ctx, value, at, [lead])
+    first = _piece(ctx, ctx.node, positions(ctx, value, at, range(lead)), through)
+    last = positions(ctx, first, at, [lead - 1])
+    next_ = positions(ctx, value, at, [lead])
     pieces = [_sum(ctx, last, next_)]
     if lead + 1 < len(kinds):
-        pieces.append(structure.positions(ctx, value, at, range(lead + 1, len(kinds))))
+        pieces.append(positions(ctx, value, at, range(lead + 1, len(kinds))))
         pieces = [_piece(ctx, ctx.node, _joined(ctx, pieces, at), through)]
     return [_joined(ctx, [first, *pieces], at)]
 

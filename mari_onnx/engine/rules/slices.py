@@ -1,0 +1,199 @@
+"""Ranges and positions of an axis: Slice, Split, and what Gather with constant indices picks.
+
+Of a `Cat` each range keeps the parts that it covers, and nothing is written. Bounds of a dynamic axis count from its
+ends; where a short one may lack some of the range, only the run tells how long the result is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mari_onnx.engine import emit
+from mari_onnx.engine.context import Context, normal, rule
+from mari_onnx.engine.positions import cut, take
+from mari_onnx.engine.regroup import single
+from mari_onnx.engine.rules.structure import regroup
+from mari_onnx.engine.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Value, is_const
+from mari_onnx.model.dims import Dim, Size, divide
+
+HUGE = 10**9
+"""A bound of a Slice from here on means "to the end": exporters write INT_MAX, INT64_MAX, or (tf2onnx) 10^9."""
+
+
+@rule("Slice")
+def slice_(ctx: Context) -> list[Value]:
+    """Positions start, start + step, .. of an axis: of a Cat, those of its parts. Refuses bounds computed from data."""
+    x = ctx.input(0)
+    axes: list[int] | None
+    steps: list[int] | None
+    if ctx.opset < 10:
+        starts, ends = list(ctx.attr("starts")), list(ctx.attr("ends"))
+        axes, steps = list(ctx.attr("axes", range(len(starts)))), [1] * len(starts)
+    else:
+        starts, ends = ctx.sizes(1), ctx.sizes(2)
+        axes = ctx.ints(3) if ctx.has(3) else list(range(len(starts)))
+        steps = ctx.ints(4) if ctx.has(4) else [1] * len(starts)
+        if axes is None or steps is None:
+            raise Decline("axes or steps are computed at run time")
+    value = x
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        if start is None or end is None:
+            raise Decline("a bound is computed from data")
+        value = _slice(ctx, value, normal(axis, x.rank), start, end, step)
+    return [value]
+
+
+def _slice(ctx: Context, x: Value, at: int, start: Size, end: Size, step: int) -> Value:
+    size = x.shape[at]
+    if isinstance(size, int):
+        bounds = [ctx.b.literal(start), ctx.b.literal(end)]
+        for k, bound in enumerate(bounds):
+            if isinstance(bound, Dim):
+                raise Decline(f"the bound {bound} is not known")
+            bounds[k] = bound
+        places = list(range(size))[slice(int(bounds[0]), _end(int(bounds[1]), step), step)]  # type: ignore[arg-type]
+        if places == list(range(size)):
+            return x
+        return positions(ctx, x, at, places)
+    if step == 1 and start == 0 and (end == size or (isinstance(end, int) and end >= HUGE)):
+        return x
+    if step != 1 or isinstance(start, Dim) or (isinstance(end, Dim) and end != size):
+        raise Decline(f"a range of the dynamic dimension {size}")
+    stop = HUGE if end == size else int(end)  # type: ignore[arg-type]
+    return range_of(ctx, x, at, int(start), stop)  # type: ignore[arg-type]
+
+
+def _end(end: int, step: int) -> int | None:
+    """numpy's end for a Slice's: below -size with a negative step means through the first element."""
+    return None if step < 0 and end < -HUGE else end
+
+
+def range_of(ctx: Context, x: Value, at: int, start: int, stop: int, inside: bool = False) -> Value:
+    """A range of a dynamic axis whose length follows from the bounds. inside: it is there, or the source fails."""
+    size = x.shape[at]
+    if start >= 0 and stop >= HUGE:
+        length: Size = size - start
+    elif start < 0 and stop >= HUGE:
+        length = -start
+    elif start >= 0 and stop < 0:
+        length = size + (stop - start)
+    elif start < 0 and stop < 0:
+        length = stop - start
+    elif start >= 0 and 0 <= stop < HUGE:
+        length = stop - start
+        if length != 1:
+            raise Decline("a range of a dynamic dimension may be cut short")
+    else:
+        raise Decline("a range of a dynamic dimension")
+    if not inside and not _inside(ctx, size, start, stop):
+        return _short(ctx, x, at, start, stop)
+    x, axis = single(ctx.b, x, at)
+    assert axis is not None
+    new = Axis(length) if length != 1 else None
+    body = cut(ctx.b, x.body, axis, start, min(stop, (1 << 62)), new, length)
+    return ctx.value([*x.known[:at], (new,) if new else (), *x.known[at + 1 :]], body, x.dtype)
+
+
+def _inside(ctx: Context, size: Size, start: int, stop: int) -> bool:
+    """Whether a dimension, however short, has the whole range: no bound is clamped."""
+    low = ctx.b.least(size)
+    if low is None or ((start < 0) == (stop < 0) and stop <= start):
+        return False
+    if start >= 0 and stop < 0:
+        return low >= start - stop
+    return low >= max(start, -start, stop if stop < HUGE else 0)
+
+
+def _short(ctx: Context, x: Value, at: int, start: int, stop: int) -> Value:
+    """A range that a short dimension may lack in part (the last three of two clicks): only the run tells its length."""
+    x, axis = single(ctx.b, x, at)
+    body = x.body
+    if axis is None or not isinstance(body, Leaf) or axis not in body.axes:
+        raise Decline("a range of a dynamic dimension may be cut short")
+    i = body.axes.index(axis)
+    bounds = [ctx.b.ints([v]) for v in (start, stop, i)]
+    out = ctx.b.emit("Slice", [body.tensor, *bounds], None)
+    if out.shape is None:
+        out.shape = (*body.tensor.known[:i], ctx.b.fresh(out, i), *body.tensor.known[i + 1 :])
+    new = Axis(out.shape[i])
+    leaf = Leaf(out, (*body.axes[:i], new, *body.axes[i + 1 :]))
+    return ctx.value([*x.known[:at], (new,), *x.known[at + 1 :]], leaf, x.dtype)
+
+
+def positions(ctx: Context, x: Value, at: int, places: Sequence[int], drop: bool = False) -> Value:
+    """Positions along logical axis ``at``; ``drop``: a single one, without its dimension."""
+    if not places:
+        # no element: any scalar, broadcast along an axis of length 0
+        empty = Leaf(ctx.b.const(0, x.dtype), ())
+        return ctx.value([*x.known[:at], (Axis(0),), *x.known[at + 1 :]], empty, x.dtype)
+    x, axis = single(ctx.b, x, at)
+    new = Axis(len(places)) if len(places) > 1 else None
+    body: Body = x.body
+    if axis is not None:
+        body = take(ctx.b, body, axis, list(places), new)
+    middle: list[Group] = [] if drop else [(new,) if new else ()]
+    return ctx.value([*x.known[:at], *middle, *x.known[at + 1 :]], body, x.dtype)
+
+
+@rule("Split")
+def split_op(ctx: Context) -> list[Value]:
+    """Ranges of an axis, each of which keeps the parts it covers.
+
+    Of a dynamic dimension equal shares: `[h * N]` is [h, N], and each takes a row. Refuses other ranges of one.
+    """
+    x = ctx.input(0)
+    at = normal(ctx.attr("axis", 0), x.rank)
+    size = x.shape[at]
+    sizes = ctx.axes_arg(1, "split")
+    n = len(ctx.node.output)
+    if not isinstance(size, int):
+        share = divide(size, n) if sizes is None else None
+        if share is None:
+            raise Decline(f"a Split of the dynamic dimension {size}")
+        rows = regroup(ctx, x, [*x.shape[:at], n, share, *x.shape[at + 1 :]])
+        return [positions(ctx, rows, at, [i], drop=True) for i in range(n)]
+    if sizes is None:
+        each = -(-size // n)
+        sizes = [min(each, size - i * each) for i in range(n)]
+    starts = np.cumsum([0, *sizes])
+    apart = _apart(ctx, x, at, sizes)
+    if apart is not None:
+        return apart
+    return [
+        positions(ctx, x, at, range(int(start), int(start) + n))
+        for start, n in zip(starts, sizes, strict=False)
+    ]
+
+
+def _apart(ctx: Context, x: Value, at: int, sizes: Sequence[int]) -> list[Value] | None:
+    """Every part of a tensor by one Split, where it is a tensor along the axis."""
+    group = x.known[at]
+    if len(group) != 1 or not all(sizes) or sum(sizes) != group[0].size or is_const(x.body):
+        return None
+    news = [Axis(n) if n > 1 else None for n in sizes]
+
+    def split_leaf(body: Body) -> list[Body] | None:
+        if isinstance(body, Cat):
+            if body.axis is group[0]:
+                return None
+            columns = [split_leaf(p.body) for p in body.parts]
+            if any(column is None for column in columns):
+                return None
+            return [
+                Cat(body.axis, tuple(Part(p.at, p.sub, c[i]) for p, c in zip(body.parts, columns, strict=True) if c),
+                    body.tidy)
+                for i in range(len(sizes))
+            ]  # fmt: skip
+        if not isinstance(body, Leaf) or group[0] not in body.axes or body.tensor.form is not None:
+            return None
+        i = body.axes.index(group[0])
+        tensors = emit.split(ctx.b, body.tensor, i, list(sizes))
+        return [Leaf(t, (*body.axes[:i], new, *body.axes[i + 1 :])) for t, new in zip(tensors, news, strict=True)]
+
+    bodies = split_leaf(x.body)
+    if bodies is None:
+        return None
+    groups = [(*x.known[:at], (new,) if new is not None else (), *x.known[at + 1 :]) for new in news]
+    return [ctx.value(g, body, x.dtype) for g, body in zip(groups, bodies, strict=True)]
