@@ -33,15 +33,21 @@ def stretch(
     """
     union = frozenset().union(*(axes_of(leaf) for leaf in leaves))
     biggest = max(leaves, key=lambda leaf: (len(axes_of(leaf)), volume(axes_of(leaf)), not leaf.tensor.const))
-    axes: list[Axis | None] = list(biggest.axes) if union else []
+    axes: list[Axis | None] = list(biggest.axes)
     if axes_of(biggest) != union:
         axes = _merged(biggest, leaves, union, order)
-    while axes and axes[-1] is None:
-        axes.pop()  # against a scalar onnxruntime would go element by element
+    if not union and len({len(leaf.axes) for leaf in leaves if not leaf.tensor.const}) == 1:
+        # single elements alike (a user's weights, each [1, 1]): what takes their sum drops its dimensions once
+        axes = next(list(leaf.axes) for leaf in leaves if not leaf.tensor.const)
+    else:
+        while axes and axes[-1] is None:
+            axes.pop()  # against a scalar onnxruntime would go element by element
     out = []
     for leaf in leaves:
         present = axes_of(leaf)
-        lead = next((i for i, a in enumerate(axes) if a in present), len(axes)) if leaf is not biggest else 0
+        lead = next((i for i, a in enumerate(axes) if a in present), len(axes))
+        if leaf is biggest or (not union and not leaf.tensor.const):
+            lead = 0
         full = frozenset(_filled(leaf, axes[lead:], union))
         out.append(write(b, leaf, [(a,) if a is not None else () for a in axes[lead:]], full))
     return out, tuple(axes)
