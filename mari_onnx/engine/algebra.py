@@ -12,7 +12,8 @@ from mari_onnx.engine.blocks import zip_bodies
 from mari_onnx.engine.bounds import bound
 from mari_onnx.engine.builder import FOLD_LIMIT, Builder, Tensor
 from mari_onnx.engine.forms import with_form
-from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Prod, Sum, axes_of, rename, rows_first
+from mari_onnx.engine.positions import take
+from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, axes_of, rename, rows_first, within
 from mari_onnx.engine.weigh import volume
 from mari_onnx.engine.write import write
 
@@ -177,6 +178,12 @@ def multiply(b: Builder, x: Body, y: Body, order: Sequence[Axis] = ()) -> Body:
             return reduce(lambda product, factor: multiply(b, product, factor, order), form.factors, other)
         if isinstance(form, Sum):
             return add(b, [multiply(b, item, other, order) for item in form.terms], order)
+        if isinstance(form, Cat) and any(isinstance(p.body, (Sum, Prod)) for p in form.parts):
+            parts = []
+            for p in form.parts:
+                inside = take(b, other, form.axis, p.at, p.sub)
+                parts.append(Part(p.at, p.sub, multiply(b, p.body, inside, within(order, form.axis, p.sub))))
+            return Cat(form.axis, tuple(parts), True)
     return zip_bodies(b, [x, y], lambda ls: binary(b, "Mul", ls[0], ls[1], order), order=order)
 
 

@@ -224,3 +224,14 @@ def test_weights_by_blocks_meet_values_that_share_a_part() -> None:
     names = [g.name(), "", ""]
     g.nodes_of("Attention", [g.user(2, 1, 1), g.user(2, 1, 1), g.user(2, 1, 2), seen, *cache], names)
     check(g.output(names[0]))
+
+
+def test_weights_by_blocks_within_a_grid_meet_values_without_keys() -> None:
+    """The values' rows are scores and weights of one Softmax, whose blocks are products by themselves."""
+    g = Graph(23)
+    query = g.Add(g.weight(1, 1, 1), g.user(2, 2))
+    keys = g.Gather(g.user(3, 2), g.const([0, 0]), axis=1)
+    scores = g.Concat(g.user(5), g.item(1), axis=1)
+    values = g.Concat(g.unsqueeze(scores, 1), g.unsqueeze(g.Softmax(scores, axis=1), 1), axis=1)
+    g.output(g.Attention(query, keys, values, q_num_heads=2, kv_num_heads=2, scale=1.0, softcap=2.0))
+    check(g)
