@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import onnx
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,3 +45,13 @@ def test_a_tiled_gate_over_fields_leaves_the_user_apart(
     g.output(g.Relu(g.MatMul(gated, g.weight((users + items) * width, 6))))
     check(g)
     lifted(g, per_candidate=items * width * 6)
+
+
+@given(st.booleans(), st.booleans(), st.sampled_from((11, 16, 18)))
+def test_a_slope_that_varies_where_x_does_not(parts: bool, slope: bool, opset: int) -> None:
+    """PRelu broadcasts its slope to x alone: a user's x has the candidates of an item's slope all the same."""
+    g = Graph(opset)
+    x = g.Concat(g.user(2), g.item(1), axis=1) if parts else g.user(3)
+    out = g.output(g.PRelu(x, g.item(3) if slope else g.item(1)))
+    result = check(out)
+    onnx.shape_inference.infer_shapes(result.model, strict_mode=True)

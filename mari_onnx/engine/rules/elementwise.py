@@ -55,6 +55,10 @@ def _copy(ctx: Context, leaves: list[Leaf], order: list[Axis], dtype: int) -> Le
     shape: tuple[Size, ...] = ()
     for t in tensors:
         shape = emit.broadcast(shape, t.known)
+    if ctx.node.op_type == "PRelu" and tensors[0].known != shape:
+        # its slope broadcasts to x, not the other way round
+        x = emit.reshape(ctx.b, tensors[0], [*[1] * (len(shape) - len(tensors[0].known)), *tensors[0].known])
+        tensors[0] = emit.expand(ctx.b, x, shape)
     (out,) = ctx.b.copy(ctx.node, tensors, [dtype], [shape])
     leaf = Leaf(keep(ctx.b, out, axes), axes)
     op = ctx.node.op_type
