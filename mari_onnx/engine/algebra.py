@@ -9,8 +9,8 @@ import numpy as np
 
 from mari_onnx.engine import emit
 from mari_onnx.engine.blocks import zip_bodies
-from mari_onnx.engine.bounds import bound
 from mari_onnx.engine.builder import FOLD_LIMIT, Builder, Tensor
+from mari_onnx.engine.collect import collected
 from mari_onnx.engine.forms import with_form
 from mari_onnx.engine.positions import take
 from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, axes_of, rename, rows_first, within
@@ -19,8 +19,6 @@ from mari_onnx.engine.write import write
 
 SHORT = 64
 """Elements below which a run of a broadcast is short."""
-LARGE = 1e4
-"""Terms that may exceed it are added before a product, not after: they could cancel."""
 MANY = 16
 """From as many terms on, a sum that takes in one more starts from its partial sums."""
 
@@ -37,21 +35,23 @@ def stretch(
     axes: list[Axis | None] = list(biggest.axes)
     if axes_of(biggest) != union:
         axes = _merged(biggest, leaves, union, order)
-    if not union and len({len(leaf.axes) for leaf in leaves if not leaf.tensor.const}) == 1:
-        # single elements alike (a user's weights, each [1, 1]): what takes their sum drops its dimensions once
-        axes = next(list(leaf.axes) for leaf in leaves if not leaf.tensor.const)
-    else:
-        while axes and axes[-1] is None:
-            axes.pop()  # against a scalar onnxruntime would go element by element
+    aligned = axes == list(biggest.axes) and all(_aligned(leaf, axes) for leaf in leaves if not leaf.tensor.const)
+    while axes and axes[-1] is None and not aligned:
+        axes.pop()  # against a scalar onnxruntime would go element by element
     out = []
     for leaf in leaves:
         present = axes_of(leaf)
         lead = next((i for i, a in enumerate(axes) if a in present), len(axes))
-        if leaf is biggest or (not union and not leaf.tensor.const):
+        if leaf is biggest or (aligned and axes and axes[-1] is None):
             lead = 0
         full = frozenset(_filled(leaf, axes[lead:], union))
         out.append(write(b, leaf, [(a,) if a is not None else () for a in axes[lead:]], full))
     return out, tuple(axes)
+
+
+def _aligned(leaf: Leaf, axes: Sequence[Axis | None]) -> bool:
+    """Whether a leaf is stored as the result, or with 1 there: ``[N, 1] + [1, 1]``, of which nothing is squeezed."""
+    return len(leaf.axes) == len(axes) and all(a is None or a is own for a, own in zip(leaf.axes, axes, strict=True))
 
 
 def _merged(
@@ -110,11 +110,9 @@ def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) ->
     leaf = Leaf(keep(b, emit.binary(b, op, tx, ty), axes), axes)
     if leaf.tensor.const:
         return leaf
-    if op in ("Add", "Sub"):
-        # of large terms (times in seconds) a difference may be small beside them, and must be taken first
-        if not _inexact(x.tensor.dtype) or max(bound(b, x.tensor), bound(b, y.tensor)) > LARGE:
-            return leaf
-        return with_form(leaf, Sum((x, y if op == "Add" else scaled(b, y, -1))))
+    if op in ("Add", "Sub") and _inexact(x.tensor.dtype):
+        form = collected(b, x, y if op == "Add" else scaled(b, y, -1), lambda ls: add_leaves(b, ls))
+        return with_form(leaf, form) if form is not None else leaf
     if op == "Mul":
         return with_form(leaf, Prod((x, y)))
     if op == "Div" and _inexact(y.tensor.dtype) and axes_of(y) < axes_of(leaf):

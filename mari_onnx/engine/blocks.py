@@ -105,9 +105,11 @@ def _joining_pays(bodies: Sequence[Body], axis: Axis, fewer: int) -> bool:
     together = apart = 0.0
     for body in bodies:
         size = COPY * volume(axes_of(body))
-        if isinstance(body, Cat) and len(body.parts) > 1 and not is_const(body):
+        if is_const(body):
+            continue
+        if isinstance(body, Cat) and len(body.parts) > 1:
             together += size
-        elif axis in axes_of(body) and not is_const(body) and not isinstance(body, Cat):
+        elif axis in axes_of(body) and (not isinstance(body, Cat) or body.axis is axis):
             apart += size
     return together <= apart + 2 * NODE * fewer
 

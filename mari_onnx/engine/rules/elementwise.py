@@ -14,8 +14,8 @@ from mari_onnx.engine.blocks import zip_bodies
 from mari_onnx.engine.builder import Tensor
 from mari_onnx.engine.context import Context, from_array, rule
 from mari_onnx.engine.forms import with_form
+from mari_onnx.engine.mapped import Through, run
 from mari_onnx.engine.regroup import align
-from mari_onnx.engine.rules.mapped import Through, run
 from mari_onnx.engine.value import Axis, Body, Decline, Leaf, Prod, Sum, Value, axes_of
 from mari_onnx.model.dims import Size
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from mari_onnx.engine.blocks import zip_bodies
 from mari_onnx.engine.context import Context, normal, rule
+from mari_onnx.engine.mapped import Through, run
 from mari_onnx.engine.regroup import align, single
-from mari_onnx.engine.rules.mapped import Through, run
 from mari_onnx.engine.rules.picked import flat_masked, masked, merged
 from mari_onnx.engine.rules.slices import positions, range_of
 from mari_onnx.engine.rules.structure import regroup

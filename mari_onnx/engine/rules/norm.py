@@ -21,8 +21,8 @@ from mari_onnx.engine.builder import Builder
 from mari_onnx.engine.context import Context, normal, rule
 from mari_onnx.engine.contract import reduce_sum
 from mari_onnx.engine.forms import with_form
+from mari_onnx.engine.mapped import MAPPED, run
 from mari_onnx.engine.positions import neat
-from mari_onnx.engine.rules.mapped import MAPPED, run
 from mari_onnx.engine.rules.reduce import mean
 from mari_onnx.engine.value import Axis, Body, Cat, Decline, Leaf, Part, Prod, Sum, Value, axes_of, rename
 from mari_onnx.engine.write import as_leaf

@@ -17,8 +17,8 @@ from onnx import TensorProto
 from mari_onnx.engine import emit
 from mari_onnx.engine.builder import Tensor
 from mari_onnx.engine.context import Context, constant, from_tensor, normal, rule
+from mari_onnx.engine.mapped import MAPPED, run
 from mari_onnx.engine.regroup import single
-from mari_onnx.engine.rules.mapped import MAPPED, run
 from mari_onnx.engine.rules.slices import positions
 from mari_onnx.engine.rules.structure import regroup
 from mari_onnx.engine.value import Axis, Body, Cat, Decline, Leaf, Part, Places, Value, axes_of, is_const, rename

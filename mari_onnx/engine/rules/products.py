@@ -14,8 +14,8 @@ from mari_onnx.engine.algebra import add, multiply, scaled
 from mari_onnx.engine.blocks import zip_bodies
 from mari_onnx.engine.context import Context, from_array, rule
 from mari_onnx.engine.contract import contract, reduce_sum
+from mari_onnx.engine.mapped import Through, run
 from mari_onnx.engine.regroup import align
-from mari_onnx.engine.rules.mapped import Through, run
 from mari_onnx.engine.value import Axis, Body, Decline, Group, Value, axes_of, fresh
 
 FLOATS = {1, 10, 11, 16}

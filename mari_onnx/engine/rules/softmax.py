@@ -27,8 +27,8 @@ from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.context import Context, normal, rule
 from mari_onnx.engine.contract import reduce_sum
 from mari_onnx.engine.forms import with_form
+from mari_onnx.engine.mapped import MAPPED, run
 from mari_onnx.engine.positions import neat, take
-from mari_onnx.engine.rules.mapped import MAPPED, run
 from mari_onnx.engine.rules.reduce import extreme, unary
 from mari_onnx.engine.value import (
     Axis,

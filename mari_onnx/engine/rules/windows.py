@@ -20,10 +20,10 @@ from onnx import NodeProto, helper
 from mari_onnx.engine.algebra import binary
 from mari_onnx.engine.blocks import zip_bodies
 from mari_onnx.engine.context import Context, from_array, normal, rule
+from mari_onnx.engine.mapped import MAPPED, Through, run
 from mari_onnx.engine.positions import neat
 from mari_onnx.engine.regroup import align, single
 from mari_onnx.engine.rules import structure
-from mari_onnx.engine.rules.mapped import MAPPED, Through, run
 from mari_onnx.engine.rules.products import conv as plain_conv
 from mari_onnx.engine.rules.slices import positions
 from mari_onnx.engine.value import Axis, Body, Cat, Decline, Part, Value, axes_of
