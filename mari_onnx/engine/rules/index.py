@@ -13,23 +13,21 @@ import numpy as np
 from mari_onnx.engine.blocks import zip_bodies
 from mari_onnx.engine.context import Context, normal, rule
 from mari_onnx.engine.mapped import Through, run
-from mari_onnx.engine.regroup import align, single
+from mari_onnx.engine.regroup import single
 from mari_onnx.engine.rules.picked import flat_masked, masked, merged
 from mari_onnx.engine.rules.slices import positions, range_of
 from mari_onnx.engine.rules.structure import regroup
 from mari_onnx.engine.value import (
     Axis,
     Body,
-    Cat,
     Decline,
     Group,
     Leaf,
-    Part,
     Value,
     axes_of,
     fresh,
 )
-from mari_onnx.model.dims import Size, product, static
+from mari_onnx.model.dims import Size
 
 
 @rule("Gather")
@@ -151,36 +149,3 @@ def _rows(ctx: Context, x: Value, batch: int) -> Value:
     ids = positions(ctx, fresh(index), index.rank - 1, [d], drop=True)
     table = ctx.value([x.known[d], *x.known[depth:]], x.body, x.dtype)
     return lookup(ctx, table, ids, 0)
-
-
-@rule("ScatterND")
-def scatter_nd(ctx: Context) -> list[Value]:
-    """Constant distinct coordinates: a Cat of the updates and of what they leave of the data."""
-    x, updates = ctx.input(0), fresh(ctx.input(2))
-    index = ctx.array(1)
-    if index is None or ctx.attr("reduction", "none") != "none":
-        raise Decline("ScatterND with coordinates computed from data, or that reduces")
-    depth = index.shape[-1]
-    if not all(isinstance(s, int) for s in x.shape[:depth]):
-        raise Decline("ScatterND along a dynamic axis")
-    sizes = [int(s) for s in x.shape[:depth] if isinstance(s, int)]
-    flat = flat_positions(index, sizes)
-    if len(set(flat)) != len(flat):
-        raise Decline("ScatterND writes a position twice")
-    data = merged(ctx, x, 0, depth)
-    new = merged(ctx, updates, 0, index.ndim - 1)
-    total = static(product(sizes))
-    rest = sorted(set(range(total)) - set(flat))
-    pieces = [(flat, new)] + ([(rest, positions(ctx, data, 0, rest))] if rest else [])
-    parts, slim = [], []
-    subs: list[Axis | None] = []
-    for _, value in pieces:
-        value, sub = single(ctx.b, value, 0)
-        subs.append(sub)
-        slim.append(Value(value.known[1:], value.body, value.dtype))
-    bodies, groups = align(ctx.b, slim)
-    for (at, _), sub, body in zip(pieces, subs, bodies, strict=True):
-        parts.append(Part(tuple(at), sub, body))
-    axis = Axis(total)
-    value = ctx.value([(axis,), *groups], Cat(axis, tuple(parts)), x.dtype)
-    return [regroup(ctx, value, [*sizes, *value.shape[1:]]) if depth > 1 else value]

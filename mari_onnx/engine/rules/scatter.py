@@ -1,0 +1,122 @@
+"""ScatterND as a Cat: the updates, and what they leave of the data.
+
+    x[:, a:b] = y        is        [x[:, :a] | y | x[:, b:]]
+
+PyTorch writes an assignment to a slice as coordinates of every element: a Range over each axis, expanded to all of
+them, side by side. Coordinates that are constant come from whatever else assigns (tf.tensor_scatter_nd_update).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mari_onnx.engine.context import Context, rule
+from mari_onnx.engine.regroup import align, single
+from mari_onnx.engine.rules.index import flat_positions
+from mari_onnx.engine.rules.picked import merged
+from mari_onnx.engine.rules.slices import positions
+from mari_onnx.engine.rules.structure import regroup
+from mari_onnx.engine.value import Axis, Cat, Decline, Group, Leaf, Part, Value, axes_of, fresh
+from mari_onnx.model.dims import Dim, Size, static
+
+Span = Sequence[int] | None
+"""Positions along an axis; None: all of them, in order."""
+
+
+@rule("ScatterND")
+def scatter_nd(ctx: Context) -> list[Value]:
+    """Distinct coordinates, constant or a range of each axis: a Cat of the updates and of what they leave of the data.
+
+    Refuses coordinates computed from data, positions that are written twice, and reductions.
+    """
+    if ctx.attr("reduction", "none") != "none":
+        raise Decline("ScatterND that reduces")
+    x, updates = ctx.input(0), fresh(ctx.input(2))
+    index = ctx.array(1)
+    if index is None:
+        return [_slab(ctx, x, fresh(ctx.input(1)), updates)]
+    depth = index.shape[-1]
+    if not all(isinstance(s, int) for s in x.shape[:depth]):
+        raise Decline("ScatterND along a dynamic axis")
+    sizes = [int(s) for s in x.shape[:depth] if isinstance(s, int)]
+    flat = flat_positions(index, sizes)
+    if len(set(flat)) != len(flat):
+        raise Decline("ScatterND writes a position twice")
+    value = _put(ctx, merged(ctx, x, 0, depth), merged(ctx, updates, 0, index.ndim - 1), 0, [flat])
+    return [regroup(ctx, value, [*sizes, *value.shape[1:]]) if depth > 1 else value]
+
+
+def _slab(ctx: Context, x: Value, index: Value, updates: Value) -> Value:
+    """Coordinates that are a range of each axis by itself, expanded to one another."""
+    lead, depth = index.rank - 1, index.shape[-1]
+    if not isinstance(depth, int):
+        raise Decline("ScatterND with coordinates of unknown number")
+    spans: list[Span] = []
+    groups: list[Group] = []
+    used: list[int] = []
+    for d in range(depth):
+        column = positions(ctx, index, lead, [d], drop=True)
+        own = [i for i, group in enumerate(column.known) if set(group) & axes_of(column.body)]
+        if not isinstance(column.body, Leaf) or len(own) > 1 or len(axes_of(column.body)) > 1:
+            raise Decline("ScatterND with coordinates computed from data")
+        spans.append(_span(ctx, column.body, x.shape[d]))
+        groups.append(column.known[own[0]] if own else ())
+        if own:
+            used += own
+            # the coordinate of the whole axis: it varies along all of its atoms
+            if len(column.known[own[0]]) != 1:
+                raise Decline("ScatterND with coordinates computed from data")
+    if used != sorted(set(used)) or any(g and i not in used for i, g in enumerate(index.known[:-1])):
+        raise Decline("ScatterND writes a position twice, or in another order")
+    places = iter(used)
+    new = [updates.known[next(places)] if g else () for g in groups]
+    return _put(ctx, x, ctx.value([*new, *updates.known[lead:]], updates.body, x.dtype), 0, spans)
+
+
+def _span(ctx: Context, leaf: Leaf, size: Size) -> Span:
+    """The positions that a vector of coordinates names along an axis of this size."""
+    t = leaf.tensor
+    if t.const:
+        array = np.asarray(t.array).reshape(-1)
+        literal = ctx.b.literal(size)
+        if isinstance(literal, Dim):
+            raise Decline("ScatterND along a dynamic axis")
+        at = [int(i) % literal for i in array]
+        if at == list(range(literal)):
+            return None
+        if not at or isinstance(size, Dim) or len(set(at)) != len(at):
+            raise Decline("ScatterND along a dynamic axis, or of a position twice")
+        return at
+    node = ctx.b.nodes[t.node] if t.node is not None else None
+    if node is None or node.proto.op_type != "Range" or not ctx.b.same(t.known[0], size):
+        raise Decline("ScatterND with coordinates computed from data")
+    first, step = node.inputs[0], node.inputs[2]
+    if first is None or step is None or first.scalar != 0 or step.scalar != 1:
+        raise Decline("ScatterND with a range that does not start at 0")
+    return None
+
+
+def _put(ctx: Context, x: Value, new: Value, d: int, spans: Sequence[Span]) -> Value:
+    """x with ``new`` at these positions of the axes from d on."""
+    while d < len(spans) and spans[d] is None:
+        d += 1
+    if d == len(spans):
+        return new
+    at = list(spans[d] or ())
+    size = static(x.shape[d])
+    inner = new if all(s is None for s in spans[d + 1 :]) else _put(ctx, positions(ctx, x, d, at), new, d + 1, spans)
+    rest = sorted(set(range(size)) - set(at))
+    pieces = [(at, inner)] + ([(rest, positions(ctx, x, d, rest))] if rest else [])
+    slim, subs = [], []
+    for places, value in pieces:
+        value, sub = single(ctx.b, value, d)
+        if (sub.size if sub is not None else 1) != len(places):
+            raise Decline("ScatterND of an unknown number of positions")
+        subs.append(sub)
+        slim.append(Value((*value.known[:d], *value.known[d + 1 :]), value.body, value.dtype))
+    bodies, groups = align(ctx.b, slim)
+    parts = [Part(tuple(p), sub, body) for (p, _), sub, body in zip(pieces, subs, bodies, strict=True)]
+    axis = Axis(size)
+    return ctx.value([*groups[:d], (axis,), *groups[d:]], Cat(axis, tuple(parts)), x.dtype)
