@@ -22,16 +22,20 @@ from mari_onnx.engine.algebra import add, cast_size, dtype_of, multiply, repeat,
 from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.forms import form_of
 from mari_onnx.engine.positions import neat, take
+from mari_onnx.engine.regroup import flatten
 from mari_onnx.engine.terms import Term, merge, same_terms, total
-from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, axes_of, is_const, within
+from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, axes_of, is_const, rename, within
 from mari_onnx.engine.weigh import COPY, ELEMENT, NODE, SLOW, SPREAD, element, volume
 from mari_onnx.engine.write import as_block, as_leaf
 
 BINARY = {"Add", "Sub", "Mul", "Div", "Max", "Min"}
+VIEWS = {"Reshape", "Squeeze", "Unsqueeze"}
 NEARBY = 100
 """How many nodes back the work of a form is looked for: a rule writes both ways one after the other."""
 WRITE = 0.5
 """The share of a tensor's own cost that falls on a contraction of it: others may want the tensor too."""
+MAX_READ = 1 << 22
+"""Elements of a constant up to which it is searched for zeros."""
 DEPTH = 4
 """How deep forms of forms are followed."""
 
@@ -106,7 +110,7 @@ def _zero_rows(b: Builder, x: Body, y: Body, k: frozenset[Axis]) -> tuple[Axis, 
         return None
     free = [a for a in y.axes if a is not None and a not in k]
     array = y.tensor.array
-    if len(free) != 1 or array.dtype == object or array.size > 1 << 22 or array.all():
+    if len(free) != 1 or array.dtype == object or array.size > MAX_READ or array.all():
         return None
     tidy = neat(b, x)
     if not isinstance(tidy, Cat) or tidy.axis is not x.axis:
@@ -165,6 +169,7 @@ def _expand(
         return _expand(b, y, x, k, outer, depth, order)
     assert isinstance(x, Leaf)
     assert isinstance(y, Leaf)
+    x, y, k = _read(b, x, y, k)
     direct = Term(outer, x, y, k)
     best: list[Term | Body] = [direct]
     cost = _price(b, [direct])
@@ -182,6 +187,38 @@ def _expand(
         if price < cost:
             best, cost = list(terms), price
     return best
+
+
+def _read(b: Builder, x: Leaf, y: Leaf, k: frozenset[Axis]) -> tuple[Leaf, Leaf, frozenset[Axis]]:
+    """Without the positions along k at which a constant operand is zero throughout (pairs that a mask leaves out)."""
+    if is_const(y) == is_const(x):
+        return x, y, k
+    w, other = (y, x) if is_const(y) else (x, y)
+    array = w.tensor.array
+    along = tuple(a for a in other.axes if a in k and a in w.axes and a is not None)
+    if not along or array.dtype.kind != "f" or array.size > MAX_READ or not all(isinstance(a.size, int) for a in along):
+        return x, y, k
+    rest = tuple(i for i, a in enumerate(w.axes) if a not in along)
+    read = np.any(array != 0, axis=rest).transpose(np.argsort(np.argsort([w.axes.index(a) for a in along])))
+    at = np.flatnonzero(read).tolist()
+    each = volume(axes_of(other) - set(along))
+    columns = volume(axes_of(w) - set(along) - axes_of(other))
+    if not at or (read.size - len(at)) * columns < COPY * len(at) + NODE / each:
+        return x, y, k
+    whole, new = Axis(read.size), Axis(len(at)) if len(at) > 1 else None
+    w, other = (_taken(b, leaf, along, whole, at, new) for leaf in (w, other))
+    k = k - set(along) | ({new} if new is not None else frozenset())
+    return (other, w, k) if is_const(y) else (w, other, k)
+
+
+def _taken(
+    b: Builder, leaf: Leaf, along: tuple[Axis, ...], whole: Axis, at: Sequence[int], new: Axis | None
+) -> Leaf:
+    """Positions of axes that are merged."""
+    merged = flatten(b, leaf, along, whole) if len(along) > 1 else rename(leaf, {along[0]: whole})
+    found = take(b, merged, whole, at, new)
+    assert isinstance(found, Leaf)
+    return found
 
 
 def _by_blocks(
@@ -237,6 +274,8 @@ def _fresh(b: Builder, leaf: Leaf, mark: int, terms: Sequence[Term]) -> float:
     operands = [t.a.tensor for t in terms] + [t.c.tensor for t in terms]
     for index in _ancestors(b, operands + [g.tensor for t in terms for g in t.outer], first) - needed:
         node = b.nodes[index]
+        if node.proto.op_type in VIEWS:
+            continue
         sizes = {t.shape for t in node.inputs if t is not None and t.shape != ()}
         each = SPREAD if len(sizes) > 1 and node.proto.op_type in BINARY else element(node.proto.op_type)
         total += each * volume([Axis(s) for s in node.outputs[0].known])

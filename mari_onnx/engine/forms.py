@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mari_onnx.engine.value import Axis, Body, Cat, Decline, Form, Leaf, Prod, Sum, axes_of, rename
+from mari_onnx.engine.value import Axis, Body, Cat, Decline, Form, Leaf, Prod, Sum, axes_of, is_const, rename
 
 
 def form_of(leaf: Leaf) -> Body | None:
@@ -32,7 +32,11 @@ def _helps(body: Body, full: frozenset[Axis]) -> bool:
         return axes_of(body) != full or body.tensor.form is not None
     if isinstance(body, Cat):
         return True
-    return all(_helps(item, full) for item in (body.terms if isinstance(body, Sum) else body.factors))
+    items = body.terms if isinstance(body, Sum) else body.factors
+    plain = [item for item in items if not _helps(item, full)]
+    # a constant factor (a mask, the scale of a BatchNormalization) goes into the weights
+    scaled = isinstance(body, Prod) and len(plain) == 1 and all(i in plain or is_const(i) for i in items)
+    return not plain or scaled
 
 
 def derive(old: Leaf, new: Leaf, how: Callable[[Body], Body]) -> Leaf:

@@ -37,6 +37,8 @@ class Term:
         return (axes_of(self.a) | axes_of(self.c)) - self.k
 
     def cost(self) -> float:
+        if self.a.tensor.const and self.c.tensor.const and not self.outer:
+            return 0.0  # at build time
         a, c = axes_of(self.a), axes_of(self.c)
         alone = self.k - (a & c)  # summed out of the operand that has it, at build time where that is a constant
         macs = volume((a | c) - alone)
@@ -86,7 +88,7 @@ def merge(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> list[Term
             term = Term(term.outer, term.c, term.a, term.k)  # W x as x W
         free_a, free_c = axes_of(term.a) - term.k, axes_of(term.c) - term.k
         both = term.k <= axes_of(term.a) and term.k <= axes_of(term.c)
-        key = (term.outer, free_a, free_c) if both and is_const(term.c) else term
+        key = (term.outer, free_a, free_c) if both and is_const(term.c) and not is_const(term.a) else term
         groups.setdefault(key, []).append(term)
     out = []
     for group in groups.values():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import Draw, Graph, N, actions, check, lifted, macs_each, starts, tensor
+from tests.engine.graphs import Draw, Graph, N, actions, check, lifted, macs_each, starts, tensor, traced
 
 
 def _right(draw: Draw, g: Graph) -> str:
@@ -318,3 +318,24 @@ def test_a_constant_of_other_groups_is_regrouped(candidates: int) -> None:
     fields = g.reshape(g.Concat(g.user(2, 3), g.item(2, 3), axis=1), -1, 12)
     gate = g.reshape(g.Expand(g.weight(3, 1), g.const(np.array([3, 4]))), 12)
     check(g.output(g.MatMul(g.Mul(fields, gate), g.weight(12, 2))), candidates=candidates)
+
+
+def test_pairs_that_a_mask_leaves_out_are_not_multiplied() -> None:
+    """The lower triangle by a product with zeros and ones (TensorFlow's DotInteraction): its rows of W alone."""
+    g = Graph()
+    x = g.Tanh(g.Concat(g.user(6, 4), g.item(6, 4), axis=1))
+    pairs = g.Mul(g.MatMul(x, g.Transpose(x, perm=[0, 2, 1])), g.const(np.tril(np.ones((12, 12)), -1)))
+    g.output(g.MatMul(g.reshape(pairs, -1, 144), g.weight(144, 64)))
+    result = check(g, candidates=5000)
+    # items x (items + users) for the scores; 15 pairs of items and 36 of both in the product
+    assert macs_each(g, result) == 6 * 12 * 4 + (15 + 36) * 64
+
+
+def test_a_constant_factor_goes_into_the_weights() -> None:
+    """The scale and the shift of a BatchNormalization in front of a product are constants of the product."""
+    g = Graph()
+    x = g.Tanh(g.Concat(g.user(8), g.item(8), axis=1))
+    scaled = g.Add(g.Mul(x, g.weight(16)), g.weight(16))
+    result = check(g.output(g.MatMul(scaled, g.weight(16, 4))))
+    seen = traced(result.model, g.feeds(7, once=True))
+    assert [n.op_type for n in result.model.graph.node if seen[n.output[0]].shape[0] == 7] == ["Tanh", "Gemm"]
