@@ -115,7 +115,7 @@ def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) ->
         return with_form(leaf, form) if form is not None else leaf
     if op == "Mul":
         return with_form(leaf, Prod((x, y)))
-    if op == "Div" and _inexact(y.tensor.dtype) and axes_of(y) < axes_of(leaf):
+    if op == "Div" and y.tensor.dtype in (1, 11, 16) and axes_of(y) < axes_of(leaf):  # 1 / 1e-6 is too much for float16
         return with_form(leaf, Prod((x, Leaf(emit.unary(b, "Reciprocal", y.tensor), y.axes))))
     return leaf
 

@@ -24,6 +24,14 @@ FOLD_LIMIT = 1 << 16
 """Elements up to which a constant may grow when it is folded (an Expand of a scalar is cheaper kept)."""
 
 RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+DOUBTFUL = {
+    "LogSoftmax", "LpNormalization", "GRU", "LSTM", "RNN", "Resize", "Upsample", "GridSample", "AffineGrid", "LRN",
+    "MaxPool", "AveragePool", "LpPool", "GlobalLpPool", "MaxUnpool", "MaxRoiPool", "RoiAlign", "NonMaxSuppression",
+    "ConvTranspose", "DeformConv", "Col2Im", "Attention", "RotaryEmbedding", "ImageDecoder", "SequenceInsert",
+}  # fmt: skip
+"""Operators of which onnx's evaluator and onnxruntime were seen to differ, or that no constant needs: not folded."""
+FLATTENED = {"Softmax": 13, "Hardmax": 13, "BatchNormalization": 14}
+"""Operators that the evaluator has right from an opset on."""
 
 
 class Tensor:
@@ -109,6 +117,8 @@ class Builder:
         self.fixed: dict[str, int] = {}
         self.origin = ""
         self.label = "t"
+        self.shortest = 0
+        """What a dimension of an input, other than the candidates', is at least."""
         self.notes: list[str] = []
         """Why the rule at work left something as it is, though it did not decline."""
         # the largest absolute value of tensors (see `bounds`), and
@@ -225,7 +235,7 @@ class Builder:
         renamed: what subgraphs read, by source name, under its new name.
         """
         key = None
-        if node.op_type not in RANDOM and not captured and not renamed:
+        if not is_random(node) and not captured and not renamed:
             attributes = b"".join(sorted(a.SerializeToString(deterministic=True) for a in node.attribute))
             names = tuple(t.name if t else None for t in inputs)
             key = (node.domain, node.op_type, node.overload, names, attributes, tuple(bool(o) for o in node.output))
@@ -270,6 +280,8 @@ class Builder:
         if not inputs or not dtype or not all(t is None or t.const for t in inputs) or proto.op_type in RANDOM:
             return None
         if proto.domain not in ("", "ai.onnx") or any(a.type == AttributeProto.GRAPH for a in proto.attribute):
+            return None
+        if proto.op_type in DOUBTFUL or self.opset < FLATTENED.get(proto.op_type, 0):
             return None
         limit = max(FOLD_LIMIT, sum(static(product(t.known)) for t in inputs if t))
         if proto.op_type in ("Expand", "Tile", "ConstantOfShape", "Range", "OneHot"):
@@ -338,7 +350,7 @@ class Builder:
         return size.substitute(self.fixed) if isinstance(size, Dim) else size
 
     def least(self, size: Size) -> int | None:
-        """The smallest that a size can be. Inputs have at least 1 row; what the run tells (NonZero) may be 0."""
+        """The smallest that a size can be. At least 1 candidate; a history, and what the run tells, may be 0."""
         size = self.literal(size)
         if isinstance(size, int):
             return size
@@ -348,7 +360,8 @@ class Builder:
                 continue
             if factor < 0:
                 return None
-            total += 0 if any(name.startswith("?") for name in monomial) else factor
+            told = any(name.startswith("?") for name in monomial)
+            total += factor if set(monomial) <= {"N"} else 0 if told else factor * self.shortest
         return total
 
     def filled(self, size: Size) -> bool:
@@ -371,6 +384,14 @@ def evaluate(proto: NodeProto, arrays: Sequence[np.ndarray | None], opset: int) 
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     with np.errstate(all="ignore"):
         return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
+
+
+def is_random(node: NodeProto) -> bool:
+    """Whether two equal nodes need not compute the same: it draws numbers, or a body of it does."""
+    if node.op_type in RANDOM or (node.op_type == "Dropout" and len(node.input) > 2):
+        return True
+    graphs = [g for a in node.attribute for g in ([a.g] if a.type == AttributeProto.GRAPH else a.graphs)]
+    return any(is_random(inner) for graph in graphs for inner in graph.node)
 
 
 def rename_subgraphs(attribute: AttributeProto, names: dict[str, str]) -> None:

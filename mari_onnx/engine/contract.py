@@ -16,9 +16,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from onnx import TensorProto
 
 from mari_onnx.engine import emit
 from mari_onnx.engine.algebra import add, cast_size, dtype_of, multiply, repeat, times
+from mari_onnx.engine.bounds import bound
 from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.forms import form_of
 from mari_onnx.engine.positions import neat, take
@@ -36,6 +38,7 @@ WRITE = 0.5
 """The share of a tensor's own cost that falls on a contraction of it: others may want the tensor too."""
 MAX_READ = 1 << 22
 """Elements of a constant up to which it is searched for zeros."""
+LARGEST_HALF = 65504.0
 DEPTH = 4
 """How deep forms of forms are followed."""
 
@@ -182,11 +185,21 @@ def _expand(
         if not all(isinstance(t, Term) for t in other_way):
             continue
         terms = same_terms(b, [t for t in other_way if isinstance(t, Term)])
+        if this.tensor.dtype == TensorProto.FLOAT16 and not all(_representable(b, t) for t in terms):
+            continue
         price = _price(b, terms) + sum(ELEMENT * volume(t.out) for t in terms[1:])
         price += _fresh(b, this, mark, terms)
         if price < cost:
             best, cost = list(terms), price
     return best
+
+
+def _representable(b: Builder, term: Term) -> bool:
+    """Whether no step of a term can exceed what float16 holds, which the source may scale down first."""
+    total = volume(term.k)
+    for leaf in (term.a, term.c, *term.outer):
+        total *= max(bound(b, leaf.tensor), 1.0)
+    return total < LARGEST_HALF
 
 
 def _read(b: Builder, x: Leaf, y: Leaf, k: frozenset[Axis]) -> tuple[Leaf, Leaf, frozenset[Axis]]:
@@ -409,7 +422,7 @@ def _sum_over(b: Builder, body: Body, k: frozenset[Axis], order: Sequence[Axis])
 def weighted_sum(b: Builder, body: Leaf, k: frozenset[Axis], order: Sequence[Axis]) -> Body | None:
     """The sum of a product as one product, where the factors have different axes: history pooling becomes a GEMM."""
     form = form_of(body)
-    if not isinstance(form, Prod) or len(form.factors) != 2:
+    if not isinstance(form, Prod) or len(form.factors) != 2 or body.tensor.dtype not in (1, 10, 11, 16):
         return None
     x, y = form.factors
     full = axes_of(body)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mari_onnx.engine.builder import Builder, Tensor
-from mari_onnx.model.dims import Size, product
+from mari_onnx.engine.value import Decline
+from mari_onnx.model.dims import Size, product, symbols
 
 
 def transpose(b: Builder, t: Tensor, perm: Sequence[int]) -> Tensor:
@@ -36,14 +37,25 @@ def _reshape(b: Builder, t: Tensor, shape: tuple[Size, ...]) -> Tensor:
     drop, add = _ones(t.known, shape)
     if drop is not None and add is not None and not (drop and add):
         return _axes(b, "Squeeze" if drop else "Unsqueeze", t, drop or add, shape)
+    if any(s == 0 and t.known[i : i + 1] != (0,) for i, s in enumerate(shape)):
+        # a literal 0 copies a dimension
+        if b.opset < 14:
+            raise Decline("a reshape to no elements")
+        return b.emit("Reshape", [t, b.sizes(shape)], shape, attrs={"allowzero": 1})
     target = [s if isinstance(s, int) else 0 if t.known[i : i + 1] == (s,) else -1 for i, s in enumerate(shape)]
-    bare = [i for i, s in enumerate(shape) if not b.filled(s)]
+    # before opset 14 nothing can be said where several may be 0, so that histories are taken to have an entry
+    bare = [i for i, s in enumerate(shape) if not b.filled(s) and (b.opset >= 14 or _told(s))]
     if target.count(-1) > 1 or (-1 in target and any(target[i] != -1 for i in bare)):
         # beside a dimension of 0 -1 could be anything, and a 0 that is computed may copy another dimension
         sizes = [-1 if bare == [i] else s for i, s in enumerate(shape)]
         zero = 1 if b.opset >= 14 and len(bare) > 1 else None
         return b.emit("Reshape", [t, b.sizes(sizes)], shape, attrs={"allowzero": zero})
     return b.emit("Reshape", [t, b.ints(target)], shape)
+
+
+def _told(size: Size) -> bool:
+    """Whether only the run tells it."""
+    return any(name.startswith("?") for name in symbols(size))
 
 
 def _ones(have: Sequence[Size], shape: Sequence[Size]) -> tuple[list[int], list[int]] | tuple[None, None]:

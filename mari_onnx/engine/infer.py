@@ -34,8 +34,8 @@ def infer(
     if found is None and node.op_type == "GroupNormalization":
         return [(t.dtype, shapes[0]) for t in inputs[:1] if t is not None]
     if found is None:
-        dtype = next((t.dtype for t in inputs if t is not None), TensorProto.FLOAT)
-        return [(dtype, None) for _ in node.output]
+        # an operator of onnxruntime's own: not even the type is known
+        return [(TensorProto.UNDEFINED, None) for _ in node.output]
     if not names or node.op_type in UNFIT or all(shape is None or None not in shape for _, shape in found):
         return found
     base = {name: PROBE[k % len(PROBE)] + 100 * (k // len(PROBE)) for k, name in enumerate(names)}

@@ -46,7 +46,7 @@ def for_cpu(b: Builder, nodes: list[Node], outputs: Sequence[Tensor], most: int)
     out: list[Node] = []
     room = most - len(nodes)
     for node in nodes:
-        if node.proto.op_type == "Add" and not node.proto.domain and _normalized(readers.get(node.outputs[0].name, [])):
+        if _normalized(node, readers.get(node.outputs[0].name, [])):
             node.proto.op_type = "Sum"
         if node.proto.op_type == "Softmax" and not node.proto.domain:
             assert node.inputs[0] is not None
@@ -123,8 +123,10 @@ def _gemm_of_rows(b: Builder, source: Node, add: Node, bias: Tensor, last: Node)
     return [*found, _reshape(last, gemm, back, y, "back")]
 
 
-def _normalized(readers: Sequence[Node | None]) -> bool:
+def _normalized(node: Node, readers: Sequence[Node | None]) -> bool:
     """Whether a LayerNormalization reads a sum: as one operator, or as the mean and what is left without it."""
+    if node.proto.op_type != "Add" or node.proto.domain or node.outputs[0].dtype not in FLOATS:
+        return False
     ops = {node.proto.op_type if node is not None else "" for node in readers}
     return "LayerNormalization" in ops or {"ReduceMean", "Sub"} <= ops
 

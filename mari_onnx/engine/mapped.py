@@ -161,7 +161,9 @@ def _rows(ctx: Context, through: Sequence[Through]) -> int:
     count = 0
     while count < len(through) and through[count].inputs[0] == count and set(through[count].outputs) == {count}:
         count += 1
-    return count
+    # a scale with axes of its own is aligned to those of x
+    most = max((v.rank for v in ctx.inputs[1:] if v is not None and v.groups is not None), default=0)
+    return count if most <= ctx.input(0).rank - count else 0
 
 
 def _from_the_end(ctx: Context) -> NodeProto:

@@ -241,7 +241,9 @@ def _masked(ctx: Context, step: _Steps, scores: Value, keys: Size, past: Size) -
     """The scores with -inf where a key is masked, and which queries see no key; None where each sees one."""
     b, dtype = ctx.b, scores.dtype
     low = step.const(-np.inf, dtype)
-    causal = _causal(step, scores, past) if ctx.attr("is_causal", 0) else None
+    if ctx.attr("is_causal", 0) and past != 0:
+        raise Decline("a causal mask behind a cache, of which evaluators differ")
+    causal = _causal(step, scores) if ctx.attr("is_causal", 0) else None
     if not ctx.has(MASK):
         # the first key is seen by all
         return (scores if causal is None else step("Where", causal, scores, low)), None
@@ -270,15 +272,11 @@ def _masked(ctx: Context, step: _Steps, scores: Value, keys: Size, past: Size) -
     return scores, step("Equal", top, low)
 
 
-def _causal(step: _Steps, scores: Value, past: Size) -> Value:
-    """j <= i + past, [queries, keys]."""
+def _causal(step: _Steps, scores: Value) -> Value:
+    """j <= i, [queries, keys]."""
     zero, one = step.const(0), step.const(1)
     size = [step("Squeeze", step("Shape", scores, start=2 + d, end=3 + d)) for d in (0, 1)]
     i, j = (step("Range", zero, s, one) for s in size)
-    if past != 0:
-        if not isinstance(past, int):
-            raise Decline("a causal mask behind a cache of dynamic length")
-        i = step("Add", i, step.const(past))
     return step("LessOrEqual", j, step("Unsqueeze", i, step.ints(1)))
 
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, TensorProto, helper, numpy_helper
 
-from mari_onnx.engine.builder import RANDOM, Builder, Node, Tensor
+from mari_onnx.engine.builder import Builder, Node, Tensor, is_random
 from mari_onnx.engine.context import Context, from_tensor
 from mari_onnx.engine.regroup import align
 from mari_onnx.engine.value import Axis, Decline, Group, Leaf, Value, axes_of, depends, fresh, is_const, leaves, rename
@@ -196,7 +196,7 @@ def _depending(b: Builder, mark: int, names: set[str]) -> list[Node]:
     """Nodes written since ``mark`` that read these tensors, or what others make of them, or draw random numbers."""
     found, names = [], set(names)
     for node in b.nodes[mark:]:
-        if _random(node.proto) or any(t is not None and t.name in names for t in [*node.inputs, *node.captured]):
+        if is_random(node.proto) or any(t is not None and t.name in names for t in [*node.inputs, *node.captured]):
             found.append(node)
             names |= {t.name for t in node.outputs}
     return found
@@ -209,9 +209,3 @@ def _needed(nodes: Sequence[Node], wanted: Sequence[Tensor]) -> list[Node]:
             found.append(node)
             names |= {t.name for t in [*node.inputs, *node.captured] if t is not None}
     return found[::-1]
-
-
-def _random(node: NodeProto) -> bool:
-    if node.op_type in RANDOM or node.op_type == "Dropout":
-        return True
-    return any(_random(inner) for a in node.attribute for graph in [a.g, *a.graphs] for inner in graph.node)

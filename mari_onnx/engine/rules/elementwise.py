@@ -150,7 +150,9 @@ def clip(ctx: Context) -> list[Value]:
     for value in ctx.inputs[1:]:
         if value is not None and not (isinstance(value.body, Leaf) and not axes_of(value.body)):
             raise Decline("a bound is not a scalar")
-        bounds.append(value.body.tensor if value is not None and isinstance(value.body, Leaf) else None)
+        # a reduction that kept its dimensions is stored as [1, 1]; Clip takes a scalar
+        inside = value is not None and isinstance(value.body, Leaf)
+        bounds.append(emit.reshape(ctx.b, value.body.tensor, ()) if inside else None)  # type: ignore[union-attr]
 
     def visit(leaves: list[Leaf]) -> Leaf:
         (out,) = ctx.b.copy(ctx.node, [leaves[0].tensor, *bounds], [x.dtype], [leaves[0].tensor.shape])
@@ -216,7 +218,10 @@ def _quantized(ctx: Context) -> list[Value]:
     for value in ctx.inputs[1:]:
         if value is not None and (value.groups is None or value.rank > 0):
             raise Decline("quantization is not per tensor")
-    parameters = [v.body.tensor if v is not None and isinstance(v.body, Leaf) else None for v in ctx.inputs[1:]]
+    parameters = [
+        emit.reshape(ctx.b, v.body.tensor, ()) if v is not None and isinstance(v.body, Leaf) else None
+        for v in ctx.inputs[1:]
+    ]
 
     def visit(leaves: list[Leaf]) -> Leaf:
         tensors = [leaves[0].tensor, *parameters]

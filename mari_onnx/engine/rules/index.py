@@ -135,7 +135,7 @@ def _rows(ctx: Context, x: Value, batch: int) -> Value:
         (value,) = run(ctx, [Through((d, d), (d,)) for d in range(batch)])
         assert value is not None
         return value
-    index = ctx.input(1)
+    index = fresh(ctx.input(1))
     depth = index.shape[-1]
     if not isinstance(depth, int):
         raise Decline("GatherND with coordinates of unknown number")
@@ -146,6 +146,6 @@ def _rows(ctx: Context, x: Value, batch: int) -> Value:
     if not left:
         return ctx.value([*index.known[:-1], *x.known[depth:]], x.body, x.dtype)
     (d,) = left
-    ids = positions(ctx, fresh(index), index.rank - 1, [d], drop=True)
+    ids = positions(ctx, index, index.rank - 1, [d], drop=True)
     table = ctx.value([x.known[d], *x.known[depth:]], x.body, x.dtype)
     return lookup(ctx, table, ids, 0)

@@ -80,8 +80,13 @@ class Body:
     def run(self, graph: GraphProto) -> list[Value]:
         for proto in graph.initializer:
             self.env[proto.name] = from_tensor(self.b.const(numpy_helper.to_array(proto), proto.data_type))
-        for node in graph.node:
-            self.visit(node)
+        # rows of a bag are written as a Range by their length, which fails for a length of 0
+        before, self.b.shortest = self.b.shortest, 1
+        try:
+            for node in graph.node:
+                self.visit(node)
+        finally:
+            self.b.shortest = before
         return [self.env[o.name] for o in graph.output]
 
     def visit(self, node: NodeProto) -> None:

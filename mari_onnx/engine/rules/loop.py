@@ -114,6 +114,8 @@ def _trips(body: Body, condition: str, limit: Size | None) -> Size:
     known = constant(body.b, body.env[condition])
     if known is not None:
         if not known.reshape(-1)[0]:
+            if limit is not None and not body.b.filled(limit):
+                raise Decline("the Loop may not run at all")
             return 1
         if limit is None:
             raise Decline("the Loop does not end")

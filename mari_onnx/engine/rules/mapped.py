@@ -62,10 +62,16 @@ def _arg(ctx: Context) -> list[Through]:
 
 @mapped("LayerNormalization", "RMSNormalization")
 def _norm(ctx: Context) -> list[Through]:
-    """The axes before `axis`: mean and variance are taken over all others."""
+    """The axes before `axis`: mean and variance are taken over all others. A scale or bias that has them goes along."""
     rank = ctx.input(0).rank
     axis = normal(ctx.attr("axis", -1), rank)
-    return _all_but(ctx, range(axis, rank), outs=len(ctx.node.output))
+    others = [ctx.input(i) if ctx.has(i) else None for i in range(1, len(ctx.inputs))]
+    out = []
+    for a in range(axis):
+        places = [None if v is None or a - rank + v.rank < 0 else a - rank + v.rank for v in others]
+        inputs = (a, *(None if p is None or v.shape[p] == 1 else p for p, v in zip(places, others, strict=True)))  # type: ignore[union-attr]
+        out.append(Through(inputs, (a,) * len(ctx.node.output)))
+    return out
 
 
 @mapped("LayerNormalization", "SimplifiedLayerNormalization", domain="com.microsoft")
@@ -175,7 +181,7 @@ def _resize(ctx: Context) -> list[Through]:
 def _dft(ctx: Context) -> list[Through]:
     """All but the transformed axis and the last, which holds real and imaginary parts. Refuses a computed axis."""
     rank = ctx.input(0).rank
-    axis = ctx.attr("axis", 1)
+    axis = ctx.attr("axis", 1) if ctx.opset < 20 else -2
     if ctx.has(2):
         found = ctx.ints(2)
         if found is None:

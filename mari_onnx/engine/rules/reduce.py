@@ -8,18 +8,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 from mari_onnx.engine import emit
 from mari_onnx.engine.algebra import binary, cast_size, multiply
 from mari_onnx.engine.blocks import zip_bodies
+from mari_onnx.engine.bounds import bound
 from mari_onnx.engine.builder import Builder
 from mari_onnx.engine.context import Context, normal, rule
 from mari_onnx.engine.contract import reduce_sum, weighted_sum
 from mari_onnx.engine.positions import neat
 from mari_onnx.engine.rules.products import FLOATS
 from mari_onnx.engine.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Value, axes_of, within
-from mari_onnx.model.dims import product
+from mari_onnx.model.dims import product, symbols
 
 SUMS = ("ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp")
 
@@ -61,7 +63,7 @@ def sums(ctx: Context) -> list[Value]:
     elif op == "ReduceL1":
         body = unary(b, "Abs", body)
     elif op == "ReduceLogSumExp":
-        top = extreme(b, "Max", body, k)
+        top = zip_bodies(b, [extreme(b, "Max", body, k)], lambda ls: _finite(b, ls[0]))
         shifted = zip_bodies(b, [body, top], lambda ls: binary(b, "Sub", ls[0], ls[1], x.axes), order=x.axes)
         total = unary(b, "Log", reduce_sum(b, unary(b, "Exp", shifted), k, order))
         body = zip_bodies(b, [total, top], lambda ls: binary(b, "Add", ls[0], ls[1]), order=order)
@@ -72,6 +74,16 @@ def sums(ctx: Context) -> list[Value]:
     elif op == "ReduceLogSum":
         body = unary(b, "Log", body)
     return [ctx.value(groups, body, x.dtype)]
+
+
+def _finite(b: Builder, leaf: Leaf) -> Leaf:
+    """0 in place of an infinite maximum: of a row that is -inf throughout the logarithm of the sum is -inf."""
+    t = leaf.tensor
+    if bound(b, t) < math.inf:
+        return leaf
+    itself = emit.binary(b, "Equal", emit.binary(b, "Sub", t, t), b.const(0, t.dtype))
+    out = b.emit("Where", [itself, t, b.const(0, t.dtype)], t.shape, t.dtype)
+    return Leaf(out, leaf.axes)
 
 
 def unary(b: Builder, op: str, body: Body) -> Body:
@@ -107,6 +119,8 @@ def mean(b: Builder, body: Body, k: frozenset[Axis], order: list[Axis]) -> Body:
         tensor = count[0]
         for other in count[1:]:
             tensor = emit.binary(b, "Mul", tensor, other)
+        if not b.filled(size):
+            tensor = b.emit("Max", [tensor, b.const(1, dtype)], (), dtype)  # of no positions onnxruntime's mean is 0
         share = Leaf(emit.unary(b, "Reciprocal", tensor), ())
     return multiply(b, total, share, order)
 
@@ -121,6 +135,8 @@ def extremes(ctx: Context) -> list[Value]:
         raise Decline("nothing is reduced")
     if x.dtype == 9:
         raise Decline("a reduction of booleans")
+    if x.dtype not in FLOATS and ctx.opset < 12 and op != "Prod":
+        raise Decline("Max and Min of integers are not in this opset")
     _filled(ctx.b, x.body, k)
     return [ctx.value(groups, extreme(ctx.b, op, x.body, k), x.dtype)]
 
@@ -141,7 +157,8 @@ def global_pool(ctx: Context) -> list[Value]:
 
 def _filled(b: Builder, body: Body, k: frozenset[Axis]) -> None:
     """Raises `Decline` where an axis that is dropped, because nothing varies along it, may have no position at all."""
-    if not all(b.filled(a.size) for leaf, here in _cells(body, k) for a in here - axes_of(leaf)):
+    sizes = [b.literal(a.size) for leaf, here in _cells(body, k) for a in here - axes_of(leaf)]
+    if not all(b.filled(size) and "N" not in symbols(size) for size in sizes):
         raise Decline("a mean or an extreme over an axis that may be empty")
 
 

@@ -48,6 +48,8 @@ def slice_(ctx: Context) -> list[Value]:
 def _slice(ctx: Context, x: Value, at: int, start: Size, end: Size, step: int) -> Value:
     size = x.shape[at]
     if isinstance(size, int):
+        if step < 0 and ((isinstance(start, int) and start < -size) or (isinstance(end, int) and end > HUGE)):
+            raise Decline("a bound beyond the first element, of which evaluators differ")
         bounds = [ctx.b.literal(start), ctx.b.literal(end)]
         for k, bound in enumerate(bounds):
             if isinstance(bound, Dim):

@@ -127,7 +127,9 @@ def pool(ctx: Context) -> Sequence[Value | None]:
     """A pooling of values alone: the indices of a MaxPool count from the start of the whole input."""
     kernel = list(ctx.attr("kernel_shape"))
     found = None
-    if len([o for o in ctx.node.output if o]) == 1 and not ctx.attr("ceil_mode", 0):
+    if len([o for o in ctx.node.output if o]) > 1:
+        raise Decline("indices that count from the start of all rows")
+    if not ctx.attr("ceil_mode", 0):
         found = _windows(ctx, kernel, float(np.prod(kernel)) * length(Axis(ctx.input(0).shape[1])) * ELEMENT / 4)
     return found or run(ctx, [Through((0,), (0,) * len(ctx.node.output))])
 
