@@ -18,9 +18,9 @@ import math
 import numpy as np
 from onnx import TensorProto, helper
 
-from mari_onnx.engine.bounds import span
 from mari_onnx.engine.context import Context, constant, from_array, rule
 from mari_onnx.engine.mapped import Through, run
+from mari_onnx.engine.spans import span
 from mari_onnx.engine.value import Body, Cat, Decline, Leaf, Value, axes_of
 from mari_onnx.engine.weigh import ELEMENT, MASKED, SPREAD, element
 from mari_onnx.model.dims import Size, product

@@ -22,7 +22,7 @@ from onnx import helper
 from mari_onnx.engine import emit
 from mari_onnx.engine.algebra import add, binary, multiply
 from mari_onnx.engine.blocks import zip_bodies
-from mari_onnx.engine.bounds import bound, span
+from mari_onnx.engine.bounds import bound
 from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.context import Context, normal, rule
 from mari_onnx.engine.contract import reduce_sum
@@ -30,6 +30,7 @@ from mari_onnx.engine.forms import with_form
 from mari_onnx.engine.mapped import MAPPED, run
 from mari_onnx.engine.positions import neat, take
 from mari_onnx.engine.rules.reduce import extreme, unary
+from mari_onnx.engine.spans import span
 from mari_onnx.engine.value import (
     Axis,
     Body,

@@ -26,7 +26,7 @@ from mari_onnx.engine.regroup import align, single
 from mari_onnx.engine.rules import structure
 from mari_onnx.engine.rules.products import conv as plain_conv
 from mari_onnx.engine.rules.slices import positions
-from mari_onnx.engine.value import Axis, Body, Cat, Decline, Part, Value, axes_of
+from mari_onnx.engine.value import Axis, Body, Cat, Decline, Leaf, Part, Value, axes_of
 from mari_onnx.engine.weigh import ELEMENT, NODE, length, volume
 
 MAX_RUNS = 4
@@ -273,7 +273,7 @@ def pad(ctx: Context) -> Sequence[Value | None]:
     if not plain or len(touched) != 1 or fill is None or pads is None:
         return run(ctx, MAPPED["", "Pad"](ctx))
     ((at, k),) = touched
-    value = _along(ctx, x, at)
+    value = _along(ctx, x, at) or _alone(ctx, x, at)
     if value is None:
         return run(ctx, MAPPED["", "Pad"](ctx))
     before, after = pads[k], pads[k + len(pads) // 2]
@@ -288,6 +288,18 @@ def pad(ctx: Context) -> Sequence[Value | None]:
     axis = Axis(before + size + after)
     groups = (*value.known[:at], (axis,), *value.known[at + 1 :])
     return [ctx.value(groups, Cat(axis, tuple(parts), value.body.tidy), x.dtype)]
+
+
+def _alone(ctx: Context, x: Value, at: int) -> Value | None:
+    """A tensor of the user's as a Cat of one part: the padding (the candidate's column of a mask) stays a constant."""
+    size = x.shape[at]
+    if not isinstance(size, int) or size < 1:
+        return None
+    x, sub = single(ctx.b, x, at)
+    if not isinstance(x.body, Leaf) or "item" in x.body.tensor.deps:
+        return None
+    axis, part = Axis(size), Part(tuple(range(size)), sub, x.body)
+    return Value((*x.known[:at], (axis,), *x.known[at + 1 :]), Cat(axis, (part,), True), x.dtype)
 
 
 __all__ = ["conv", "cumsum", "pad", "pool"]
