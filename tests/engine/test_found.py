@@ -1,0 +1,170 @@
+"""Models of which an output was wrong once, or that did not load: one each, as small as they got."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from mari_onnx.engine import Rewrite
+from tests.engine.graphs import Graph, N, check
+
+INF = np.float32(np.inf)
+
+
+def single(opset: int = 18) -> Graph:
+    return Graph(opset, np.float32)
+
+
+def in_runtime(g: Graph, result: Rewrite, **feeds: np.ndarray) -> None:
+    """Source and result in onnxruntime. feeds: inputs that are not drawn, the user's with one row."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    outs = []
+    for model, once in ((g.model(), False), (result.model, result.changed)):
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        given = g.feeds(3, once)
+        for name, array in feeds.items():
+            repeat = array.shape[0] == 1 and not once
+            given[name] = np.repeat(array, 3, axis=0) if repeat else array
+        outs.append(session.run(None, {i.name: given[i.name] for i in session.get_inputs()}))
+    for want, have in zip(*outs, strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [-INF, INF])
+def test_the_logsumexp_of_an_infinite_row(value: np.float32) -> None:
+    g = single()
+    u, x = g.user(3), g.item(2)
+    result = check(g.output(g.reduce("LogSumExp", g.Concat(u, x, axis=1), [1])), tolerance=1e-5)
+    in_runtime(g, result, **{u: np.full((1, 3), value), x: np.full((3, 2), value)})
+
+
+@pytest.mark.parametrize("op", ["Clip", "QuantizeLinear"])
+def test_a_scalar_that_kept_its_dimensions(op: str) -> None:
+    g = single(21)
+    x = g.Concat(g.user(3), g.item(2), axis=1)
+    low = g.reduce("Max", g.const(np.array([[0.25, 0.5]])), [0, 1], keepdims=0)
+    u = g.squeeze(g.reduce("Mean", g.Relu(g.user(3)), [0, 1]), [0, 1])
+    scale = g.Add(u, low)
+    y = g.Clip(x, g.Neg(scale), scale) if op == "Clip" else g.DequantizeLinear(g.QuantizeLinear(x, scale), scale)
+    in_runtime(g.output(y), check(g, tolerance=1e-5))
+
+
+def test_a_spectrum_is_along_the_last_but_one_axis_from_opset_20_on() -> None:
+    g = Graph(20)
+    x = g.Concat(g.user(2, 4, 1), g.item(2, 4, 1), axis=2)
+    check(g.output(g.DFT(x)))
+
+
+@pytest.mark.parametrize("op", ["LayerNormalization", "RMSNormalization"])
+@pytest.mark.parametrize("wide", ["item", "tokens"])
+def test_a_normalization_with_a_scale_of_more_axes(op: str, wide: str) -> None:
+    g = Graph(23)
+    if wide == "item":
+        x, scale = g.user(5, 4), g.unsqueeze(g.item(4), 1)
+    else:
+        x, scale = g.Concat(g.user(2, 4), g.item(1, 4), axis=1), g.weight(3, 4)
+    rest = [g.weight(3, 4)] if op == "LayerNormalization" and wide == "tokens" else []
+    check(g.output(getattr(g, op)(x, scale, *rest)))
+
+
+def test_the_indices_of_a_pooling_count_from_the_first_row() -> None:
+    g = single()
+    values, places = g.nodes_of("MaxPool", [g.Relu(g.user(2, 4))], 2, kernel_shape=[2], strides=[2])
+    g.output(values, places, g.Add(values, g.item(2, 2)))
+    in_runtime(g, check(g, tolerance=1e-5))
+
+
+def test_a_sum_of_integers_stays_an_add() -> None:
+    g = single()
+    total = g.Add(*(g.input(side, N, 4, high=9, dtype=np.int32) for side in ("user", "item")))
+    y = g.Sub(total, g.reduce("Mean", total, [1]))
+    g.output(y, g.Relu(g.MatMul(g.user(4), g.weight(4, 4))))
+    in_runtime(g, check(g, counts=()))
+
+
+def test_ids_and_data_of_one_input() -> None:
+    g = Graph()
+    x = g.item(3)
+    wide = g.expand(g.unsqueeze(g.Transpose(x, perm=[1, 0]), 0), 5, 1, 1)
+    rows = g.GatherND(wide, g.ArgMax(x, axis=1, keepdims=1))
+    check(g.output(rows, g.Relu(g.MatMul(g.user(4), g.weight(4, 4)))))
+
+
+@pytest.mark.parametrize("op", ["Softmax", "Hardmax"])
+def test_constants_are_folded_as_old_opsets_flatten_them(op: str) -> None:
+    g = single(11)
+    ballast = g.Relu(g.MatMul(g.user(4), g.weight(4, 4)))
+    g.output(g.Mul(g.item(3, 4), getattr(g, op)(g.weight(1, 3, 4), axis=1)), ballast)
+    in_runtime(g, check(g, counts=()))
+
+
+def test_an_empty_history_takes_the_other_branch() -> None:
+    g = Graph()
+    h, x = g.user("T", 3), g.item(3)
+    values = [helper.make_tensor_value_info(n, TensorProto.DOUBLE, None) for n in ("some", "none")]
+    then = [
+        helper.make_node("ReduceMax", [h, g.const([1], np.int64)], ["top"], keepdims=0),
+        helper.make_node("Mul", ["top", x], ["some"]),
+    ]
+    some = helper.make_graph(then, "some", [], values[:1])
+    none = helper.make_graph([helper.make_node("Identity", [x], ["none"])], "none", [], values[1:])
+    length = g.squeeze(g.size(h, 1), [0])
+    g.output(g.If(g.Greater(length, g.const(0, np.int64)), then_branch=some, else_branch=none))
+    result = check(g)
+    feeds = {x: np.ones((3, 3))}
+    (want,) = onnx.reference.ReferenceEvaluator(g.model()).run(None, {**feeds, h: np.zeros((3, 0, 3))})
+    (have,) = onnx.reference.ReferenceEvaluator(result.model).run(None, {**feeds, h: np.zeros((1, 0, 3))})
+    np.testing.assert_array_equal(have, want)
+
+
+def test_extremes_of_integers_in_an_old_opset() -> None:
+    g = single(11)
+    x = g.Concat(*(g.input(s, N, 3, high=9, dtype=np.int32) for s in ("user", "item")), axis=1)
+    g.output(g.reduce("Max", x, [1]), g.Relu(g.MatMul(g.user(4), g.weight(4, 4))))
+    in_runtime(g, check(g, tolerance=1e-5))
+
+
+def test_a_reshape_to_no_elements() -> None:
+    g = Graph()
+    both = g.Concat(g.Transpose(g.item(1, 5), perm=[0, 2, 1]), g.Concat(g.user(4, 3), g.user(1, 3), axis=1), axis=2)
+    check(g.output(g.Gather(both, g.const(np.zeros(0, np.int64)), axis=1)))
+
+
+def test_a_small_denominator_of_float16() -> None:
+    g = Graph(18, np.float16)
+    u, x = g.user(64, high=1), g.item(8, high=1)  # zeros
+    total, count = (g.Cast(t, to=TensorProto.FLOAT16) for t in (u, x))
+    count = g.Add(g.reduce("Sum", count, [1]), g.const(np.float16(1e-6)))
+    check(g.output(g.MatMul(g.Div(total, count), g.weight(64, 32))), tolerance=1e-2)
+
+
+def test_a_gate_keeps_float16_small() -> None:
+    g = Graph(18, np.float16)
+    u, x = (g.Cast(g.input(side, N, n, high=1), to=TensorProto.FLOAT16) for side, n in (("user", 256), ("item", 1)))
+    gated = g.Mul(g.Add(u, g.const(np.float16(300))), g.Add(x, g.const(np.float16(0.01))))
+    check(g.output(g.MatMul(gated, g.const(np.ones((256, 64))))), tolerance=2e-2)
+
+
+def test_no_candidates_have_no_maximum() -> None:
+    g = Graph()
+    u = g.Relu(g.user(4))
+    g.output(g.reduce("Max", u, [0], keepdims=0), g.MatMul(g.Concat(u, g.item(4), axis=1), g.weight(8, 4)))
+    result = check(g)
+    want = onnx.reference.ReferenceEvaluator(g.model()).run(None, g.feeds(0))
+    have = onnx.reference.ReferenceEvaluator(result.model).run(None, g.feeds(0, once=result.changed))
+    for a, b in zip(want, have, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_two_masks_of_a_training_dropout_are_two() -> None:
+    g = Graph()
+    x = g.item(40)
+    half, training = g.const(np.array(0.5)), g.const(np.array(True), bool)
+    pair = [g.Dropout(x, half, training) for _ in range(2)]
+    g.output(g.Sub(*pair), g.Relu(g.MatMul(g.user(4), g.weight(4, 4))))
+    result = check(g, counts=())
+    assert sum(n.op_type == "Dropout" for n in result.model.graph.node) == 2
