@@ -149,17 +149,6 @@ def test_a_gate_keeps_float16_small() -> None:
     check(g.output(g.MatMul(gated, g.const(np.ones((256, 64))))), tolerance=2e-2)
 
 
-def test_no_candidates_have_no_maximum() -> None:
-    g = Graph()
-    u = g.Relu(g.user(4))
-    g.output(g.reduce("Max", u, [0], keepdims=0), g.MatMul(g.Concat(u, g.item(4), axis=1), g.weight(8, 4)))
-    result = check(g)
-    want = onnx.reference.ReferenceEvaluator(g.model()).run(None, g.feeds(0))
-    have = onnx.reference.ReferenceEvaluator(result.model).run(None, g.feeds(0, once=result.changed))
-    for a, b in zip(want, have, strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 def test_two_masks_of_a_training_dropout_are_two() -> None:
     g = Graph()
     x = g.item(40)

@@ -21,7 +21,7 @@ from mari_onnx.engine.contract import reduce_sum, weighted_sum
 from mari_onnx.engine.positions import neat
 from mari_onnx.engine.rules.products import FLOATS
 from mari_onnx.engine.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Value, axes_of, within
-from mari_onnx.model.dims import product, symbols
+from mari_onnx.model.dims import product
 
 SUMS = ("ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp")
 
@@ -157,8 +157,7 @@ def global_pool(ctx: Context) -> list[Value]:
 
 def _filled(b: Builder, body: Body, k: frozenset[Axis]) -> None:
     """Raises `Decline` where an axis that is dropped, because nothing varies along it, may have no position at all."""
-    sizes = [b.literal(a.size) for leaf, here in _cells(body, k) for a in here - axes_of(leaf)]
-    if not all(b.filled(size) and "N" not in symbols(size) for size in sizes):
+    if not all(b.filled(a.size) for leaf, here in _cells(body, k) for a in here - axes_of(leaf)):
         raise Decline("a mean or an extreme over an axis that may be empty")
 
 
