@@ -23,8 +23,20 @@ def follow(ctx: Context, outputs: Sequence[Value | None]) -> None:
         start, _, step = (only(ctx.b, v) for v in values)
         if start is not None and step is not None:
             out.series = start, step
+    elif op == "Cast" and values[0].strided is not None:
+        out.strided = values[0].strided
     elif any(v.series is not None for v in values) and op in ("Mul", "Add", "Sub", "Slice", "Concat", "Cast"):
         out.series = _series(ctx, op, values)
+        if op == "Add" and out.series is None:
+            out.strided = _strided(values)
+
+
+def _strided(values: Sequence[Value]) -> tuple[Size, Value] | None:
+    """0, step, 2 step, .. plus another vector of that length."""
+    x, y = values if values[0].series is not None else reversed(values)
+    if x.series is None or x.series[0] != 0 or y.groups is None or y.rank != 1 or y.shape != x.shape:
+        return None
+    return x.series[1], y
 
 
 def _series(ctx: Context, op: str, values: Sequence[Value]) -> tuple[Size, Size] | None:

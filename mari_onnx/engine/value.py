@@ -112,6 +112,7 @@ class Value:
     sym: for small integer tensors, the elements as far as they are known: an object array of int, Dim or None.
     places: for coordinates of a mask (NonZero, or its transpose), where they point.
     series: for a vector of integers that is an arithmetic progression, its first element and the step.
+    strided: for a vector ``n * step + rest[n]``, which picks from rows laid behind each other: the step and the rest.
     items: for a sequence of tensors of one shape, the elements stacked along a first axis.
     listed: for a sequence whose elements are known one by one, these.
     """
@@ -122,6 +123,7 @@ class Value:
     sym: np.ndarray | None = field(default=None, repr=False)
     places: Places | None = field(default=None, repr=False)
     series: tuple[Size, Size] | None = field(default=None, repr=False)
+    strided: tuple[Size, Value] | None = field(default=None, repr=False)
     items: Value | None = field(default=None, repr=False)
     listed: tuple[Value, ...] | None = field(default=None, repr=False)
 

@@ -268,3 +268,20 @@ def test_a_flat_mask_of_another_length_is_a_look_up() -> None:
     at = g.squeeze(g.NonZero(g.reshape(mask, -1)), [0])
     g.output(g.Gather(g.reshape(g.Concat(g.user(2), g.item(3), axis=1), -1), at, axis=0))
     check(g)
+
+
+@pytest.mark.parametrize("side", ["user", "item"])
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_one_position_of_each_row_by_a_flat_index(side: str, dynamic: bool, first: bool) -> None:
+    """``h[arange(N), i]`` as rows behind each other; negative ones count from the end of the row before."""
+    g = Graph()
+    h = g.Sin(g.user("T" if dynamic else 4, 3))
+    i = g.Sub(g.input(side, N, high=4), g.const(1, np.int64))
+    rows = g.Range(g.const(0, np.int64), g.squeeze(g.size(h, 0), [0]), g.const(1, np.int64))
+    start = g.Mul(rows, g.squeeze(g.size(h, 1), [0]))
+    flat = g.Reshape(h, g.Concat(g.const([-1], np.int64), g.const([3], np.int64), axis=0))
+    picked = g.Gather(flat, g.Add(start, i) if first else g.Add(i, start), axis=0)
+    result = check(g.output(g.MatMul(g.Concat(picked, g.item(2), axis=1), g.weight(5, 4))))
+    if side == "user":
+        lifted(g, result)

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mari_onnx.engine import emit
 from mari_onnx.engine.blocks import zip_bodies
-from mari_onnx.engine.context import Context, normal, rule
+from mari_onnx.engine.context import Context, from_sizes, normal, rule
 from mari_onnx.engine.mapped import Through, run
-from mari_onnx.engine.regroup import single
+from mari_onnx.engine.regroup import align, single
 from mari_onnx.engine.rules.picked import flat_masked, masked, merged
 from mari_onnx.engine.rules.slices import positions, range_of
 from mari_onnx.engine.rules.structure import regroup
@@ -27,7 +28,7 @@ from mari_onnx.engine.value import (
     axes_of,
     fresh,
 )
-from mari_onnx.model.dims import Size
+from mari_onnx.model.dims import Size, product
 
 
 @rule("Gather")
@@ -43,8 +44,8 @@ def gather(ctx: Context) -> list[Value]:
         found = _picked(ctx, x, at, index)
         if found is not None:
             return [found]
-    ids = fresh(ctx.input(1))
-    return [lookup(ctx, x, ids, at)]
+    x, ids = _own_row(ctx, x, ctx.input(1), at)
+    return [lookup(ctx, x, fresh(ids), at)]
 
 
 def _picked(ctx: Context, x: Value, at: int, index: np.ndarray) -> Value | None:
@@ -68,6 +69,27 @@ def _picked(ctx: Context, x: Value, at: int, index: np.ndarray) -> Value | None:
     if min(flat) < 0:
         return None
     return positions(ctx, x, at, flat, drop=index.ndim == 0)
+
+
+def _own_row(ctx: Context, x: Value, ids: Value, at: int) -> tuple[Value, Value]:
+    """``h[arange(N), i]`` as exporters write it, rows behind each other and n T + i: of equal rows, one at i mod T."""
+    group = x.known[at]
+    if ids.strided is None or len(group) < 2 or group[0] in axes_of(x.body):
+        return x, ids
+    step, rest = ids.strided
+    length = product(a.size for a in group[1:])
+    if not ctx.b.same(step, length) or not ctx.b.same(ids.shape[0], group[0].size):
+        return x, ids
+    size = from_sizes(ctx.b, np.asarray(length, dtype=object), ids.dtype)
+    (bx, by), groups = align(ctx.b, [rest, size])
+    wrapped = zip_bodies(ctx.b, [bx, by], lambda ls: _mod(ctx, ls[0], ls[1]))
+    rows = ctx.value([*x.known[:at], group[1:], *x.known[at + 1 :]], x.body, x.dtype)
+    return rows, ctx.value(groups, wrapped, ids.dtype)
+
+
+def _mod(ctx: Context, x: Leaf, y: Leaf) -> Leaf:
+    out = ctx.b.emit("Mod", [x.tensor, emit.reshape(ctx.b, y.tensor, ())], x.tensor.shape, x.tensor.dtype)
+    return Leaf(out, x.axes)
 
 
 def lookup(ctx: Context, x: Value, ids: Value, at: int) -> Value:
