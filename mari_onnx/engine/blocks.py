@@ -72,6 +72,20 @@ def cells_of(bodies: Sequence[Body], axis: Axis) -> dict[tuple[int, ...], list[i
     return cells
 
 
+def turned(b: Builder, cat: Cat, axes: frozenset[Axis]) -> Cat:
+    """The same with an axis of these outside that a part is a Cat along: [[a / b] | c] as [[a | c_a] / [b | c_b]]."""
+    inner = [p.body for p in cat.parts if isinstance(p.body, Cat) and p.body.axis in axes]
+    if cat.axis in axes or not inner:
+        return cat
+    other = inner[0].axis
+    cats = [body for body in inner if body.axis is other]
+    parts = []
+    for at in cells_of(cats, other).values():
+        sub = Axis(len(at)) if len(at) > 1 else None
+        parts.append(Part(tuple(at), sub, take(b, cat, other, at, sub)))
+    return Cat(other, tuple(parts))
+
+
 def _kinds(bodies: Sequence[Body], axis: Axis, cells: dict[tuple[int, ...], list[int]]) -> list[object] | None:
     """Along which axes each cell of an element-wise step varies, and whether it is constant; None for grids.
 

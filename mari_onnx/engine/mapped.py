@@ -17,7 +17,7 @@ from functools import wraps
 from onnx import NodeProto
 
 from mari_onnx.engine import emit
-from mari_onnx.engine.blocks import MAX_CELLS, cells_of
+from mari_onnx.engine.blocks import MAX_CELLS, cells_of, turned
 from mari_onnx.engine.builder import Tensor
 from mari_onnx.engine.context import Context, rule
 from mari_onnx.engine.infer import infer
@@ -250,6 +250,7 @@ def _cells(
     """`zip_bodies` for operators with several outputs."""
     b = ctx.b
     bodies = [neat(b, body) if isinstance(body, Cat) else body for body in bodies]
+    bodies = [turned(b, x, axes) if isinstance(x, Cat) else x for x in bodies]
     bodies = [as_leaf(b, x) if isinstance(x, Cat) and x.axis not in axes else x for x in bodies]
     top = next((body for body in bodies if isinstance(body, Cat)), None)
     if top is None:

@@ -401,3 +401,13 @@ def test_scores_of_tokens_normalized_as_tensorflow_does_are_bounded(same: bool) 
         g.output(g.MatMul(g.Softmax(scores, axis=-1), x))
         check(g)
     assert any(b < 100 for b in seen) == same
+
+
+def test_a_normalization_of_tokens_that_share_columns() -> None:
+    """[[user tokens / item tokens] | a constant for each]: rows apart, and each row with its own columns."""
+    g = Graph()
+    tokens = g.Concat(g.Relu(g.user(6, 5)), g.item(3, 5), axis=1)
+    shape = g.Concat(g.size(tokens, 0), g.const([9, 2], np.int64), axis=0)
+    x = g.Concat(tokens, g.Expand(g.weight(1, 9, 2), shape), axis=2)
+    y = g.LayerNormalization(x, g.weight(7), g.weight(7), axis=-1)
+    lifted(g.output(g.MatMul(y, g.weight(7, 4))), per_candidate=3 * 7 * 4)
