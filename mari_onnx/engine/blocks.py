@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mari_onnx.engine.builder import Builder
+from mari_onnx.engine.forms import opens
 from mari_onnx.engine.positions import _pull, neat, take
 from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, axes_of, is_const, rename, within
 from mari_onnx.engine.weigh import COPY, NODE, volume
@@ -109,7 +110,7 @@ def _kinds(bodies: Sequence[Body], axis: Axis, cells: dict[tuple[int, ...], list
         leaves = [p.body for p in parts] + others
         # a product of factors of which none has all the axes is a form that a contraction can open, and so is one of it
         whole = [leaf for axes, leaf in zip([*own, *rest], leaves, strict=True) if axes == union]
-        formed = len(leaves) > 1 and (not whole or (len(whole) == 1 and _has_form(whole[0])))
+        formed = len(leaves) > 1 and (not whole or (len(whole) == 1 and opens(whole[0])))
         kinds.append((union, fixed, formed))
     return kinds
 
@@ -175,11 +176,7 @@ def _stays(b: Builder, leaf: Leaf, i: int, places: dict[Axis, list[int]]) -> boo
 def _varies(body: Body, need: frozenset[Axis]) -> bool:
     if isinstance(body, Cat):
         return all(_varies(p.body, need - {body.axis} | ({p.sub} if p.sub else frozenset())) for p in body.parts)
-    return not _has_form(body) and axes_of(body) >= need
-
-
-def _has_form(body: Body) -> bool:
-    return isinstance(body, Leaf) and not body.tensor.const and body.tensor.form is not None
+    return not opens(body) and axes_of(body) >= need
 
 
 def _unsplit(

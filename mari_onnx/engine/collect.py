@@ -18,7 +18,7 @@ import numpy as np
 
 from mari_onnx.engine.bounds import bound
 from mari_onnx.engine.builder import Builder
-from mari_onnx.engine.forms import form_of
+from mari_onnx.engine.forms import form_of, opens
 from mari_onnx.engine.value import Body, Leaf, Prod, Sum, axes_of
 from mari_onnx.engine.weigh import volume
 
@@ -80,7 +80,7 @@ def _entries(leaf: Leaf) -> list[Entry]:
     """The terms of a leaf's form; the leaf itself where it has none."""
     form = form_of(leaf)
     if isinstance(form, Prod):
-        return [_entry(form) or (leaf, None)]
+        return [(_entry(form) if opens(leaf) else None) or (leaf, None)]
     if not isinstance(form, Sum):
         return [(leaf, None)]
     out: list[Entry] = []

@@ -22,7 +22,7 @@ from mari_onnx.engine import emit
 from mari_onnx.engine.algebra import add, cast_size, dtype_of, multiply, repeat, times
 from mari_onnx.engine.bounds import bound
 from mari_onnx.engine.builder import Builder, Tensor
-from mari_onnx.engine.forms import form_of
+from mari_onnx.engine.forms import form_of, opens
 from mari_onnx.engine.positions import neat, take
 from mari_onnx.engine.regroup import flatten
 from mari_onnx.engine.terms import Term, merge, same_terms, total
@@ -31,7 +31,6 @@ from mari_onnx.engine.weigh import COPY, ELEMENT, NODE, SLOW, SPREAD, element, v
 from mari_onnx.engine.write import as_block, as_leaf
 
 BINARY = {"Add", "Sub", "Mul", "Div", "Max", "Min"}
-VIEWS = {"Reshape", "Squeeze", "Unsqueeze"}
 NEARBY = 100
 """How many nodes back the work of a form is looked for: a rule writes both ways one after the other."""
 WRITE = 0.5
@@ -101,7 +100,7 @@ def _one_product(cat: Cat, other: Body, k: frozenset[Axis]) -> bool:
     full = frozenset().union(*kinds)
     if any((kind | axes_of(other)) - k != (full | axes_of(other)) - k or not k <= kind for kind in kinds):
         return False
-    if any(form_of(leaf) is not None for leaf in (other, *(p.body for p in cat.parts)) if isinstance(leaf, Leaf)):
+    if any(opens(body) for body in (other, *(p.body for p in cat.parts))):
         return False
     result = volume((full | axes_of(other)) - k) * volume([cat.axis])
     return volume(full) * volume([cat.axis]) <= result
@@ -287,8 +286,6 @@ def _fresh(b: Builder, leaf: Leaf, mark: int, terms: Sequence[Term]) -> float:
     operands = [t.a.tensor for t in terms] + [t.c.tensor for t in terms]
     for index in _ancestors(b, operands + [g.tensor for t in terms for g in t.outer], first) - needed:
         node = b.nodes[index]
-        if node.proto.op_type in VIEWS:
-            continue
         sizes = {t.shape for t in node.inputs if t is not None and t.shape != ()}
         each = SPREAD if len(sizes) > 1 and node.proto.op_type in BINARY else element(node.proto.op_type)
         total += each * volume([Axis(s) for s in node.outputs[0].known])

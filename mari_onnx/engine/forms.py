@@ -19,6 +19,14 @@ def form_of(leaf: Leaf) -> Body | None:
     return rename(body, mapping)
 
 
+def opens(body: Body) -> bool:
+    """Whether a leaf has a form of parts that vary less than it: a factor that is a constant would not be one."""
+    if not isinstance(body, Leaf) or body.tensor.const:
+        return False
+    form = form_of(body)
+    return form is not None and _helps(form, axes_of(body), scaled=False)
+
+
 def with_form(leaf: Leaf, body: Body) -> Leaf:
     """Remember another way to compute a leaf, if it can be cheaper to contract than the leaf itself."""
     if leaf.tensor.form is None and not leaf.tensor.const and _helps(body, axes_of(leaf)):
@@ -26,17 +34,20 @@ def with_form(leaf: Leaf, body: Body) -> Leaf:
     return leaf
 
 
-def _helps(body: Body, full: frozenset[Axis]) -> bool:
-    """Whether nothing in the form is a plain tensor over all the axes that the leaf has."""
+def _helps(body: Body, full: frozenset[Axis], scaled: bool = True) -> bool:
+    """Whether nothing in the form is a plain tensor over all the axes that the leaf has.
+
+    scaled: but for one with a constant factor (a mask, the scale of a BatchNormalization), which goes into weights.
+    """
     if isinstance(body, Leaf):
-        return axes_of(body) != full or body.tensor.form is not None
+        return axes_of(body) != full or (body.tensor.form is not None if scaled else opens(body))
     if isinstance(body, Cat):
         return True
     items = body.terms if isinstance(body, Sum) else body.factors
-    plain = [item for item in items if not _helps(item, full)]
-    # a constant factor (a mask, the scale of a BatchNormalization) goes into the weights
-    scaled = isinstance(body, Prod) and len(plain) == 1 and all(i in plain or is_const(i) for i in items)
-    return not plain or scaled
+    plain = [item for item in items if not _helps(item, full, scaled)]
+    if not scaled or not isinstance(body, Prod) or len(plain) != 1:
+        return not plain
+    return all(i in plain or is_const(i) for i in items)
 
 
 def derive(old: Leaf, new: Leaf, how: Callable[[Body], Body]) -> Leaf:

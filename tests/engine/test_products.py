@@ -325,10 +325,10 @@ def test_pairs_that_a_mask_leaves_out_are_not_multiplied() -> None:
     g = Graph()
     x = g.Tanh(g.Concat(g.user(6, 4), g.item(6, 4), axis=1))
     pairs = g.Mul(g.MatMul(x, g.Transpose(x, perm=[0, 2, 1])), g.const(np.tril(np.ones((12, 12)), -1)))
-    g.output(g.MatMul(g.reshape(pairs, -1, 144), g.weight(144, 64)))
+    g.output(g.MatMul(g.reshape(pairs, -1, 144), g.weight(144, 256)))
     result = check(g, candidates=5000)
     # items x (items + users) for the scores; 15 pairs of items and 36 of both in the product
-    assert macs_each(g, result) == 6 * 12 * 4 + (15 + 36) * 64
+    assert macs_each(g, result) == 6 * 12 * 4 + (15 + 36) * 256
 
 
 def test_a_constant_factor_goes_into_the_weights() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mari_onnx.engine import emit
 from mari_onnx.engine.context import Context, normal, rule
+from mari_onnx.engine.forms import opens
 from mari_onnx.engine.positions import cut, take
 from mari_onnx.engine.regroup import single
 from mari_onnx.engine.rules.structure import regroup
@@ -188,7 +189,7 @@ def _apart(ctx: Context, x: Value, at: int, sizes: Sequence[int]) -> list[Value]
                     body.tidy)
                 for i in range(len(sizes))
             ]  # fmt: skip
-        if not isinstance(body, Leaf) or group[0] not in body.axes or body.tensor.form is not None:
+        if not isinstance(body, Leaf) or group[0] not in body.axes or opens(body):
             return None
         i = body.axes.index(group[0])
         tensors = emit.split(ctx.b, body.tensor, i, list(sizes))
