@@ -38,6 +38,7 @@ class Tensor:
     """A tensor of the new graph.
 
     form: another way to compute it, over template axes of its dimensions, or what tells it.
+    opens: whether the form has parts that vary less (`forms.opens`), once that is known.
     absorb: for a sum, the same sum with one more small term, which then is added to the other small ones first.
     rescale: for a product with constants, the same product with its columns scaled at build time.
     source: the source tensor whose name it has.
@@ -45,7 +46,8 @@ class Tensor:
     """
 
     __slots__ = (
-        "_array", "_proto", "absorb", "deps", "dtype", "form", "name", "node", "price", "rescale", "shape", "source",
+        "_array", "_proto", "absorb", "deps", "dtype", "form", "name", "node", "opens", "price", "rescale", "shape",
+        "source",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +63,7 @@ class Tensor:
         self.name, self.dtype, self.shape, self.deps, self.node = name, dtype, shape, deps, node
         self._array, self._proto = array, proto
         self.form: Form | Callable[[], Form | None] | None = None
+        self.opens: bool | None = None
         self.source: str | None = None
         self.price: float | None = None
         self.rescale: Callable[[tuple[Axis | None, ...], Leaf], Leaf] | None = None

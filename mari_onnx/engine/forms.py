@@ -21,16 +21,19 @@ def form_of(leaf: Leaf) -> Body | None:
 
 def opens(body: Body) -> bool:
     """Whether a leaf has a form of parts that vary less than it: a factor that is a constant would not be one."""
-    if not isinstance(body, Leaf) or body.tensor.const:
+    if not isinstance(body, Leaf) or body.tensor.const or body.tensor.form is None:
         return False
-    form = form_of(body)
-    return form is not None and _helps(form, axes_of(body), scaled=False)
+    if body.tensor.opens is None:
+        form = form_of(body)
+        body.tensor.opens = form is not None and _helps(form, axes_of(body), scaled=False)
+    return body.tensor.opens
 
 
 def with_form(leaf: Leaf, body: Body) -> Leaf:
     """Remember another way to compute a leaf, if it can be cheaper to contract than the leaf itself."""
     if leaf.tensor.form is None and not leaf.tensor.const and _helps(body, axes_of(leaf)):
         leaf.tensor.form = (leaf.axes, body)
+        opens(leaf)  # while what it is made of has been asked: a chain of forms may be deeper than Python recurses
     return leaf
 
 
