@@ -17,7 +17,7 @@ UX = Sides({"u": "user", "x": "item"})
 
 def model(text: str, **weights: np.ndarray) -> onnx.ModelProto:
     """A model from the text form of its graph; `weights` become initializers."""
-    made = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {text}')
+    made = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> g {text}')
     made.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in weights.items())
     onnx.checker.check_model(made)
     return made
@@ -129,6 +129,36 @@ def test_other_products(op, weight):
     assert measure(source, UX).share == pytest.approx(3 / 8, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("flags", "user", "item", "weight", "axis"),
+    [
+        ("transB=1", "N,3", "N,5", (4, 8), 1),
+        ("transBatchA=1", "N,2,3", "N,2,5", (2, 8, 4), 2),
+        ("transBatchA=1, transBatchB=1, transB=1", "N,2,3", "N,2,5", (4, 2, 8), 2),
+        ("transA=1", "3,N", "5,N", (8, 4), 0),
+    ],
+)
+def test_products_that_onnxruntime_fuses_with_transpositions(flags, user, item, weight, axis):
+    source = model(
+        f"(float[{user}] u, float[{item}] x) => (float y)"
+        f" {{ c = Concat<axis={axis}>(u, x) y = com.microsoft.FusedMatMul<{flags}>(c, W) }}",
+        W=normal(*weight),
+    )
+    source.graph.output[0].type.tensor_type.ClearField("shape")
+    sides = Sides({"u": "user", "x": "item"}, {}, int(user.endswith("N")))
+    assert measure(source, sides).share == pytest.approx(3 / 8, abs=1e-6)
+
+
+def test_a_scalar_of_the_users_is_fed_as_it_is():
+    source = model(
+        "(float[N,3] u, bool new, float[N,5] x) => (float[N,4] y)"
+        " { c = If(new) <then_branch = t () => (a) { a = Concat<axis=1>(u, x) },"
+        "   else_branch = e () => (b) { b = Concat<axis=1>(x, u) }> y = MatMul(c, W) }",
+        W=normal(8, 4),
+    )
+    assert measure(source, Sides({"u": "user", "new": "user", "x": "item"})).total.flops > 0
+
+
 def test_convolution_over_fields():
     source = model(
         "(float[N,3,6] u, float[N,5,6] x) => (float[N,4,4] y)"
@@ -181,6 +211,17 @@ def test_dead_units_are_not_redundant():
     found = measure(source, UX)
     assert found.share == 0
     assert found.doubtful.flops == 0
+
+
+def test_dead_units_of_a_fused_activation_are_not_redundant():
+    source = model(
+        "(float[N,3] u, float[N,5] x) => (float[N,4] y)"
+        ' { r = com.microsoft.FusedGemm<activation="Relu">(x, A, b) y = MatMul(r, B) }',
+        A=normal(5, 6),
+        b=np.full(6, -1e3, np.float32),
+        B=normal(6, 4),
+    )
+    assert measure(source, UX).share == 0
 
 
 def test_saturated_values_are_counted_apart():

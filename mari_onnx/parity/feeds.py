@@ -56,8 +56,9 @@ class Request:
         for each in inputs:
             if each.name in self.user:
                 row = self.user[each.name]
-                single = len(each.shape) > self.axis and each.shape[self.axis] == 1
-                found[each.name] = row if single else np.repeat(row, self.n, axis=self.axis)
+                # one row where the graph takes one, or where there are no rows, as of a scalar
+                once = row.ndim <= self.axis or (len(each.shape) > self.axis and each.shape[self.axis] == 1)
+                found[each.name] = row if once else np.repeat(row, self.n, axis=self.axis)
             elif each.name in self.rows:
                 found[each.name] = self.rows[each.name]
             elif each.name in self.literal:

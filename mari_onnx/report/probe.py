@@ -41,6 +41,8 @@ _SATURATING = _ops(
     "GreaterOrEqual IsNaN IsInf Not And Or Xor Floor Ceil Round Sign ArgMax ArgMin TopK Mod "
     "OneHot NonZero Softmax ThresholdedRelu Shrink Hardmax BitShift Cast"
 )
+# Where onnxruntime's operators with an activation have its slope.
+_FUSED_SLOPE = {"FusedGemm": ("activation_alpha", -0.125), "FusedConv": ("activation_params", [-0.125])}
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,12 @@ def _probe(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "Relu" and node.domain in ("", "ai.onnx"):
             node.op_type = "LeakyRelu"
             node.attribute.append(onnx.helper.make_attribute("alpha", -0.125))
+        elif node.op_type in _FUSED_SLOPE:
+            for attribute in node.attribute:
+                if attribute.name == "activation" and attribute.s == b"Relu":
+                    attribute.s = b"LeakyRelu"
+                    node.attribute.append(onnx.helper.make_attribute(*_FUSED_SLOPE[node.op_type]))
+                    break
     return copy
 
 

@@ -325,13 +325,21 @@ def _product_share(
     if node.op_type == "Einsum":
         counts, depth = _einsum_terms(node, left, right)
     else:
-        flags = {x.name: x.i for x in node.attribute if x.name in ("transA", "transB")}
-        left = np.swapaxes(left, -1, -2) if flags.get("transA") and left.ndim > 1 else left
-        right = np.swapaxes(right, -1, -2) if flags.get("transB") and right.ndim > 1 else right
+        flags = {x.name for x in node.attribute if x.name.startswith("trans") and x.i}
+        left = _turned(left, "transBatchA" in flags, "transA" in flags)
+        right = _turned(right, "transBatchB" in flags, "transB" in flags)
         counts, depth = np.matmul(left, right), left.shape[-1]
     if counts.shape != out.shape or not depth:
         return float(out.mean())
     return float(np.where(out, 1.0, counts / depth).mean())
+
+
+def _turned(operand: np.ndarray, batch: bool, last: bool) -> np.ndarray:
+    """An operand as MatMul has it: `batch` moves axis 0 behind the other batch axes, then `last` swaps the last two."""
+    if operand.ndim < 2:
+        return operand
+    operand = np.moveaxis(operand, 0, -2) if batch else operand
+    return np.swapaxes(operand, -1, -2) if last else operand
 
 
 def _einsum_terms(node: onnx.NodeProto, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, int]:
