@@ -19,6 +19,7 @@ from mari_onnx.model.dims import product
 STEPS = 4000
 """Nodes looked at for one bound; beyond it nothing is claimed."""
 UNIT = {"Sigmoid", "Tanh", "Softmax", "Erf", "Sin", "Cos", "HardSigmoid", "Softsign"}
+NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 KEEP = {
     "Relu", "Gelu", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand", "Neg",
     "Abs", "Split", "ReduceMean", "ReduceMax", "ReduceMin", "HardSwish", "Mish", "Tile", "Flatten", "Dropout",
@@ -60,7 +61,7 @@ def _operands(node: Node) -> list[Tensor]:
         return []
     if op in KEEP or op in ("Gather", "GatherElements", "GatherND", "CumSum", "ReduceSum"):
         return inputs[:1]
-    if op == "LayerNormalization":
+    if op in NORMS:
         return inputs[1:]
     return inputs[1:] if op == "Where" else inputs
 
@@ -93,7 +94,7 @@ def _node(node: Node, known: dict[str, float]) -> float:
         return _product(inputs, values)
     if op == "ReduceSum":
         return math.inf
-    if op == "LayerNormalization":
+    if op in NORMS:
         axis = int(_attribute(node, "axis", -1))
         width = product(inputs[0].known[axis:])
         if not isinstance(width, int):

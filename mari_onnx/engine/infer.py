@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import onnx
 from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
@@ -15,6 +15,9 @@ DATA_LIMIT = 4096
 UNFIT = ("Slice", "Expand")
 
 Inferred = list[tuple[int, "tuple[Size | None, ...] | None"]]
+Known = Callable[[NodeProto, "Sequence[tuple[Size, ...] | None]", "Sequence[Tensor | None]"], "Inferred | None"]
+OTHERS: dict[tuple[str, str], Known] = {}
+"""For operators that onnx has no inference for, of other domains (`rules.foreign`); None where it cannot be told."""
 
 
 def infer(
@@ -29,6 +32,10 @@ def infer(
     function on a few sample sizes, and one more sample checks the fit. What depends on small sizes in another way is
     not fitted: a Slice is cut short by them, and a dimension of 1 takes what an Expand asks for.
     """
+    other = OTHERS.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
+    told = other(node, shapes, inputs) if other is not None else None
+    if told is not None:
+        return told
     found = _run(node, shapes, inputs, opsets, None)
     names = sorted({s for shape in shapes if shape is not None for size in shape for s in symbols(size)})
     if found is None and node.op_type == "GroupNormalization":

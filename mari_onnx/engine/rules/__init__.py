@@ -3,6 +3,8 @@
 from mari_onnx.engine.rules import (
     attention,
     elementwise,
+    foreign,
+    fused,
     index,
     loop,
     mapped,
@@ -22,6 +24,8 @@ from mari_onnx.engine.rules import (
 __all__ = [
     "attention",
     "elementwise",
+    "foreign",
+    "fused",
     "index",
     "loop",
     "mapped",

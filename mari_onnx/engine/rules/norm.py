@@ -68,7 +68,7 @@ def _form(
         return None
     epsilon = ctx.attr("epsilon", 1e-5)
     order = [a for a in x.axes if a not in k]
-    if ctx.node.op_type == "RMSNormalization":
+    if ctx.node.op_type != "LayerNormalization":
         square = zip_bodies(b, [tidy], lambda ls: binary(b, "Mul", ls[0], ls[0]))
         spread = mean(b, square, k, order)
         centred: Body = tidy
