@@ -12,7 +12,10 @@ from functools import wraps
 from onnx import NodeProto, TensorProto, helper
 
 from mari_onnx.engine.builder import Tensor
+from mari_onnx.engine.context import Context
 from mari_onnx.engine.infer import OTHERS, Inferred, Known, infer
+from mari_onnx.engine.mapped import Through, mapped
+from mari_onnx.engine.value import Decline
 from mari_onnx.model.dims import Size
 
 MICROSOFT = "com.microsoft"
@@ -174,3 +177,17 @@ def _embed(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
     ids, table = _first(shapes), _first(shapes, 2)
     whole = (_dtype(inputs, 2), (*ids, table[1]))
     return _outputs(node, whole, (TensorProto.INT32, ids[:1]), whole)
+
+
+@mapped("RotaryEmbedding", domain=MICROSOFT)
+def _rotary(ctx: Context) -> list[Through]:
+    """Batch and heads; tokens where each has its position. Refuses batches that are packed."""
+    x, at = ctx.input(0), ctx.input(1)
+    if ctx.attr("is_packed_batching", 0) or x.rank not in (3, 4) or at.rank not in (1, 2):
+        raise Decline("packed batches")
+    tokens, each = x.rank - 2, at.rank == 2
+    if each and not all(ctx.b.same(p, x.shape[a]) for p, a in zip(at.shape, (0, tokens), strict=True)):
+        raise Decline("positions that are not one for each token")
+    found = [Through((0, 0 if each else None, None, None), (0,))]
+    found += [Through((1, None, None, None), (1,))] if x.rank == 4 else []
+    return found + ([Through((tokens, 1, None, None), (tokens,))] if each else [])
