@@ -94,12 +94,13 @@ def test_a_mask_of_keys() -> None:
 @pytest.mark.parametrize(
     ("inputs", "more", "reason"),
     [
-        ("c, W, B, x_mask", ", int32[N] x_mask", "a mask that does not tell each token"),
+        ("c, W, B, x_mask", ", int32[N,1] x_mask", "a mask that is not as long as the keys"),
+        ("c, W, B, M", "", "a mask that is not one for each of the batch"),
         ("c, W, B, , x_past", ", float[2,N,2,3,4] x_past", "a cache, or scores as an output"),
     ],
 )
 def test_what_is_refused(inputs: str, more: str, reason: str) -> None:
-    source = attention(inputs, more=more)
+    source = attention(inputs, more=more, M=np.array([3, 4], np.int32))
     (report,) = [r for r in rewrite(source, sides(source)).nodes if r.op == "Attention"]
     assert report.reason == reason
     assert report.action in ("kept", "barrier")
@@ -108,7 +109,8 @@ def test_what_is_refused(inputs: str, more: str, reason: str) -> None:
 def test_lengths_as_a_mask_are_right() -> None:
     lengths = "z = Cast<to=6>(x_of) m = ReduceSum<keepdims=0>(z, A) l = Add(m, O)"
     given = {"A": np.array([1]), "O": np.int32(3)}
-    check(attention("c, W, B, l", more=", int64[N,2] x_of", before=lengths, **given))
+    source = attention("c, W, B, l", more=", int64[N,2] x_of", before=lengths, **given)
+    assert "Attention" not in ops(check(source).model)
 
 
 def test_attention_of_items_is_given_back() -> None:

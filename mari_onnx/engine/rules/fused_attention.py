@@ -3,9 +3,9 @@
     Attention            Q, K, V = x W_q + b_q, ..;  softmax(s Q Kᵀ + mask + bias) V over heads
     MultiHeadAttention   the same of Q, K, V as given, each plus its share of the bias
 
-A key whose mask is 0 gets `mask_filter_value` added to its score; a causal mask is -inf, which is what the kernel's
-lowest number comes to, as each query sees itself. Where all inputs have the same rows of the batch, nothing could be
-told apart, and the operator runs whole, on rows that differ.
+A key whose mask is 0, or that is behind the length, gets `mask_filter_value` added to its score; a causal mask is
+-inf, which is what the kernel's lowest number comes to, as each query sees itself. Where all inputs have the same rows
+of the batch, nothing could be told apart, and the operator runs whole, on rows that differ.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def multi_head(ctx: Context) -> Sequence[Value | None]:
 
 
 def _check(ctx: Context, mask: int, bias: int, past: Sequence[int]) -> None:
-    """Refuses caches, further outputs, and masks that count tokens instead of telling each."""
+    """Refuses caches, further outputs, and masks of other shapes than [B] (lengths), [B, T] and [B, S, T]."""
     x = ctx.input(0)
     if x.rank != 3 or x.dtype not in FLOATS:
         raise Decline("operands that are packed, or of another type")
@@ -84,10 +84,12 @@ def _check(ctx: Context, mask: int, bias: int, past: Sequence[int]) -> None:
     if ctx.has(mask):
         value = ctx.input(mask)
         keys = ctx.input(1).shape[1] if ctx.node.op_type == "MultiHeadAttention" else x.shape[1]
-        if value.rank not in (2, 3) or not ctx.b.same(value.shape[-1], keys) or keys == 1:
-            raise Decline("a mask that does not tell each token")
+        if value.rank == 1 and not isinstance(keys, int):
+            raise Decline("the lengths of a dynamic number of tokens")
+        if not 1 <= value.rank <= 3 or (value.rank > 1 and not ctx.b.same(value.shape[-1], keys)) or keys == 1:
+            raise Decline("a mask that is not as long as the keys")
         if not ctx.b.same(value.shape[0], x.shape[0]):
-            raise Decline("a mask that is not of the batch")
+            raise Decline("a mask that is not one for each of the batch")
         if ctx.attr("unidirectional", 0):
             raise Decline("a causal mask on top of another")
     if ctx.has(bias) and ctx.input(bias).rank != 4:
@@ -126,10 +128,14 @@ def _attend(ctx: Context, step: Steps, operands: Sequence[Value], mask: int, bia
         scores = step("Add", scores, ctx.input(bias))
     if ctx.has(mask):
         given = ctx.input(mask)
-        seen = step("Greater", given, step.const(0, given.dtype))
+        if given.rank == 1:
+            places = step.const(np.arange(int(str(k.shape[2]))), given.dtype)
+            seen = step("Less", places, _unsqueezed(ctx, step, given, [1]))
+        else:
+            seen = step("Greater", given, step.const(0, given.dtype))
         low = step.const(ctx.attr("mask_filter_value", -10000.0), dtype)
         added = step("Where", seen, step.const(0.0, dtype), low)
-        scores = step("Add", scores, _unsqueezed(ctx, step, added, [1, 2] if given.rank == 2 else [1]))
+        scores = step("Add", scores, _unsqueezed(ctx, step, added, [1] if given.rank == 3 else [1, 2]))
     if ctx.attr("unidirectional", 0):
         if ctx.opset < 15:
             raise Decline("a causal mask in an opset whose Shape has no range")
