@@ -93,6 +93,7 @@ _ELEMENTWISE: dict[str, float] = {
     ),
     "QuantizeLinear": 3.0,
     "Reciprocal": 1.0,
+    "Scaler": 2.0,
 }
 
 # Reductions: flops an input element.
@@ -127,7 +128,8 @@ _MOVES = frozenset(
         "GatherND ScatterElements ScatterND Scatter Compress Unique NonZero OneHot EyeLike "
         "Trilu DepthToSpace SpaceToDepth ReverseSequence Range RandomNormal RandomUniform "
         "RandomNormalLike RandomUniformLike SplitToSequence ConcatFromSequence "
-        "SequenceConstruct SequenceAt ConstantOfShape"
+        "SequenceConstruct SequenceAt ConstantOfShape "
+        "OneHotEncoder ArrayFeatureExtractor FeatureVectorizer"
     )
 )
 # Hand their operand on as it is.
@@ -143,7 +145,9 @@ def _matmul(c: _Call) -> float:
 
 def _fused_matmul(c: _Call) -> float:
     a = c.i(0)
-    return 2.0 * c.n_out * (a[-2] if c.attr("transA") and len(a) > 1 else a[-1] if a else 1)
+    if not c.attr("transA") or len(a) < 2:
+        return _matmul(c)
+    return 2.0 * c.n_out * a[0 if c.attr("transBatchA") else -2]
 
 
 def _gemm(c: _Call) -> float:
@@ -237,6 +241,19 @@ def _attention(c: _Call) -> float:
     return scores * (width + TRANSCENDENTAL + 4)
 
 
+def _linear(c: _Call) -> float:
+    """ai.onnx.ml: a product with its coefficients, or with its support vectors."""
+    weights = max((len(a.floats) for a in c.node.attribute), default=0)
+    return 2.0 * weights * (c.i(0)[0] if len(c.i(0)) > 1 else 1)
+
+
+def _trees(c: _Call) -> float:
+    """ai.onnx.ml: one comparison a level of each tree, were they balanced."""
+    nodes = next((list(a.ints) for a in c.node.attribute if a.name == "nodes_treeids"), [])
+    count = max(len(set(nodes)), 1)
+    return count * math.log2(len(nodes) / count + 1) * (c.i(0)[0] if len(c.i(0)) > 1 else 1)
+
+
 def _matmul_nbits(c: _Call) -> float:
     return 2.0 * c.n_out * c.attr("K", c.i(0)[-1] if c.i(0) else 1)
 
@@ -262,6 +279,12 @@ _RULES: dict[str, Callable[[_Call], float]] = {
     "Attention": _attention,
     "MultiHeadAttention": _attention,
     "GroupQueryAttention": _attention,
+    "LinearRegressor": _linear,
+    "LinearClassifier": _linear,
+    "SVMRegressor": _linear,
+    "SVMClassifier": _linear,
+    "TreeEnsembleRegressor": _trees,
+    "TreeEnsembleClassifier": _trees,
 }
 
 # Read no more of an operand than they write out.

@@ -27,7 +27,7 @@ from mari_onnx.sides import Sides
 N = Dim.symbol("N")
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What a rule may raise on a graph that it did not expect."""
-SPLITTING = ("products", "reduce", "norm", "attention", "fused", "fused_attention")
+SPLITTING = ("products", "reduce", "norm", "attention", "fused", "fused_attention", "linear")
 """Rules that take operands apart though their result is whole."""
 NARROW = frozenset({17, 18, 19, 20, 21, 22, 23, 24, 25, 26})
 """float8, float4 and integers of 4 and 2 bits: no operator repeats or joins them, so they keep their N rows."""

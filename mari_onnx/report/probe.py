@@ -39,7 +39,8 @@ def _ops(names: str) -> frozenset[str]:
 _SATURATING = _ops(
     "Clip HardSigmoid HardSwish Sigmoid Tanh Erf Min Max Equal Less Greater LessOrEqual "
     "GreaterOrEqual IsNaN IsInf Not And Or Xor Floor Ceil Round Sign ArgMax ArgMin TopK Mod "
-    "OneHot NonZero Softmax ThresholdedRelu Shrink Hardmax BitShift Cast"
+    "OneHot NonZero Softmax ThresholdedRelu Shrink Hardmax BitShift Cast OneHotEncoder LabelEncoder Binarizer "
+    "TreeEnsembleRegressor TreeEnsembleClassifier"
 )
 # Where onnxruntime's operators with an activation have its slope.
 _FUSED_SLOPE = {"FusedGemm": ("activation_alpha", -0.125), "FusedConv": ("activation_params", [-0.125])}
