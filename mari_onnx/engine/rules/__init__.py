@@ -2,6 +2,7 @@
 
 from mari_onnx.engine.rules import (
     attention,
+    branch,
     elementwise,
     foreign,
     fused,
@@ -26,6 +27,7 @@ from mari_onnx.engine.rules import (
 
 __all__ = [
     "attention",
+    "branch",
     "elementwise",
     "foreign",
     "fused",
