@@ -22,6 +22,7 @@ from mari_onnx.engine.rules import (
     slices,
     softmax,
     structure,
+    triangle,
     windows,
 )
 
@@ -47,5 +48,6 @@ __all__ = [
     "slices",
     "softmax",
     "structure",
+    "triangle",
     "windows",
 ]
