@@ -82,12 +82,18 @@ def _ms_norm(ctx: Context) -> list[Through]:
 
 @mapped(
     "Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "GlobalLpPool",
-    "InstanceNormalization", "GroupNormalization", "LRN", "DepthToSpace", "SpaceToDepth", "Upsample",
+    "GroupNormalization", "LRN", "DepthToSpace", "SpaceToDepth", "Upsample",
 )  # fmt: skip
 def _batch_first(ctx: Context) -> list[Through]:
     """Axis 0 alone: inputs are [N, C, ..], and windows or statistics mix the rest."""
     inputs = (0, *([None] * (len(ctx.inputs) - 1)))
     return [Through(inputs, (0,) * len(ctx.node.output))]
+
+
+@mapped("InstanceNormalization")
+def _instance(ctx: Context) -> list[Through]:
+    """Axes 0 and 1: each channel of each instance by itself, with its own scale and bias."""
+    return [Through((0, None, None), (0,)), Through((1, 0, 0), (1,))]
 
 
 @mapped("GRU", "LSTM", "RNN")

@@ -8,22 +8,29 @@ Chan's parallel formula: with n_p, m_p and M_p the length, mean and sum of squar
 
 with G = diag(g) W: the user's product and statistics once a request. RMSNorm is the same without m; L2 normalization
 is a sum of squares by parts. The tensor itself, where something else asks for it, is the plain operator.
+
+    GroupNorm(x) = InstanceNorm of x [N, G, C / G, ..] * scale + bias
+
+whose groups, where each lies on one side, are apart as the channels of an InstanceNormalization are.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from onnx import TensorProto, helper
 
 from mari_onnx.engine import emit
 from mari_onnx.engine.algebra import add, binary, multiply, thin
 from mari_onnx.engine.blocks import zip_bodies
 from mari_onnx.engine.builder import Builder
-from mari_onnx.engine.context import Context, normal, rule
+from mari_onnx.engine.context import Context, from_array, normal, rule
 from mari_onnx.engine.contract import reduce_sum
 from mari_onnx.engine.forms import with_form
 from mari_onnx.engine.mapped import MAPPED, run
 from mari_onnx.engine.positions import neat
+from mari_onnx.engine.regroup import align
 from mari_onnx.engine.rules.reduce import mean
+from mari_onnx.engine.rules.structure import regroup
 from mari_onnx.engine.value import Axis, Body, Cat, Decline, Leaf, Part, Prod, Sum, Value, axes_of, rename
 from mari_onnx.engine.write import as_leaf
 from mari_onnx.model.dims import product
@@ -56,6 +63,55 @@ def layer_norm(ctx: Context) -> list[Value | None]:
     renamed = dict(zip(x.axes, whole.axes, strict=True))
     with_form(whole.body, rename(form, {a: n for a, n in renamed.items() if a is not n}))
     return out
+
+
+@rule("GroupNormalization")
+def group_norm(ctx: Context) -> list[Value | None]:
+    """Group by group where groups are apart, each of channels of one side; else, or in another precision, the batch.
+
+    Before opset 21 scale and bias are of the groups, from then on of the channels.
+    """
+    x = ctx.input(0)
+    exact = x.dtype == ctx.attr("stash_type", TensorProto.FLOAT if ctx.opset >= 21 else x.dtype)
+    found = _by_groups(ctx, x) if exact and x.dtype in (TensorProto.FLOAT, TensorProto.DOUBLE) else None
+    return [found] if found is not None else run(ctx, MAPPED["", "GroupNormalization"](ctx))
+
+
+def _by_groups(ctx: Context, x: Value) -> Value | None:
+    """The InstanceNormalization of the groups, scaled and shifted; None where the groups are not apart."""
+    b, number = ctx.b, int(ctx.attr("num_groups"))
+    channels = x.shape[1] if x.rank > 1 else 0
+    if not isinstance(channels, int) or channels % number:
+        return None
+    body = neat(b, x.body) if isinstance(x.body, Cat) else x.body
+    x = Value(x.groups, body, x.dtype)
+    try:
+        grouped = regroup(ctx, x, [x.shape[0], number, channels // number, *x.shape[2:]])
+    except Decline:
+        return None
+    if not isinstance(grouped.body, Cat) or grouped.body.axis not in grouped.known[1]:
+        return None
+    own = ctx.opset >= 21  # a scale for each channel
+    ones = from_array(b, np.ones(number), x.dtype), from_array(b, np.zeros(number), x.dtype)
+    scale, bias = ones if own else (ctx.input(1), ctx.input(2))
+    node = helper.make_node("InstanceNormalization", ["x", "s", "b"], ["y"], epsilon=ctx.attr("epsilon", 1e-5))
+    inner = Context(b, node, [grouped, scale, bias], ctx.opsets, {})
+    (value,) = run(inner, MAPPED["", node.op_type](inner))
+    assert value is not None
+    first, group, within, *rest = value.known
+    value = Value((first, (*group, *within), *rest), value.body, value.dtype)
+    for op, i in (("Mul", 1), ("Add", 2)) if own else ():
+        other = ctx.input(i)
+        other = Value((other.known[0], *[()] * len(rest)), other.body, other.dtype)
+        value = _combined(ctx, op, value, other)
+    return value
+
+
+def _combined(ctx: Context, op: str, x: Value, y: Value) -> Value:
+    bodies, groups = align(ctx.b, [x, y])
+    order = [a for g in groups for a in g]
+    body = zip_bodies(ctx.b, bodies, lambda ls: binary(ctx.b, op, ls[0], ls[1], order), order=order)
+    return ctx.value(groups, body, x.dtype)
 
 
 def _form(
