@@ -3,6 +3,7 @@
 from mari_onnx.engine.rules import (
     attention,
     branch,
+    convolution,
     elementwise,
     foreign,
     fused,
@@ -30,6 +31,7 @@ from mari_onnx.engine.rules import (
 __all__ = [
     "attention",
     "branch",
+    "convolution",
     "elementwise",
     "foreign",
     "fused",

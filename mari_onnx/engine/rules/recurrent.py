@@ -21,7 +21,7 @@ from mari_onnx.engine.positions import neat
 from mari_onnx.engine.regroup import align, single
 from mari_onnx.engine.rules import mapped
 from mari_onnx.engine.rules.slices import positions
-from mari_onnx.engine.rules.windows import PIECE, _joined, _kinds
+from mari_onnx.engine.rules.windows import PIECE, joined, kinds_of
 from mari_onnx.engine.value import Axis, Cat, Value, axes_of, fresh, is_const, leaves
 from mari_onnx.engine.weigh import volume
 
@@ -73,7 +73,7 @@ def recurrent(ctx: Context) -> Sequence[Value | None]:
             continue
         at = (2 if first else 1) if o == 0 else (1 if first else 0)
         values = [value for one in found if (value := one[o]) is not None]
-        out.append(values[0] if len(values) == 1 else _joined(ctx, values, at))
+        out.append(values[0] if len(values) == 1 else joined(ctx, values, at))
     return out
 
 
@@ -98,7 +98,7 @@ def _steps(ctx: Context) -> Steps | None:
     same = Value((((body.axis,), batch) if at == 0 else (batch, (body.axis,))), own, x.dtype)
     if not isinstance(own, Cat) or own.axis is not axis:
         return None
-    kinds = [kind | base for kind in _kinds(same, at, frozenset(batch))]
+    kinds = [kind | base for kind in kinds_of(same, at, frozenset(batch))]
     hidden, width = weights.shape[-1], x.shape[-1]
     if not isinstance(hidden, int) or not isinstance(width, int):
         return None
@@ -156,7 +156,7 @@ def _direction(
     inputs[STATE_H : STATE_H + len(asked[1:])] = begun[1 : len(asked)]
     done = _piece(ctx, inputs, _node(ctx, name, d, directions, asked))
     in_time = [y for y in ((done[0], begun[0]) if name == REVERSE else (begun[0], done[0])) if y is not None]
-    return [_joined(ctx, in_time, steps.at) if in_time else None, *done[1:]]
+    return [joined(ctx, in_time, steps.at) if in_time else None, *done[1:]]
 
 
 def _node(ctx: Context, name: str, d: int, directions: int, asked: Sequence[bool]) -> NodeProto:

@@ -1,6 +1,6 @@
 """Windows over fields: Conv, pooling and CumSum along an axis on which user and item positions lie behind each other.
 
-    conv [u | x]     output positions whose whole window lies in u, computed once; the others on the slice they need
+    pool [u | x]     output positions whose whole window lies in u, computed once; the others on the slice they need
     cumsum [u | x] = [cumsum u | cumsum [x_0 + last(cumsum u) | x_1 ..]]
     pad [u | x]    = [c | u | x | c]
 
@@ -11,8 +11,9 @@ than the nodes it takes; a CumSum that is reversed or exclusive is left to the r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from onnx import NodeProto, helper
@@ -24,7 +25,6 @@ from mari_onnx.engine.mapped import MAPPED, Through, run
 from mari_onnx.engine.positions import neat
 from mari_onnx.engine.regroup import align, single
 from mari_onnx.engine.rules import structure
-from mari_onnx.engine.rules.products import conv as plain_conv
 from mari_onnx.engine.rules.slices import positions
 from mari_onnx.engine.value import Axis, Body, Cat, Decline, Leaf, Part, Value, axes_of
 from mari_onnx.engine.weigh import ELEMENT, NODE, length, volume
@@ -56,7 +56,7 @@ def _along(ctx: Context, x: Value, at: int) -> Value | None:
     return Value(x.groups, body, x.dtype)
 
 
-def _kinds(x: Value, at: int, batch: frozenset[Axis]) -> list[frozenset[Axis]]:
+def kinds_of(x: Value, at: int, batch: frozenset[Axis]) -> list[frozenset[Axis]]:
     """For each position the axes of the batch along which it varies."""
     assert isinstance(x.body, Cat)
     kinds: list[frozenset[Axis]] = [frozenset()] * int(x.shape[at])  # type: ignore[arg-type]
@@ -95,7 +95,7 @@ def _saved(r: Run, full: frozenset[Axis], unit: float) -> float:
     return (r.stop - r.start) * unit * (volume(full) - volume(r.axes))
 
 
-def _joined(ctx: Context, values: Sequence[Value], at: int) -> Value:
+def joined(ctx: Context, values: Sequence[Value], at: int) -> Value:
     """The pieces, concatenated."""
     node = helper.make_node("Concat", [f"i{k}" for k in range(len(values))], ["o"], axis=at)
     (value,) = structure.concat(Context(ctx.b, node, values, ctx.opsets, {}))
@@ -108,18 +108,7 @@ def _piece(ctx: Context, node: NodeProto, x: Value, through: Sequence[Through]) 
     return value
 
 
-# ---- Conv and pooling ----------------------------------------------------------------------------------------------
-
-
-@rule("Conv")
-def conv(ctx: Context) -> Sequence[Value | None]:
-    """A Conv whose weights are constant."""
-    weight = ctx.array(1)
-    found = None
-    if weight is not None:
-        each = float(weight[0].size) * weight.shape[0]
-        found = _windows(ctx, list(weight.shape[2:]), each)
-    return found or plain_conv(ctx)
+# ---- pooling, and what Conv has in common with it ------------------------------------------------------------------
 
 
 @rule("MaxPool", "AveragePool")
@@ -130,21 +119,43 @@ def pool(ctx: Context) -> Sequence[Value | None]:
     if len([o for o in ctx.node.output if o]) > 1:
         raise Decline("indices that count from the start of all rows")
     if not ctx.attr("ceil_mode", 0):
-        found = _windows(ctx, kernel, float(np.prod(kernel)) * length(Axis(ctx.input(0).shape[1])) * ELEMENT / 4)
+        found = by_windows(ctx, kernel, float(np.prod(kernel)) * length(Axis(ctx.input(0).shape[1])) * ELEMENT / 4)
     return found or run(ctx, [Through((0,), (0,) * len(ctx.node.output))])
 
 
-def _windows(ctx: Context, kernel: Sequence[int], each: float) -> list[Value] | None:
+@dataclass
+class Windows:
+    """What the windows along one spatial axis read.
+
+    value: the input, a Cat along logical axis d + 2. inside: the positions that each window reads, and starts where it
+    begins, both without padding. reach: from its first position to its last. kinds: how each position varies. unit: the
+    cost of one window at one position of the batch. runs: how the operator would be taken apart, a node each.
+    """
+
+    value: Value
+    d: int
+    starts: list[int]
+    inside: list[list[int]]
+    kinds: list[frozenset[Axis]]
+    unit: float
+    runs: list[Run]
+    pads: list[int]
+    reach: int
+
+
+def by_windows(
+    ctx: Context, kernel: Sequence[int], each: float, other: Callable[[Windows], list[Value] | None] | None = None
+) -> list[Value] | None:
     """The operator by runs of output positions along one spatial axis; None where that saves nothing.
 
-    each: the cost of one output position.
+    each: the cost of one output position. other: a way to compute it that may be better.
     """
     x, spatial = ctx.input(0), len(kernel)
     if x.rank != spatial + 2:
         return None
     strides = list(ctx.attr("strides") or [1] * spatial)
     dilations = list(ctx.attr("dilations") or [1] * spatial)
-    pads = _pads(ctx, x, kernel, strides, dilations)
+    pads = padding(ctx, x, kernel, strides, dilations)
     if pads is None:
         return None
     for d in range(spatial):
@@ -158,28 +169,50 @@ def _windows(ctx: Context, kernel: Sequence[int], each: float) -> list[Value] | 
         inside = [[q for q in range(s, s + reach + 1, dilations[d]) if 0 <= q < size] for s in starts]
         if number < 1 or not all(inside):
             continue
-        kinds = _kinds(value, d + 2, frozenset(value.known[0]))
+        kinds = kinds_of(value, d + 2, frozenset(value.known[0]))
         # the other spatial axes keep about their length
         unit = each * volume(a for i in range(spatial) if i != d for a in value.known[i + 2])
         reads = [frozenset().union(*(kinds[q] for q in qs)) for qs in inside]
         full = frozenset().union(*kinds)
         runs = _runs(reads, unit)
+        windows = Windows(value, d, starts, inside, kinds, unit, runs, pads, reach)
+        better = other(windows) if other is not None else None
+        if better is not None:
+            return better
         if any(kinds[q] != full for r in runs if r.axes == full for p in range(r.start, r.stop) for q in inside[p]):
             ctx.b.notes.append(ACROSS)
         if len(runs) == 1 and runs[0].axes == full:
             continue
-        values = []
-        for r in runs:
-            low, high = starts[r.start], starts[r.stop - 1] + reach + 1
-            node = _with_pads(ctx.node, pads, d, spatial, max(0, -low), max(0, high - size))
-            piece = positions(ctx, value, d + 2, range(max(low, 0), min(high, size)))
-            through = [Through((0, *([None] * (len(ctx.inputs) - 1))), (0,))]
-            values.append(_piece(ctx, node, piece, through))
-        return [_joined(ctx, values, d + 2)]
+        return [joined(ctx, [run_of(ctx, windows, r) for r in runs], d + 2)]
     return None
 
 
-def _pads(
+def run_of(ctx: Context, windows: Windows, r: Run) -> Value:
+    """The operator on the slice that a run of windows reads."""
+    d, size, pads = windows.d, len(windows.kinds), windows.pads
+    low, high = windows.starts[r.start], windows.starts[r.stop - 1] + windows.reach + 1
+    node = _with_pads(ctx.node, pads, d, len(pads) // 2, max(0, -low), max(0, high - size))
+    piece = _read(ctx, windows, r, range(max(low, 0), min(high, size)))
+    return _piece(ctx, node, piece, [Through((0, *([None] * (len(ctx.inputs) - 1))), (0,))])
+
+
+def _read(ctx: Context, windows: Windows, r: Run, span: range) -> Value:
+    """The positions that a run spans; zeros for those that its dilated windows leave out, where they vary more."""
+    x, at = windows.value, windows.d + 2
+    read = {q for qs in windows.inside[r.start : r.stop] for q in qs}
+    apart = [q for q in span if q not in read and not windows.kinds[q] <= r.axes]
+    if not apart:
+        return positions(ctx, x, at, span)
+    edges = [span.start, *(e for q in apart for e in (q, q + 1)), span.stop]
+    pieces = []
+    zero = ctx.value([*x.known[:at], (), *x.known[at + 1 :]], Leaf(ctx.b.const(0, x.dtype), ()), x.dtype)
+    for start, stop in pairwise(edges):
+        if start < stop:
+            pieces.append(zero if start in apart else positions(ctx, x, at, range(start, stop)))
+    return joined(ctx, pieces, at)
+
+
+def padding(
     ctx: Context, x: Value, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> list[int] | None:
     """The padding in numbers, None where it follows from a size that is not known."""
@@ -230,7 +263,7 @@ def cumsum(ctx: Context) -> Sequence[Value | None]:
     if value is None:
         return run(ctx, through)
     others = frozenset(a for i, g in enumerate(value.known) if i != at for a in g)
-    kinds = _kinds(value, at, others)
+    kinds = kinds_of(value, at, others)
     full = frozenset().union(*kinds)
     lead = 0
     while lead < len(kinds) and frozenset().union(*kinds[: lead + 1]) != full:
@@ -245,8 +278,8 @@ def cumsum(ctx: Context) -> Sequence[Value | None]:
     pieces = [_sum(ctx, last, next_)]
     if lead + 1 < len(kinds):
         pieces.append(positions(ctx, value, at, range(lead + 1, len(kinds))))
-        pieces = [_piece(ctx, ctx.node, _joined(ctx, pieces, at), through)]
-    return [_joined(ctx, [first, *pieces], at)]
+        pieces = [_piece(ctx, ctx.node, joined(ctx, pieces, at), through)]
+    return [joined(ctx, [first, *pieces], at)]
 
 
 def _sum(ctx: Context, x: Value, y: Value) -> Value:
@@ -302,4 +335,4 @@ def _alone(ctx: Context, x: Value, at: int) -> Value | None:
     return Value((*x.known[:at], (axis,), *x.known[at + 1 :]), Cat(axis, (part,), True), x.dtype)
 
 
-__all__ = ["conv", "cumsum", "pad", "pool"]
+__all__ = ["cumsum", "pad", "pool"]

@@ -1,0 +1,265 @@
+"""Conv as the linear operator that it is, along channels and along space.
+
+    conv([u | x], W) = conv(u, W_u) + conv(x, W_x)       [u | x] along the channels, W_u and W_x the columns of W
+    conv(u, x)[p] = sum_k W_k u[q_k] + sum_k W_k x[q_k]  a window over both sides: the user's taps, and the item's
+    conv(broadcast x, W)[p] = x W',  W' = sum_k W_k      x the same everywhere; over the taps k that fall on x, not on
+                                                         padding, of which there are few sets
+
+so that the user's channels and the user's part of a window are summed once. Windows over one side are left to
+`windows.py`. All of it only where it saves more than the nodes cost. With groups, a kernel of one element is a product
+for each group, and any other is left to windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto
+
+from mari_onnx.engine.algebra import add
+from mari_onnx.engine.context import Context, from_array, rule
+from mari_onnx.engine.positions import neat, take
+from mari_onnx.engine.regroup import align
+from mari_onnx.engine.rules import mapped
+from mari_onnx.engine.rules.products import FLOATS, _contract
+from mari_onnx.engine.rules.products import conv as plain_conv
+from mari_onnx.engine.rules.slices import positions
+from mari_onnx.engine.rules.structure import regroup
+from mari_onnx.engine.rules.windows import PIECE, Run, Windows, _along, by_windows, joined, padding, run_of
+from mari_onnx.engine.value import Axis, Cat, Decline, Group, Value, axes_of
+from mari_onnx.engine.weigh import COPY, NODE, SPREAD, length, volume
+
+MAX_MIXED = 8
+"""Windows over both sides that become products of their own."""
+SMALL = "some channels vary less, but apart they would cost more than they save"
+
+
+@rule("Conv")
+def conv(ctx: Context) -> Sequence[Value | None]:
+    """By windows, by channels, or as a product; with weights or a bias that are computed, over the batch."""
+    weight = ctx.array(1)
+    if weight is None or (ctx.has(2) and ctx.array(2) is None) or ctx.input(0).rank != weight.ndim:
+        return plain_conv(ctx)
+    kernel = _kernel(ctx, weight)
+    if ctx.attr("group", 1) != 1 or ctx.input(0).dtype not in FLOATS:
+        product = _grouped(ctx, kernel) if kernel.plain and ctx.input(0).dtype in FLOATS else None
+        return product or by_windows(ctx, kernel.shape, float(weight.size)) or plain_conv(ctx)
+    if kernel.plain:
+        return plain_conv(ctx)
+    spread = _spread(ctx, kernel)
+    if spread is not None:
+        return [spread]
+    found = by_windows(ctx, kernel.shape, float(weight.size), lambda windows: _taps(ctx, kernel, windows))
+    return found or _channels(ctx, kernel) or plain_conv(ctx)
+
+
+@dataclass
+class Kernel:
+    """The weights [F, C, ..], and how windows lie along each spatial axis; pads are None where they are not known."""
+
+    weight: np.ndarray
+    strides: list[int]
+    dilations: list[int]
+    pads: list[int] | None
+
+    @property
+    def shape(self) -> list[int]:
+        return list(self.weight.shape[2:])
+
+    @property
+    def plain(self) -> bool:
+        """A product already."""
+        return set(self.shape) <= {1} and set(self.strides) <= {1} and not any(self.pads or [1])
+
+
+def _kernel(ctx: Context, weight: np.ndarray) -> Kernel:
+    spatial = weight.ndim - 2
+    strides = list(ctx.attr("strides") or [1] * spatial)
+    dilations = list(ctx.attr("dilations") or [1] * spatial)
+    return Kernel(weight, strides, dilations, padding(ctx, ctx.input(0), weight.shape[2:], strides, dilations))
+
+
+def _product(ctx: Context, x: Value, weight: Value, summed: Sequence[int], behind: Sequence[Group]) -> Value:
+    """sum over the axes ``summed`` of x [N, C, ..] times W [F, C, ..], and the bias; ``behind``: the axes after F."""
+    left, right = (Value(tuple(v.known[i] for i in summed), v.body, x.dtype) for v in (x, weight))
+    (bx, bw), groups = align(ctx.b, [left, right])
+    k = frozenset(a for g in groups for a in g)
+    return _shifted(ctx, _contract(ctx, bx, bw, k, [x.known[0], weight.known[0], *behind], x.dtype))
+
+
+def _shifted(ctx: Context, value: Value) -> Value:
+    """With the bias."""
+    bias = ctx.array(2) if ctx.has(2) else None
+    if bias is None:
+        return value
+    return _sum(ctx, [value, from_array(ctx.b, bias.reshape(-1, *([1] * (value.rank - 2))), value.dtype)])
+
+
+def _sum(ctx: Context, values: Sequence[Value]) -> Value:
+    bodies, groups = align(ctx.b, values)
+    return ctx.value(groups, add(ctx.b, bodies, [a for g in groups for a in g]), values[0].dtype)
+
+
+# ---- along space ---------------------------------------------------------------------------------------------------
+
+
+def _taps(ctx: Context, kernel: Kernel, w: Windows) -> list[Value] | None:
+    """Windows over both sides as products with the taps that fall on either; None where Convs on slices are as good."""
+    full = frozenset().union(*w.kinds)
+    everywhere = volume(full)
+    sizes = w.value.shape[2:]
+    out: list[int | None] = []
+    for i, width in enumerate(kernel.shape):
+        step = kernel.strides[i] == 1 and w.pads[i] == w.pads[i + len(sizes)] == 0
+        if i != w.d and not (step and (width == 1 or width == sizes[i])):
+            return None
+        out.append(i + 2 if width == 1 and i != w.d else None)
+    segments: list[Run] = []
+    mixed: list[int] = []
+    pure = False
+    for p, qs in enumerate(w.inside):
+        reads, whole = frozenset().union(*(w.kinds[q] for q in qs)), all(w.kinds[q] == full for q in qs)
+        if reads == full and not whole:
+            mixed.append(p)
+            segments.append(Run(p, p + 1, full))
+            continue
+        last = segments[-1] if segments and segments[-1].start not in mixed else None
+        if last is not None and pure == whole and (whole or last.axes | reads != full):
+            last.stop, last.axes = p + 1, last.axes | reads
+        else:
+            segments.append(Run(p, p + 1, reads))
+        pure = whole
+    if not mixed or len(mixed) > MAX_MIXED:
+        return None
+    tap = w.unit / kernel.shape[w.d]
+    others = volume(a for i in range(len(sizes)) if i != w.d for a in w.value.known[i + 2])
+    column = length(Axis(w.value.shape[1])) * others
+    result = kernel.weight.shape[0] * volume(a for i in out if i is not None for a in w.value.known[i])
+
+    def convs(runs: Sequence[Run]) -> float:
+        span = [w.starts[r.stop - 1] + w.reach + 1 - w.starts[r.start] for r in runs]
+        each = [(r.stop - r.start) * w.unit + n * column * COPY for r, n in zip(runs, span, strict=True)]
+        return sum(PIECE + cost * volume(r.axes) for r, cost in zip(runs, each, strict=True))
+
+    apart = convs([r for r in segments if r.start not in mixed])
+    for p in mixed:
+        taps = sum(w.kinds[q] == full for q in w.inside[p])
+        apart += (taps * tap + result * SPREAD) * everywhere + PIECE + NODE
+    if apart >= convs(w.runs):
+        return None
+    values = [_window(ctx, kernel, w, r.start, out) if r.start in mixed else run_of(ctx, w, r) for r in segments]
+    return [joined(ctx, values, w.d + 2) if len(values) > 1 else values[0]]
+
+
+def _window(ctx: Context, kernel: Kernel, w: Windows, p: int, out: Sequence[int | None]) -> Value:
+    """One output position."""
+    at, dilation = w.d + 2, kernel.dilations[w.d]
+    ks = [(q - w.starts[p]) // dilation for q in w.inside[p]]
+    x = positions(ctx, w.value, at, w.inside[p])
+    weight = from_array(ctx.b, np.ascontiguousarray(kernel.weight.take(ks, axis=at)), x.dtype)
+    summed = [1, *(i + 2 for i, place in enumerate(out) if place is None)]
+    return _product(ctx, x, weight, summed, [() if place is None else x.known[place] for place in out])
+
+
+def _spread(ctx: Context, kernel: Kernel) -> Value | None:
+    """x W' where x does not vary along space at all: for each set of taps once, then at all positions that have it."""
+    x, spatial = ctx.input(0), len(kernel.shape)
+    inner = frozenset(a for g in x.known[2:] for a in g)
+    if not inner or kernel.pads is None or inner & axes_of(x.body):
+        return None
+    sizes = x.shape[2:]
+    weight = kernel.weight
+    places: list[list[int]] = []
+    for d, size in enumerate(sizes):
+        if not isinstance(size, int):
+            return None
+        step, dilation, width = kernel.strides[d], kernel.dilations[d], kernel.shape[d]
+        reach = (width - 1) * dilation
+        number = (size + kernel.pads[d] + kernel.pads[d + spatial] - reach - 1) // step + 1
+        starts = [p * step - kernel.pads[d] for p in range(number)]
+        sets = [tuple(k for k in range(width) if 0 <= s + k * dilation < size) for s in starts]
+        if number < 1 or not all(sets):
+            return None
+        unique = list(dict.fromkeys(sets))
+        weight = np.stack([weight.take(ks, axis=d + 2).sum(axis=d + 2) for ks in unique], axis=d + 2)
+        places.append([unique.index(s) for s in sets])
+    columns = from_array(ctx.b, weight, x.dtype)
+    value = _product(ctx, x, columns, [1], columns.known[2:])
+    groups, body = list(value.known), value.body
+    for d, at in enumerate(places):
+        (own,) = value.known[d + 2] or (None,)
+        new = Axis(len(at)) if len(at) > 1 else None
+        if own is not None:
+            body = take(ctx.b, body, own, at, new)
+        groups[d + 2] = (new,) if new is not None else ()
+    return Value(tuple(groups), body, x.dtype)
+
+
+# ---- along channels ------------------------------------------------------------------------------------------------
+
+
+def _channels(ctx: Context, kernel: Kernel) -> list[Value] | None:
+    """A Conv for the channels of each kind, and their sum."""
+    value = _along(ctx, ctx.input(0), 1)
+    if value is None:
+        return None
+    assert isinstance(value.body, Cat)
+    batch, inner = (frozenset(a for g in gs for a in g) for gs in (value.known[:1], value.known[2:]))
+    kinds: dict[tuple[frozenset[Axis], bool], list[int]] = {}
+    for part in value.body.parts:
+        varies = axes_of(part.body)
+        kinds.setdefault((varies & batch, bool(varies & inner) or not inner), []).extend(part.at)
+    full = frozenset().union(*(axes for axes, _ in kinds))
+    each, positions_of = _sizes(kernel, value)
+    result = positions_of * kernel.weight.shape[0] * volume(full)
+    whole = each * positions_of * length(Axis(value.shape[1])) * volume(full)
+    whole += COPY * volume(inner) * length(Axis(value.shape[1])) * volume(full)
+    apart = sum(each * (positions_of if along else 1) * len(at) * volume(axes) for (axes, along), at in kinds.items())
+    if len(kinds) < 2:
+        return None
+    if apart + (len(kinds) - 1) * (SPREAD * result + PIECE) >= whole:
+        ctx.b.notes.append(SMALL)
+        return None
+    terms = []
+    for k, (_, at) in enumerate(sorted(kinds.items(), key=lambda item: (volume(item[0][0]), item[0][1]))):
+        some = positions(ctx, value, 1, sorted(at))
+        columns = from_array(ctx.b, np.ascontiguousarray(kernel.weight.take(sorted(at), axis=1)), value.dtype)
+        inputs = [some, columns, *(ctx.inputs[2:3] if k == 0 else [])]
+        node = NodeProto()
+        node.CopyFrom(ctx.node)
+        del node.input[:]
+        node.input.extend(f"i{i}" for i in range(len(inputs)))
+        (term,) = conv(Context(ctx.b, node, inputs, ctx.opsets, {}))
+        assert term is not None
+        terms.append(term)
+    return [_sum(ctx, terms)]
+
+
+def _grouped(ctx: Context, kernel: Kernel) -> list[Value] | None:
+    """sum_c W[g, f, c] x[n, g, c, ..], where groups or channels are apart, or x is the same for all groups."""
+    x, groups = ctx.input(0), int(ctx.attr("group"))
+    number = kernel.weight.shape[1]
+    body = neat(ctx.b, x.body) if isinstance(x.body, Cat) else x.body
+    try:
+        x = regroup(ctx, Value(x.groups, body, x.dtype), [x.shape[0], groups, number, *x.shape[2:]])
+    except Decline:
+        return None
+    if not isinstance(x.body, Cat) and frozenset(x.known[1]) <= axes_of(x.body):
+        return None
+    weight = from_array(ctx.b, kernel.weight.reshape(groups, -1, number), x.dtype)
+    left = Value((x.known[1], x.known[2]), x.body, x.dtype)
+    right = Value((weight.known[0], weight.known[2]), weight.body, x.dtype)
+    (bx, bw), (batch, summed) = align(ctx.b, [left, right])
+    out = [x.known[0], (*batch, *weight.known[1]), *x.known[3:]]
+    return [_shifted(ctx, _contract(ctx, bx, bw, frozenset(summed), out, x.dtype))]
+
+
+def _sizes(kernel: Kernel, x: Value) -> tuple[float, float]:
+    """Multiply-adds of a channel for a window, and the number of windows for a position of the batch."""
+    windows = volume(a for g in x.known[2:] for a in g) / float(np.prod(kernel.strides))
+    return float(kernel.weight[:, 0].size), max(1.0, windows)
+
+
+__all__ = ["conv", "mapped"]
