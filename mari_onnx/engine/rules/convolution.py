@@ -40,11 +40,12 @@ SMALL = "some channels vary less, but apart they would cost more than they save"
 def conv(ctx: Context) -> Sequence[Value | None]:
     """By windows, by channels, or as a product; with weights or a bias that are computed, over the batch."""
     weight = ctx.array(1)
-    if weight is None or (ctx.has(2) and ctx.array(2) is None) or ctx.input(0).rank != weight.ndim:
+    if weight is None or ctx.input(0).rank != weight.ndim:
         return plain_conv(ctx)
     kernel = _kernel(ctx, weight)
-    if ctx.attr("group", 1) != 1 or ctx.input(0).dtype not in FLOATS:
-        product = _grouped(ctx, kernel) if kernel.plain and ctx.input(0).dtype in FLOATS else None
+    linear = ctx.input(0).dtype in FLOATS and not (ctx.has(2) and ctx.array(2) is None)
+    if ctx.attr("group", 1) != 1 or not linear:
+        product = _grouped(ctx, kernel) if kernel.plain and linear else None
         return product or by_windows(ctx, kernel.shape, float(weight.size)) or plain_conv(ctx)
     if kernel.plain:
         return plain_conv(ctx)
@@ -170,7 +171,7 @@ def _spread(ctx: Context, kernel: Kernel) -> Value | None:
     if not inner or kernel.pads is None or inner & axes_of(x.body):
         return None
     sizes = x.shape[2:]
-    weight = kernel.weight
+    weight = kernel.weight.astype(np.float64)
     places: list[list[int]] = []
     for d, size in enumerate(sizes):
         if not isinstance(size, int):
