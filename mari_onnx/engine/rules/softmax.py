@@ -30,6 +30,7 @@ from mari_onnx.engine.forms import with_form
 from mari_onnx.engine.mapped import MAPPED, run
 from mari_onnx.engine.positions import neat, take
 from mari_onnx.engine.rules.reduce import extreme, unary
+from mari_onnx.engine.shift import RANGE, unshifted
 from mari_onnx.engine.spans import span
 from mari_onnx.engine.value import (
     Axis,
@@ -49,8 +50,6 @@ from mari_onnx.engine.value import (
 from mari_onnx.engine.weigh import COPY, ELEMENT, MASKED, NODE, SPREAD, element, volume
 from mari_onnx.engine.write import as_block, as_leaf, opened
 
-RANGE = 800.0
-"""exp(-RANGE) is 0 in every floating-point type."""
 WIDTH = 16
 """The head width that is assumed where a softmax has to be weighed before its product with the values."""
 MASKED_ROWS = (
@@ -70,19 +69,31 @@ def _finite(b: Builder, leaf: Leaf) -> Leaf:
 
 @rule("Softmax")
 def softmax(ctx: Context) -> list[Value | None]:
-    """The row of blocks of the module; an axis of several groups, or of opset < 13 not the last, is mapped whole."""
+    """The row of blocks of the module, less what its scores have in common; a row of several axes is mapped whole."""
     x = ctx.input(0)
-    if ctx.opset < 13:
-        axis = normal(ctx.attr("axis", 1), x.rank)
-        if axis != x.rank - 1:
-            return run(ctx, MAPPED["", "Softmax"](ctx))
-    axis = normal(ctx.attr("axis", -1), x.rank)
-    if len(x.known[axis]) != 1:
+    k = _row_axis(ctx, x)
+    if k is None:
         return run(ctx, MAPPED["", "Softmax"](ctx))
-    (k,) = x.known[axis]
     order = list(x.axes)
     body = _rows(ctx.b, x.body, k, order)
     return [ctx.value(x.known, body, x.dtype)]
+
+
+@rule("LogSoftmax")
+def log_softmax(ctx: Context) -> list[Value | None]:
+    """Mapped whole, less what all scores of a row have in common."""
+    x = ctx.input(0)
+    k = _row_axis(ctx, x)
+    if k is not None and isinstance(x.body, Leaf):
+        ctx.inputs[0] = Value(x.known, unshifted(ctx.b, x.body, k, log=True), x.dtype)
+    return run(ctx, MAPPED["", "LogSoftmax"](ctx))
+
+
+def _row_axis(ctx: Context, x: Value) -> Axis | None:
+    """The axis of a row, where that is one: before opset 13 a row goes over all axes from the given one on."""
+    axis = normal(ctx.attr("axis", 1 if ctx.opset < 13 else -1), x.rank)
+    row = [a for g in x.known[axis : None if ctx.opset < 13 else axis + 1] for a in g]
+    return row[0] if len(row) == 1 else None
 
 
 def _rows(b: Builder, body: Body, k: Axis, order: list[Axis]) -> Body:
@@ -104,7 +115,7 @@ def _rows(b: Builder, body: Body, k: Axis, order: list[Axis]) -> Body:
             return Cat(tidy.axis, tuple(parts), True)
         return _row(b, tidy, order)
     assert isinstance(body, Leaf)
-    return _plain(b, body, k)
+    return _plain(b, unshifted(b, body, k), k)
 
 
 def _whole_grid(b: Builder, grid: Cat, k: Axis, order: list[Axis]) -> Body | None:
