@@ -22,13 +22,17 @@ INTS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
 Rule = Callable[["Context"], "Sequence[Value | None]"]
 RuleT = TypeVar("RuleT", bound=Rule)
 RULES: dict[tuple[str, str], Rule] = {}
+OWN: set[tuple[str, str]] = set()
+"""Operators with a rule of their own, whatever `mapped` says of them."""
 
 
 def rule(*ops: str, domain: str = "") -> Callable[[RuleT], RuleT]:
-    """Register a rule for operators."""
+    """Register the rule for operators; each has one, beside the general one that it goes before."""
 
     def register(function: RuleT) -> RuleT:
         for op in ops:
+            assert (domain, op) not in OWN, f"two rules for {op}"
+            OWN.add((domain, op))
             RULES[domain, op] = function
         return function
 

@@ -19,7 +19,7 @@ from onnx import NodeProto
 from mari_onnx.engine import emit
 from mari_onnx.engine.blocks import MAX_CELLS, cells_of, turned
 from mari_onnx.engine.builder import Tensor
-from mari_onnx.engine.context import Context, rule
+from mari_onnx.engine.context import RULES, Context
 from mari_onnx.engine.infer import infer
 from mari_onnx.engine.positions import neat, take
 from mari_onnx.engine.regroup import align
@@ -51,17 +51,16 @@ MAPPED: dict[tuple[str, str], Spec] = {}
 
 
 def mapped(*ops: str, domain: str = "") -> Callable[[Spec], Spec]:
-    """Registers the axes that `ops` leave apart."""
+    """Registers the axes that `ops` leave apart: their rule, where they have no other."""
 
     def register(spec: Spec) -> Spec:
-        for op in ops:
-            MAPPED[domain, op] = spec
-
-        @rule(*ops, domain=domain)
         @wraps(spec, assigned=("__doc__", "__module__"))
         def answer(ctx: Context) -> list[Value | None]:
             return run(ctx, spec(ctx))
 
+        for op in ops:
+            MAPPED[domain, op] = spec
+            RULES.setdefault((domain, op), answer)
         return spec
 
     return register

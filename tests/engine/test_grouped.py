@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mari_onnx.engine.rules import products
-from mari_onnx.engine.rules.products import FEW
+from mari_onnx.engine.rules import groups
+from mari_onnx.engine.rules.groups import FEW
 from tests.engine.graphs import Draw, Graph, N, Rewrite, actions, check, lifted, starts, tensor
 
 
@@ -46,7 +46,7 @@ def graphs(draw: Draw) -> Graph:
 def test_a_grouped_conv_of_width_one_is_the_same(g: Graph, always: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if always:  # graphs as small as these save too little for groups by themselves
-            patch.setattr(products, "_saves", lambda *_: True)
+            patch.setattr(groups, "_saves", lambda *_: True)
         check(g)
 
 

@@ -20,15 +20,13 @@ from onnx import NodeProto
 
 from mari_onnx.engine.algebra import add
 from mari_onnx.engine.context import Context, from_array, rule
-from mari_onnx.engine.positions import neat, take
+from mari_onnx.engine.positions import take
 from mari_onnx.engine.regroup import align
-from mari_onnx.engine.rules import mapped
-from mari_onnx.engine.rules.products import FLOATS, _contract
-from mari_onnx.engine.rules.products import conv as plain_conv
+from mari_onnx.engine.rules.groups import grouped
+from mari_onnx.engine.rules.products import FLOATS, _contract, pointwise
 from mari_onnx.engine.rules.slices import positions
-from mari_onnx.engine.rules.structure import regroup
 from mari_onnx.engine.rules.windows import PIECE, Run, Windows, _along, by_windows, joined, padding, run_of
-from mari_onnx.engine.value import Axis, Cat, Decline, Group, Value, axes_of
+from mari_onnx.engine.value import Axis, Cat, Group, Value, axes_of
 from mari_onnx.engine.weigh import COPY, NODE, SPREAD, length, volume
 
 MAX_MIXED = 8
@@ -41,19 +39,21 @@ def conv(ctx: Context) -> Sequence[Value | None]:
     """By windows, by channels, or as a product; with weights or a bias that are computed, over the batch."""
     weight = ctx.array(1)
     if weight is None or ctx.input(0).rank != weight.ndim:
-        return plain_conv(ctx)
+        return pointwise(ctx)
     kernel = _kernel(ctx, weight)
     linear = ctx.input(0).dtype in FLOATS and not (ctx.has(2) and ctx.array(2) is None)
     if ctx.attr("group", 1) != 1 or not linear:
-        product = _grouped(ctx, kernel) if kernel.plain and linear else None
-        return product or by_windows(ctx, kernel.shape, float(weight.size)) or plain_conv(ctx)
+        product = grouped(ctx, ctx.input(0), weight, ctx.attr("group")) if kernel.plain and linear else None
+        if product is not None:
+            return [_shifted(ctx, product)]
+        return by_windows(ctx, kernel.shape, float(weight.size)) or pointwise(ctx)
     if kernel.plain:
-        return plain_conv(ctx)
+        return pointwise(ctx)
     spread = _spread(ctx, kernel)
     if spread is not None:
         return [spread]
     found = by_windows(ctx, kernel.shape, float(weight.size), lambda windows: _taps(ctx, kernel, windows))
-    return found or _channels(ctx, kernel) or plain_conv(ctx)
+    return found or _channels(ctx, kernel) or pointwise(ctx)
 
 
 @dataclass
@@ -238,29 +238,10 @@ def _channels(ctx: Context, kernel: Kernel) -> list[Value] | None:
     return [_sum(ctx, terms)]
 
 
-def _grouped(ctx: Context, kernel: Kernel) -> list[Value] | None:
-    """sum_c W[g, f, c] x[n, g, c, ..], where groups or channels are apart, or x is the same for all groups."""
-    x, groups = ctx.input(0), int(ctx.attr("group"))
-    number = kernel.weight.shape[1]
-    body = neat(ctx.b, x.body) if isinstance(x.body, Cat) else x.body
-    try:
-        x = regroup(ctx, Value(x.groups, body, x.dtype), [x.shape[0], groups, number, *x.shape[2:]])
-    except Decline:
-        return None
-    if not isinstance(x.body, Cat) and frozenset(x.known[1]) <= axes_of(x.body):
-        return None
-    weight = from_array(ctx.b, kernel.weight.reshape(groups, -1, number), x.dtype)
-    left = Value((x.known[1], x.known[2]), x.body, x.dtype)
-    right = Value((weight.known[0], weight.known[2]), weight.body, x.dtype)
-    (bx, bw), (batch, summed) = align(ctx.b, [left, right])
-    out = [x.known[0], (*batch, *weight.known[1]), *x.known[3:]]
-    return [_shifted(ctx, _contract(ctx, bx, bw, frozenset(summed), out, x.dtype))]
-
-
 def _sizes(kernel: Kernel, x: Value) -> tuple[float, float]:
     """Multiply-adds of a channel for a window, and the number of windows for a position of the batch."""
     windows = volume(a for g in x.known[2:] for a in g) / float(np.prod(kernel.strides))
     return float(kernel.weight[:, 0].size), max(1.0, windows)
 
 
-__all__ = ["conv", "mapped"]
+__all__ = ["conv"]

@@ -139,7 +139,7 @@ def _attend(ctx: Context, step: Steps, operands: Sequence[Value], mask: int, bia
     if ctx.attr("unidirectional", 0):
         if ctx.opset < 15:
             raise Decline("a causal mask in an opset whose Shape has no range")
-        scores = step("Where", causal(step, scores, 0), scores, step.const(-np.inf, dtype))
+        scores = step("Where", causal(step, scores), scores, step.const(-np.inf, dtype))
     out = step("MatMul", step("Softmax", scores, axis=3), v)
     return step("Reshape", step("Transpose", out, perm=[0, 2, 1, 3]), step.ints(0, 0, -1))
 

@@ -3,7 +3,7 @@
     MatMul    sum_k A[.., m, k] B[.., k, n]
     Gemm      alpha * A' B' + beta * C, with A' and B' transposed or not
     Einsum    sum over the letters that the output lacks
-    Conv 1x1  sum_c W[f, c] X[n, c, ..], in G groups sum_c W[g, f, c] X[n, g, c, ..]
+    Conv 1x1  sum_c W[f, c] X[n, c, ..]
 """
 
 from __future__ import annotations
@@ -15,14 +15,10 @@ from mari_onnx.engine.blocks import zip_bodies
 from mari_onnx.engine.context import Context, from_array, rule
 from mari_onnx.engine.contract import contract, reduce_sum
 from mari_onnx.engine.mapped import Through, run
-from mari_onnx.engine.positions import neat, take
-from mari_onnx.engine.regroup import align, single
-from mari_onnx.engine.rules.structure import regroup
-from mari_onnx.engine.value import Axis, Body, Cat, Decline, Group, Part, Value, axes_of, fresh, rename
-from mari_onnx.engine.weigh import COPY, NODE, volume
+from mari_onnx.engine.regroup import align
+from mari_onnx.engine.value import Axis, Body, Decline, Group, Value, axes_of, fresh
 
 FLOATS = {1, 10, 11, 16}
-FEW = "the channels of {} groups are taken apart for less than their nodes would cost"
 
 
 @rule("MatMul")
@@ -143,18 +139,20 @@ def _letters(term: str, rank: int) -> list[str]:
     return out
 
 
-@rule("Conv")
-def conv(ctx: Context) -> list[Value | None]:
-    """A Conv whose kernel is one element wide, undilated and unpadded, is a product over the channels (`grouped`)."""
+def pointwise(ctx: Context) -> list[Value | None]:
+    """A Conv whose kernel is one element wide, undilated and unpadded, is a product over the channels."""
     x = ctx.input(0)
     weight = ctx.array(1)
     ones = weight is not None and all(s == 1 for s in weight.shape[2:])
     plain = all(p == 0 for p in ctx.attr("pads", [0])) and all(s == 1 for s in ctx.attr("strides", [1]))
-    value = None
-    if weight is not None and ones and plain and ctx.attr("auto_pad", "NOTSET") != "SAME":
-        value = _pointwise(ctx, x, np.ascontiguousarray(weight.reshape(weight.shape[:2])))
-    if value is None:
+    if weight is None or not ones or not plain or ctx.attr("group", 1) != 1 or ctx.attr("auto_pad", "NOTSET") == "SAME":
         return run(ctx, [Through((0, *([None] * (len(ctx.inputs) - 1))), (0,))])
+    w = from_array(ctx.b, np.ascontiguousarray(weight.reshape(weight.shape[:2])), x.dtype)
+    (bx, bw), groups = align(
+        ctx.b, [Value((x.known[1],), x.body, x.dtype), Value((w.known[1],), w.body, x.dtype)]
+    )
+    out = [x.known[0], w.known[0], *x.known[2:]]
+    value = _contract(ctx, bx, bw, frozenset(groups[0]), out, x.dtype)
     bias = ctx.array(2)
     if bias is None:
         if ctx.has(2):
@@ -163,60 +161,3 @@ def conv(ctx: Context) -> list[Value | None]:
     shift = from_array(ctx.b, bias.reshape(-1, *([1] * (x.rank - 2))), x.dtype)
     (bv, bs), groups = align(ctx.b, [value, shift])
     return [ctx.value(groups, add(ctx.b, [bv, bs], [a for g in groups for a in g]), x.dtype)]
-
-
-def _pointwise(ctx: Context, x: Value, weight: np.ndarray) -> Value | None:
-    """The product over the channels; None where groups of channels are better left to the Conv."""
-    count = ctx.attr("group", 1)
-    if count > 1:
-        return grouped(ctx, x, weight, count)
-    w = from_array(ctx.b, weight, x.dtype)
-    (bx, bw), groups = align(ctx.b, [Value((x.known[1],), x.body, x.dtype), Value((w.known[1],), w.body, x.dtype)])
-    return _contract(ctx, bx, bw, frozenset(groups[0]), [x.known[0], w.known[0], *x.known[2:]], x.dtype)
-
-
-def grouped(ctx: Context, x: Value, weight: np.ndarray, count: int) -> Value | None:
-    """``sum_c W[g, f, c] X[n, g, c, ..]``: all groups at once, or each by itself where a Cat's parts lie across them.
-
-    None where x is one tensor (the Conv is one kernel), or where parts save less than their nodes cost.
-    """
-    b, per = ctx.b, weight.shape[1]
-    if x.shape[1] != count * per or not (isinstance(x.body, Cat) or set(x.known[1]) - axes_of(x.body)):
-        return None
-    kernel = weight.reshape(count, -1, per)
-    x = Value(x.groups, neat(b, x.body, x.axes) if isinstance(x.body, Cat) else x.body, x.dtype)
-    apart = regroup(ctx, x, [x.shape[0], count, per, *x.shape[2:]])
-    if isinstance(apart.body, Cat) or set(apart.known[1] + apart.known[2]) - axes_of(apart.body):
-        w = from_array(b, kernel, x.dtype)
-        left = Value((apart.known[1], apart.known[2]), apart.body, x.dtype)
-        (bx, bw), groups = align(b, [left, Value((w.known[0], w.known[2]), w.body, x.dtype)])
-        out = [apart.known[0], (*groups[0], *w.known[1]), *apart.known[3:]]
-        return _contract(ctx, bx, bw, frozenset(groups[1]), out, x.dtype)
-    x, axis = single(b, x, 1)
-    if not isinstance(x.body, Cat) or x.body.axis is not axis or not _saves(ctx, x.body, kernel.shape):
-        return None
-    rows, columns = Axis(count), Axis(kernel.shape[1]) if kernel.shape[1] > 1 else None
-    free = (columns,) if columns else ()
-    parts = []
-    for g in range(count):
-        sub = Axis(per) if per > 1 else None
-        w = from_array(b, kernel[g], x.dtype)
-        mine = take(b, x.body, axis, range(g * per, (g + 1) * per), sub)
-        pair = [Value(((sub,) if sub else (),), mine, x.dtype), Value((w.known[1],), w.body, x.dtype)]
-        (bx, bw), groups = align(b, pair)
-        value = _contract(ctx, bx, bw, frozenset(groups[0]), [x.known[0], w.known[0], *x.known[2:]], x.dtype)
-        parts.append(Part((g,), None, rename(value.body, dict(zip(w.known[0], free, strict=True)))))
-    return ctx.value([x.known[0], (rows, *free), *x.known[2:]], Cat(rows, tuple(parts)), x.dtype)
-
-
-def _saves(ctx: Context, cat: Cat, shape: tuple[int, ...]) -> bool:
-    """Whether channels of fewer axes save more than products of each group, and putting them together, cost."""
-    count, wide, _ = shape
-    kinds = [axes_of(p.body) - {p.sub} for p in cat.parts]
-    full = frozenset().union(*kinds)
-    saved = sum(len(p.at) * wide * (volume(full) - volume(k)) for p, k in zip(cat.parts, kinds, strict=True))
-    if saved > count * 3 * NODE + COPY * volume(full) * count * wide:
-        return True
-    if any(k != full for k in kinds):
-        ctx.b.notes.append(FEW.format(count))
-    return False

@@ -1,0 +1,65 @@
+"""Convs of width 1 over groups of channels: a product for each group.
+
+    Conv 1x1 in G groups    sum_c W[g, f, c] X[n, g, c, ..]
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mari_onnx.engine.context import Context, from_array
+from mari_onnx.engine.positions import neat, take
+from mari_onnx.engine.regroup import align, single
+from mari_onnx.engine.rules.products import _contract
+from mari_onnx.engine.rules.structure import regroup
+from mari_onnx.engine.value import Axis, Cat, Part, Value, axes_of, rename
+from mari_onnx.engine.weigh import COPY, NODE, volume
+
+FEW = "the channels of {} groups are taken apart for less than their nodes would cost"
+
+
+def grouped(ctx: Context, x: Value, weight: np.ndarray, count: int) -> Value | None:
+    """``sum_c W[g, f, c] X[n, g, c, ..]``: all groups at once, or each by itself where a Cat's parts lie across them.
+
+    None where x is one tensor (the Conv is one kernel), or where parts save less than their nodes cost.
+    """
+    b, per = ctx.b, weight.shape[1]
+    if x.shape[1] != count * per or not (isinstance(x.body, Cat) or set(x.known[1]) - axes_of(x.body)):
+        return None
+    kernel = weight.reshape(count, -1, per)
+    x = Value(x.groups, neat(b, x.body, x.axes) if isinstance(x.body, Cat) else x.body, x.dtype)
+    apart = regroup(ctx, x, [x.shape[0], count, per, *x.shape[2:]])
+    if isinstance(apart.body, Cat) or set(apart.known[1] + apart.known[2]) - axes_of(apart.body):
+        w = from_array(b, kernel, x.dtype)
+        left = Value((apart.known[1], apart.known[2]), apart.body, x.dtype)
+        (bx, bw), groups = align(b, [left, Value((w.known[0], w.known[2]), w.body, x.dtype)])
+        out = [apart.known[0], (*groups[0], *w.known[1]), *apart.known[3:]]
+        return _contract(ctx, bx, bw, frozenset(groups[1]), out, x.dtype)
+    x, axis = single(b, x, 1)
+    if not isinstance(x.body, Cat) or x.body.axis is not axis or not _saves(ctx, x.body, kernel.shape):
+        return None
+    rows, columns = Axis(count), Axis(kernel.shape[1]) if kernel.shape[1] > 1 else None
+    free = (columns,) if columns else ()
+    parts = []
+    for g in range(count):
+        sub = Axis(per) if per > 1 else None
+        w = from_array(b, kernel[g], x.dtype)
+        mine = take(b, x.body, axis, range(g * per, (g + 1) * per), sub)
+        pair = [Value(((sub,) if sub else (),), mine, x.dtype), Value((w.known[1],), w.body, x.dtype)]
+        (bx, bw), groups = align(b, pair)
+        value = _contract(ctx, bx, bw, frozenset(groups[0]), [x.known[0], w.known[0], *x.known[2:]], x.dtype)
+        parts.append(Part((g,), None, rename(value.body, dict(zip(w.known[0], free, strict=True)))))
+    return ctx.value([x.known[0], (rows, *free), *x.known[2:]], Cat(rows, tuple(parts)), x.dtype)
+
+
+def _saves(ctx: Context, cat: Cat, shape: tuple[int, ...]) -> bool:
+    """Whether channels of fewer axes save more than products of each group, and putting them together, cost."""
+    count, wide, _ = shape
+    kinds = [axes_of(p.body) - {p.sub} for p in cat.parts]
+    full = frozenset().union(*kinds)
+    saved = sum(len(p.at) * wide * (volume(full) - volume(k)) for p, k in zip(cat.parts, kinds, strict=True))
+    if saved > count * 3 * NODE + COPY * volume(full) * count * wide:
+        return True
+    if any(k != full for k in kinds):
+        ctx.b.notes.append(FEW.format(count))
+    return False
