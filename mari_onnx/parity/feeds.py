@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mari_onnx.parity.deck import Deck
 from mari_onnx.parity.edges import Edge, start
 from mari_onnx.parity.layout import Layout
+from mari_onnx.parity.meeting import Meeting
 
 if TYPE_CHECKING:
     from mari_onnx.model.signature import Input
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Deck", "Drawer", "Layout", "Request"]
 
-# A deck of more rows than this is not shuffled whole; its ids are drawn at random.
-_SHUFFLED_ROWS = 2**21
 _FREE_LENGTHS = (5, 1, 12, 2, 20, 3)
 _SEQUENCE_WORDS = ("hist", "seq", "behav", "recent", "past")
 
@@ -70,52 +70,43 @@ class Request:
         return {**self.user, **self.rows, **self.literal}
 
 
-class Deck:
-    """Ids 0 to rows-1 in random order, dealt without repetition until all are out."""
-
-    def __init__(self, rows: int, rng: np.random.Generator):
-        self.rows, self.dealt, self._rng = rows, 0, rng
-        self._cards = np.empty(0, np.int64)
-        self._ends = [rows - 1, 0] if rows > _SHUFFLED_ROWS else []
-
-    def deal(self, count: int) -> np.ndarray:
-        self.dealt += count
-        if self.rows > _SHUFFLED_ROWS:
-            found = self._rng.integers(0, self.rows, count)
-            while self._ends and count:  # both ends are met first
-                count -= 1
-                found[count] = self._ends.pop()
-            return found
-        while len(self._cards) < count:
-            self._cards = np.concatenate([self._cards, self._rng.permutation(self.rows)])
-        found, self._cards = self._cards[:count], self._cards[count:]
-        return found
-
-    @property
-    def covered(self) -> int:
-        """Rows met at least once (an upper bound where the deck is too large to shuffle)."""
-        return min(self.dealt, self.rows)
-
-
 class Drawer:
-    """Draws requests for one model; the same seed draws the same requests."""
+    """Draws requests for one model; the same seed draws the same requests.
+
+    Args:
+        positive: floats are.
+        ordinary: as in `Meeting`.
+    """
 
     def __init__(
-        self, layout: Layout, domains: Mapping[str, Domain], seed: int = 0, positive: bool = False
+        self,
+        layout: Layout,
+        domains: Mapping[str, Domain],
+        seed: int = 0,
+        positive: bool = False,
+        ordinary: bool = True,
     ):
         self.layout, self.domains, self.positive = layout, domains, positive
         self.rng = np.random.default_rng(seed)
         self.decks: dict[tuple[str, int], Deck] = {}
+        self.meeting = Meeting(layout, domains, ordinary)
         self._drawn = 0
 
     def request(
-        self, n: int, *, extreme: float | None = None, full: bool = False, edge: Edge | None = None
+        self,
+        n: int,
+        *,
+        extreme: float | None = None,
+        full: bool = False,
+        meet: bool = False,
+        edge: Edge | None = None,
     ) -> Request:
         """One request of n candidates.
 
         Args:
             extreme: floats are multiplied by this.
             full: no padding, all lengths at their longest (for coverage of ids).
+            meet: all else gives way to numbers that the graph tells apart.
             edge: what is out of the ordinary about the user.
         """
         free = {
@@ -136,7 +127,7 @@ class Drawer:
         for each in self.layout.signature.inputs:
             columns = self.layout.sides.columns.get(each.name)
             shape = self.layout.shape(each, n, free)
-            state = _State(lengths, extreme, full, max(free.values(), default=0), edge, pool)
+            state = _State(lengths, extreme, full, max(free.values(), default=0), edge, pool, meet)
             if columns is not None:
                 mine = columns.get("user", ())
                 row = self._array(each, (1, *shape[1:]), True, state, mine)
@@ -156,12 +147,8 @@ class Drawer:
         return {
             self._deck_label(name, column): (deck.covered, deck.rows)
             for (name, column), deck in self.decks.items()
-            if user is None or user == self._deck_is_user(name, column)
+            if user is None or user == self.layout.is_user_at(name, column)
         }
-
-    def _deck_is_user(self, name: str, column: int) -> bool:
-        packed = self.layout.sides.columns.get(name)
-        return column in packed.get("user", ()) if packed is not None else self.layout.is_user(name)
 
     def _deck_label(self, name: str, column: int) -> str:
         several = sum(other == name for other, _ in self.decks) > 1
@@ -175,11 +162,26 @@ class Drawer:
         state: _State,
         columns: Sequence[int] | None = None,
     ) -> np.ndarray:
+        value = self._filled(each, shape, user, state, columns)
+        self.meeting.seen(each, value, columns)
+        return value
+
+    def _filled(
+        self,
+        each: Input,
+        shape: tuple[int, ...],
+        user: bool,
+        state: _State,
+        columns: Sequence[int] | None,
+    ) -> np.ndarray:
         domain = self.domains[each.name]
         # numpy answers a scalar for no dimensions, which onnxruntime does not take
         value = np.asarray(self._plain(each, domain, shape, user, state), each.dtype)
         padding = np.zeros((), np.int64) if domain.padding is None else domain.padding
         edge = state.edge if user else None
+        if domain.values is not None and state.edge is None and state.extreme is None:
+            value = np.array(value, order="C")
+            self.meeting.deal(each, value, columns, self.rng, state.meet)
         if domain.rows is None:
             if edge is not None and each.dtype.kind in "iu" and domain.role == "plain":
                 value = np.where(edge.valid(shape, None, columns), value, padding).astype(each.dtype)
@@ -204,7 +206,10 @@ class Drawer:
                 continue
             deck = self.decks.get((each.name, place))
             if deck is None:
-                deck = self.decks[each.name, place] = Deck(count, self.rng)
+                first = [] if domain.values is None else list(domain.values.numbers[place])
+                if len(shape) > 1 and shape[-1] > 1:  # a history should not begin with what stands for no entry
+                    first = [n for n in first if n not in padding]
+                deck = self.decks[each.name, place] = Deck(count, self.rng, first)
             where: tuple[Any, ...] = (...,)
             if rows.size > 1:
                 at = np.unravel_index(place, rows.shape)
@@ -244,6 +249,9 @@ class Drawer:
             drawn = np.where(self.rng.random(shape) < 0.3, longest, drawn)
             if state.full:
                 drawn = np.full(shape, longest)
+            elif state.meet and not user:
+                wanted = self.meeting.lengths(False)[: drawn.size]
+                drawn.reshape(-1)[: len(wanted)] = np.minimum(wanted, longest)
             elif user and state.edge is not None:
                 drawn = np.full(shape, longest if state.edge.length is None else min(state.edge.length, longest))
             state.lengths[key] = drawn
@@ -297,3 +305,4 @@ class _State:
     edge: Edge | None = None
     # The first id that repeats.
     pool: int = 0
+    meet: bool = False

@@ -45,6 +45,11 @@ class Layout:
     def is_user(self, name: str) -> bool:
         return self.sides.side(name) == "user"
 
+    def is_user_at(self, name: str, column: int) -> bool:
+        """Whether a column of an input is the user's; of an input that is not packed, any."""
+        packed = self.sides.columns.get(name)
+        return column in packed.get("user", ()) if packed is not None else self.is_user(name)
+
     def of_user(self, name: str) -> bool:
         """Whether an input has no candidates: tagged so, or without a side and without N."""
         if self.tagged(name):

@@ -15,6 +15,7 @@ import numpy as np
 from mari_onnx.errors import MariError
 from mari_onnx.parity.probe import Probe
 from mari_onnx.parity.scope import PASSING, Scope, attribute
+from mari_onnx.parity.sites import MIRRORED
 
 if TYPE_CHECKING:
     import onnx
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 _BETWEEN = PASSING | {"Slice", "Split", "Gather", "Concat", "Add", "Sub"}
 # How far the last padded number is from the constant: x > c, x >= c, x < c, x <= c; and the same read from the right.
 _BELOW = {"Greater": 0, "GreaterOrEqual": -1, "Less": -1, "LessOrEqual": 0}
-_MIRRORED = {"Greater": "Less", "GreaterOrEqual": "LessOrEqual", "Less": "Greater", "LessOrEqual": "GreaterOrEqual"}
 _NONE = -(2**60)
 
 
@@ -80,7 +80,7 @@ def _sites(scope: Scope) -> Iterator[tuple[str, int, bool]]:
         elif node.op_type in ("Equal", *_BELOW):
             for tensor, other, op in (
                 (node.input[0], node.input[1], node.op_type),
-                (node.input[1], node.input[0], _MIRRORED.get(node.op_type, node.op_type)),
+                (node.input[1], node.input[0], MIRRORED.get(node.op_type, node.op_type)),
             ):
                 constant = _number(other, scope)
                 if constant is not None:

@@ -1,11 +1,12 @@
-"""Which requests a check draws: some of each size, users at the edge, and as many as it takes to meet every id."""
+"""Which requests a check draws: some of each size, users at the edge, and as many as it takes to meet every id
+and every number that the graph tells apart."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from mari_onnx.parity.edges import edges
+from mari_onnx.parity.edges import Edge, edges
 from mari_onnx.parity.feeds import Drawer, Request
 
 if TYPE_CHECKING:
@@ -24,15 +25,16 @@ class Plan:
     def __init__(self, layout: Layout, domains: Mapping[str, Domain], settings: Settings):
         self.layout, self.domains, self.settings = layout, domains, settings
 
-    def draw(self, positive: bool) -> list[Request]:
+    def draw(self, positive: bool, ordinary: bool = True) -> list[Request]:
         """Requests that are compared with float64.
 
         Args:
             positive: floats are.
+            ordinary: numbers that the graph tells apart are among them.
         """
         fixed = self.layout.fixed_n
         candidates = [n for n in dict.fromkeys(self.settings.candidates) if n > 0] if fixed is None else [fixed]
-        self.drawer = Drawer(self.layout, self.domains, self.settings.seed, positive)
+        self.drawer = Drawer(self.layout, self.domains, self.settings.seed, positive, ordinary)
         found = [self.drawer.request(n) for n in candidates for _ in range(self.settings.count)]
         if candidates:
             # A few candidates will do: what is out of the ordinary is the user.
@@ -43,7 +45,8 @@ class Plan:
         return found
 
     def covering(self, seconds: float, row_seconds: float) -> list[Request]:
-        """Further requests, so that every id is met: user-side ids one request each, item-side ids in bulk.
+        """Further requests, so that every id is met, and every number that the graph tells apart: on the user's side
+        one request each, on the items' in bulk.
 
         Args:
             seconds: that a run of the fewest candidates takes; `row_seconds` that a candidate takes.
@@ -51,14 +54,21 @@ class Plan:
         # Small tables are met whole on a slow machine too; more as time allows.
         budget = min(self.settings.coverage, _affordable(seconds, 300))
         found: list[Request] = []
-        fixed = self.layout.fixed_n
+        fixed, meeting = self.layout.fixed_n, self.drawer.meeting
         rows = fixed or (_COVERAGE_ITEM_ROWS if self.layout.axis == 0 else 32)
         bulk = min(self.settings.coverage, _affordable(rows * row_seconds, 8))
-        while len(found) < bulk and self._uncovered(False):
-            found.append(self.drawer.request(rows, full=True))
-        while len(found) < budget and self._uncovered(True):
-            found.append(self.drawer.request(fixed or 2, full=True))
+        while len(found) < bulk and self._unmet(False):
+            found.append(self.drawer.request(rows, full=True, meet=True))
+        if len(found) < bulk and meeting.lengths(False):
+            found.append(self.drawer.request(rows, meet=True))
+        for length in meeting.lengths(True)[: max(budget - len(found), 0)]:
+            found.append(self.drawer.request(fixed or 2, edge=Edge(f"a history of {length} entries", length)))
+        while len(found) < budget and self._unmet(True):
+            found.append(self.drawer.request(fixed or 2, full=True, meet=True))
         return found
+
+    def _unmet(self, user: bool) -> bool:
+        return self._uncovered(user) or self.drawer.meeting.missing(user) > 0
 
     def _uncovered(self, user: bool) -> bool:
         return any(met < rows for met, rows in self.drawer.coverage(user).values())

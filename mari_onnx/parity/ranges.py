@@ -16,6 +16,8 @@ from mari_onnx.errors import MariError
 from mari_onnx.parity import padding
 from mari_onnx.parity.probe import Probe
 from mari_onnx.parity.scope import PASSING, Scope, attribute, constants, dims
+from mari_onnx.parity.sites import Known, counts
+from mari_onnx.parity.values import Values, values
 
 if TYPE_CHECKING:
     import onnx
@@ -37,6 +39,8 @@ class Domain:
         low: for a length: its lower bound.
         padding: int64, broadcastable to the input: the number that the graph compares its elements with, 0 where there
             is none; None where it compares none.
+        values: numbers that the graph tells apart, of elements that are no length and no mask; None where there are
+            none.
     """
 
     role: str = "plain"
@@ -44,6 +48,7 @@ class Domain:
     size: int | None = None
     low: int = 0
     padding: np.ndarray | None = None
+    values: Values | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ def domains(model: onnx.ModelProto, layout: Layout) -> tuple[dict[str, Domain], 
         layout: shapes of the inputs.
     """
     main = Scope(model.graph, dims(model), constants(model.graph))
-    found = {each.name: _role(each.name, each.dtype, main) for each in layout.signature.inputs}
+    known = Known(model, layout, main)
+    found = {each.name: _role(each.name, each.dtype, main, known) for each in layout.signature.inputs}
     sinks = list(dict.fromkeys(_sinks(main)))
     notes: list[str] = []
     reason = None
@@ -80,6 +86,10 @@ def domains(model: onnx.ModelProto, layout: Layout) -> tuple[dict[str, Domain], 
             found[name] = replace(found[name], rows=count)
     for name, number in padding.numbers(model, layout, main).items():
         found[name] = replace(found[name], padding=number)
+    for name, numbers in values(model, layout, list(known.sites())).items():
+        if found[name].role in ("plain", "positive"):
+            ids = found[name].rows
+            found[name] = replace(found[name], values=numbers if ids is None else numbers.within(ids))
     return found, notes
 
 
@@ -176,7 +186,7 @@ def _probe(model: onnx.ModelProto, layout: Layout, sinks: Sequence[_Sink], lengt
     return {name: probe.folded(name, part) for name, part in probe.by_input(rows) if part.any()}
 
 
-def _role(name: str, dtype: np.dtype, scope: Scope) -> Domain:
+def _role(name: str, dtype: np.dtype, scope: Scope, known: Known) -> Domain:
     """The role of an input by what is done with it first, else by its name."""
     seen, stack = set(), [name]
     role = Domain()
@@ -192,7 +202,7 @@ def _role(name: str, dtype: np.dtype, scope: Scope) -> Domain:
                 stack.extend(o for o in node.output if o not in seen)
             elif node.op_type in _COMPARING and dtype.kind != "b":
                 other = node.input[1 - list(node.input).index(tensor)]
-                size = _counts_to(other, scope)
+                size = _counts_to(other, scope, known)
                 if size is not None:
                     return Domain("length", size=size or None)
             elif node.op_type in ("GRU", "LSTM", "RNN") and tensor in list(node.input)[4:5]:
@@ -204,18 +214,18 @@ def _role(name: str, dtype: np.dtype, scope: Scope) -> Domain:
     return role
 
 
-def _counts_to(tensor: str, scope: Scope) -> int | None:
-    """T where a tensor holds 0 to T-1; 0 where it counts to something not known; None where it does
-    not count."""
-    while tensor in scope.producer and tensor not in scope.constants:
+def _counts_to(tensor: str, scope: Scope, known: Known) -> int | None:
+    """T where a tensor holds 0 to T-1 or 1 to T in any order; 0 where it counts to something not known, or as far as a
+    free dimension; None where it does not count."""
+    numbers = known.numbers(tensor)
+    if numbers is not None:
+        size = counts(numbers)
+        return 0 if size is not None and tensor in known.varying else size
+    while tensor in scope.producer:
         node = scope.producer[tensor]
         if node.op_type == "Range":
             return 0
         if node.op_type not in PASSING:
             return None
         tensor = node.input[0]
-    values = scope.constants.get(tensor)
-    if values is None or values.size < 2 or values.dtype.kind not in "iuf":
-        return None
-    flat = values.reshape(-1)
-    return int(flat.size) if (flat == np.arange(flat.size)).all() else None
+    return None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Operators that move elements and keep their values.
 PASSING = {"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Expand", "Flatten", "Transpose", "Tile"}
 # Constants above this many elements are not looked into.
-_SMALL = 4096
+SMALL = 4096
 
 
 @dataclass
@@ -45,7 +45,7 @@ def dims(model: onnx.ModelProto) -> dict[str, list[int | None]]:
     light = skeleton(model)
     for tensor in model.graph.initializer:
         if (
-            np.prod(tensor.dims, dtype=np.int64) <= _SMALL
+            np.prod(tensor.dims, dtype=np.int64) <= SMALL
             and tensor.data_location == onnx.TensorProto.DEFAULT
         ):
             light.graph.initializer.append(tensor)
@@ -76,7 +76,7 @@ def constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             tensors.append((node.output[0], node.attribute[0].t))
     small = {
-        k: numpy_helper.to_array(t) for k, t in tensors if np.prod(t.dims, dtype=np.int64) <= _SMALL
+        k: numpy_helper.to_array(t) for k, t in tensors if np.prod(t.dims, dtype=np.int64) <= SMALL
     }
     for node in graph.node:
         if (
