@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +90,7 @@ class _Check:
         domains, notes = ranges.domains(loaded, self.layout)
         self.result.notes += notes
         self.plan = Plan(self.layout, domains, self.settings)
+        self._refused: set[int] = set()
 
     def run(self, recorded: Iterable[feeds.Request] | None) -> CheckResult:
         started = time.perf_counter()
@@ -107,6 +108,8 @@ class _Check:
         if recorded is None:
             covering = self.plan.covering(*seconds)
             self.result.coverage = self.plan.drawer.coverage()
+            self.result.values = self.plan.drawer.meeting.report()
+            self.result.notes += _unmet(self.result.values)
         once = len(covering)
         for provider in self.settings.providers:
             off = (
@@ -119,6 +122,7 @@ class _Check:
                 "off": self._phase("optimized", provider, False, requests),
                 "on": self._phase("optimized", provider, True, requests + covering, once),
             }
+            self._left_out(covering, on.outputs[len(requests) :])
             exact += [None] * (len(requests) + len(covering) - len(exact))
             self._settle(requests + covering, exact, on, runs["on"])
             self._compare(provider, requests + covering, len(requests), exact, [off, on], runs)
@@ -153,11 +157,11 @@ class _Check:
         self, recorded: Iterable[feeds.Request] | None, provider: str
     ) -> tuple[list[feeds.Request], _Runs]:
         """Requests that the source can run, and its outputs on them."""
-        positive = False
+        positive, ordinary = False, True
         if recorded is None and self.layout.fixed_n is not None:
             self.result.notes.append(f"the source takes N = {self.layout.fixed_n} alone")
         while True:
-            given = list(recorded) if recorded is not None else self.plan.draw(positive)
+            given = list(recorded) if recorded is not None else self.plan.draw(positive, ordinary)
             recorded = given if recorded is not None else None
             if not given:
                 raise UsageError(
@@ -172,6 +176,11 @@ class _Check:
             lost = [
                 (r, o) for r, o in zip(given, runs.outputs, strict=True) if isinstance(o, MariError)
             ]
+            told_apart = recorded is None and self.plan.drawer.meeting.report()
+            if told_apart and ordinary and any(r.edge is None for r, _ in lost):
+                # Perhaps for a number that it is compared with: such numbers then have requests of their own alone.
+                ordinary = False
+                continue
             if not kept:
                 raise ModelError(f"the source runs on no request; the first: {lost[0][1]}")
             nan = [r.edge for r, o in kept if _has_nan(o)]
@@ -308,7 +317,7 @@ class _Check:
         failed = set()
         for mode, runs in optimized.items():
             for request, outputs in zip(requests, runs.outputs, strict=False):
-                if isinstance(outputs, MariError) and request.n not in failed:
+                if isinstance(outputs, MariError) and request.n not in failed and id(request) not in self._refused:
                     failed.add(request.n)
                     self.result.failures.append(
                         f"the optimized model fails at N={request.n} (optimizations {mode}): "
@@ -326,12 +335,28 @@ class _Check:
                 [r.outputs for r in optimized.values()],
             )
             result = verdict.result
+            answers = [o[index] for s in sources for o in s.outputs if isinstance(o, list)]
+            if provider == self.settings.providers[0] and len(requests) > 1 and compare.constant(answers):
+                self.result.notes.append(
+                    f"output {output.name} is the same for all candidates of all requests: nothing that is fed moves "
+                    "it, so little of it is checked"
+                )
             if not result.ok and result.worst is not None:
                 worst = requests[result.worst.request]
                 self.result.worst_request = self.result.worst_request or worst
                 if self.settings.dump is not None:
                     result.dumped = self._dump(worst, output.name)
             self.result.outputs.append(result)
+
+    def _left_out(self, covering: Sequence[feeds.Request], outputs: Sequence[Any]) -> None:
+        """Notes those requests for further ids and numbers that the source itself refuses."""
+        refused = [(r, o) for r, o in zip(covering, outputs, strict=False) if isinstance(o, MariError)]
+        if refused and not self._refused:
+            self.result.notes.append(
+                f"the source itself fails on {len(refused)} of {len(covering)} requests that meet further ids and "
+                f"numbers, which are left out: {_first_line(refused[0][1])}"
+            )
+        self._refused.update(id(r) for r, _ in refused)
 
     def _dump(self, request: feeds.Request, output: str) -> str:
         folder = Path(os.fspath(self.settings.dump or "."))
@@ -388,6 +413,11 @@ def _size(model: ModelLike) -> int:
         [p.stat().st_size for p in path.parent.glob(path.name + ".data")] if path.exists() else []
     )
     return (path.stat().st_size if path.exists() else 0) + sum(beside)
+
+
+def _unmet(values: Mapping[str, tuple[int, int]]) -> list[str]:
+    missed = [f"{met} of {of} of {name}" for name, (met, of) in values.items() if met < of]
+    return [f"numbers that the graph compares inputs with, met: {', '.join(missed)}"] if missed else []
 
 
 def _has_nan(outputs: Any) -> bool:

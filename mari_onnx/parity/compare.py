@@ -199,6 +199,12 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
 
 
+def constant(answers: Sequence[np.ndarray]) -> bool:
+    """Whether all elements of several arrays are one and the same number; not so for a single element, or NaN."""
+    held = [a for a in answers if a.size]
+    return sum(a.size for a in held) > 1 and all(bool((a == held[0].flat[0]).all()) for a in held)
+
+
 def wide(values: Any) -> np.ndarray:
     """As float64, whatever the float type."""
     return np.asarray(values).astype(np.float64)

@@ -61,6 +61,7 @@ class CheckResult:
         notes: what a reader should know though it fails nothing.
         requests, candidates: how many requests were compared with float64, and of which N.
         coverage: input -> (ids met, ids in all).
+        values: input -> (numbers met, numbers in all) that the graph tells apart.
         reference: how precise the float64 run was.
         divergence: the first tensor that diverges, where it was looked for.
         worst_request: the request of the largest error of the first output that fails.
@@ -75,6 +76,7 @@ class CheckResult:
     requests: int = 0
     candidates: list[int] = field(default_factory=list)
     coverage: dict[str, tuple[int, int]] = field(default_factory=dict)
+    values: dict[str, tuple[int, int]] = field(default_factory=dict)
     reference: str = "float64"
     seconds: float = 0.0
     divergence: Divergence | None = None
@@ -121,6 +123,7 @@ class CheckResult:
                 "requests": self.requests,
                 "candidates": self.candidates,
                 "coverage": {k: {"met": a, "of": b} for k, (a, b) in self.coverage.items()},
+                "values": {k: {"met": a, "of": b} for k, (a, b) in self.values.items()},
                 "failures": self.failures,
                 "notes": self.notes,
                 "outputs": [asdict(o) for o in self.outputs],
