@@ -338,6 +338,22 @@ MUTANTS: dict[str, tuple[str, Fault]] = {
     ),
     "wrong for a length of 0": ("lengths", only_where("score", [("Equal", ["length_col", np.array(0)], {})])),
     "wrong for a length of 1": ("lengths", only_where("score", [("Equal", ["length_col", np.array(1)], {})])),
+    # numbers that the graph tells apart
+    "one of three codes wrong": ("codes", weight("scene_302_gain", lambda g: 2 * g)),
+    "one of sixteen domains wrong": ("codes", put("domain_weight", 12, 3.0)),
+    "a large code of the items wrong": ("codes", weight("style_7001_gain", lambda g: 2 * g)),
+    "threshold of a whole number off by one": ("codes", weight("adult", lambda a: a + 1)),
+    "threshold itself on the wrong side": ("codes", kind("old", "Greater")),
+    "threshold of a float off by a little": ("codes", weight("limit", lambda v: v * np.float32(1.0005))),
+    "bound of a Clip off by a little": ("codes", weight("most", lambda v: v * np.float32(1.001))),
+    "a number that is divided compared with the next": ("codes", weight("noon", lambda h: h + 1)),
+    "wrong for lengths above 12, counted down": ("counted_down", put("w_clicks", slice(0, 8), 0.9)),
+    "wrong for lengths above 12, counted down over a shape": ("counted_down", put("w_views", slice(0, 8), 0.9)),
+    "a length that counts one too many": ("counted_down", kind("clicks_seen", "LessOrEqual")),
+    "wrong for a length of 13 alone": (
+        "counted_down",
+        only_where("h", [("Equal", ["click_col", np.array(13)], {})]),
+    ),
     "small column off beside a large one": ("bag", weight("w_tasks", lambda w: w * np.float32([1, 1.0005]))),
     "small column shifted beside a large one": (
         "bag",

@@ -330,6 +330,84 @@ def lengths() -> Pair:
     return Pair(build("N", False), build(1, True), Sides({"seen": "user", "length": "user", "item": "item"}))
 
 
+def codes() -> Pair:
+    """Branches by what numbers are equal to or above: codes, 16 domains, thresholds, a bound, a number divided."""
+
+    def build(rows: int | str) -> onnx.ModelProto:
+        g = Graph()
+        for name in ("scene", "domain", "age", "time"):
+            g.input(name, TensorProto.INT64, [rows])
+        g.input("style", TensorProto.INT32, ["N"])
+        g.input("price", TensorProto.FLOAT, ["N"])
+        g.input("dense", TensorProto.FLOAT, ["N", 4])
+        one = g.weight("one", np.array([1]))
+        g.op("MatMul", ["dense", g.weight("w", _random(1, 4, 1))], "base_col")
+        score = g.op("Squeeze", ["base_col", one], "base")
+
+        def plus(condition: str, gain: float) -> None:
+            nonlocal score
+            g.weight(f"{condition}_gain", np.float32(gain))
+            none = g.weight("none", np.float32(0))
+            chosen = g.op("Where", [condition, f"{condition}_gain", none], f"{condition}_part")
+            score = g.op("Add", [score, chosen], f"{condition}_score")
+
+        for code in (301, 302, 303):
+            plus(g.op("Equal", ["scene", g.weight(f"code_{code}", np.array(code))], f"scene_{code}"), code / 300)
+        for code in (70, 7001):
+            plus(g.op("Equal", ["style", g.weight(f"code_{code}", np.int32(code))], f"style_{code}"), code / 5000)
+        plus(g.op("GreaterOrEqual", ["age", g.weight("adult", np.array(65))], "old"), 0.5)
+        plus(g.op("Greater", ["price", g.weight("limit", np.float32(37.5))], "dear"), 0.7)
+        g.op("Div", ["time", g.weight("hour", np.array(100))], "hours")
+        plus(g.op("Equal", ["hours", g.weight("noon", np.array(12))], "at_noon"), 0.6)
+        # As exporters write a one-hot: the domain against 0, 1, 2, ...
+        g.op("Unsqueeze", ["domain", one], "domain_col")
+        g.op("Equal", ["domain_col", g.weight("domains", np.arange(16)[None])], "domain_is")
+        g.op("Cast", ["domain_is"], "domain_hot", to=TensorProto.FLOAT)
+        g.op("MatMul", ["domain_hot", g.weight("domain_weight", _random(2, 16, 1))], "domain_part")
+        g.op("Add", [score, g.op("Squeeze", ["domain_part", one], "domain_row")], "sum")
+        g.op("Clip", ["price", g.weight("least", np.float32(0)), g.weight("most", np.float32(80))], "paid")
+        g.op("Mul", ["paid", g.weight("rate", np.float32(0.01))], "cost")
+        g.op("Sub", ["sum", "cost"], "score")
+        g.output("score", ["N"])
+        return g.model()
+
+    users, items = ("scene", "domain", "age", "time"), ("style", "price", "dense")
+    return Pair(build("N"), build(1), Sides(dict.fromkeys(users, "user") | dict.fromkeys(items, "item")))
+
+
+def counted_down() -> Pair:
+    """Histories of 20 whose places are counted from their end: by a weight, and by a Range over the history's shape."""
+
+    def build(rows: int | str) -> onnx.ModelProto:
+        g = Graph()
+        g.input("clicks", TensorProto.FLOAT, [rows, 20])
+        g.input("views", TensorProto.FLOAT, [rows, 20])
+        g.input("click_count", TensorProto.INT64, [rows])
+        g.input("view_count", TensorProto.INT32, [rows])
+        g.input("item", TensorProto.FLOAT, ["N", 1])
+        one, minus = g.weight("one", np.array([1])), g.weight("minus", np.array(-1))
+        g.op("Unsqueeze", ["click_count", one], "click_col")
+        g.op("Less", [g.weight("steps", np.arange(19, -1, -1)[None]), "click_col"], "clicks_seen")
+        g.op("Cast", ["view_count"], "view_long", to=TensorProto.INT64)
+        g.op("Unsqueeze", ["view_long", one], "view_col")
+        g.op("Gather", [g.op("Shape", ["views"], "shape"), g.weight("at", np.array(1))], "places")
+        g.op("Range", [g.op("Add", ["places", minus], "last"), minus, minus], "view_steps")
+        g.op("Less", ["view_steps", "view_col"], "views_seen")
+        parts = []
+        for name, seed in (("clicks", 1), ("views", 2)):
+            g.op("Where", [f"{name}_seen", name, g.weight("none", np.float32(0))], f"{name}_kept")
+            g.op("MatMul", [f"{name}_kept", g.weight(f"w_{name}", _random(seed, 20, 1))], f"{name}_part")
+            parts.append(f"{name}_part")
+        g.op("Add", parts, "history")
+        g.op("Mul", [g.op("Add", ["item", "history"], "both"), g.weight("scale", np.float32(0.5))], "h")
+        g.op("Tanh", ["h"], "score")
+        g.output("score", ["N", 1])
+        return g.model()
+
+    users = ("clicks", "views", "click_count", "view_count")
+    return Pair(build("N"), build(1), Sides({**dict.fromkeys(users, "user"), "item": "item"}))
+
+
 PAIRS = {
     "coarse": coarse,
     "history": history,
@@ -339,4 +417,6 @@ PAIRS = {
     "grid": grid,
     "bag": bag,
     "lengths": lengths,
+    "codes": codes,
+    "counted_down": counted_down,
 }
