@@ -158,6 +158,7 @@ class _Check:
     ) -> tuple[list[feeds.Request], _Runs]:
         """Requests that the source can run, and its outputs on them."""
         positive, ordinary = False, True
+        before = None  # requests with NaN where floats are of both signs
         if recorded is None and self.layout.fixed_n is not None:
             self.result.notes.append(f"the source takes N = {self.layout.fixed_n} alone")
         while True:
@@ -184,9 +185,12 @@ class _Check:
             if not kept:
                 raise ModelError(f"the source runs on no request; the first: {lost[0][1]}")
             nan = [r.edge for r, o in kept if _has_nan(o)]
-            if recorded is None and not positive and None in nan:
+            if recorded is None and before is None and None in nan:
                 # Logarithms and roots: with NaN everywhere nothing would be compared.
-                positive = True
+                positive, before = True, nan.count(None)
+                continue
+            if positive and before is not None and nan.count(None) >= before:
+                positive = False  # it is not the sign: negative numbers are worth having
                 continue
             break
         where = {(f"at N={r.n}" if r.edge is None else f"for a user with {r.edge.label}"): o for r, o in reversed(lost)}

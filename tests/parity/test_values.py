@@ -215,3 +215,17 @@ def test_an_output_that_nothing_moves_is_said() -> None:
     assert result.ok
     assert [note for note in result.notes if "output score is the same for all candidates" in note]
     assert not check(pair.source, pair.optimized, pair.sides).notes
+
+
+def test_negative_numbers_are_drawn_where_nan_comes_of_a_code() -> None:
+    def build(kind: str) -> onnx.ModelProto:
+        g = Graph()
+        g.op("Equal", [g.input("x", TensorProto.INT64, ["N"]), g.weight("code", np.array(302))], "is_code")
+        g.op(kind, [g.input("z", TensorProto.FLOAT, ["N"])], "y")
+        g.op("Where", ["is_code", g.weight("nan", np.float32(np.nan)), "y"], "out")
+        g.output("out", ["N"])
+        return g.model()
+
+    result = check(build("Identity"), build("Relu"), Sides({"x": "user", "z": "item"}), coverage=0)
+    assert "the source answers NaN on some requests" in result.notes
+    assert not result.ok
