@@ -16,7 +16,7 @@ from mari_onnx.engine.finish import assemble, fuse_gemm, live, name_outputs
 from mari_onnx.engine.interpreter import NodeReport, Walk, constant_of, enter, several_readers, visit
 from mari_onnx.engine.kernels import for_cpu
 from mari_onnx.engine.value import Decline, Leaf, Value, kind
-from mari_onnx.engine.weigh import CANDIDATES, FREE
+from mari_onnx.engine.weigh import CANDIDATES, FREE, THRIFT
 from mari_onnx.engine.write import materialise
 from mari_onnx.model.dims import Dim, Size, evaluate, symbols
 from mari_onnx.model.functions import inlined
@@ -24,6 +24,14 @@ from mari_onnx.sides import Sides
 
 OLDEST = 11
 """Opsets before this one have other forms of Slice, Clip and Pad; such a model is left as it is."""
+
+
+GROWTH = 2.0
+"""Nodes for each node of the source that does not fold, above which nodes are spared."""
+THRIFTS = (10.0, 100.0)
+"""How many times its cost a node is then taken for."""
+LOSS = 1.005
+"""Work that fewer nodes may cost, as a share of the first graph's."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,13 @@ class Rewrite:
     tensor_map: dict[str, str] = field(default_factory=dict)
     reason: str | None = None
     """Why nothing was changed."""
+    flops: float = 0.0
+    """Of the new graph, for the candidates asked for."""
+
+    @property
+    def grown(self) -> float:
+        """Nodes for each node of the source that does not fold."""
+        return len(self.model.graph.node) / max(1, sum(report.action != "folded" for report in self.nodes))
 
 
 def rewrite(model: onnx.ModelProto, sides: Sides, options: Options = Options()) -> Rewrite:
@@ -64,9 +79,30 @@ def rewrite(model: onnx.ModelProto, sides: Sides, options: Options = Options()) 
         return Rewrite(model, False, [], reason=f"opset {opsets['']} is older than {OLDEST}; convert the model first")
     token = CANDIDATES.set(options.candidates)
     try:
-        return _rewrite(model, sides, options, opsets)
+        result = _rewrite(model, sides, options, opsets)
+        return _thrifty(model, sides, options, opsets, result) if result.changed and result.grown > GROWTH else result
     finally:
         CANDIDATES.reset(token)
+
+
+def _thrifty(
+    model: onnx.ModelProto, sides: Sides, options: Options, opsets: dict[str, int], first: Rewrite
+) -> Rewrite:
+    """Once more with nodes dear, until the graph is short enough; the first where that loses what was saved."""
+    best = first
+    for thrift in THRIFTS:
+        token = THRIFT.set(thrift)
+        try:
+            again = _rewrite(model, sides, options, opsets)
+        finally:
+            THRIFT.reset(token)
+        if not again.changed or again.flops > LOSS * first.flops:
+            break
+        if again.grown < best.grown:
+            best = again
+        if best.grown <= GROWTH:
+            break
+    return best
 
 
 def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options, opsets: dict[str, int]) -> Rewrite:
@@ -107,6 +143,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options, opsets: dic
     before, after = _cost(graph, shapes, options), _cost(made.graph, out_shapes, options)
     moved = bool(lifted) or any(r.action in ("lifted", "split") for r in walk.reports)
     less = after.flops < before.flops or (after.flops == before.flops and after.bytes < before.bytes)
+    result.flops = after.flops
     if not moved or not less:
         result.model, result.changed, result.out_shapes = model, False, shapes
         result.tensor_map = {name: name for name in shapes}

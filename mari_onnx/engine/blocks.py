@@ -8,7 +8,7 @@ from mari_onnx.engine.builder import Builder
 from mari_onnx.engine.forms import opens
 from mari_onnx.engine.positions import _pull, neat, take
 from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, axes_of, is_const, rename, within
-from mari_onnx.engine.weigh import COPY, NODE, volume
+from mari_onnx.engine.weigh import COPY, node_cost, volume
 from mari_onnx.engine.write import as_leaf, opened
 
 MAX_CELLS = 12
@@ -126,7 +126,7 @@ def _joining_pays(bodies: Sequence[Body], axis: Axis, fewer: int) -> bool:
             together += size
         elif axis in axes_of(body) and (not isinstance(body, Cat) or body.axis is axis):
             apart += size
-    return together <= apart + 2 * NODE * fewer
+    return together <= apart + 2 * node_cost() * fewer
 
 
 def _grid_saves_nothing(bodies: Sequence[Body]) -> bool:

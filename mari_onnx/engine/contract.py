@@ -27,7 +27,7 @@ from mari_onnx.engine.positions import neat, take
 from mari_onnx.engine.regroup import flatten
 from mari_onnx.engine.terms import Term, merge, same_terms, total
 from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, axes_of, is_const, rename, within
-from mari_onnx.engine.weigh import COPY, ELEMENT, NODE, SLOW, SPREAD, element, volume
+from mari_onnx.engine.weigh import COPY, ELEMENT, SLOW, SPREAD, element, node_cost, volume
 from mari_onnx.engine.write import as_block, as_leaf
 
 BINARY = {"Add", "Sub", "Mul", "Div", "Max", "Min"}
@@ -215,7 +215,7 @@ def _read(b: Builder, x: Leaf, y: Leaf, k: frozenset[Axis]) -> tuple[Leaf, Leaf,
     at = np.flatnonzero(read).tolist()
     each = volume(axes_of(other) - set(along))
     columns = volume(axes_of(w) - set(along) - axes_of(other))
-    if not at or (read.size - len(at)) * columns < COPY * len(at) + NODE / each:
+    if not at or (read.size - len(at)) * columns < COPY * len(at) + node_cost() / each:
         return x, y, k
     whole, new = Axis(read.size), Axis(len(at)) if len(at) > 1 else None
     w, other = (_taken(b, leaf, along, whole, at, new) for leaf in (w, other))
@@ -360,9 +360,9 @@ def _whole(
     kinds = {(axes_of(t.a) | axes_of(t.c)) - t.k for t in terms}
     if len(kinds) < 2 or any(t.outer for t in terms):
         return None
-    split = sum(t.cost() - NODE for t in terms) + NODE * len(kinds)
+    split = sum(t.cost() - node_cost() for t in terms) + node_cost() * len(kinds)
     # writing the Cat out takes an Expand for each part that is repeated, and a copy of the rows
-    one = volume(union | axes_of(y)) + NODE * len(kinds) + ELEMENT * volume(union) / 3
+    one = volume(union | axes_of(y)) + node_cost() * len(kinds) + ELEMENT * volume(union) / 3
     if split < one:
         return None
     return Term((), as_leaf(b, x, order), y, k)
@@ -380,8 +380,8 @@ def _uncut(
     if x.axis not in axes_of(y) or any(axes_of(t.a) <= t.k or axes_of(t.c) <= t.k for t in terms):
         return None
     full = axes_of(x)
-    apart = COPY * volume(axes_of(y)) + (len(terms) - 1) * (ELEMENT * volume(terms[0].out) + 2 * NODE)
-    if sum(t.cost() for t in terms) + apart < volume(full | axes_of(y)) + 1.4 * COPY * volume(full) + 3 * NODE:
+    apart = COPY * volume(axes_of(y)) + (len(terms) - 1) * (ELEMENT * volume(terms[0].out) + 2 * node_cost())
+    if sum(t.cost() for t in terms) + apart < volume(full | axes_of(y)) + 1.4 * COPY * volume(full) + 3 * node_cost():
         return None
     batch = [a for a in y.axes if a is not None and a in full and a not in k]
     whole = as_leaf(b, x, [*batch, *(a for a in y.axes if a is not None and a in k)])

@@ -40,6 +40,8 @@ def infer(
     names = sorted({s for shape in shapes if shape is not None for size in shape for s in symbols(size)})
     if found is None and node.op_type == "GroupNormalization":
         return [(t.dtype, shapes[0]) for t in inputs[:1] if t is not None]
+    if found is None and any(t is not None and t.dtype == TensorProto.UNDEFINED for t in inputs):
+        return _whatever(node, shapes, inputs, opsets)
     if found is None:
         # an operator of onnxruntime's own: not even the type is known
         return [(TensorProto.UNDEFINED, None) for _ in node.output]
@@ -62,6 +64,23 @@ def infer(
     return out
 
 
+def _whatever(
+    node: NodeProto,
+    shapes: Sequence[tuple[Size, ...] | None],
+    inputs: Sequence[Tensor | None],
+    opsets: dict[str, int],
+) -> Inferred:
+    """Where the type of an input is not known: what holds for floats and for integers."""
+    kinds = (TensorProto.FLOAT, TensorProto.INT64)
+    runs = [found for kind in kinds if (found := _run(node, shapes, inputs, opsets, None, kind)) is not None]
+    out: Inferred = []
+    for k in range(len(node.output)):
+        types, ways = {run[k][0] for run in runs}, {run[k][1] for run in runs}
+        dtype = types.pop() if len(runs) == len(kinds) and len(types) == 1 else TensorProto.UNDEFINED
+        out.append((dtype, ways.pop() if len(ways) == 1 else None))
+    return out
+
+
 def _fit(names: Sequence[str], samples: Sequence[dict[str, int]], values: Sequence[Size | None]) -> Size | None:
     if any(not isinstance(v, int) for v in values):
         return None
@@ -80,7 +99,9 @@ def _run(
     inputs: Sequence[Tensor | None],
     opsets: dict[str, int],
     sample: dict[str, int] | None,
+    unknown: int = TensorProto.UNDEFINED,
 ) -> Inferred | None:
+    """None where it fails. unknown: the element type to take where none is known."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     try:
         schema = onnx.defs.get_schema(node.op_type, opsets.get(domain, 1), domain)
@@ -103,7 +124,7 @@ def _run(
                         dims.append(f"<{size}>")
                     else:
                         dims.append(size)
-            types[name] = helper.make_tensor_type_proto(tensor.dtype, dims)
+            types[name] = helper.make_tensor_type_proto(tensor.dtype or unknown, dims)
             if tensor.const and tensor.array.size <= DATA_LIMIT:
                 data[name] = numpy_helper.from_array(tensor.array, name)
         imports = [helper.make_opsetid(d, v) for d, v in opsets.items()]

@@ -107,14 +107,15 @@ def _gemm_of_rows(b: Builder, source: Node, add: Node, bias: Tensor, last: Node)
     y = last.outputs[0]
     assert x is not None
     assert w is not None
-    rows = Tensor(b.unique(f"{y.name}/rows"), x.dtype, None, x.deps)
-    gemm = Tensor(b.unique(f"{y.name}/gemm"), y.dtype, None, y.deps)
+    count = product(x.known[:-1])
+    rows = Tensor(b.unique(f"{y.name}/rows"), x.dtype, (count, x.known[-1]), x.deps)
+    gemm = Tensor(b.unique(f"{y.name}/gemm"), y.dtype, (count, y.known[-1]), y.deps)
     there = b.const([-1, x.known[-1]], TensorProto.INT64)
     back = b.const([s if isinstance(s, int) else -1 for s in y.known], TensorProto.INT64)
     proto = NodeProto(op_type="Gemm", name=add.proto.name, input=[rows.name, w.name, bias.name], output=[gemm.name])
     found = [_reshape(add, x, there, rows, "rows"), Node(proto, [rows, w, bias], [gemm], add.origin, [])]
     if last is not add:
-        active = Tensor(b.unique(f"{y.name}/active"), y.dtype, None, y.deps)
+        active = Tensor(b.unique(f"{y.name}/active"), y.dtype, gemm.shape, y.deps)
         copy = NodeProto()
         copy.CopyFrom(last.proto)
         copy.input[:], copy.output[:] = [gemm.name], [active.name]
@@ -147,8 +148,9 @@ def _not_in_place(b: Builder, node: Node) -> list[Node]:
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
     width = y.known[-1]
-    flat = Tensor(b.unique(f"{y.name}/flat"), x.dtype, None, x.deps)
-    soft = Tensor(b.unique(f"{y.name}/rows"), y.dtype, None, y.deps)
+    rows = (product(y.known[:-1]), width)
+    flat = Tensor(b.unique(f"{y.name}/flat"), x.dtype, rows, x.deps)
+    soft = Tensor(b.unique(f"{y.name}/rows"), y.dtype, rows, y.deps)
     there = b.const([-1, width], TensorProto.INT64)
     back = b.const([s if isinstance(s, int) else -1 for s in y.known], TensorProto.INT64)
 

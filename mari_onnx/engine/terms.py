@@ -10,7 +10,7 @@ from mari_onnx.engine.algebra import MANY, absorbing, add_leaves, binary, folded
 from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.regroup import flatten
 from mari_onnx.engine.value import Axis, Body, Cat, Group, Leaf, Part, axes_of, is_const, rename
-from mari_onnx.engine.weigh import COPY, ELEMENT, NODE, SPREAD, volume
+from mari_onnx.engine.weigh import COPY, ELEMENT, SPREAD, node_cost, volume
 from mari_onnx.engine.write import as_leaf, write
 
 ALIKE = 4
@@ -43,7 +43,7 @@ class Term:
         alone = self.k - (a & c)  # summed out of the operand that has it, at build time where that is a constant
         macs = volume((a | c) - alone)
         macs += sum(volume(x) for x, leaf in ((a, self.a), (c, self.c)) if x & alone and not leaf.tensor.const)
-        return macs + NODE + sum(SPREAD * volume(self.out | axes_of(g)) + NODE for g in self.outer)
+        return macs + node_cost() + sum(SPREAD * volume(self.out | axes_of(g)) + node_cost() for g in self.outer)
 
 
 def same_terms(b: Builder, terms: Sequence[Term]) -> list[Term]:
@@ -94,7 +94,7 @@ def merge(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> list[Term
     for group in groups.values():
         members = _as_one(b, group)
         rows = sum(volume(axes_of(t.a)) for t in members)
-        saved = (len(members) - 1) * (2 * NODE + ELEMENT * volume(members[0].out))
+        saved = (len(members) - 1) * (2 * node_cost() + ELEMENT * volume(members[0].out))
         if len(members) == 1 or (len(members) <= MAX_APART and COPY * rows > saved):
             out += members  # few columns: adding up the products costs less than the Concat
             continue

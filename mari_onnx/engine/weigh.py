@@ -25,8 +25,20 @@ NODE = 30_000.0
 """The fixed cost of one more node (about 1 microsecond)."""
 
 CANDIDATES: ContextVar[int] = ContextVar("candidates", default=500)
+THRIFT: ContextVar[float] = ContextVar("thrift", default=1.0)
+"""How many times its cost a node is taken for, where a graph must not grow."""
 FREE = 50
 """What a free dimension (a history length) is taken for."""
+
+
+def node_cost() -> float:
+    """The fixed cost of one more node."""
+    return NODE * THRIFT.get()
+
+
+def piece_cost() -> float:
+    """Of one more piece: its operator, a Slice, and a part in what is concatenated."""
+    return 3 * node_cost()
 
 
 def volume(axes: Iterable[Axis]) -> float:

@@ -221,7 +221,7 @@ class Drawer:
             if state.edge is not None and state.edge.repeats:
                 dealt = state.edge.deal(self.rng, state.pool, count, size, user)
             else:
-                dealt = deck.deal(size)
+                dealt = deck.deal(size, state.meet)
             if part.ndim:
                 part[mask] = dealt.astype(value.dtype)
             elif mask:

@@ -271,6 +271,7 @@ def unweighed() -> Iterator[None]:
     costs = itertools.cycle((Cost(1.0), Cost(0.0)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "_cost", lambda *_: next(costs))
+        patch.setattr(engine, "GROWTH", float("inf"))
         yield
 
 

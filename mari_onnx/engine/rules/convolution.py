@@ -25,9 +25,9 @@ from mari_onnx.engine.regroup import align
 from mari_onnx.engine.rules.groups import grouped
 from mari_onnx.engine.rules.products import FLOATS, _contract, pointwise
 from mari_onnx.engine.rules.slices import positions
-from mari_onnx.engine.rules.windows import PIECE, Run, Windows, _along, by_windows, joined, padding, run_of
+from mari_onnx.engine.rules.windows import Run, Windows, _along, by_windows, joined, padding, run_of
 from mari_onnx.engine.value import Axis, Cat, Group, Value, axes_of
-from mari_onnx.engine.weigh import COPY, NODE, SPREAD, length, volume
+from mari_onnx.engine.weigh import COPY, SPREAD, length, node_cost, piece_cost, volume
 
 MAX_MIXED = 8
 """Windows over both sides that become products of their own."""
@@ -142,12 +142,12 @@ def _taps(ctx: Context, kernel: Kernel, w: Windows) -> list[Value] | None:
     def convs(runs: Sequence[Run]) -> float:
         span = [w.starts[r.stop - 1] + w.reach + 1 - w.starts[r.start] for r in runs]
         each = [(r.stop - r.start) * w.unit + n * column * COPY for r, n in zip(runs, span, strict=True)]
-        return sum(PIECE + cost * volume(r.axes) for r, cost in zip(runs, each, strict=True))
+        return sum(piece_cost() + cost * volume(r.axes) for r, cost in zip(runs, each, strict=True))
 
     apart = convs([r for r in segments if r.start not in mixed])
     for p in mixed:
         taps = sum(w.kinds[q] == full for q in w.inside[p])
-        apart += (taps * tap + result * SPREAD) * everywhere + PIECE + NODE
+        apart += (taps * tap + result * SPREAD) * everywhere + piece_cost() + node_cost()
     if apart >= convs(w.runs):
         return None
     values = [_window(ctx, kernel, w, r.start, out) if r.start in mixed else run_of(ctx, w, r) for r in segments]
@@ -220,7 +220,7 @@ def _channels(ctx: Context, kernel: Kernel) -> list[Value] | None:
     apart = sum(each * (positions_of if along else 1) * len(at) * volume(axes) for (axes, along), at in kinds.items())
     if len(kinds) < 2:
         return None
-    if apart + (len(kinds) - 1) * (SPREAD * result + PIECE) >= whole:
+    if apart + (len(kinds) - 1) * (SPREAD * result + piece_cost()) >= whole:
         ctx.b.notes.append(SMALL)
         return None
     terms = []

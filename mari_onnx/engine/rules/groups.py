@@ -13,7 +13,7 @@ from mari_onnx.engine.regroup import align, single
 from mari_onnx.engine.rules.products import _contract
 from mari_onnx.engine.rules.structure import regroup
 from mari_onnx.engine.value import Axis, Cat, Part, Value, axes_of, rename
-from mari_onnx.engine.weigh import COPY, NODE, volume
+from mari_onnx.engine.weigh import COPY, node_cost, volume
 
 FEW = "the channels of {} groups are taken apart for less than their nodes would cost"
 
@@ -58,7 +58,7 @@ def _saves(ctx: Context, cat: Cat, shape: tuple[int, ...]) -> bool:
     kinds = [axes_of(p.body) - {p.sub} for p in cat.parts]
     full = frozenset().union(*kinds)
     saved = sum(len(p.at) * wide * (volume(full) - volume(k)) for p, k in zip(cat.parts, kinds, strict=True))
-    if saved > count * 3 * NODE + COPY * volume(full) * count * wide:
+    if saved > count * 3 * node_cost() + COPY * volume(full) * count * wide:
         return True
     if any(k != full for k in kinds):
         ctx.b.notes.append(FEW.format(count))

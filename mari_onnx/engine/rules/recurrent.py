@@ -21,9 +21,9 @@ from mari_onnx.engine.positions import neat
 from mari_onnx.engine.regroup import align, single
 from mari_onnx.engine.rules import mapped
 from mari_onnx.engine.rules.slices import positions
-from mari_onnx.engine.rules.windows import PIECE, joined, kinds_of
+from mari_onnx.engine.rules.windows import joined, kinds_of
 from mari_onnx.engine.value import Axis, Cat, Value, axes_of, fresh, is_const, leaves
-from mari_onnx.engine.weigh import volume
+from mari_onnx.engine.weigh import piece_cost, volume
 
 GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
 GATE = 60.0
@@ -125,7 +125,7 @@ def _lead(ctx: Context, steps: Steps, direction: str) -> int:
     while frozenset().union(*kinds[: lead + 1]) != full:
         lead += 1
     small = frozenset().union(*kinds[:lead])
-    if lead * steps.unit * (volume(full) - volume(small)) > PIECES * PIECE:
+    if lead * steps.unit * (volume(full) - volume(small)) > PIECES * piece_cost():
         return lead
     ctx.b.notes.append(FEW if lead else FIRST)
     return 0

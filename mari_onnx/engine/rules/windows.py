@@ -27,13 +27,11 @@ from mari_onnx.engine.regroup import align, single
 from mari_onnx.engine.rules import structure
 from mari_onnx.engine.rules.slices import positions
 from mari_onnx.engine.value import Axis, Body, Cat, Decline, Leaf, Part, Value, axes_of
-from mari_onnx.engine.weigh import ELEMENT, NODE, length, volume
+from mari_onnx.engine.weigh import ELEMENT, length, piece_cost, volume
 
 MAX_RUNS = 4
 """Pieces that one operator may become."""
 ACROSS = "windows reach over positions of both sides, and taken apart they would cost more than they save"
-PIECE = 3 * NODE
-"""What one more piece costs: its node, a Slice, and a part in what is concatenated."""
 
 
 @dataclass
@@ -84,7 +82,7 @@ def _runs(kinds: Sequence[frozenset[Axis]], unit: float) -> list[Run]:
             return [Run(0, len(kinds), full)]
         k = min(saved, key=saved.__getitem__)
         pieces = sum(1 for j in (k - 1, k + 1) if 0 <= j < len(runs))
-        if saved[k] > PIECE * pieces and len(runs) <= MAX_RUNS:
+        if saved[k] > piece_cost() * pieces and len(runs) <= MAX_RUNS:
             break
         first, last = max(k - 1, 0), min(k + 1, len(runs) - 1)
         runs[first : last + 1] = [Run(runs[first].start, runs[last].stop, full)]
@@ -269,7 +267,7 @@ def cumsum(ctx: Context) -> Sequence[Value | None]:
     while lead < len(kinds) and frozenset().union(*kinds[: lead + 1]) != full:
         lead += 1
     small = frozenset().union(*kinds[:lead])
-    if lead * ELEMENT * (volume(full) - volume(small)) <= 2 * PIECE:
+    if lead * ELEMENT * (volume(full) - volume(small)) <= 2 * piece_cost():
         ctx.b.notes.append("the leading positions, which vary less, are too few to be summed apart")
         return run(ctx, through)
     first = _piece(ctx, ctx.node, positions(ctx, value, at, range(lead)), through)
