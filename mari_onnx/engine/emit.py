@@ -194,15 +194,16 @@ def reduce(b: Builder, op: str, t: Tensor, axes: Sequence[int], keep: bool = Tru
     """A Reduce* operator over dimensions of a tensor."""
     if not axes:
         return t
-    behind = range(max(axes) + 1, len(t.known))
-    if keep and all(t.known[i] == 1 for i in behind):
-        axes = [*axes, *behind]  # onnxruntime is some 20 times slower where a dimension of 1 follows, and is kept
     shape = tuple(1 if i in axes else s for i, s in enumerate(t.known) if keep or i not in axes)
+    behind = range(max(axes) + 1, len(t.known))
+    if behind and all(t.known[i] == 1 for i in behind):
+        # onnxruntime is some 20 times slower where a dimension of 1 follows, and is kept
+        return reshape(b, reduce(b, op, t, [*axes, *behind], keep), shape)
     core = t.known
     while core and core[-1] == 1:
         core = core[:-1]
     inside = [i for i in axes if i < len(core)]
-    if len(core) < len(t.known) and inside:
+    if len(core) < len(t.known) and inside and len(t.known) - 1 not in axes:
         # behind dimensions of 1 onnxruntime takes single elements for rows
         return reshape(b, reduce(b, op, reshape(b, t, core), inside, keep), shape)
     as_input = b.opset >= 18 or (op == "ReduceSum" and b.opset >= 13)
