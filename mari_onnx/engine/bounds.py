@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from mari_onnx.engine.builder import Builder, Node, Tensor
-from mari_onnx.engine.normalized import largest, normalized, standardized
+from mari_onnx.engine.normalized import NORMALIZED, largest
 from mari_onnx.model.dims import product
 
 STEPS = 4000
@@ -49,7 +49,7 @@ def bound(b: Builder, tensor: Tensor) -> float:
             if needed:
                 stack += needed
                 continue
-            known[top.name] = min(_node(node, known), normalized(b, node), standardized(b, node, known))
+            known[top.name] = min(_node(node, known), *(tell(b, node, known) for tell in NORMALIZED))
         stack.pop()
     return known[tensor.name]
 

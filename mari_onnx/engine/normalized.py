@@ -2,6 +2,7 @@
 
     |x / sqrt(mean(x^2) + eps)| <= sqrt(D)        RMSNorm and L2 normalization, written as primitives
     |x k + (c - m k)| <= sqrt(D) |g| + |c|        LayerNormalization as TensorFlow writes it, k = g / sqrt(var + eps)
+    |BN(x, g, c, m, var)| <= sqrt(D) |g| + |c|    as Keras fuses it: a BatchNormalization of rows as channels
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import onnx
 
 from mari_onnx.engine.builder import Builder, Node, Tensor
 from mari_onnx.model.dims import Size, product
 
 
-def normalized(b: Builder, node: Node) -> float:
+def normalized(b: Builder, node: Node, _: dict[str, float]) -> float:
     """sqrt(D) for ``x / sqrt(mean(x^2) + eps)``, however it is written; infinity for anything else."""
     if node.proto.op_type not in ("Mul", "Div"):
         return math.inf
@@ -77,6 +79,79 @@ def standardized(b: Builder, node: Node, known: dict[str, float]) -> float:
             lost = 1e-5 * known[x.name] / math.sqrt(least)
             return (math.sqrt(width) + lost) * largest(gain[1]) + largest(rest[0])
     return math.inf
+
+
+def standardized_rows(b: Builder, node: Node, known: dict[str, float]) -> float:
+    """sqrt(D) |g| + |c| for BatchNormalization of [1, R, D, 1] whose mean and variance are those of its own R rows.
+
+    As for `standardized`, x must be bounded.
+    """
+    if node.proto.op_type != "BatchNormalization" or len(node.outputs) > 1 or len(node.inputs) < 5:
+        return math.inf
+    x, gain, shift, mean, variance = node.inputs[:5]
+    if any(t is None or t.shape is None for t in (x, gain, shift, mean, variance)):
+        return math.inf
+    assert x is not None and gain is not None and shift is not None  # noqa: PT018
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.proto.attribute}
+    epsilon = float(attributes.get("epsilon", 1e-5))
+    width = product(x.known[2:])
+    if attributes.get("training_mode", 0) or x.known[0] != 1 or not isinstance(width, int) or epsilon <= 0:
+        return math.inf
+    rows = _rows(b, mean, "ReduceMean", width)
+    squares = _divided(b, variance, width)
+    deviations = _rows(b, squares, "ReduceSum", width) if squares is not None else None
+    product_ = _made(b, deviations, "Mul")
+    deviation = _made(b, product_.inputs[0], "Sub") if product_ is not None else None
+    if rows is None or product_ is None or deviation is None or product_.inputs[0] is not product_.inputs[1]:
+        return math.inf
+    taken, away = deviation.inputs
+    if _flat(b, rows) is not _flat(b, x) or taken is not rows or _flat(b, away) is not _flat(b, mean):
+        return math.inf
+    if away is None or away.known[-1] != 1 or len(away.known) != len(rows.known):
+        return math.inf
+    lost = 1e-5 * known.get(x.name, math.inf) / math.sqrt(epsilon)
+    return (math.sqrt(width) + lost) * known.get(gain.name, math.inf) + known.get(shift.name, math.inf)
+
+
+def _rows(b: Builder, tensor: Tensor | None, op: str, width: int) -> Tensor | None:
+    """What a reduction over the last ``width`` elements was taken of, however its result is shaped now."""
+    node = _made(b, tensor, op)
+    x = node.inputs[0] if node is not None else None
+    if node is None or x is None or x.shape is None or not x.known or x.known[-1] != width:
+        return None
+    given = node.inputs[1] if len(node.inputs) > 1 else None
+    if given is not None:
+        axes = given.array.reshape(-1).tolist() if given.const else []
+    else:
+        axes = next((list(a.ints) for a in node.proto.attribute if a.name == "axes"), [])
+    over = {int(a) % len(x.known) for a in axes}
+    return x if {i for i in over if x.known[i] != 1} == {len(x.known) - 1} and width > 1 else None
+
+
+def _divided(b: Builder, tensor: Tensor | None, width: int) -> Tensor | None:
+    """The tensor of which another is a ``width``-th."""
+    node = _made(b, tensor, "Div")
+    if node is None or node.inputs[1] is None or not node.inputs[1].const:
+        return None
+    divisor = node.inputs[1].array
+    return node.inputs[0] if divisor.size and bool(np.all(divisor == width)) else None
+
+
+def _made(b: Builder, tensor: Tensor | None, op: str) -> Node | None:
+    """The node of this operator that made a tensor, before it was given its shape."""
+    tensor = _flat(b, tensor)
+    node = b.nodes[tensor.node] if tensor is not None and tensor.node is not None else None
+    return node if node is not None and node.proto.op_type == op and not node.proto.domain else None
+
+
+def _flat(b: Builder, tensor: Tensor | None) -> Tensor | None:
+    """The tensor before its elements, which stay in order, were given another shape."""
+    while tensor is not None and tensor.node is not None:
+        node = b.nodes[tensor.node]
+        if node.proto.op_type not in ("Squeeze", "Unsqueeze", "Reshape") or node.proto.domain:
+            break
+        tensor = node.inputs[0]
+    return tensor
 
 
 def largest(tensor: Tensor) -> float:
@@ -167,3 +242,6 @@ def _source(b: Builder, tensor: Tensor | None) -> Node | None:
 
 def _scalar(tensor: Tensor | None) -> object:
     return tensor.scalar if tensor is not None else None
+
+
+NORMALIZED = (normalized, standardized, standardized_rows)

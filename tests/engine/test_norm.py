@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mari_onnx.engine import bounds
+from mari_onnx.engine.normalized import standardized, standardized_rows
 from tests.engine.graphs import (
     Draw,
     Graph,
@@ -331,15 +332,21 @@ def test_softmax_by_blocks_then_a_product_over_another_axis() -> None:
     check(g, candidates=2)
 
 
-def _rows_as_channels(g: Graph, x: str, width: int) -> str:
-    """tf.keras' LayerNormalization by tf2onnx: BatchNormalization over [1, rows, width, 1] with computed statistics."""
+def _rows_as_channels(g: Graph, x: str, width: int, other: str = "") -> str:
+    """tf.keras' LayerNormalization by tf2onnx: BatchNormalization over [1, rows, width, 1] with computed statistics.
+
+    other: what is not as it should be for the result to be normalized.
+    """
     rows = g.reshape(x, 1, -1, width, 1)
-    mean = g.reduce("Mean", rows, [0, 2, 3])
-    spread = g.reduce("SumSquare", g.Sub(rows, mean), [0, 2, 3], keepdims=0)
+    of = g.Mul(rows, g.const(2.0)) if other == "rows" else rows
+    mean = g.reduce("Mean", of, [0, 2, 3])
+    off = g.Sub(of, g.Mul(mean, g.const(0.5)) if other == "mean" else mean)
+    spread = g.reduce("SumSquare", off, [0, 2, 3], keepdims=0)
     size = g.Shape(g.squeeze(mean, [0, 2, 3]))
     one, zero = g.Expand(g.const(1.0), size), g.Expand(g.const(0.0), size)
     mean = g.squeeze(mean, [0, 2, 3])
-    normal = g.BatchNormalization(rows, one, zero, mean, g.Div(spread, g.const(float(width))), epsilon=1e-3)
+    variance = g.Div(spread, g.const(width * (2.0 if other == "width" else 1.0)))
+    normal = g.BatchNormalization(rows, one, zero, mean, variance, epsilon=1e-3)
     return g.Mul(g.Reshape(normal, g.Shape(x)), g.weight(width))
 
 
@@ -396,11 +403,30 @@ def test_scores_of_tokens_normalized_as_tensorflow_does_are_bounded(same: bool) 
     scores = g.Add(g.MatMul(x, g.Transpose(x, perm=[0, 2, 1])), mask)
     seen: list[float] = []
     with pytest.MonkeyPatch.context() as patch:
-        standardized = bounds.standardized
-        patch.setattr(bounds, "standardized", lambda *a: seen.append(standardized(*a)) or seen[-1])
+        patch.setattr(bounds, "NORMALIZED", (lambda *a: seen.append(standardized(*a)) or seen[-1],))
         g.output(g.MatMul(g.Softmax(scores, axis=-1), x))
         check(g)
     assert any(b < 100 for b in seen) == same
+
+
+@pytest.mark.parametrize("other", ["", "mean", "rows", "width"])
+def test_scores_of_rows_as_channels_are_bounded(other: str) -> None:
+    """As Keras normalizes: -1e9 hides the items from the user's tokens.
+
+    With the mean or the variance of something else nothing is known of the result, and nothing is claimed.
+    """
+    g = Graph()
+    ids = g.user(12, high=20), g.item(2, high=20)
+    tokens = g.Concat(*(g.Gather(g.weight(20, 14), i) for i in ids), axis=1)
+    y = _rows_as_channels(g, tokens, 14, other)
+    mask = g.const(np.triu(np.full((14, 14), -1e9), 1))
+    scores = g.Add(g.MatMul(y, g.Transpose(y, perm=[0, 2, 1])), mask)
+    seen: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bounds, "NORMALIZED", (lambda *a: seen.append(standardized_rows(*a)) or seen[-1],))
+        g.output(g.MatMul(g.Softmax(scores, axis=-1), y))
+        check(g)
+    assert any(b < 100 for b in seen) == (not other)
 
 
 def test_a_normalization_of_tokens_that_share_columns() -> None:
