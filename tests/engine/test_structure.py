@@ -420,3 +420,21 @@ def test_a_form_that_is_cut_across_its_parts_is_dropped() -> None:
     cut = g.reshape(g.MatMul(rows, g.weight(1, 3)), -1, 12, 7)
     g.output(g.MatMul(cut, g.weight(7, 2)))
     check(g)
+
+
+def test_a_target_repeated_by_a_concat_is_one_row() -> None:
+    """[q, q, .., q] beside the history, as Keras repeats elements: the target's columns are multiplied once."""
+    g = Graph()
+    target = g.Concat(g.item(1, 4), g.item(1, 3), axis=2)
+    rows = g.Concat(*[target] * 6, axis=1)
+    both = g.Concat(rows, g.user(6, 7), axis=2)
+    lifted(g.output(g.MatMul(both, g.weight(14, 5))), per_candidate=7 * 5)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=9), st.integers(0, 2))
+def test_parts_that_repeat(which: list[bool], axis: int) -> None:
+    g = Graph()
+    shape = (2, 3)
+    one, two = g.Concat(g.item(2, 1), g.user(2, 2), axis=2), g.item(*shape)
+    both = g.Concat(*(one if w else two for w in which), axis=max(axis, 1))
+    check(g.output(g.Relu(both)))

@@ -247,8 +247,9 @@ def concat(ctx: Context) -> list[Value]:
         raise Decline(f"a part of the Concat has the dynamic length {next(s for s in sizes if isinstance(s, Dim))}")
     flat = []
     subs: list[Axis | None] = []
+    once: dict[tuple[tuple[Group, ...], int], Value] = {}  # what is repeated keeps its axes, so that it is seen to be
     for value in values:
-        value, axis = single(ctx.b, fresh(value), at)
+        value, axis = single(ctx.b, once.setdefault((value.known, id(value.body)), fresh(value)), at)
         if depth(value.body) > MAX_DEPTH:
             value = replace(value, body=as_leaf(ctx.b, value.body, value.axes))
         subs.append(axis)
@@ -265,6 +266,8 @@ def concat(ctx: Context) -> list[Value]:
             parts.append(Part(tuple(range(start, start + size)), sub, body))
         start += size
     out = (*groups[:at], (new,), *groups[at + 1 :])
+    if all(sub is None for sub in subs) and len(set(bodies)) == 1:
+        return [ctx.value(out, bodies[0], values[0].dtype)]  # one thing, repeated
     cat = Cat(new, tuple(parts))
     if is_const(cat) and all(isinstance(s, int) for g in out for s in (a.size for a in g)):
         return [ctx.value(out, as_leaf(ctx.b, cat, [a for g in out for a in g]), values[0].dtype)]
