@@ -9,6 +9,7 @@ import onnx
 from onnx import AttributeProto, NodeProto
 
 from mari_onnx.engine import rules  # noqa: F401  fills the table
+from mari_onnx.engine.ahead import reading
 from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.context import from_tensor
 from mari_onnx.engine.cost import Cost, graph_cost
@@ -118,8 +119,10 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options, opsets: dic
     if both:
         reason = f"the user input {both[0]!r} is an output too, and must keep its N rows"
         return Rewrite(model, False, [], reason=reason)
-    for node in graph.node:
-        _visit(walk, node)
+    sizes = {name: walk.env[name].shape for name in inputs if walk.env[name].groups is not None}
+    with reading(graph, sizes, opsets[""]):
+        for node in graph.node:
+            _visit(walk, node)
     wanted = [(o.name, walk.inputs.get(o.name) or _output(walk, walk.env[o.name])) for o in graph.output]
     outputs = name_outputs(walk.b, wanted, inputs | {i.name for i in graph.initializer})
     nodes = fuse_gemm(live(walk.b, outputs), outputs, options.target)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from mari_onnx.engine.ahead import kept
 from mari_onnx.engine.context import Context, normal, rule
 from mari_onnx.engine.regroup import align, flatten, segments, single, split
 from mari_onnx.engine.value import (
@@ -28,6 +29,7 @@ from mari_onnx.engine.value import (
 from mari_onnx.engine.write import as_leaf
 from mari_onnx.model.dims import Dim, Size, divide, product
 
+MAY_BE_ONE = "Squeeze without axes, and a dimension that may be 1"
 MAX_DEPTH = 16
 """Cats within each other; beyond it they are written out, as walks over a body recurse."""
 
@@ -165,18 +167,30 @@ def flatten_op(ctx: Context) -> list[Value]:
 
 @rule("Squeeze")
 def squeeze(ctx: Context) -> list[Value]:
-    """The groups without those of size 1. Refuses a dimension that is not known to be 1."""
+    """The groups without those of size 1. Refuses a dimension that is not known to be 1.
+
+    Without axes, a dimension that is 1 at one candidate stays where `ahead` shows that it does not matter: the source
+    fails there, or does the same.
+    """
     x = ctx.input(0)
     axes = ctx.axes_arg(1)
     if axes is None:
-        if any(isinstance(s, Dim) for s in x.shape):
-            raise Decline("Squeeze without axes, and a dimension that may be 1")
         axes = [i for i, g in enumerate(x.known) if not g]
+        dims = [s for s in x.shape if isinstance(s, Dim)]
+        if any(not _multiple(d) for d in dims):
+            raise Decline(MAY_BE_ONE)
+        if dims and not ctx.b.fixed and kept(ctx.node.output[0]) != tuple(axes):
+            raise Decline(MAY_BE_ONE)
     gone = {normal(a, x.rank) for a in axes}
     if any(x.known[a] for a in gone):
         raise Decline("a squeezed dimension is not known to be 1")
     groups = [g for i, g in enumerate(x.known) if i not in gone]
     return [_pointing(x, ctx.value(groups, x.body, x.dtype))]
+
+
+def _multiple(dim: Dim) -> bool:
+    """Whether a dimension is a multiple of the candidates, so that it is 1 at one candidate or not at all."""
+    return dim.symbols == {"N"} and len(dim.terms) == 1
 
 
 @rule("Unsqueeze")
