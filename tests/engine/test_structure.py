@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mari_onnx.engine import rewrite
 from tests.engine.graphs import (
     LENGTHS,
     Draw,
@@ -438,3 +439,21 @@ def test_parts_that_repeat(which: list[bool], axis: int) -> None:
     one, two = g.Concat(g.item(2, 1), g.user(2, 2), axis=2), g.item(*shape)
     both = g.Concat(*(one if w else two for w in which), axis=max(axis, 1))
     check(g.output(g.Relu(both)))
+
+
+def test_a_dimension_that_the_run_tells_to_be_one() -> None:
+    """The rows of one code: the source fails where there are more, or none."""
+    g = Graph(18)
+    code = g.reduce("Max", g.user(high=5), [0], keepdims=0)
+    place = g.squeeze(g.NonZero(g.Equal(g.const(np.arange(5)), code)), [0])
+    row = g.squeeze(g.Gather(g.Relu(g.user(5, 4)), place, axis=1), [1])
+    g.output(g.MatMul(g.Concat(row, g.item(2), axis=1), g.weight(6, 3)))
+    lifted(g, per_candidate=2 * 3)
+
+
+def test_the_candidates_are_not_squeezed() -> None:
+    """It runs at one candidate alone."""
+    g = Graph(18)
+    g.output(g.squeeze(g.Relu(g.user(3)), [0]), g.Relu(g.item(2)))
+    result = rewrite(g.model(), g.sides)
+    assert "Squeeze" in [n.op for n in result.nodes if n.reason]

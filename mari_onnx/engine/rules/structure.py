@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from mari_onnx.engine.ahead import kept
 from mari_onnx.engine.context import Context, normal, rule
+from mari_onnx.engine.positions import take
 from mari_onnx.engine.regroup import align, flatten, segments, single, split
 from mari_onnx.engine.value import (
     Axis,
@@ -167,8 +168,9 @@ def flatten_op(ctx: Context) -> list[Value]:
 
 @rule("Squeeze")
 def squeeze(ctx: Context) -> list[Value]:
-    """The groups without those of size 1. Refuses a dimension that is not known to be 1.
+    """The groups without those of size 1; the one position of a dimension that only the run can tell to be 1.
 
+    The source fails where it is not. Refuses a dimension that is not 1, or is at one candidate alone.
     Without axes, a dimension that is 1 at one candidate stays where `ahead` shows that it does not matter: the source
     fails there, or does the same.
     """
@@ -182,10 +184,14 @@ def squeeze(ctx: Context) -> list[Value]:
         if dims and not ctx.b.fixed and kept(ctx.node.output[0]) != tuple(axes):
             raise Decline(MAY_BE_ONE)
     gone = {normal(a, x.rank) for a in axes}
-    if any(x.known[a] for a in gone):
+    left = [axis for a in gone for axis in x.known[a]]
+    if any(not isinstance(axis.size, Dim) or "N" in axis.size.symbols for axis in left):
         raise Decline("a squeezed dimension is not known to be 1")
+    body = x.body
+    for axis in left:
+        body = take(ctx.b, body, axis, [0], None)
     groups = [g for i, g in enumerate(x.known) if i not in gone]
-    return [_pointing(x, ctx.value(groups, x.body, x.dtype))]
+    return [_pointing(x, ctx.value(groups, body, x.dtype))]
 
 
 def _multiple(dim: Dim) -> bool:
