@@ -31,6 +31,8 @@ GROWTH = 2.0
 """Nodes for each node of the source that does not fold, above which nodes are spared."""
 THRIFTS = (10.0, 100.0)
 """How many times its cost a node is then taken for."""
+FEWER = 0.9
+"""The share of its nodes that a graph must come down to, if not to `GROWTH`."""
 LOSS = 1.005
 """Work that fewer nodes may cost, as a share of the first graph's."""
 
@@ -99,7 +101,7 @@ def _thrifty(
             THRIFT.reset(token)
         if not again.changed or again.flops > LOSS * first.flops:
             break
-        if again.grown < best.grown:
+        if again.grown <= max(GROWTH, FEWER * best.grown):
             best = again
         if best.grown <= GROWTH:
             break

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mari_onnx.engine import rewrite
 from tests.engine.graphs import (
     LENGTHS,
     Draw,
@@ -449,11 +448,3 @@ def test_a_dimension_that_the_run_tells_to_be_one() -> None:
     row = g.squeeze(g.Gather(g.Relu(g.user(5, 4)), place, axis=1), [1])
     g.output(g.MatMul(g.Concat(row, g.item(2), axis=1), g.weight(6, 3)))
     lifted(g, per_candidate=2 * 3)
-
-
-def test_the_candidates_are_not_squeezed() -> None:
-    """It runs at one candidate alone."""
-    g = Graph(18)
-    g.output(g.squeeze(g.Relu(g.user(3)), [0]), g.Relu(g.item(2)))
-    result = rewrite(g.model(), g.sides)
-    assert "Squeeze" in [n.op for n in result.nodes if n.reason]
