@@ -13,6 +13,7 @@ from mari_onnx.model.dims import Dim, Size, evaluate, symbols
 PROBE = (31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79)
 DATA_LIMIT = 4096
 UNFIT = ("Slice", "Expand")
+POOLS = ("MaxPool", "AveragePool", "LpPool")
 
 Inferred = list[tuple[int, "tuple[Size | None, ...] | None"]]
 Known = Callable[[NodeProto, "Sequence[tuple[Size, ...] | None]", "Sequence[Tensor | None]"], "Inferred | None"]
@@ -37,6 +38,8 @@ def infer(
     if told is not None:
         return told
     found = _run(node, shapes, inputs, opsets, None)
+    if found is not None and node.op_type in POOLS and any(a.name == "ceil_mode" and a.i for a in node.attribute):
+        return [(dtype, _rounded_up(node, shape)) for dtype, shape in found]
     names = sorted({s for shape in shapes if shape is not None for size in shape for s in symbols(size)})
     if found is None and node.op_type == "GroupNormalization":
         return [(t.dtype, shapes[0]) for t in inputs[:1] if t is not None]
@@ -79,6 +82,15 @@ def _whatever(
         dtype = types.pop() if len(runs) == len(kinds) and len(types) == 1 else TensorProto.UNDEFINED
         out.append((dtype, ways.pop() if len(ways) == 1 else None))
     return out
+
+
+def _rounded_up(node: NodeProto, shape: tuple[Size | None, ...] | None) -> tuple[Size | None, ...] | None:
+    """The shape of a pooling with ceil_mode: of a last window that lies in padding onnx and onnxruntime differ."""
+    strides = next((list(a.ints) for a in node.attribute if a.name == "strides"), [])
+    if shape is None:
+        return None
+    steps = [1, 1, *strides, *[1] * len(shape)]
+    return tuple(size if step == 1 else None for size, step in zip(shape, steps, strict=False))
 
 
 def _fit(names: Sequence[str], samples: Sequence[dict[str, int]], values: Sequence[Size | None]) -> Size | None:

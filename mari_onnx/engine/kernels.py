@@ -99,6 +99,8 @@ def _is_layer(node: Node, bias: Tensor) -> bool:
     free = sum(not isinstance(s, int) for s in x.shape)
     if len(x.shape) < 3 or len(w.shape) != 2 or free != 1 or not isinstance(x.shape[-1], int):
         return False
+    if 0 in (*x.shape, *w.shape):  # a Reshape to 0 takes what was there
+        return False
     return bias.shape == w.shape[1:] and bias.dtype == x.dtype and isinstance(w.shape[1], int)
 
 
@@ -138,7 +140,7 @@ def _slow_in_place(node: Node) -> bool:
         return False
     axis = next((a.i for a in node.proto.attribute if a.name == "axis"), -1)
     width, free = shape[-1], sum(not isinstance(s, int) for s in shape)
-    if axis not in (-1, len(shape) - 1) or not isinstance(width, int) or free != 1:
+    if axis not in (-1, len(shape) - 1) or not isinstance(width, int) or free != 1 or 0 in shape:
         return False
     return width % VECTOR != 0 and 1 < width < LONG and volume([Axis(s) for s in shape]) > SMALL
 
@@ -176,7 +178,7 @@ def _swap(node: Node) -> Swap | None:
     """The blocks of a Transpose that lets two neighbours change places, where each row behind them is short."""
     x = node.inputs[0]
     perm = next((list(a.ints) for a in node.proto.attribute if a.name == "perm"), None)
-    if x is None or x.shape is None or perm is None:
+    if x is None or x.shape is None or perm is None or 0 in x.shape:
         return None
     shape = x.known
     kept = [p for p in perm if shape[p] != 1]

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from mari_onnx.engine import Rewrite
+from tests.engine import runtime
 from tests.engine.graphs import Graph, N, check
 
 INF = np.float32(np.inf)
@@ -157,3 +158,41 @@ def test_two_masks_of_a_training_dropout_are_two() -> None:
     g.output(g.Sub(*pair), g.Relu(g.MatMul(g.user(4), g.weight(4, 4))))
     result = check(g, counts=())
     assert sum(n.op_type == "Dropout" for n in result.model.graph.node) == 2
+
+
+@pytest.mark.parametrize("op", ["com.microsoft.BiasGelu", "com.microsoft.FastGelu"])
+def test_a_bias_that_is_not_of_one_dimension(op: str) -> None:
+    for x in ("x", "c"):
+        body = f"c = Concat<axis=1>(u, x) g = {op}({x}, b) y = Mul(g, s) z = Relu(u)"
+        text = f"(float[N,{{u}},2] u, float[N,1,2] x) => (float y, float z) {{{{ {body} }}}}".format(u=3)
+        runtime.check(runtime.model(text, b=runtime.normal(2), s=runtime.normal(2)))
+    text = f"(float[N,4] u, float[N,1] x) => (float y, float z) {{ y = {op}(x, b) z = Relu(u) }}"
+    runtime.check(runtime.model(text, b=runtime.normal(1)))
+
+
+def test_a_causal_mask_of_fewer_queries_than_keys() -> None:
+    text = (
+        "(float[N,5,4] u, float[N,1,4] x) => (float y) { c = Concat<axis=1>(u, x)"
+        " a = com.microsoft.MultiHeadAttention<num_heads=2, unidirectional=1>(x, c, c) y = Relu(a) }"
+    )
+    runtime.check(runtime.model(text))
+
+
+@pytest.mark.parametrize("opset", [13, 22])
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+def test_a_last_window_that_lies_in_padding(op: str, opset: int) -> None:
+    for given in ("", ", count_include_pad=1")[: 1 + (op == "AveragePool")]:
+        text = (
+            f"(float[N,1,14] c, float[N,1,6] x, float[N,1,1] u, float[N,4] v) => (float y, float z) {{"
+            f" a = Concat<axis=2>(c, x) p = {op}<kernel_shape=[1], strides=[3], ceil_mode=1{given}>(a)"
+            " q = Concat<axis=2>(p, u) y = Transpose<perm=[0,2,1]>(q) z = Relu(u) }"
+        )
+        runtime.check(runtime.model(text, opset))
+
+
+def test_a_pooling_that_leaves_nothing() -> None:
+    text = (
+        "(float[N,64,2,3] x, float[N,4] u) => (float y, float m, float z) { p = AveragePool<kernel_shape=[3, 1]>(x)"
+        " y = Softmax<axis=3>(p) n = Neg(p) m = ReduceMean<axes=[2], keepdims=0>(n) z = Relu(u) }"
+    )
+    runtime.check(runtime.model(text))

@@ -28,7 +28,7 @@ PLAIN = (
     "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sum", "Swish", "Tan", "Tanh",
     "ThresholdedRelu",
 )  # fmt: skip
-MICROSOFT = ("Gelu", "FastGelu", "BiasGelu", "QuickGelu")
+MICROSOFT = ("Gelu", "QuickGelu")
 
 
 @rule(*PLAIN, *BOOLEAN)

@@ -2,6 +2,7 @@
 
     FusedMatMul             alpha A' B', A' and B' turned by transA, transBatchA, ..
     FusedGemm, FusedConv    f(Gemm(..)), f(Conv(..))
+    BiasGelu, FastGelu      f(x + bias)
     SkipLayerNormalization  LayerNorm(x + skip + bias), the sum being output 3; likewise SkipSimplified.. and RMSNorm
 
 From there on they are sums over parts, forms and masks as any other, and what is written is joined again when
@@ -19,6 +20,7 @@ from onnx import NodeProto
 from mari_onnx.engine.context import Context, rule
 from mari_onnx.engine.mapped import MAPPED, Through, run
 from mari_onnx.engine.rules.attention import _Steps as Steps
+from mari_onnx.engine.rules.elementwise import plain
 from mari_onnx.engine.rules.foreign import MICROSOFT, permutation
 from mari_onnx.engine.rules.mapped import _norm as norm_axes  # before `norm`, whose rule is the one to answer
 from mari_onnx.engine.rules.norm import layer_norm
@@ -130,6 +132,18 @@ def conv(ctx: Context) -> Sequence[Value | None]:
         x = step("Conv", *(ctx.input(i) for i in range(3) if ctx.has(i)), **plain)
         bounds = [step.const(v, x.dtype) for v in given] if clip else []
         return [step(activation[0], x, *bounds, **activation[1])]
+
+
+@rule("BiasGelu", "FastGelu", domain=MICROSOFT)
+def gelu(ctx: Context) -> Sequence[Value | None]:
+    """f(x + bias): the kernels take a bias of one dimension alone, which parts of it need not have."""
+    if not ctx.has(1):
+        return plain(ctx)
+    if not differs(ctx.input(0)):
+        return ctx.write_out()
+    op = ctx.node.op_type.removeprefix("Bias")
+    with lowered(ctx) as step:
+        return [step(op, step("Add", ctx.input(0), ctx.input(1)), domain=MICROSOFT)]
 
 
 MAPPED["", "SimplifiedLayerNormalization"] = norm_axes

@@ -81,6 +81,10 @@ def _check(ctx: Context, mask: int, bias: int, past: Sequence[int]) -> None:
         raise Decline("operands that are packed, or of another type")
     if any(ctx.has(i) for i in past) or any(ctx.node.output[1:]):
         raise Decline("a cache, or scores as an output")
+    if ctx.attr("unidirectional", 0) and ctx.node.op_type == "MultiHeadAttention":
+        other = ctx.input(1)
+        if other.rank != 3 or not ctx.b.same(x.shape[1], other.shape[1]):
+            raise Decline("a causal mask of fewer queries than keys, or more")  # not counted as one would think
     if ctx.has(mask):
         value = ctx.input(mask)
         keys = ctx.input(1).shape[1] if ctx.node.op_type == "MultiHeadAttention" else x.shape[1]

@@ -105,8 +105,10 @@ def mean(b: Builder, body: Body, k: frozenset[Axis], order: list[Axis]) -> Body:
         at = [i for i, a in enumerate(body.axes) if a in varies]
         t = emit.reduce(b, "ReduceMean", body.tensor, at)
         return Leaf(t, tuple(None if i in at else a for i, a in enumerate(body.axes)))
-    total = reduce_sum(b, body, varies, order)
     size = product(a.size for a in varies)
+    if size == 0:
+        raise Decline("a mean of nothing")
+    total = reduce_sum(b, body, varies, order)
     first = total
     while isinstance(first, Cat):
         first = first.parts[0].body
