@@ -196,3 +196,17 @@ def test_a_pooling_that_leaves_nothing() -> None:
         " y = Softmax<axis=3>(p) n = Neg(p) m = ReduceMean<axes=[2], keepdims=0>(n) z = Relu(u) }"
     )
     runtime.check(runtime.model(text))
+
+
+def test_branches_that_give_what_is_outside_of_them() -> None:
+    branches = ", ".join(
+        f"{name}: graph = {name}_g () => (float[] {name}_y, float[] {name}_z)"
+        f" {{ {name}_y = Identity(m) {name}_z = {last} }}"
+        for name, last in (("then_branch", "Identity(r)"), ("else_branch", "Mul(r, r)"))
+    )
+    text = (
+        "(float[N,4] u, float[N,4] x, float[N,3] v) => (float y, float z, float r) { n = Neg(x) c = Concat<axis=1>(u, n)"
+        " m = MatMul(c, w) r = Relu(m) top = ReduceMax<keepdims=0>(v) zero = Sub(top, top) flag = Equal(top, zero)"
+        f" i, j = If(flag) <{branches}> y = Tanh(i) z = Concat<axis=1>(j, i) }}"
+    )
+    runtime.check(runtime.model(text, w=runtime.normal(8, 3)))

@@ -13,7 +13,8 @@ of a branch can tell.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from onnx import GraphProto, NodeProto, helper, numpy_helper
@@ -24,7 +25,7 @@ from mari_onnx.engine.context import Context, from_tensor, rule
 from mari_onnx.engine.regroup import align
 from mari_onnx.engine.rules.carried import _depending as depending
 from mari_onnx.engine.rules.carried import _needed as needed
-from mari_onnx.engine.value import Axis, Body, Cat, Decline, Leaf, Part, Value, axes_of, depends, fresh
+from mari_onnx.engine.value import Axis, Decline, Leaf, Value, axes_of, depends, fresh, leaves
 from mari_onnx.engine.write import write
 from mari_onnx.model.dims import Dim, symbols
 
@@ -53,8 +54,8 @@ def if_(ctx: Context) -> list[Value | None]:
     origin, label = b.origin, b.label
     try:
         # nothing outside is to have another form that is first asked for in a branch, and so written there
-        outside = {name: _plain(value) for name, value in ctx.captured.items()}
-        branches = [_interpreted(ctx, ctx.attrs[name], outside) for name in ("then_branch", "else_branch")]
+        with _hidden(ctx.captured.values()):
+            branches = [_interpreted(ctx, ctx.attrs[name]) for name in ("then_branch", "else_branch")]
     finally:
         b.origin, b.label = origin, label
     mark = len(b.nodes)
@@ -68,30 +69,32 @@ def if_(ctx: Context) -> list[Value | None]:
     return values
 
 
-def _plain(value: Value) -> Value:
-    """The same tensors without forms, and without a way to take a bias or a factor into their weights."""
-    if value.groups is None or value.items is not None or value.listed is not None:
-        raise Decline("a branch reads a sequence, or a tensor of unknown rank")
+@contextmanager
+def _hidden(values: Iterable[Value]) -> Iterator[None]:
+    """Tensors without forms, and without a way to take a bias or a factor into their weights, as long as it lasts."""
+    found: dict[str, Tensor] = {}
+    for value in values:
+        if value.groups is None or value.items is not None or value.listed is not None:
+            raise Decline("a branch reads a sequence, or a tensor of unknown rank")
+        found.update((leaf.tensor.name, leaf.tensor) for leaf in leaves(value.body) if not leaf.tensor.const)
+    kept = [(t, t.form, t.opens, t.absorb, t.rescale) for t in found.values()]
+    try:
+        for t in found.values():
+            t.form = t.opens = t.absorb = t.rescale = None
+        yield
+    finally:
+        for t, form, opens, absorb, rescale in kept:
+            t.form, t.opens, t.absorb, t.rescale = form, opens, absorb, rescale
 
-    def of(body: Body) -> Body:
-        if isinstance(body, Cat):
-            return Cat(body.axis, tuple(Part(p.at, p.sub, of(p.body)) for p in body.parts), body.tidy)
-        assert isinstance(body, Leaf)
-        t = body.tensor
-        if t.const:
-            return body
-        return Leaf(Tensor(t.name, t.dtype, t.shape, t.deps, t.node), body.axes)
 
-    return Value(value.groups, of(value.body), value.dtype, value.sym)
-
-
-def _interpreted(ctx: Context, graph: GraphProto, outside: dict[str, Value]) -> Branch:
-    """A branch; equal nodes outside of it are not to read what is written in it."""
+def _interpreted(ctx: Context, graph: GraphProto) -> Branch:
+    """A branch; equal nodes outside of it are not to read what is written in it, nor to be given forms of that."""
     b = ctx.b
     if graph.sparse_initializer:
         raise Decline("sparse constants in a branch")
-    mark, memo = len(b.nodes), dict(b._memo)
-    env = dict(outside)
+    mark, memo = len(b.nodes), b._memo
+    b._memo = {}
+    env = dict(ctx.captured)
     env.update({p.name: from_tensor(b.const(numpy_helper.to_array(p), p.data_type)) for p in graph.initializer})
     assert ctx.visit is not None
     try:
@@ -123,12 +126,12 @@ def _chosen(
     (left, right), groups = align(b, [one, fresh(other)])
     order = [a for group in groups for a in group]
 
-    def choose(leaves: list[Leaf]) -> Leaf:
-        x, y = leaves
+    def choose(pair: list[Leaf]) -> Leaf:
+        x, y = pair
         if x.tensor.name == y.tensor.name and x.axes == y.axes and x.tensor.name not in made:
             return x
-        axes = _order(leaves)
-        x_, y_ = (write(b, leaf, [(a,) for a in axes], frozenset(axes)) for leaf in leaves)
+        axes = _order(pair)
+        x_, y_ = (write(b, leaf, [(a,) for a in axes], frozenset(axes)) for leaf in pair)
         shape = tuple(a.size for a in axes)
         deps = x_.deps | y_.deps | depends(ctx.input(0).body)
         out = Tensor(b.unique(f"{b.label}/If"), one.dtype, shape, deps)
