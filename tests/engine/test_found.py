@@ -205,8 +205,15 @@ def test_branches_that_give_what_is_outside_of_them() -> None:
         for name, last in (("then_branch", "Identity(r)"), ("else_branch", "Mul(r, r)"))
     )
     text = (
-        "(float[N,4] u, float[N,4] x, float[N,3] v) => (float y, float z, float r) { n = Neg(x) c = Concat<axis=1>(u, n)"
-        " m = MatMul(c, w) r = Relu(m) top = ReduceMax<keepdims=0>(v) zero = Sub(top, top) flag = Equal(top, zero)"
+        "(float[N,4] u, float[N,4] x, float[N,3] v) => (float y, float z, float r) { n = Neg(x)"
+        " c = Concat<axis=1>(u, n) m = MatMul(c, w) r = Relu(m) top = ReduceMax<keepdims=0>(v) zero = Sub(top, top)"
+        " flag = Equal(top, zero)"
         f" i, j = If(flag) <{branches}> y = Tanh(i) z = Concat<axis=1>(j, i) }}"
     )
     runtime.check(runtime.model(text, w=runtime.normal(8, 3)))
+
+
+def test_a_regressor_of_one_target_has_no_softmax() -> None:
+    body = 'y = ai.onnx.ml.LinearRegressor<coefficients=[0.5, -1.0, 2.0, 0.25], post_transform="SOFTMAX", targets=1>(c)'
+    text = f"(float[N,3] u, float[N,1] x) => (float y, float z) {{ c = Concat<axis=1>(u, x) {body} z = Relu(u) }}"
+    runtime.check(runtime.model(text))
