@@ -84,6 +84,8 @@ def rewrite(model: onnx.ModelProto, sides: Sides, options: Options = Options()) 
     try:
         result = _rewrite(model, sides, options, opsets)
         return _thrifty(model, sides, options, opsets, result) if result.changed and result.grown > GROWTH else result
+    except Decline as why:  # an output, or what a node reads, that cannot be written
+        return Rewrite(model, False, [], reason=str(why))
     finally:
         CANDIDATES.reset(token)
 
@@ -97,6 +99,8 @@ def _thrifty(
         token = THRIFT.set(thrift)
         try:
             again = _rewrite(model, sides, options, opsets)
+        except Decline:
+            break
         finally:
             THRIFT.reset(token)
         if not again.changed or again.flops > LOSS * first.flops:

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnx import TensorProto, helper
+
 from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.value import Decline
 from mari_onnx.model.dims import Size, product, symbols
+
+FILLED = {
+    TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BOOL, TensorProto.INT8, TensorProto.INT16,
+    TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
+}  # fmt: skip
+"""What ConstantOfShape makes in every opset."""
 
 
 def transpose(b: Builder, t: Tensor, perm: Sequence[int]) -> Tensor:
@@ -40,7 +48,7 @@ def _reshape(b: Builder, t: Tensor, shape: tuple[Size, ...]) -> Tensor:
     if any(s == 0 and t.known[i : i + 1] != (0,) for i, s in enumerate(shape)):
         # a literal 0 copies a dimension
         if b.opset < 14:
-            raise Decline("a reshape to no elements")
+            return _empty(b, t, shape)
         return b.emit("Reshape", [t, b.sizes(shape)], shape, attrs={"allowzero": 1})
     target = [s if isinstance(s, int) else 0 if t.known[i : i + 1] == (s,) else -1 for i, s in enumerate(shape)]
     # before opset 14 nothing can be said where several may be 0, so that histories are taken to have an entry
@@ -51,6 +59,14 @@ def _reshape(b: Builder, t: Tensor, shape: tuple[Size, ...]) -> Tensor:
         zero = 1 if b.opset >= 14 and len(bare) > 1 else None
         return b.emit("Reshape", [t, b.sizes(sizes)], shape, attrs={"allowzero": zero})
     return b.emit("Reshape", [t, b.ints(target)], shape)
+
+
+def _empty(b: Builder, t: Tensor, shape: tuple[Size, ...]) -> Tensor:
+    """A tensor without elements, whatever ``t`` would be."""
+    if t.dtype not in FILLED:
+        raise Decline("a reshape to no elements")
+    value = helper.make_tensor("value", t.dtype, [1], [0])
+    return b.emit("ConstantOfShape", [b.sizes(shape)], shape, t.dtype, {"value": value})
 
 
 def _told(size: Size) -> bool:

@@ -232,7 +232,7 @@ def _reduced(b: Builder, node: Node, leaf: Leaf, at: At) -> Leaf:
         return total
     count = 1
     for a in summed:
-        if a is None or not isinstance(a.size, int):
+        if a is None or not isinstance(a.size, int) or a.size == 0:
             return leaf
         count *= a.size
     return scaled(b, total, 1 / count)

@@ -217,3 +217,12 @@ def test_a_regressor_of_one_target_has_no_softmax() -> None:
     body = 'y = ai.onnx.ml.LinearRegressor<coefficients=[0.5, -1.0, 2.0, 0.25], post_transform="SOFTMAX", targets=1>(c)'
     text = f"(float[N,3] u, float[N,1] x) => (float y, float z) {{ c = Concat<axis=1>(u, x) {body} z = Relu(u) }}"
     runtime.check(runtime.model(text))
+
+
+def test_an_output_without_elements_in_an_old_opset() -> None:
+    text = (
+        "(float[N,4,2,5,1] u, float[N,4,2,5,1] x) => (float y, float z) { a = Add(u, x)"
+        " p = LpPool<kernel_shape=[3, 3, 1], p=2>(a) m = ReduceMean<axes=[1], keepdims=1>(p)"
+        " y = Transpose<perm=[0, 2, 1, 3, 4]>(m) z = Relu(u) }"
+    )
+    runtime.check(runtime.model(text, 12))
