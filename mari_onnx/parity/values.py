@@ -28,6 +28,10 @@ _BESIDE, _NEXT = 2.0**-8, 2.0**-20
 _MOST_WHOLE, _MOST_FLOAT = 2.0**53, 1e6
 # Further apart than every division by a constant, and exact in float32 and int32.
 _FAR = 2**20
+# What a bound on one side lets through moves by more than this on so long a way; a modulo, as a rule, does not.
+_BOUNDED = 1000
+# Of so many units is a step, where numbers are rounded; a number of every type.
+_STEPS = 100
 # Comparisons of more elements than this are not looked into.
 _ELEMENTS = 2**16
 
@@ -64,10 +68,10 @@ def values(model: onnx.ModelProto, layout: Layout, sites: Sequence[Site]) -> dic
     found: dict[str, dict[int, dict[float, int]]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     left = list(sites)
-    for unit in (1, _FAR):  # numbers that are divided move only if they move far
+    for unit in (1, _FAR, -_FAR):  # numbers that are divided, or bounded from one side, move only if they move far
         probe = _probed(model, layout, left, unit)
         if probe is None:
-            break
+            continue
         left = [site for site in left if not _gather(site, probe, unit, layout, found, shapes)]
         if not left:
             break
@@ -77,7 +81,8 @@ def values(model: onnx.ModelProto, layout: Layout, sites: Sequence[Site]) -> dic
 def _probed(model: onnx.ModelProto, layout: Layout, sites: Sequence[Site], unit: int) -> Probe | None:
     tensors = [site.tensor for site in sites]
     narrow = any(i.dtype.itemsize < 4 for i in layout.signature.inputs if i.dtype.kind in "iuf")
-    if not tensors or (narrow and unit > 1):
+    unsigned = any(i.dtype.kind == "u" for i in layout.signature.inputs)
+    if not tensors or (narrow and unit != 1) or (unsigned and unit < 0):
         return None
     for length in (5, 1):  # of free dimensions: a graph may refuse one
         try:
@@ -96,7 +101,7 @@ def _gather(
     found: dict[str, dict[int, dict[float, int]]],
     shapes: dict[str, tuple[int, ...]],
 ) -> bool:
-    """Adds what one site compares to `found`; False where no input element moves it.
+    """Adds what one site compares to `found`; False where no input element moves it, or not as its first step does.
 
     Args:
         found: input -> its element, in C order -> number -> 0, or 1 where it is only next to one that is compared.
@@ -107,14 +112,31 @@ def _gather(
     known = probe.moved(site.tensor)
     if not known.any():
         return False
+    even = np.ones(1, bool)
     base = probe.zeros[site.tensor]
     slope = (probe.ones[site.tensor] - base) / unit
-    if unit > 1:
+    if unit != 1:
         try:  # no modulo, no bound: what moves twice as far is twice as much
-            twice = (probe.answer(2 * unit)[site.tensor] - base) / (2 * unit)
+            second, third = (probe.answer(k * unit)[site.tensor] for k in (2, 3))
         except MariError:
             return True
-        known &= np.abs(twice - slope) <= 1e-4 * np.abs(slope)
+        first = probe.ones[site.tensor]
+        straight = np.abs((second - base) / (2 * unit) - slope) <= 1e-4 * np.abs(slope)
+        # a bound on the side of 0 alone: the line is that of what is beyond it
+        beyond = (second - first) / unit
+        offset = first - beyond * unit
+        bounded = np.abs(third - second - beyond * unit) <= 1e-4 * np.abs(beyond * unit)
+        bounded &= np.abs(beyond * unit) > _BOUNDED
+        bounded &= (beyond == np.round(beyond)) | (np.abs(offset - base) > 1 + 1e-6 * np.abs(beyond * unit))
+        known &= straight | bounded
+        slope, base = np.where(bounded, beyond, slope), np.where(bounded, offset, base)
+        if not known.any():
+            return False
+    elif any(i.dtype.kind == "f" for i in layout.signature.inputs):
+        try:  # what is rounded or bounded moves in another way further on
+            even = (np.abs((probe.answer(_STEPS)[site.tensor] - base) / _STEPS - slope) <= 1e-4 * np.abs(slope))[known]
+        except MariError:
+            even = np.ones(1, bool)
     try:
         size = int(np.prod(np.broadcast_shapes(base.shape, site.numbers.shape)))
         if size > _ELEMENTS:
@@ -129,11 +151,11 @@ def _gather(
         name, index = probe.element(int(place))
         dtype = next(i.dtype for i in layout.signature.inputs if i.name == name)
         shapes[name] = probe.shape(name)
-        wanted = _wanted(site, float(at), float(each), dtype, unit > 1)
+        wanted = _wanted(site, float(at), float(each), dtype, unit != 1)
         mine = found.setdefault(name, {}).setdefault(index, {})
         for order, each_wanted in enumerate(wanted):
             mine[each_wanted] = min(mine.get(each_wanted, 1), int(site.op == "Equal" and order > 0))
-    return True
+    return bool(even.all())
 
 
 def _wanted(site: Site, at: float, slope: float, dtype: np.dtype, divided: bool) -> list[float]:
@@ -161,7 +183,7 @@ def _whole(op: str, at: float, slope: float, dtype: np.dtype, divided: bool) -> 
         return []  # never equal
     turns_below = op != "Equal" and (op in ("Less", "GreaterOrEqual")) == (slope > 0)
     # Below 0 only where the comparison turns there: a negative number may be no valid input.
-    least = first - (op != "Equal") if at < 0 or (at == 0 and turns_below) else 0
+    least = first - (op != "Equal") * step if at < 0 or (at == 0 and turns_below) else 0
     least = max(least, 0) if dtype.kind == "u" else least
     near = dict.fromkeys([first, last, last + 1, first - 1, first + step, first - step])
     return [float(n) for n in near if n >= least]

@@ -79,6 +79,37 @@ def test_a_number_that_is_divided() -> None:
     assert met == {2, 3, 4}
 
 
+def test_a_number_that_is_divided_below_zero() -> None:
+    g = Graph()
+    g.op("Div", [g.input("x", TensorProto.INT64, ["N"]), g.weight("seven", np.array(7))], "weeks")
+    g.op("Less", ["weeks", g.weight("c", np.array(-3))], "out")
+    assert -28 in numbers(g)[0]  # the first that is cut to -4
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.INT64, TensorProto.FLOAT])
+@pytest.mark.parametrize(("op", "bound", "threshold"), [("Max", 4, 7), ("Min", 50, -20), ("Max", 4, 100)])
+def test_a_number_behind_a_bound(dtype: int, op: str, bound: int, threshold: int) -> None:
+    kind = onnx.helper.tensor_dtype_to_np_dtype(dtype)
+    g = Graph()
+    g.op(op, [g.input("x", dtype, ["N"]), g.weight("bound", np.array(bound, kind))], "bounded")
+    g.op("Sub", [g.weight("ten", np.array(10, kind)), "bounded"], "left")
+    g.op("Greater", ["left", g.weight("c", np.array(10 - threshold, kind))], "out")
+    (found_,) = numbers(g)
+    step = max(abs(threshold), 1) / 128 if dtype == TensorProto.FLOAT else 1
+    assert any(threshold - step <= n < threshold for n in found_)
+    assert any(threshold < n <= threshold + step for n in found_)
+
+
+def test_a_number_that_is_scaled_and_rounded() -> None:
+    g = Graph()
+    g.op("Mul", [g.input("x", TensorProto.FLOAT, ["N"]), g.weight("half", np.float32(-0.5))], "scaled")
+    g.op("Floor", ["scaled"], "floor")
+    g.op("Greater", ["floor", g.weight("c", np.float32(100))], "out")
+    (found_,) = numbers(g)
+    cut = np.floor(np.array(found_) * -0.5)
+    assert {100, 101} <= set(cut.tolist())
+
+
 def test_columns_of_a_packed_input_have_their_own_numbers() -> None:
     g = Graph()
     g.input("x", TensorProto.FLOAT, ["N", 3])
