@@ -38,8 +38,8 @@ def infer(
     if told is not None:
         return told
     found = _run(node, shapes, inputs, opsets, None)
-    if found is not None and node.op_type in POOLS and any(a.name == "ceil_mode" and a.i for a in node.attribute):
-        return [(dtype, _rounded_up(node, shape)) for dtype, shape in found]
+    if found is not None and node.op_type in POOLS:
+        found = [(dtype, _pooled(node, shape)) for dtype, shape in found]
     names = sorted({s for shape in shapes if shape is not None for size in shape for s in symbols(size)})
     if found is None and node.op_type == "GroupNormalization":
         return [(t.dtype, shapes[0]) for t in inputs[:1] if t is not None]
@@ -48,7 +48,8 @@ def infer(
     if found is None:
         # an operator of onnxruntime's own: not even the type is known
         return [(TensorProto.UNDEFINED, None) for _ in node.output]
-    if not names or node.op_type in UNFIT or all(shape is None or None not in shape for _, shape in found):
+    unfit = node.op_type in UNFIT or (node.op_type in POOLS and _doubtful(node))
+    if not names or unfit or all(shape is None or None not in shape for _, shape in found):
         return found
     base = {name: PROBE[k % len(PROBE)] + 100 * (k // len(PROBE)) for k, name in enumerate(names)}
     samples = [base] + [{**base, name: base[name] + 12} for name in names]
@@ -84,11 +85,23 @@ def _whatever(
     return out
 
 
-def _rounded_up(node: NodeProto, shape: tuple[Size | None, ...] | None) -> tuple[Size | None, ...] | None:
-    """The shape of a pooling with ceil_mode: of a last window that lies in padding onnx and onnxruntime differ."""
+def _doubtful(node: NodeProto) -> set[str]:
+    """What onnx and onnxruntime differ on in a pooling: a last window that lies in padding ("ceil"), and windows with
+    holes under SAME padding ("holes")."""
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    same = given.get("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
+    found = {"holes"} if same and any(d != 1 for d in given.get("dilations", [])) else set()
+    return found | {"ceil"} if given.get("ceil_mode", 0) else found
+
+
+def _pooled(node: NodeProto, shape: tuple[Size | None, ...] | None) -> tuple[Size | None, ...] | None:
+    """The shape of a pooling as far as there is no doubt about it."""
+    doubts = _doubtful(node)
+    if shape is None or not doubts:
+        return shape
+    if "holes" in doubts:
+        return (*shape[:2], *[None] * len(shape[2:]))
     strides = next((list(a.ints) for a in node.attribute if a.name == "strides"), [])
-    if shape is None:
-        return None
     steps = [1, 1, *strides, *[1] * len(shape)]
     return tuple(size if step == 1 else None for size, step in zip(shape, steps, strict=False))
 

@@ -213,8 +213,10 @@ def test_branches_that_give_what_is_outside_of_them() -> None:
     runtime.check(runtime.model(text, w=runtime.normal(8, 3)))
 
 
-def test_a_regressor_of_one_target_has_no_softmax() -> None:
-    body = 'y = ai.onnx.ml.LinearRegressor<coefficients=[0.5, -1.0, 2.0, 0.25], post_transform="SOFTMAX", targets=1>(c)'
+@pytest.mark.parametrize("transform", ["SOFTMAX", "LOGISTIC"])
+def test_a_regressor_of_one_target_is_not_transformed(transform: str) -> None:
+    given = f'coefficients=[0.5, -1.0, 2.0, 0.25], post_transform="{transform}"'
+    body = f"y = ai.onnx.ml.LinearRegressor<{given}>(c)"
     text = f"(float[N,3] u, float[N,1] x) => (float y, float z) {{ c = Concat<axis=1>(u, x) {body} z = Relu(u) }}"
     runtime.check(runtime.model(text))
 
@@ -226,3 +228,21 @@ def test_an_output_without_elements_in_an_old_opset() -> None:
         " y = Transpose<perm=[0, 2, 1, 3, 4]>(m) z = Relu(u) }"
     )
     runtime.check(runtime.model(text, 12))
+
+
+def test_a_pooling_with_holes_under_same_padding() -> None:
+    pool = 'MaxPool<auto_pad="SAME_UPPER", dilations=[3, 3], kernel_shape=[3, 1], strides=[3, 2]>'
+    text = (
+        f"(float[N,8,1,2] u, float[N,8,1,3] x) => (float y, float z) {{ a = Concat<axis=3>(u, x) p = {pool}(a)"
+        " y = MatMul(p, w) z = Relu(u) }"
+    )
+    runtime.check(runtime.model(text, 12, w=runtime.normal(3, 2)))
+
+
+@pytest.mark.parametrize("op", ["BiasGelu", "FastGelu"])
+def test_an_activation_of_a_single_number(op: str) -> None:
+    text = (
+        "(float[N,1] u, float[N,3] x, float[N,4] uu) => (float y) { c = Concat<axis=1>(u, x)"
+        f" b = ReduceMax<axes=[0], keepdims=0>(uu) y = com.microsoft.{op}(c, b) }}"
+    )
+    runtime.check(runtime.model(text))

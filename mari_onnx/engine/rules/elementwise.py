@@ -52,6 +52,9 @@ def _copy(ctx: Context, leaves: list[Leaf], order: list[Axis], dtype: int) -> Le
     """The node itself on one block."""
     leaves = [thin(ctx.b, leaf) for leaf in leaves]
     tensors, axes = stretch(ctx.b, leaves, order)
+    if ctx.node.domain and tensors[0].known == ():
+        # kernels of com.microsoft want a dimension
+        tensors[0], axes = emit.reshape(ctx.b, tensors[0], [1]), (None,)
     shape: tuple[Size, ...] = ()
     for t in tensors:
         shape = emit.broadcast(shape, t.known)

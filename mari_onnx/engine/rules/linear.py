@@ -26,9 +26,9 @@ TRANSFORMS = {"NONE": "Identity", "LOGISTIC": "Sigmoid", "SOFTMAX": "Softmax"}
 
 @rule("LinearRegressor", domain=ML)
 def regressor(ctx: Context) -> Sequence[Value | None]:
-    """As above; by rows for a post_transform of another kind, and Softmax of one target, which is not computed."""
+    """As above; by rows for a post_transform of another kind, and any of one target, which onnxruntime leaves out."""
     count = int(ctx.attr("targets", 1))
-    if not _splits(ctx, count) or (count == 1 and ctx.attr("post_transform", "NONE") == "SOFTMAX"):
+    if not _splits(ctx, count) or (count == 1 and ctx.attr("post_transform", "NONE") != "NONE"):
         return run(ctx, rows(ctx))
     with lowered(ctx) as step:
         return [_transformed(ctx, step, _scores(ctx, step, count))]
