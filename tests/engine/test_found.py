@@ -242,7 +242,7 @@ def test_a_pooling_with_holes_under_same_padding() -> None:
 @pytest.mark.parametrize("op", ["BiasGelu", "FastGelu"])
 def test_an_activation_of_a_single_number(op: str) -> None:
     text = (
-        "(float[N,1] u, float[N,3] x, float[N,4] uu) => (float y) { c = Concat<axis=1>(u, x)"
-        f" b = ReduceMax<axes=[0], keepdims=0>(uu) y = com.microsoft.{op}(c, b) }}"
+        "(float[N,1] u, float[N,3] x, float[N,2,2,2] u_four) => (float y, float z) { c = Concat<axis=1>(x, u)"
+        f" n = Shape(u_four) b = Cast<to=1>(n) g = com.microsoft.{op}(c, b) y = MatMul(g, w) z = Neg(g) }}"
     )
-    runtime.check(runtime.model(text))
+    runtime.check(runtime.model(text, w=runtime.normal(4, 2)))
