@@ -150,8 +150,10 @@ def as_source(model: str | Path | onnx.ModelProto) -> Source:
     """The model with its origin; one given as a message has no path."""
     if isinstance(model, str | Path):
         return read(model)
+    from mari_onnx.model.order import put_in_order
     from mari_onnx.model.structure import check_structure
 
+    model = put_in_order(model, copy=True)
     check_structure(model)
     data = model.SerializeToString(deterministic=True)
     return Source(model, Path(), hashlib.sha256(data).hexdigest(), False, len(data))

@@ -26,6 +26,7 @@ from mari_onnx.errors import (
     WriteError,
 )
 from mari_onnx.model import load, save
+from mari_onnx.model.order import put_in_order
 from mari_onnx.model.tensors import array, set_external
 from tests import tiny
 
@@ -102,6 +103,38 @@ def test_a_dangling_input_is_named(tmp_path, model):
     path = tmp_path / "m.onnx"
     path.write_bytes(model.SerializeToString())
     with pytest.raises(InvalidModel, match=r"'product' \(MatMul\) reads 'w'"):
+        load.load(path)
+
+
+def test_nodes_out_of_order_are_sorted(tmp_path):
+    """onnxruntime's float16 converter appends the Casts of inputs; onnxruntime runs such a file."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 4] u, bool c) => (float[N, 4] y) {
+            late = Add (first, branch)
+            branch = If (c) <
+                then_branch = then () => (float[N, 4] t) { t = Neg (two)  two = Mul (first, first) },
+                else_branch = other () => (float[N, 4] e) { e = Abs (first) }>
+            y = Relu (late)
+            first = Sigmoid (u)
+        }"""
+    source = onnx.parser.parse_model(text)
+    before = source.SerializeToString(deterministic=True)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(before)
+    for made in (load.load(path), put_in_order(source, copy=True)):
+        assert [n.op_type for n in made.graph.node] == ["Sigmoid", "If", "Add", "Relu"]
+        assert [n.op_type for n in made.graph.node[1].attribute[0].g.node] == ["Mul", "Neg"]
+        onnx.checker.check_model(made)
+        assert put_in_order(made, copy=True) is made
+    assert source.SerializeToString(deterministic=True) == before
+
+
+def test_nodes_that_wait_for_each_other_are_refused(tmp_path, model):
+    node = model.graph.node.add(op_type="Neg", input=["loop_b"], output=["loop_a"])
+    model.graph.node.add(op_type="Neg", input=[node.output[0]], output=["loop_b"])
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InvalidModel, match="reads 'loop_b'"):
         load.load(path)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from mari_onnx.errors import ExternalDataError, ModelNotFound, NotAModel
 from mari_onnx.model import tensors as tensors_
 from mari_onnx.model import wire
+from mari_onnx.model.order import put_in_order
 from mari_onnx.model.structure import check_structure
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def read(path: str | Path) -> Source:
         missing = "operator set" if model.HasField("graph") else "graph"
         raise NotAModel(f"{path} holds no ONNX {missing}", _EXPORT_HINT)
     outside = _resolve_external(model, path)
+    model = put_in_order(model, copy=False)
     check_structure(model)
     return Source(model, path, digest, outside is not None, size + (outside or 0))
 

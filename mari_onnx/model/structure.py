@@ -63,7 +63,7 @@ def check_structure(model: onnx.ModelProto) -> None:
             if name and not scope.sees(name):
                 raise InvalidModel(
                     f"{what} reads {name!r}, which nothing before it writes",
-                    "the graph is incomplete or out of order; export the model anew",
+                    "the graph is incomplete, or its nodes wait for each other; export the model anew",
                 )
         for name in node.output:
             if name and name in scope.names:
