@@ -170,11 +170,7 @@ def _probe(model: onnx.ModelProto, layout: Layout, sinks: Sequence[_Sink], lengt
         at, base = probe.origin[sink.tensor], probe.zeros[sink.tensor]
         slope = probe.ones[sink.tensor] - base
         known = probe.moved(sink.tensor)
-        offsets = np.unique(base[known])
-        following = np.append(offsets[1:], sink.rows)
-        limit = np.minimum(
-            following[np.searchsorted(offsets, base.clip(None, offsets[-1]))] if len(offsets) else 0, sink.rows
-        )
+        limit = _limits(base, slope, np.unique(base[known]), sink.rows)
         high = np.where(slope > 0, (limit - 1 - base) // np.where(slope > 0, slope, 1) + 1, 1)
         if sink.tensor in probe.big:
             far, farther = probe.big[sink.tensor], probe.bigger[sink.tensor]
@@ -184,6 +180,20 @@ def _probe(model: onnx.ModelProto, layout: Layout, sinks: Sequence[_Sink], lengt
         for place, count in zip(at[known] - 1, np.maximum(high, 1)[known], strict=True):
             rows[place] = count if rows[place] == 0 else min(rows[place], count)
     return {name: probe.folded(name, part) for name, part in probe.by_input(rows) if part.any()}
+
+
+def _limits(base: np.ndarray, slope: np.ndarray, offsets: np.ndarray, rows: int) -> np.ndarray:
+    """Where the rows for each place of the ids end: at the next offset that its own rows reach.
+
+    ``id + offset`` has one offset a field, ``id * fields + field`` puts rows of the fields between each other.
+    """
+    found = np.full(base.shape, rows, np.int64)
+    for place in {(int(b), int(s)) for b, s in zip(base.reshape(-1), slope.reshape(-1), strict=True)}:
+        start, step = place[0], max(place[1], 1)
+        later = offsets[(offsets > start) & ((offsets - start) % step == 0)]
+        if len(later):
+            found[(base == start) & (slope == place[1])] = min(int(later[0]), rows)
+    return found
 
 
 def _role(name: str, dtype: np.dtype, scope: Scope, known: Known) -> Domain:

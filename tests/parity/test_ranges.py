@@ -57,6 +57,18 @@ def test_negative_offset_and_slope() -> None:
     assert found(g.model())["ids"].rows == 19
 
 
+def test_fields_between_each_other() -> None:
+    """``id * fields + field``, as DeepFFM has it: an id counts as far as its own rows reach."""
+    g = Graph()
+    g.input("ids", TensorProto.INT64, ["N", 3])
+    g.op("Mul", ["ids", g.weight("fields", np.array(3))], "first")
+    g.op("Add", ["first", g.weight("field", np.array([0, 1, 2]))], "rows")
+    lookup(g, "rows")
+    rows = found(g.model())["ids"].rows
+    assert rows is not None
+    assert rows.ravel().tolist() == [13, 12, 12]
+
+
 def test_modulo_lets_ids_go_beyond_the_table() -> None:
     g = Graph()
     g.op("Mod", [g.input("ids", TensorProto.INT64, ["N"]), g.weight("m", np.array(37))], "row")
