@@ -1,7 +1,7 @@
 """What onnxruntime's CPU kernels are slow at, written another way: the same operators on the same numbers.
 
-    LN(x + y)        its SkipLayerNormalization takes five times as long as an Add and a LayerNormalization; the fusion
-                     looks for an Add, so the sum is a Sum of two
+    LN(x + y)        its SkipLayerNormalization takes five times as long as an Add and a LayerNormalization, but for
+                     short rows; the fusion looks for an Add, so the sum is a Sum of two
     Softmax(x)       in place, with rows that are no multiple of a vector register, it takes two to three times as long:
                      each row's load waits for the masked store of the row before. Behind a Reshape of which
                      onnxruntime cannot tell the result's size it is not computed in place
@@ -23,6 +23,8 @@ from mari_onnx.engine.weigh import volume
 from mari_onnx.model.dims import Size, product
 
 FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE}
+SUMMED = FLOATS | {TensorProto.FLOAT16}
+"""Types of sums that a SkipLayerNormalization would take in; float16 is computed in float32 there, and here."""
 ACTIVATIONS = {"Relu", "Sigmoid", "Tanh", "LeakyRelu"}
 """Operators that onnxruntime computes as a part of a Gemm."""
 VECTOR = 16
@@ -31,6 +33,8 @@ LONG = 160
 """Rows from this length on hardly notice."""
 WIDE = 64
 """Elements behind the axes that change places from which it does not matter how they are moved."""
+NARROW = 8
+"""The width from which SkipLayerNormalization is the slower one; of 4 columns it takes half as long."""
 SMALL = 8192
 """Elements up to which the two Reshapes cost more than they save."""
 
@@ -128,7 +132,10 @@ def _gemm_of_rows(b: Builder, source: Node, add: Node, bias: Tensor, last: Node)
 
 def _normalized(node: Node, readers: Sequence[Node | None]) -> bool:
     """Whether a LayerNormalization reads a sum: as one operator, or as the mean and what is left without it."""
-    if node.proto.op_type != "Add" or node.proto.domain or node.outputs[0].dtype not in FLOATS:
+    if node.proto.op_type != "Add" or node.proto.domain or node.outputs[0].dtype not in SUMMED:
+        return False
+    shape = node.outputs[0].shape
+    if shape and isinstance(shape[-1], int) and shape[-1] < NARROW:
         return False
     ops = {node.proto.op_type if node is not None else "" for node in readers}
     return "LayerNormalization" in ops or {"ReduceMean", "Sub"} <= ops

@@ -78,11 +78,13 @@ def test_a_bias_of_many_rows_is_a_gemms() -> None:
     assert ops[ops.index("Gemm") + 1] == "Relu"
 
 
-def test_a_normalized_sum_is_a_sum() -> None:
-    g = Graph(18)
-    x = g.Relu(_mixed(g, 4, 3))
-    g.output(g.LayerNormalization(g.Add(x, g.Tanh(x)), g.weight(3), g.weight(3)))
-    assert "Sum" in _ops(g)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("width", [4, 8])
+def test_a_normalized_sum_is_a_sum_where_rows_are_not_short(width: int, dtype: type) -> None:
+    g = Graph(18, dtype)
+    x = g.Relu(_mixed(g, 4, width))
+    g.output(g.LayerNormalization(g.Add(x, g.Tanh(x)), g.weight(width), g.weight(width)))
+    assert ("Sum" in _ops(g)) == (width == 8)
     assert "Sum" not in _ops(g, target="cuda")
 
 

@@ -17,7 +17,7 @@ def _grown(monkeypatch: pytest.MonkeyPatch, g: Graph) -> tuple[Rewrite, Rewrite]
     return first, check(g, weighed=True)
 
 
-def _interacting(layers: int, fields: int = 6, width: int = 16) -> Graph:
+def _interacting(layers: int, fields: int = 20, width: int = 16) -> Graph:
     """Self-attention over fields of both sides: every layer is a grid of blocks."""
     g = Graph()
     x = g.Concat(g.user(fields, width), g.item(2, width), axis=1)

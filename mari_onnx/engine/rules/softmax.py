@@ -47,7 +47,7 @@ from mari_onnx.engine.value import (
     rename,
     within,
 )
-from mari_onnx.engine.weigh import COPY, ELEMENT, MASKED, SPREAD, element, node_cost, volume
+from mari_onnx.engine.weigh import CALL, COPY, ELEMENT, MASKED, SPREAD, element, node_cost, volume
 from mari_onnx.engine.write import as_block, as_leaf, opened
 
 WIDTH = 16
@@ -138,7 +138,9 @@ def _whole_grid(b: Builder, grid: Cat, k: Axis, order: list[Axis]) -> Body | Non
     kinds = {axes_of(row) - {p.sub} for p, row in rows}
     if len(kinds) != 1 or len(rows) < 2 or (places is not None and any(isinstance(row, Leaf) for _, row in rows)):
         return None
-    if places is None or COPY * volume(axes_of(grid)) > ROWS * node_cost():
+    # the product with V is one batched MatMul then, not one for each kind of rows
+    calls = CALL * volume(axes_of(grid) - {grid.axis, k}) * (len(rows) - 1)
+    if places is None or COPY * volume(axes_of(grid)) > ROWS * node_cost() + calls:
         return None
     inner = Axis(len(places))
     parts = []

@@ -1,0 +1,23 @@
+"""Quantization by what a tensor holds at run time.
+
+    DynamicQuantizeLinear   scale and zero point follow from the smallest and the largest element of x (and 0), so an
+                            element that is there N times counts as one: f(broadcast(x)) = broadcast(f(x))
+"""
+
+from __future__ import annotations
+
+from onnx import TensorProto
+
+from mari_onnx.engine.context import Context, from_tensor, rule
+from mari_onnx.engine.value import Leaf, Value
+from mari_onnx.engine.write import as_leaf
+
+
+@rule("DynamicQuantizeLinear")
+def dynamic(ctx: Context) -> list[Value]:
+    """On the positions that differ. Parts of a Cat are put together: the range is that of all of them."""
+    x = ctx.input(0)
+    leaf = as_leaf(ctx.b, x.body, [a for group in x.known for a in group])
+    kinds = [TensorProto.UINT8, TensorProto.FLOAT, TensorProto.UINT8]
+    y, scale, zero = ctx.b.copy(ctx.node, [leaf.tensor], kinds, [leaf.tensor.shape, (), ()])
+    return [ctx.value(x.known, Leaf(y, leaf.axes), y.dtype), from_tensor(scale), from_tensor(zero)]
