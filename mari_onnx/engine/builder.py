@@ -120,6 +120,8 @@ class Builder:
         self.fixed: dict[str, int] = {}
         self.origin = ""
         self.label = "t"
+        self.rows = {"N"}
+        """Symbols of the candidates, and in the layout [R, N, ..] of the requests."""
         self.shortest = 0
         """What a dimension of an input, other than the candidates', is at least."""
         self.notes: list[str] = []
@@ -354,7 +356,7 @@ class Builder:
         return size.substitute(self.fixed) if isinstance(size, Dim) else size
 
     def least(self, size: Size) -> int | None:
-        """The smallest that a size can be. At least 1 candidate; a history, and what the run tells, may be 0."""
+        """The smallest that a size can be. At least 1 of `rows`; a history, and what the run tells, may be 0."""
         size = self.literal(size)
         if isinstance(size, int):
             return size
@@ -365,7 +367,7 @@ class Builder:
             if factor < 0:
                 return None
             told = any(name.startswith("?") for name in monomial)
-            total += factor if set(monomial) <= {"N"} else 0 if told else factor * self.shortest
+            total += factor if set(monomial) <= self.rows else 0 if told else factor * self.shortest
         return total
 
     def filled(self, size: Size) -> bool:

@@ -152,6 +152,8 @@ def _input(walk: Walk, info: onnx.ValueInfoProto, sides: Sides, names: set[str |
             # beside tagged inputs, a free dimension that the exporter happened to call N is not the candidates'
             name = "N (free)" if sides and dim.dim_param == "N" else dim.dim_param
             shape.append(Dim.symbol(name or f"{info.name}[{i}]"))
+    if N in shape:
+        b.rows |= {symbol for size in shape[: shape.index(N)] if isinstance(size, Dim) for symbol in size.symbols}
     axes = [Axis(size) if size != 1 else None for size in shape]
     groups: tuple[Group, ...] = tuple((a,) if a is not None else () for a in axes)
     lifted = side == "user" and len(shape) > at and shape[at] == N
