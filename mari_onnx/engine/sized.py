@@ -8,8 +8,15 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
+from mari_onnx.engine.builder import evaluate as evaluate_node
 from mari_onnx.model.dims import Size, evaluate, symbols
 
+ROUNDS = 4
+"""How often shapes may follow from sizes, and these from shapes."""
+MOVING = {
+    "Add", "Cast", "Concat", "Div", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze",
+}  # fmt: skip
+"""What graphs do with sizes."""
 SMALL = 1024
 """Elements up to which a constant is read."""
 INTS = (TensorProto.INT64, TensorProto.INT32)
@@ -52,17 +59,53 @@ def shapes(
             light.input.append(helper.make_tensor_value_info(proto.name, proto.data_type, list(proto.dims)))
     imports = [helper.make_opsetid("", opset)]
     imports += [helper.make_opsetid(d, 1) for d in {n.domain for n in light.node} - {"", "ai.onnx"}]
-    model = helper.make_model(light, opset_imports=imports)
+    known = integers(graph) | {proto.name: numpy_helper.to_array(proto) for proto in light.initializer}
+    found: dict[str, Shape] = {proto.name: tuple(proto.dims) for proto in graph.initializer if proto.name not in given}
+    for _ in range(ROUNDS):
+        found |= _inferred(helper.make_model(light, opset_imports=imports))
+        more = _sizes(light, found, known, opset)
+        if not more:
+            break
+        known |= more
+        left = [node for node in light.node if node.output[0] not in more]
+        del light.node[:]
+        light.node.extend(left)
+        light.initializer.extend(numpy_helper.from_array(array, name) for name, array in more.items())
+    return found
+
+
+def _inferred(model: onnx.ModelProto) -> dict[str, Shape]:
     try:
         done = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception:  # of pybind, one class an error
         return {}
-    found: dict[str, Shape] = {proto.name: tuple(proto.dims) for proto in graph.initializer if proto.name not in given}
+    found: dict[str, Shape] = {}
     for info in [*done.input, *done.value_info]:
         if info.type.HasField("tensor_type") and info.type.tensor_type.HasField("shape"):
             dims = info.type.tensor_type.shape.dim
             found[info.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
     return found
+
+
+def _sizes(
+    light: onnx.GraphProto, found: Mapping[str, Shape], known: Mapping[str, np.ndarray], opset: int
+) -> dict[str, np.ndarray]:
+    """Integers that sizes tell and inference has not followed, where a shape is open for want of them."""
+    if all(None not in found.get(o, (None,)) for node in light.node for o in node.output if o):
+        return {}
+    told: dict[str, np.ndarray] = {}
+    for node in light.node:
+        arrays = [told[i] if i in told else known.get(i) for i in node.input]
+        shape = found.get(node.input[0], (None,)) if node.op_type == "Shape" else (None,)
+        if None not in shape:
+            ends = {a.name: a.i for a in node.attribute}
+            told[node.output[0]] = np.asarray(shape[ends.get("start", 0) : ends.get("end", len(shape))], np.int64)
+        elif node.op_type in MOVING and node.input and all(array is not None for array in arrays):
+            try:
+                told[node.output[0]] = evaluate_node(node, arrays, opset)
+            except Exception:  # of numpy and the evaluator, many kinds
+                continue
+    return told
 
 
 def integers(graph: onnx.GraphProto) -> dict[str, np.ndarray]:

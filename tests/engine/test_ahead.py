@@ -121,6 +121,17 @@ def test_a_concat_with_rows_fails_at_one_candidate() -> None:
     assert not runs(g)
 
 
+def test_shapes_behind_sizes_that_inference_does_not_follow() -> None:
+    """As dynamo writes views: the size of the batch as a number, and as a vector again, in the target of a Reshape."""
+    g = Graph(17, dtype=np.float32)
+    x = g.user(8)
+    size = g.Reshape(g.Squeeze(g.Shape(x, start=0, end=1)), g.const([-1], np.int64))
+    rows = g.Reshape(x, g.Concat(size, g.const([1, 8], np.int64), axis=0))
+    hidden = g.Relu(g.Gemm(g.Squeeze(rows), g.weight(8, 6)))
+    g.output(g.MatMul(g.Concat(hidden, g.item(2), axis=1), g.weight(8, 2)))
+    lifted(g, rewritten(g), per_candidate=2 * 2)
+
+
 @pytest.mark.parametrize("opset", [11, 13, 17])
 def test_a_gemm_takes_the_vector_for_a_row(opset: int) -> None:
     g = Graph(opset, dtype=np.float32)
