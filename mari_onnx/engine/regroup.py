@@ -126,10 +126,10 @@ def _repeats(p: Part, outer: int, last: int) -> bool:
 
 
 def _ragged(b: Builder, cat: Cat, new: Sequence[Axis], inner: int) -> Cat | None:
-    """Rows of one part together, each of the few rows in which parts meet by itself."""
+    """Rows that vary alike together, each of the few rows in which parts that do not meet by itself."""
     cat = opened(cat)
-    owner = {q: k for k, p in enumerate(cat.parts) for q in p.at}
-    rows: dict[int, list[int]] = {}
+    owner = {q: axes_of(p.body) - {p.sub} for p in cat.parts for q in p.at}
+    rows: dict[frozenset[Axis], list[int]] = {}
     mixed: list[int] = []
     for r in range(static(new[0].size)):
         found = {owner[q] for q in range(r * inner, (r + 1) * inner)}
@@ -144,6 +144,8 @@ def _ragged(b: Builder, cat: Cat, new: Sequence[Axis], inner: int) -> Cat | None
         sub = Axis(len(at)) if len(at) > 1 else None
         whole = Axis(len(at) * inner)
         body = take(b, cat, cat.axis, [q for r in at for q in range(r * inner, (r + 1) * inner)], whole)
+        if len(at) > 1 and isinstance(body, Cat) and body.axis is whole:
+            body = _whole(b, body)  # parts that vary alike
         parts.append(Part(tuple(at), sub, split(b, body, whole, [*([sub] if sub else []), *new[1:]])))
     return Cat(new[0], tuple(parts))
 

@@ -448,3 +448,13 @@ def test_a_dimension_that_the_run_tells_to_be_one() -> None:
     row = g.squeeze(g.Gather(g.Relu(g.user(5, 4)), place, axis=1), [1])
     g.output(g.MatMul(g.Concat(row, g.item(2), axis=1), g.weight(6, 3)))
     lifted(g, per_candidate=2 * 3)
+
+
+def test_groups_of_fields_in_which_few_sides_meet() -> None:
+    """Twelve fields as four groups of three: groups of one side are apart, though each has several fields."""
+    g = Graph(18)
+    fields = [g.unsqueeze(f(4), 1) for f in [g.user] * 5 + [g.item] * 4 + [g.user] * 3]
+    groups = g.reshape(g.Concat(*fields, axis=1), -1, 4, 12)
+    y = g.InstanceNormalization(groups, g.weight(4), g.weight(4))
+    g.output(g.MatMul(g.reshape(y, -1, 48), g.weight(48, 3)))
+    lifted(g, per_candidate=24 * 3)
