@@ -56,7 +56,7 @@ def _reshape(b: Builder, t: Tensor, shape: tuple[Size, ...]) -> Tensor:
     if target.count(-1) > 1 or (-1 in target and any(target[i] != -1 for i in bare)):
         # beside a dimension of 0 -1 could be anything, and a 0 that is computed may copy another dimension
         sizes = [-1 if bare == [i] else s for i, s in enumerate(shape)]
-        zero = 1 if b.opset >= 14 and len(bare) > 1 else None
+        zero = 1 if b.opset >= 14 and len(bare) != 1 else None
         return b.emit("Reshape", [t, b.sizes(sizes)], shape, attrs={"allowzero": zero})
     return b.emit("Reshape", [t, b.ints(target)], shape)
 
