@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import AttributeProto, NodeProto
 
-from mari_onnx.engine import rules  # noqa: F401  fills the table
-from mari_onnx.engine.ahead import reading
+from mari_onnx.engine import (
+    ahead,
+    rules,  # noqa: F401  fills the table
+    unread,
+)
 from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.context import from_tensor
 from mari_onnx.engine.cost import Cost, graph_cost
@@ -126,7 +129,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options, opsets: dic
         reason = f"the user input {both[0]!r} is an output too, and must keep its N rows"
         return Rewrite(model, False, [], reason=reason)
     sizes = {name: walk.env[name].shape for name in inputs if walk.env[name].groups is not None}
-    with reading(graph, sizes, opsets[""]):
+    with ahead.reading(graph, sizes, opsets[""]), unread.reading(graph, sizes, opsets[""]):
         for node in graph.node:
             _visit(walk, node)
     wanted = [(o.name, walk.inputs.get(o.name) or _output(walk, walk.env[o.name])) for o in graph.output]

@@ -73,7 +73,7 @@ class Ahead:
         return self._axes
 
     def _look(self) -> dict[str, tuple[int, ...]]:
-        self.nodes = _needed(self.graph)
+        self.nodes = needed(self.graph)
         self.squeezes = {node.output[0]: node.input[0] for node in self.nodes if bare(node)}
         if not self.squeezes:
             return {}
@@ -144,7 +144,7 @@ class Ahead:
         return (shape, here) if shape is not None and here is not None else None
 
 
-def _needed(graph: onnx.GraphProto) -> list[NodeProto]:
+def needed(graph: onnx.GraphProto) -> list[NodeProto]:
     """Nodes that an output needs: others are not run."""
     wanted = {o.name for o in graph.output}
     found = []

@@ -21,6 +21,15 @@ SMALL = 1024
 """Elements up to which a constant is read."""
 INTS = (TensorProto.INT64, TensorProto.INT32)
 
+BROADCAST = frozenset({
+    "Abs", "Add", "And", "Cast", "Div", "Equal", "Erf", "Greater", "GreaterOrEqual", "Identity", "IsInf", "IsNaN",
+    "Less", "LessOrEqual", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pow", "Reciprocal", "Relu", "Sigmoid", "Softmax",
+    "Sqrt", "Sub", "Tanh", "Where", "Xor",
+})  # fmt: skip
+MOVING = frozenset({
+    "Concat", "Expand", "Flatten", "Gather", "Pad", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+})  # fmt: skip
+
 Shape = tuple[int | None, ...]
 """None as a dimension is one that is not known."""
 Inputs = Mapping[str, Sequence[Size] | None]
@@ -123,6 +132,52 @@ def integers(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
         if proto.data_type in INTS and _elements(proto.dims) <= SMALL:
             found[name] = numpy_helper.to_array(proto)
     return found
+
+
+def told(
+    node: NodeProto, sizes: Sequence[tuple[int, ...] | None], constants: Sequence[np.ndarray | None], opset: int
+) -> dict[str, Shape]:
+    """Shapes of results that onnx's inference does not tell, as it follows no slices of shapes.
+
+    sizes, constants: of the inputs, as far as they are known.
+    """
+    op, inputs, outputs = node.op_type, list(node.input), list(node.output)
+    if not sizes or sizes[0] is None:
+        return {}
+    first = sizes[0]
+    attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    listed = constants[1] if len(inputs) > 1 else np.asarray(attrs.get("split", attrs.get("axes", ())))
+    found: tuple[int, ...] | None = None
+    if op == "Split" and listed is not None:
+        axis = attrs.get("axis", 0) % len(first)
+        even = first[axis] // len(outputs)
+        parts = [int(c) for c in listed.reshape(-1)] or [even] * len(outputs)
+        if len(parts) != len(outputs) or sum(parts) != first[axis]:
+            return {}
+        return {o: (*first[:axis], part, *first[axis + 1 :]) for o, part in zip(outputs, parts, strict=True)}
+    if len(outputs) > 1:
+        return {}
+    if op in ("ReduceMean", "ReduceSum"):
+        if listed is not None and listed.size and attrs.get("keepdims", 1):
+            axes = {int(a) % len(first) for a in listed.reshape(-1)}
+            found = tuple(1 if i in axes else d for i, d in enumerate(first))
+    elif op in BROADCAST:
+        known = [s for s in sizes if s is not None]
+        found = np.broadcast_shapes(*known) if len(known) == len(sizes) else None
+    elif op == "MatMul" and sizes[1] is not None and min(len(first), len(sizes[1])) > 1:
+        found = (*np.broadcast_shapes(first[:-2], sizes[1][:-2]), first[-2], sizes[1][-1])
+    elif op in MOVING:
+        blank = [np.zeros(s, np.float32) if s is not None else None for s in sizes]
+        rest = blank[1:] if op == "Concat" else list(constants[1:])
+        if op == "Pad" and len(rest) > 1:
+            rest[1] = np.zeros((), np.float32)
+        if any(array is None and name for array, name in zip(rest, inputs[1:], strict=True)):
+            return {}
+        try:
+            found = evaluate_node(node, [blank[0], *rest], opset).shape
+        except Exception:  # whatever the reference evaluator raises
+            return {}
+    return {outputs[0]: tuple(int(d) for d in found)} if found is not None else {}
 
 
 def has_graphs(node: NodeProto) -> bool:

@@ -8,7 +8,8 @@ and the weights of block p are g_p P_p: where a_p is the user's alone, P_p and i
 
 A block of a large finite constant c (-1e9) has weights of exactly 0 too where its row provably has another score above
 c by more than the range of exp: `bounds` says how large scores can be, the constant mask of the block beside it which
-of a row's scores count. A row without such a score (all of it masked: its weights are all equal) is left as it is.
+of a row's scores count. A row without such a score (all of it masked: its weights are all equal) is left as it is,
+unless it is a padded one that no output reads (`unread`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from mari_onnx.engine.positions import neat, take
 from mari_onnx.engine.rules.reduce import extreme, unary
 from mari_onnx.engine.shift import RANGE, unshifted
 from mari_onnx.engine.spans import span
+from mari_onnx.engine.unread import unread
 from mari_onnx.engine.value import (
     Axis,
     Body,
@@ -75,7 +77,13 @@ def softmax(ctx: Context) -> list[Value | None]:
     if k is None:
         return run(ctx, MAPPED["", "Softmax"](ctx))
     order = list(x.axes)
+    before = len(ctx.b.notes)
     body = _rows(ctx.b, x.body, k, order)
+    if MASKED_ROWS in ctx.b.notes[before:]:
+        floor = unread(ctx.node.output[0])
+        if floor > -math.inf:
+            del ctx.b.notes[before:]
+            body = _rows(ctx.b, x.body, k, order, floor)
     return [ctx.value(x.known, body, x.dtype)]
 
 
@@ -96,36 +104,39 @@ def _row_axis(ctx: Context, x: Value) -> Axis | None:
     return row[0] if len(row) == 1 else None
 
 
-def _rows(b: Builder, body: Body, k: Axis, order: list[Axis]) -> Body:
-    """Softmax along ``k``: row blocks apart, then the blocks within a row."""
+def _rows(b: Builder, body: Body, k: Axis, order: list[Axis], floor: float = -math.inf) -> Body:
+    """Softmax along ``k``: row blocks apart, then the blocks within a row.
+
+    floor: what the largest score of each row is at least.
+    """
     if isinstance(body, Cat):
         tidy = neat(b, body, order)
         if not isinstance(tidy, Cat):
-            return _rows(b, tidy, k, order)
+            return _rows(b, tidy, k, order, floor)
         p = tidy.parts[0]
         if len(tidy.parts) == 1 and tidy.axis is k and p.sub is not None:
-            return Cat(k, (Part(p.at, p.sub, _rows(b, p.body, p.sub, within(order, k, p.sub))),), True)
+            return Cat(k, (Part(p.at, p.sub, _rows(b, p.body, p.sub, within(order, k, p.sub), floor)),), True)
         if tidy.axis is not k:
-            whole = _whole_grid(b, tidy, k, order)
+            whole = _whole_grid(b, tidy, k, order, floor)
             if whole is not None:
                 return whole
             parts = []
             for p in tidy.parts:
-                parts.append(Part(p.at, p.sub, _rows(b, p.body, k, within(order, tidy.axis, p.sub))))
+                parts.append(Part(p.at, p.sub, _rows(b, p.body, k, within(order, tidy.axis, p.sub), floor)))
             return Cat(tidy.axis, tuple(parts), True)
-        return _row(b, tidy, order)
+        return _row(b, tidy, order, floor)
     assert isinstance(body, Leaf)
     return _plain(b, unshifted(b, body, k), k)
 
 
-def _whole_grid(b: Builder, grid: Cat, k: Axis, order: list[Axis]) -> Body | None:
+def _whole_grid(b: Builder, grid: Cat, k: Axis, order: list[Axis], floor: float) -> Body | None:
     """A grid of scores of which no block saves anything, as one tensor with its blocks in order; None for any other."""
     rows = []
     places: tuple[int, ...] | None = None
     for p in grid.parts:
         row = opened(p.body) if isinstance(p.body, Cat) else p.body
         if isinstance(row, Cat):
-            if row.axis is not k or any(not isinstance(q.body, Leaf) for q in row.parts) or _pays(b, row):
+            if row.axis is not k or any(not isinstance(q.body, Leaf) for q in row.parts) or _pays(b, row, floor):
                 return None
             row = as_block(b, row, within(order, grid.axis, p.sub))
             (q,) = row.parts
@@ -156,9 +167,9 @@ def _whole_grid(b: Builder, grid: Cat, k: Axis, order: list[Axis]) -> Body | Non
     return Cat(grid.axis, (Part(part.at, part.sub, Cat(k, (weights,), True)),), True)
 
 
-def _pays(b: Builder, row: Cat) -> bool:
+def _pays(b: Builder, row: Cat, floor: float) -> bool:
     """Whether a row's blocks save anything: weights that are 0, a row of the user's alone, or a long user block."""
-    axis, patterns = _weightless(b, row)
+    axis, patterns = _weightless(b, row, floor)
     if axis is not None or any(patterns[0][0]):
         return True
     kinds = [axes_of(p.body) - {p.sub} for p in row.parts]
@@ -197,25 +208,25 @@ def _share(b: Builder, leaf: Leaf, size: int) -> Leaf:
     return Leaf(one if size == 1 else emit.binary(b, "Mul", one, share), leaf.axes)
 
 
-def _row(b: Builder, cat: Cat, order: list[Axis]) -> Body:
+def _row(b: Builder, cat: Cat, order: list[Axis], floor: float) -> Body:
     """Softmax along the Cat's own axis: blocks without weight apart, rows apart in which they differ."""
     cat = opened(cat)
-    axis, patterns = _weightless(b, cat)
+    axis, patterns = _weightless(b, cat, floor)
     if axis is None:
-        return _live(b, cat, patterns[0][0], order)
+        return _live(b, cat, patterns[0][0], order, floor)
     parts = []
     for dead, at in patterns:
         sub = Axis(len(at)) if len(at) > 1 else None
         row = take(b, cat, axis, at, sub)
         assert isinstance(row, Cat)
-        parts.append(Part(tuple(at), sub, _live(b, row, dead, within(order, axis, sub))))
+        parts.append(Part(tuple(at), sub, _live(b, row, dead, within(order, axis, sub), floor)))
     return Cat(axis, tuple(parts), True)
 
 
 Pattern = tuple[tuple[bool, ...], list[int]]
 
 
-def _weightless(b: Builder, cat: Cat) -> tuple[Axis | None, list[Pattern]]:
+def _weightless(b: Builder, cat: Cat, floor: float) -> tuple[Axis | None, list[Pattern]]:
     """Which parts have weights of exactly 0, and the rows (positions along an axis) for which that holds."""
     highs: list[tuple[np.ndarray, tuple[Axis | None, ...]]] = []
     lows: list[tuple[np.ndarray, tuple[Axis | None, ...]]] = []
@@ -234,7 +245,7 @@ def _weightless(b: Builder, cat: Cat) -> tuple[Axis | None, list[Pattern]]:
         return None, [(sure, [])]
     axis = rows.pop() if rows else None
     flat = [[_along(array, axes, axis) for array, axes in side] for side in (highs, lows)]
-    best = np.max(np.broadcast_arrays(*flat[1]), axis=0)
+    best = np.maximum(np.max(np.broadcast_arrays(*flat[1]), axis=0), floor)
     with np.errstate(invalid="ignore"):
         dead = [np.isneginf(high) | (high < best - RANGE) for high in flat[0]]
         if any(np.any((high < -RANGE) & ~off) for high, off in zip(flat[0], dead, strict=True)):
@@ -272,7 +283,7 @@ def _along(array: np.ndarray, axes: tuple[Axis | None, ...], axis: Axis | None) 
     return array.reshape(-1) if axis is not None and axis in axes else array.reshape(-1)[:1]
 
 
-def _live(b: Builder, cat: Cat, weightless: tuple[bool, ...], order: list[Axis]) -> Body:
+def _live(b: Builder, cat: Cat, weightless: tuple[bool, ...], order: list[Axis], floor: float) -> Body:
     """Softmax along the Cat's own axis; parts without weight are 0 and take no part."""
     dead = [p for p, off in zip(cat.parts, weightless, strict=True) if off]
     live = [p for p, off in zip(cat.parts, weightless, strict=True) if not off]
@@ -283,19 +294,19 @@ def _live(b: Builder, cat: Cat, weightless: tuple[bool, ...], order: list[Axis])
             if part.sub is None and isinstance(part.body, Leaf):
                 return Cat(cat.axis, (Part(part.at, None, _share(b, next(leaves(part.body)), 1)), *_zeros(dead, zero)))
             inner = within(order, cat.axis, part.sub)
-            body = _rows(b, part.body, part.sub, inner)  # type: ignore[arg-type]
+            body = _rows(b, part.body, part.sub, inner, floor)  # type: ignore[arg-type]
             return Cat(cat.axis, (Part(part.at, part.sub, body), *_zeros(dead, zero)))
         sub = Axis(sum(len(p.at) for p in live))
         places = sorted(q for p in live for q in p.at)
         index = {q: i for i, q in enumerate(places)}
         rest = Cat(sub, tuple(Part(tuple(index[q] for q in p.at), p.sub, p.body) for p in live))
         inner = within(order, cat.axis, sub)
-        body = _live(b, rest, (False,) * len(live), inner)
+        body = _live(b, rest, (False,) * len(live), inner, floor)
         return Cat(cat.axis, (Part(tuple(places), sub, body), *_zeros(dead, zero)))
     if any(isinstance(p.body, Cat) for p in cat.parts):
         other = next(p.body.axis for p in cat.parts if isinstance(p.body, Cat))
         if all(p.sub is not other for p in cat.parts):
-            return _turned(b, cat, other, order)
+            return _turned(b, cat, other, order, floor)
     block = as_block(b, cat, order)
     (part,) = block.parts
     assert isinstance(part.body, Leaf)
@@ -335,7 +346,7 @@ def _zeros(dead: list[Part], zero: Leaf) -> list[Part]:
     return [Part(p.at, p.sub, zero) for p in dead]
 
 
-def _turned(b: Builder, cat: Cat, other: Axis, order: list[Axis]) -> Body:
+def _turned(b: Builder, cat: Cat, other: Axis, order: list[Axis], floor: float) -> Body:
     """The grid with its rows outside: a row's softmax must see all of its columns."""
     cells: dict[tuple[int, ...], list[int]] = {}
     owners: dict[int, list[int]] = {}
@@ -354,7 +365,7 @@ def _turned(b: Builder, cat: Cat, other: Axis, order: list[Axis]) -> Body:
         row = opened(row) if isinstance(row, Cat) else row
         if isinstance(row, Cat) and any(isinstance(p.body, Cat) for p in row.parts):
             row = as_leaf(b, row, inner)  # a grid within the grid
-        parts.append(Part(tuple(at), sub, _rows(b, row, cat.axis, inner)))
+        parts.append(Part(tuple(at), sub, _rows(b, row, cat.axis, inner, floor)))
     return Cat(other, tuple(parts))
 
 
