@@ -13,9 +13,9 @@ from mari_onnx.model.dims import Size, evaluate, symbols
 
 ROUNDS = 4
 """How often shapes may follow from sizes, and these from shapes."""
-MOVING = {
+OF_SIZES = frozenset({
     "Add", "Cast", "Concat", "Div", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze",
-}  # fmt: skip
+})  # fmt: skip
 """What graphs do with sizes."""
 SMALL = 1024
 """Elements up to which a constant is read."""
@@ -109,7 +109,7 @@ def _sizes(
         if None not in shape:
             ends = {a.name: a.i for a in node.attribute}
             told[node.output[0]] = np.asarray(shape[ends.get("start", 0) : ends.get("end", len(shape))], np.int64)
-        elif node.op_type in MOVING and node.input and all(array is not None for array in arrays):
+        elif node.op_type in OF_SIZES and node.input and all(array is not None for array in arrays):
             try:
                 told[node.output[0]] = evaluate_node(node, arrays, opset)
             except Exception:  # of numpy and the evaluator, many kinds
