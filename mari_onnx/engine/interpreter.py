@@ -177,7 +177,9 @@ def _input(walk: Walk, info: onnx.ValueInfoProto, sides: Sides, names: set[str |
 def _packed(
     b: Builder, tensor: Tensor, axes: Sequence[Axis | None], columns: Mapping[str, Sequence[int]], at: int
 ) -> Cat:
-    """``X[N, F]``: the user's columns from row 0, the others as they are."""
+    """``X[N, F]``: the user's columns from row 0, the others as they are. Refuses other layouts."""
+    if len(axes) != 2:
+        raise Decline("only an input [N, F] has columns of several sides")
     rows, across = axes[at], axes[1 - at]
     assert across is not None
     parts = []
