@@ -37,6 +37,8 @@ MOVES = frozenset(
     {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Slice", "Gather", "Tile", "Pad", "Split"}
 )
 """Operators that move the elements of their first input."""
+PICKS = frozenset({"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze"})
+"""Operators that choose elements of shapes."""
 Slots = tuple[np.ndarray, ...]
 
 
@@ -291,6 +293,35 @@ class Tables:
         if array is not None and array.size <= SMALL and array.dtype != object:
             return (str(array.dtype), array.shape, array.tobytes())
         return self._names.get(name, name)
+
+
+def forget(nodes: Sequence[NodeProto], first: Tables, second: Tables) -> None:
+    """What is computed from the number of candidates, other than shapes, is not known: it may differ at a third.
+
+    An element of a shape that is the same at both numbers, however it was picked, is no such number.
+    """
+    picked: set[str] = set()  # elements of shapes
+    counted: set[str] = set()
+    for node in nodes:
+        op = node.op_type
+        values = () if op == "ConstantOfShape" else node.input[:1] if op in ("Expand", "Reshape") else node.input
+        for name in node.output:
+            here, there = first.constant(name), second.constant(name)
+            same = here is not None and there is not None and np.array_equal(here, there)
+            if op in ("Shape", "Size"):
+                picked.add(name)
+                if not same:
+                    counted.add(name)
+            elif op in PICKS and all(x in picked or x not in counted for x in values):
+                if any(x in picked for x in values):
+                    picked.add(name)
+                    if not same:
+                        counted.add(name)
+            elif any(x in counted for x in values):
+                counted.add(name)
+    for tables in (first, second):
+        for name in counted - tables.roots.keys():
+            tables.known.pop(name, None)
 
 
 def _alike(tables: Sequence[Table], out: tuple[int, ...]) -> bool:

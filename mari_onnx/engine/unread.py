@@ -27,14 +27,14 @@ import onnx
 from onnx import NodeProto
 
 from mari_onnx.engine.ahead import needed
-from mari_onnx.engine.bits import MOVES, TRIPS, Slots, Table, Tables, pick, possible, union, ways
+from mari_onnx.engine.bits import MOVES, TRIPS, Slots, Table, Tables, forget, pick, possible, union, ways
 from mari_onnx.engine.flow import Flow
 from mari_onnx.engine.shift import RANGE
 from mari_onnx.engine.sized import Inputs, integers, shapes
 from mari_onnx.engine.sourced import Sourced, sliced
 
 COUNTS = (2, 3)
-"""Numbers of candidates at which it is proven: what holds at both does not hang on the number."""
+"""Numbers of candidates at which it is proven; what is computed from the number itself is not known (`forget`)."""
 DEPTH = 16
 """Operators between a mask and the scores."""
 LARGEST = 1e20
@@ -86,6 +86,7 @@ class Unread:
         sized = [shapes(self.graph, nodes, self.inputs, {}, count, self.opset) for count in COUNTS]
         found = []
         both = [Tables(self.graph, nodes, here, self.opset) for here in sized]
+        forget(nodes, *both)
         for i, tables in enumerate(both):
             sourced = Sourced(self.graph, nodes, tables.shapes, both[1 - i].shapes, tables)
             facts = {}

@@ -233,21 +233,23 @@ def histories(model: Model, n: int) -> Iterator[dict[str, np.ndarray]]:
         yield feeds
 
 
-def compared(plan: Plan, tolerance: float = 1e-9) -> tuple[Model, Rewrite]:
+def compared(
+    plan: Plan, tolerance: float = 1e-9, counts: tuple[int, ...] = (1, 3), model: type[Model] = Model
+) -> tuple[Model, Rewrite]:
     """Rewritten, and compared with the source on all histories."""
-    model = Model(plan)
-    source = model.g.model()
+    made = model(plan)
+    source = made.g.model()
     with unweighed():
-        result = rewrite(source, model.g.sides, Options())
-    for n in (1, 3):
-        for i, feeds in enumerate(itertools.islice(histories(model, n), 2 if n == 1 else None)):
-            users = {k for k, v in model.g.inputs.items() if v.side == "user"}
+        result = rewrite(source, made.g.sides, Options())
+    for n in counts:
+        for i, feeds in enumerate(itertools.islice(histories(made, n), 2 if n == 1 else None)):
+            users = {k for k, v in made.g.inputs.items() if v.side == "user"}
             whole = {k: np.repeat(v, n, axis=0) if k in users else v for k, v in feeds.items()}
             wanted = run(source, whole)
             have = run(result.model, feeds if result.changed else whole)
-            for name, a, b in zip(model.g.outputs, wanted, have, strict=True):
+            for name, a, b in zip(made.g.outputs, wanted, have, strict=True):
                 same(a, b, tolerance, f"{name} of history {i} at N={n}: {plan}")
-    return model, result
+    return made, result
 
 
 def declined(result: Rewrite) -> bool:
@@ -315,6 +317,25 @@ def test_scores_without_a_bound_stay() -> None:
             proto.raw_data = array.tobytes()
     with unweighed():
         result = rewrite(model.g.model(), model.g.sides, Options())
+    assert declined(result)
+
+
+class Counting(Model):
+    """Its last layer's padding weighs nothing for few candidates only."""
+
+    def masked(self, scores: str, plan: Plan) -> str:
+        g = self.g
+        low = self.number(BIG["1e9"])
+        padded = low
+        if plan.low == "min":
+            n = g.Gather(g.Shape(self.ids), g.const(np.array(0)), axis=0)
+            padded = g.Where(g.Less(n, g.const(np.array(4))), low, self.number(-1.0))
+        columns = g.unsqueeze(self.all_bits(plan.pad), 1)
+        return g.Where(g.const(self.hidden(plan.seen)[None]), low, g.Where(columns, padded, scores))
+
+
+def test_masks_that_hang_on_the_number_of_candidates_stay() -> None:
+    result = compared(Plan(odd="low=min"), counts=(1, 3, 5), model=Counting)[1]
     assert declined(result)
 
 
