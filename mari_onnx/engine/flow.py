@@ -267,7 +267,8 @@ class Flow:
         if op in ("Sqrt", "Reciprocal"):
             return self._positive(inputs[0])
         if op == "Div":
-            return inputs[1] not in self.taint or self._positive(inputs[1])
+            divisor = self.tables.constant(inputs[1])
+            return self._positive(inputs[1]) if divisor is None else bool(np.all(divisor != 0))
         if op == "Pow":
             exponent = self.tables.constant(inputs[1])
             return exponent is not None and exponent.size == 1 and float(exponent.reshape(())) in (1.0, 2.0, 3.0)

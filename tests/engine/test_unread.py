@@ -339,6 +339,34 @@ def test_masks_that_hang_on_the_number_of_candidates_stay() -> None:
     assert declined(result)
 
 
+class Divided(Model):
+    """Padded tokens are divided by 0, which is finite behind a Tanh as long as nothing is 0 itself."""
+
+    def layer(self, x: str, plan: Plan) -> str:
+        g = self.g
+        one = self.number(1.0)
+        gaps = g.unsqueeze(g.Concat(*self.order([self.floats, self.ones()]), axis=1), 2)
+        return g.Tanh(g.Div(g.Relu(g.Add(super().layer(x, plan), one)), gaps))
+
+    def ones(self) -> str:
+        g = self.g
+        items = g.Cast(self.items, to=11)
+        return g.Add(g.Mul(items, self.number(0.0)), self.number(1.0))
+
+
+def test_rows_that_may_be_divided_by_zero_stay() -> None:
+    """0 / 0 would be NaN in the new model, and NaN times a weight of 0 is NaN."""
+    model, result = compared(Plan(), model=Divided)
+    assert declined(result)
+    for item in range(5):
+        for feeds in histories(model, 3):
+            feeds[model.items][:] = item
+            users = {k for k, v in model.g.inputs.items() if v.side == "user"}
+            whole = {k: np.repeat(v, 3, axis=0) if k in users else v for k, v in feeds.items()}
+            for a, b in zip(run(model.g.model(), whole), run(result.model, feeds), strict=True):
+                same(a, b, 1e-9, f"items {item}")
+
+
 @st.composite
 def plans(draw: Draw) -> Plan:
     readers = ("items", "valid", "chosen", "pooled", "product", "target", "max")
