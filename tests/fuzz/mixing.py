@@ -115,7 +115,9 @@ def softmax(f: Forge) -> Made:
     x, shape = f.x(lambda s: bool(s))
     if not shape:
         return None
-    axis = f.sign(f.int(0, len(shape) - 1), len(shape))
+    # before opset 13 all axes from this one on are one, which onnx's evaluator does not know
+    first = 0 if f.g.opset >= 13 else len(shape) - 1
+    axis = f.sign(f.int(first, len(shape) - 1), len(shape))
     return f.put(getattr(f.g, f.one("Softmax", "Softmax", "LogSoftmax"))(x, axis=axis), shape)
 
 
