@@ -23,7 +23,7 @@ from onnx.backend.test.case import node as standard
 from onnx.reference import ReferenceEvaluator
 
 from mari_onnx.engine import Options, Rewrite, rewrite
-from mari_onnx.engine.builder import RANDOM
+from mari_onnx.engine.nodes import RANDOM
 from mari_onnx.sides import Sides
 from tests.engine.graphs import unweighed
 from tests.fuzz.oracle import Fault, strictly

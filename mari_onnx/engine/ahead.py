@@ -24,9 +24,9 @@ from contextvars import ContextVar
 import onnx
 from onnx import NodeProto
 
-from mari_onnx.engine.builder import captures
+from mari_onnx.engine.nodes import captures, graphs
 from mari_onnx.engine.peek import FAILS, Operand, peek
-from mari_onnx.engine.sized import Inputs, Shape, has_graphs, integers, shapes
+from mari_onnx.engine.sized import Inputs, Shape, integers, shapes
 
 SOME = 7
 """A number of candidates at which no dimension is 1 that is not always."""
@@ -112,7 +112,7 @@ class Ahead:
         origins: dict[str, frozenset[str]] = {}
         stuck: set[str] = set()
         for node in self.nodes:
-            inner = captures(node) if has_graphs(node) else []
+            inner = captures(node) if any(graphs(node)) else []
             behind = [name for name in [*node.input, *inner] if name in actual]
             own = {node.output[0]} if bare(node) else set()
             if not behind and not own:
@@ -152,7 +152,7 @@ def needed(graph: onnx.GraphProto) -> list[NodeProto]:
         if any(o in wanted for o in node.output):
             found.append(node)
             wanted.update(node.input)
-            if has_graphs(node):
+            if any(graphs(node)):
                 wanted.update(captures(node))
     return found[::-1]
 

@@ -20,8 +20,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from mari_onnx.engine.builder import evaluate, is_random
-from mari_onnx.engine.sized import SMALL, Shape, has_graphs, told
+from mari_onnx.engine.nodes import evaluate, graphs, is_random
+from mari_onnx.engine.sized import SMALL, Shape, told
 from mari_onnx.model import tensors
 
 LIMIT = 1 << 21
@@ -188,7 +188,7 @@ class Tables:
         key = self._key(node)
         for i, output in enumerate(node.output):
             self._names[output] = (key, i)
-        if has_graphs(node) or is_random(node) or node.domain not in ("", "ai.onnx"):
+        if any(graphs(node)) or is_random(node) or node.domain not in ("", "ai.onnx"):
             return
         if None in self.shapes.get(name, (None,)):
             sizes = [self.shape(x) for x in node.input]
@@ -281,7 +281,7 @@ class Tables:
 
     def _key(self, node: NodeProto) -> object:
         """What a node computes: equal nodes on equal inputs are one."""
-        if is_random(node) or has_graphs(node):
+        if is_random(node) or any(graphs(node)):
             return node.output[0]
         attrs = tuple(sorted(a.SerializeToString() for a in node.attribute))
         names = tuple(self._name(x) for x in node.input)

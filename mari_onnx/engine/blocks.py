@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from mari_onnx.engine.builder import Builder
 from mari_onnx.engine.forms import opens
-from mari_onnx.engine.positions import _pull, neat, take
+from mari_onnx.engine.positions import neat, pull, take
 from mari_onnx.engine.value import Axis, Body, Cat, Leaf, Part, axes_of, is_const, rename, within
 from mari_onnx.engine.weigh import COPY, node_cost, volume
 from mari_onnx.engine.write import as_leaf, opened
@@ -170,7 +170,7 @@ def _all_together(
 
 def _stays(b: Builder, leaf: Leaf, i: int, places: dict[Axis, list[int]]) -> bool:
     axis = leaf.axes[i]
-    return axis in places and places[axis] != sorted(places[axis]) and _pull(b, leaf.tensor, i, places[axis], 4) is None
+    return axis in places and places[axis] != sorted(places[axis]) and pull(b, leaf.tensor, i, places[axis], 4) is None
 
 
 def _varies(body: Body, need: frozenset[Axis]) -> bool:
@@ -195,7 +195,7 @@ def _unsplit(
     for body in bodies:
         if isinstance(body, Leaf) and axis in body.axes and not body.tensor.const:
             i = body.axes.index(axis)
-            if "item" in body.tensor.deps and _pull(b, body.tensor, i, places, 4) is None:
+            if "item" in body.tensor.deps and pull(b, body.tensor, i, places, 4) is None:
                 places = sorted(places)
     sub = Axis(len(places))
     inside = [sub if a is axis else a for a in order]

@@ -7,15 +7,15 @@ output asks for is dropped at the end, so rules may emit alternatives freely.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper
-from onnx.reference import ReferenceEvaluator
 
+from mari_onnx.engine.nodes import RANDOM, evaluate, is_random, rename_subgraphs
 from mari_onnx.engine.value import Axis, Form, Leaf
 from mari_onnx.model import tensors
 from mari_onnx.model.dims import Dim, Size, product, static, symbols
@@ -23,7 +23,6 @@ from mari_onnx.model.dims import Dim, Size, product, static, symbols
 FOLD_LIMIT = 1 << 16
 """Elements up to which a constant may grow when it is folded (an Expand of a scalar is cheaper kept)."""
 
-RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 DOUBTFUL = {
     "LogSoftmax", "LpNormalization", "GRU", "LSTM", "RNN", "Resize", "Upsample", "GridSample", "AffineGrid", "LRN",
     "MaxPool", "AveragePool", "LpPool", "GlobalLpPool", "MaxUnpool", "MaxRoiPool", "RoiAlign", "NonMaxSuppression",
@@ -143,6 +142,15 @@ class Builder:
         self._consts: dict[Any, Tensor] = {}
 
     # ---- names -----------------------------------------------------------------------------------------------------
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Other source nodes may be answered inside; what follows is named after the present one again."""
+        origin, label = self.origin, self.label
+        try:
+            yield
+        finally:
+            self.origin, self.label = origin, label
+
     def unique(self, base: str) -> str:
         k = self._counted.get((False, base), 0)
         name = f"{base}_{k}" if k else base
@@ -374,69 +382,3 @@ class Builder:
         """Whether a dimension has a position, whatever the run."""
         low = self.least(size)
         return low is not None and low > 0
-
-
-def evaluate(proto: NodeProto, arrays: Sequence[np.ndarray | None], opset: int) -> np.ndarray:
-    """One node on arrays, by onnx's reference evaluator. Raises whatever it raises."""
-    node = NodeProto()
-    node.CopyFrom(proto)
-    names = [f"i{k}" if a is not None else "" for k, a in enumerate(arrays)]
-    del node.input[:], node.output[:]
-    node.input.extend(names)
-    node.output.append("o")
-    feeds = {n: a for n, a in zip(names, arrays, strict=True) if a is not None}
-    infos = [onnx.ValueInfoProto(name=n) for n in feeds]
-    graph = helper.make_graph([node], "fold", infos, [onnx.ValueInfoProto(name="o")])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    with np.errstate(all="ignore"):
-        return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
-
-
-def is_random(node: NodeProto) -> bool:
-    """Whether two equal nodes need not compute the same: it draws numbers, or a body of it does."""
-    if node.op_type in RANDOM or (node.op_type == "Dropout" and len(node.input) > 2):
-        return True
-    graphs = [g for a in node.attribute for g in ([a.g] if a.type == AttributeProto.GRAPH else a.graphs)]
-    return any(is_random(inner) for graph in graphs for inner in graph.node)
-
-
-def rename_subgraphs(attribute: AttributeProto, names: dict[str, str]) -> None:
-    """Rename what subgraphs read from outside; what a subgraph defines itself hides an outer name."""
-    graphs = [attribute.g] if attribute.type == AttributeProto.GRAPH else list(attribute.graphs)
-    for graph in graphs:
-        own = {i.name for i in graph.input} | {i.name for i in graph.initializer}
-        own |= {o for node in graph.node for o in node.output}
-        mapping = {k: v for k, v in names.items() if k not in own}
-        for node in graph.node:
-            for i, name in enumerate(node.input):
-                if name in mapping:
-                    node.input[i] = mapping[name]
-            for inner in node.attribute:
-                rename_subgraphs(inner, mapping)
-        for output in graph.output:
-            if output.name in mapping:
-                output.name = mapping[output.name]
-
-
-def captures(node: NodeProto) -> list[str]:
-    """Names that the subgraphs of a node read from outside."""
-    found: dict[str, None] = {}
-
-    def walk(graph: onnx.GraphProto, hidden: frozenset[str]) -> None:
-        own = hidden | {i.name for i in graph.input} | {i.name for i in graph.initializer}
-        own |= {o for n in graph.node for o in n.output}
-        for n in graph.node:
-            for name in n.input:
-                if name and name not in own:
-                    found.setdefault(name)
-            for a in n.attribute:
-                for g in [a.g] if a.type == AttributeProto.GRAPH else a.graphs:
-                    walk(g, frozenset(own))
-        for o in graph.output:
-            if o.name not in own:
-                found.setdefault(o.name)
-
-    for a in node.attribute:
-        for g in [a.g] if a.type == AttributeProto.GRAPH else a.graphs:
-            walk(g, frozenset())
-    return list(found)

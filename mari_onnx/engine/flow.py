@@ -15,8 +15,7 @@ import onnx
 from onnx import NodeProto, helper
 
 from mari_onnx.engine.bits import COMPARE, LOGIC, MOVES, Slots, Tables, union
-from mari_onnx.engine.builder import captures
-from mari_onnx.engine.sized import has_graphs
+from mari_onnx.engine.nodes import captures, graphs
 
 SLOTS = 4
 ROUNDS = 8
@@ -68,7 +67,7 @@ class Flow:
         stuck: set[str] = set()
         self.open = open_
         for node in self.nodes:
-            inner = captures(node) if has_graphs(node) else []
+            inner = captures(node) if any(graphs(node)) else []
             behind = [name for name in [*node.input, *inner] if name in self.taint]
             own = {o for o in node.output if o in open_}
             mine = frozenset(own).union(*(origins[name] for name in behind))

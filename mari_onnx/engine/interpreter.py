@@ -16,8 +16,9 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 from mari_onnx.engine import emit
-from mari_onnx.engine.builder import RANDOM, Builder, Tensor, captures
+from mari_onnx.engine.builder import Builder, Tensor
 from mari_onnx.engine.context import RULES, Context, constant, from_tensor
+from mari_onnx.engine.nodes import RANDOM, captures
 from mari_onnx.engine.rules import loop as loop_rules
 from mari_onnx.engine.rules import shape as shape_rules
 from mari_onnx.engine.value import Axis, Cat, Decline, Group, Leaf, Part, Value, axes_of, is_const, kind, leaves

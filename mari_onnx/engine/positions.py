@@ -59,13 +59,13 @@ def take(b: Builder, body: Body, axis: Axis, at: Sequence[int], new: Axis | None
 def _picked(b: Builder, t: Tensor, dim: int, at: Sequence[int]) -> Tensor:
     """Positions of a tensor: scattered ones from the weights that made it, not gathered for each candidate."""
     if not t.const and list(at) != list(range(at[0], at[0] + len(at))) and "item" in t.deps:
-        found = _pull(b, t, dim, at, 4)
+        found = pull(b, t, dim, at, 4)
         if found is not None:
             return found
     return emit.pick(b, t, dim, at)
 
 
-def _pull(b: Builder, t: Tensor, dim: int, at: Sequence[int], depth: int) -> Tensor | None:
+def pull(b: Builder, t: Tensor, dim: int, at: Sequence[int], depth: int) -> Tensor | None:
     """``(x W)[:, at] = x W[:, at]``, also behind element-wise operators; None where the tensor was made otherwise."""
     if t.const:
         return emit.pick(b, t, dim, at)
@@ -87,7 +87,7 @@ def _pull(b: Builder, t: Tensor, dim: int, at: Sequence[int], depth: int) -> Ten
         if own < 0 or have.known[own] == 1:
             inputs.append(have)
             continue
-        found = _pull(b, have, own, at, depth - 1)
+        found = pull(b, have, own, at, depth - 1)
         if found is None:
             return None
         inputs.append(found)

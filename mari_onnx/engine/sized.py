@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from mari_onnx.engine.builder import evaluate as evaluate_node
+from mari_onnx.engine.nodes import evaluate as evaluate_node
+from mari_onnx.engine.nodes import graphs
 from mari_onnx.model.dims import Size, evaluate, symbols
 
 ROUNDS = 4
@@ -53,7 +54,7 @@ def shapes(
         large = _large(node)
         if large is not None:
             light.input.append(helper.make_tensor_value_info(node.output[0], large.data_type, list(large.dims)))
-        elif not has_graphs(node):
+        elif not any(graphs(node)):
             _copy(light, node, drops.get(node.output[0]), opset)
     given = {info.name: info for info in graph.input}  # an initializer that is an input may be replaced
     for name, info in given.items():
@@ -178,11 +179,6 @@ def told(
         except Exception:  # whatever the reference evaluator raises
             return {}
     return {outputs[0]: tuple(int(d) for d in found)} if found is not None else {}
-
-
-def has_graphs(node: NodeProto) -> bool:
-    """Whether a node is an If, a Loop, a Scan or the like."""
-    return any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute)
 
 
 def _copy(light: onnx.GraphProto, node: NodeProto, axes: tuple[int, ...] | None, opset: int) -> None:

@@ -29,6 +29,7 @@ from onnx import NodeProto
 from mari_onnx.engine.ahead import needed
 from mari_onnx.engine.bits import MOVES, TRIPS, Slots, Table, Tables, forget, pick, possible, union, ways
 from mari_onnx.engine.flow import Flow
+from mari_onnx.engine.nodes import graphs
 from mari_onnx.engine.shift import RANGE
 from mari_onnx.engine.sized import Inputs, integers, shapes
 from mari_onnx.engine.sourced import Sourced, sliced
@@ -109,8 +110,7 @@ class Unread:
 
 def _inner(nodes: Iterable[NodeProto]) -> set[str]:
     """Names that subgraphs have for their own tensors."""
-    graphs = [g for node in nodes for a in node.attribute for g in (a.g, *a.graphs)]
-    inside = [node for g in graphs for node in g.node]
+    inside = [inner for node in nodes for graph in graphs(node) for inner in graph.node]
     return {o for node in inside for o in node.output} | (_inner(inside) if inside else set())
 
 

@@ -16,11 +16,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from mari_onnx.engine.context import Context, constant, from_array, rule
+from mari_onnx.engine.context import Context, constant, rule
 from mari_onnx.engine.mapped import Through, run
 from mari_onnx.engine.spans import span
+from mari_onnx.engine.steps import Steps, lowered
 from mari_onnx.engine.value import Body, Cat, Decline, Leaf, Value, axes_of
 from mari_onnx.engine.weigh import ELEMENT, MASKED, SPREAD, element
 from mari_onnx.model.dims import Size, product
@@ -40,12 +41,8 @@ def attention(ctx: Context) -> list[Value | None]:
     """
     if ctx.visit is None or not _gains(ctx):
         return _whole(ctx)
-    b = ctx.b
-    origin, label = b.origin, b.label
-    try:
-        found = _parts(ctx)
-    finally:
-        b.origin, b.label = origin, label
+    with lowered(ctx) as step:
+        found = _parts(ctx, step)
     return found or _whole(ctx)
 
 
@@ -66,12 +63,12 @@ def _has_batch(ctx: Context) -> bool:
 def _gains(ctx: Context) -> bool:
     """Whether inputs, or the parts of one, have the batch or parts of it while others lack it. A mask that lacks it
     alone saves nothing."""
-    kinds = {s for i in (Q, K, V, PAST_K, PAST_V) if ctx.has(i) for s in _batches(ctx.input(i))}
-    masks = _batches(ctx.input(MASK)) if ctx.has(MASK) and _has_batch(ctx) else set()
+    kinds = {s for i in (Q, K, V, PAST_K, PAST_V) if ctx.has(i) for s in batches(ctx.input(i))}
+    masks = batches(ctx.input(MASK)) if ctx.has(MASK) and _has_batch(ctx) else set()
     return len(kinds) > 1 or not masks <= kinds | {1}
 
 
-def _batches(value: Value) -> set[Size | None]:
+def batches(value: Value) -> set[Size | None]:
     """How much of the batch the parts of a Value have: the size of it along which they vary; None for parts of it."""
     group = frozenset(value.known[0])
 
@@ -88,39 +85,8 @@ def _batches(value: Value) -> set[Size | None]:
 # ---- its parts -----------------------------------------------------------------------------------------------------
 
 
-class _Steps:
-    """Writes nodes by the rules of their operators, under the name of the source node."""
-
-    def __init__(self, ctx: Context):
-        self.ctx, self._count = ctx, 0
-        self.env: dict[str, Value] = {}
-        self._base = next(o for o in ctx.node.output if o)
-
-    def __call__(self, op: str, *inputs: Value, **attrs: object) -> Value:
-        names = []
-        for value in inputs:
-            names.append(self._name("in"))
-            self.env[names[-1]] = value
-        out = self._name(op)
-        node = helper.make_node(op, names, [out], name=self.ctx.node.name or self._base, **attrs)
-        assert self.ctx.visit is not None
-        self.ctx.visit(node, self.env)
-        return self.env[out]
-
-    def const(self, array: object, dtype: int = TensorProto.INT64) -> Value:
-        return from_array(self.ctx.b, np.asarray(array), dtype)
-
-    def ints(self, *values: int) -> Value:
-        return self.const(list(values))
-
-    def _name(self, what: str) -> str:
-        self._count += 1
-        return f"{self._base}/{what}_{self._count}"
-
-
-def _parts(ctx: Context) -> list[Value | None] | None:
+def _parts(ctx: Context, step: Steps) -> list[Value | None] | None:
     """The outputs; None where the parts do not pay."""
-    step = _Steps(ctx)
     dtype = ctx.input(Q).dtype
     outputs = list(ctx.node.output) + [""] * (4 - len(ctx.node.output))
     if dtype not in FLOATS or any(ctx.input(i).dtype != dtype for i in (K, V)):
@@ -180,8 +146,8 @@ def _pays(q: Value, k: Value, v: Value, y: Value, each: float) -> bool:
     They are where an operand lacks the batch, or rows of the result do. Otherwise the operator copies K and V for each
     candidate and the parts the scores, but for rows of the user's that take their softmax by blocks.
     """
-    rows, columns = _batches(q), _batches(k) | _batches(v)
-    if len(_batches(y)) > 1 or (len(rows) == len(columns) == 1 and rows != columns):
+    rows, columns = batches(q), batches(k) | batches(v)
+    if len(batches(y)) > 1 or (len(rows) == len(columns) == 1 and rows != columns):
         return True
     queries, keys, width = q.shape[2], k.shape[2], q.shape[3]
     if not (isinstance(queries, int) and isinstance(keys, int) and isinstance(width, int)):
@@ -199,7 +165,7 @@ def _without(value: Value) -> int:
     return sum(len(p.at) for p in body.parts if not group <= axes_of(p.body))
 
 
-def _heads(ctx: Context, step: _Steps) -> list[Value]:
+def _heads(ctx: Context, step: Steps) -> list[Value]:
     """Q, K and V as [B, H, T, D]."""
     found = []
     for i, name in ((Q, "q_num_heads"), (K, "kv_num_heads"), (V, "kv_num_heads")):
@@ -216,13 +182,13 @@ def _heads(ctx: Context, step: _Steps) -> list[Value]:
     return found
 
 
-def _shaped(step: _Steps, x: Value, *heads: int) -> Value:
+def _shaped(step: Steps, x: Value, *heads: int) -> Value:
     """[B, .., T, D] with other axes of heads between."""
     last = step("Shape", x, start=x.rank - 2)
     return step("Reshape", x, step("Concat", step.ints(0, *heads), last, axis=0))
 
 
-def _scaled(ctx: Context, step: _Steps, q: Value, turned: Value, width: int) -> tuple[Value, Value]:
+def _scaled(ctx: Context, step: Steps, q: Value, turned: Value, width: int) -> tuple[Value, Value]:
     """The operands of the scores: s on both sides by halves, as narrow types overflow otherwise."""
     scale = ctx.attr("scale")
     scale = 1 / math.sqrt(width) if scale is None else scale
@@ -237,32 +203,32 @@ def _scaled(ctx: Context, step: _Steps, q: Value, turned: Value, width: int) -> 
 # ---- masks ---------------------------------------------------------------------------------------------------------
 
 
-def _masked(ctx: Context, step: _Steps, scores: Value, keys: Size, past: Size) -> tuple[Value, Value | None]:
+def _masked(ctx: Context, step: Steps, scores: Value, keys: Size, past: Size) -> tuple[Value, Value | None]:
     """The scores with -inf where a key is masked, and which queries see no key; None where each sees one."""
     b, dtype = ctx.b, scores.dtype
     low = step.const(-np.inf, dtype)
     if ctx.attr("is_causal", 0) and past != 0:
         raise Decline("a causal mask behind a cache, of which evaluators differ")
-    causal = _causal(step, scores) if ctx.attr("is_causal", 0) else None
+    seen = causal(step, scores) if ctx.attr("is_causal", 0) else None
     if not ctx.has(MASK):
         # the first key is seen by all
-        return (scores if causal is None else step("Where", causal, scores, low)), None
+        return (scores if seen is None else step("Where", seen, scores, low)), None
     mask = ctx.input(MASK)
     if not 2 <= mask.rank <= 4 or not b.same(mask.shape[-1], keys):
         raise Decline("a mask that is not known to be as long as the keys")
-    if causal is not None and not b.same(mask.shape[-2], scores.shape[-2]):
+    if seen is not None and not b.same(mask.shape[-2], scores.shape[-2]):
         raise Decline("a causal mask on top of a mask that is one for all queries")  # evaluators differ
     if mask.dtype == TensorProto.BOOL:
-        if causal is not None:
-            mask = step("And", mask, causal)
+        if seen is not None:
+            mask = step("And", mask, seen)
         scores = step("Where", mask, scores, low)
         bias = step("Where", mask, step.const(0.0, dtype), low)
     elif mask.dtype != dtype:
         raise Decline("a mask of another type")
     else:
         scores, bias = step("Add", scores, mask), mask
-        if causal is not None:
-            scores, bias = step("Where", causal, scores, low), step("Where", causal, bias, low)
+        if seen is not None:
+            scores, bias = step("Where", seen, scores, low), step("Where", seen, bias, low)
     top = step("ReduceMax", bias, step.ints(-1), keepdims=1)
     known = constant(b, top)
     if known is not None and not np.isneginf(known.astype(np.float64)).any():
@@ -272,7 +238,7 @@ def _masked(ctx: Context, step: _Steps, scores: Value, keys: Size, past: Size) -
     return scores, step("Equal", top, low)
 
 
-def _causal(step: _Steps, scores: Value) -> Value:
+def causal(step: Steps, scores: Value) -> Value:
     """j <= i, [queries, keys]."""
     zero, one = step.const(0), step.const(1)
     size = [step("Squeeze", step("Shape", scores, start=2 + d, end=3 + d)) for d in (0, 1)]

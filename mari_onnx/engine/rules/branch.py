@@ -23,8 +23,7 @@ from mari_onnx.engine.blocks import zip_bodies
 from mari_onnx.engine.builder import Node, Tensor
 from mari_onnx.engine.context import Context, from_tensor, rule
 from mari_onnx.engine.regroup import align
-from mari_onnx.engine.rules.carried import _depending as depending
-from mari_onnx.engine.rules.carried import _needed as needed
+from mari_onnx.engine.rules.carried import depending, needed
 from mari_onnx.engine.value import Axis, Decline, Leaf, Value, axes_of, depends, fresh, leaves
 from mari_onnx.engine.write import write
 from mari_onnx.model.dims import Dim, symbols
@@ -51,13 +50,9 @@ def if_(ctx: Context) -> list[Value | None]:
     if ctx.visit is None or axes_of(condition.body):
         raise Decline("the condition is not one value")
     b = ctx.b
-    origin, label = b.origin, b.label
-    try:
-        # nothing outside is to have another form that is first asked for in a branch, and so written there
-        with _hidden(ctx.captured.values()):
-            branches = [_interpreted(ctx, ctx.attrs[name]) for name in ("then_branch", "else_branch")]
-    finally:
-        b.origin, b.label = origin, label
+    # nothing outside is to have another form that is first asked for in a branch, and so written there
+    with b.named(), _hidden(ctx.captured.values()):
+        branches = [_interpreted(ctx, ctx.attrs[name]) for name in ("then_branch", "else_branch")]
     mark = len(b.nodes)
     chosen: list[Choice] = []
     values: list[Value | None] = []
@@ -181,6 +176,3 @@ def _write(
     for out in outs:
         out.node = len(b.nodes)
     b.nodes.append(Node(proto, [condition], list(outs), b.origin, list(captured.values())))
-
-
-

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 from onnx import GraphProto, TensorProto, helper, numpy_helper
 
-from mari_onnx.engine.builder import Builder, Node, Tensor, is_random
+from mari_onnx.engine.builder import Builder, Node, Tensor
 from mari_onnx.engine.context import Context, from_tensor
+from mari_onnx.engine.nodes import is_random
 from mari_onnx.engine.regroup import align
 from mari_onnx.engine.value import Axis, Decline, Group, Leaf, Value, axes_of, depends, fresh, is_const, leaves, rename
 from mari_onnx.engine.write import materialise, write
@@ -70,11 +71,8 @@ def carried(ctx: Context) -> list[Value | None]:
         for leaf in leaves(value.body):
             leaf.tensor.absorb = leaf.tensor.rescale = None  # its weights are outside
     b, mark = ctx.b, len(ctx.b.nodes)
-    origin, label = b.origin, b.label
-    try:
+    with b.named():
         body = _settled(ctx, graph, states, {names[k]: ctx.input(k + 2) for k in fixed})
-    finally:
-        b.origin, b.label = origin, label
     outs = _write(ctx, body, states, mark)
     values: list[Value | None] = [ctx.inputs[k + 2] if k in fixed else None for k in range(len(names))]
     for state, out in zip(states, outs, strict=False):
@@ -164,7 +162,7 @@ def _write(ctx: Context, body: Interpreted, states: Sequence[State], mark: int) 
     """The Loop node on what is stored of the states."""
     b = ctx.b
     wanted = [body.going_on, *body.next, *(t for *_, t in body.scans)]
-    inside = _needed(_depending(b, mark, {t.name for t in [body.number, body.going, *body.stored]}), wanted)
+    inside = needed(depending(b, mark, {t.name for t in [body.number, body.going, *body.stored]}), wanted)
     made = {t.name for node in inside for t in node.outputs}
     for groups, _, _ in body.scans:
         for group in groups:
@@ -192,7 +190,7 @@ def _write(ctx: Context, body: Interpreted, states: Sequence[State], mark: int) 
     return b._append(proto, start, [t.dtype for t in wanted[1:]], shapes, list(captured.values()))
 
 
-def _depending(b: Builder, mark: int, names: set[str]) -> list[Node]:
+def depending(b: Builder, mark: int, names: set[str]) -> list[Node]:
     """Nodes written since ``mark`` that read these tensors, or what others make of them, or draw random numbers."""
     found, names = [], set(names)
     for node in b.nodes[mark:]:
@@ -202,7 +200,7 @@ def _depending(b: Builder, mark: int, names: set[str]) -> list[Node]:
     return found
 
 
-def _needed(nodes: Sequence[Node], wanted: Sequence[Tensor]) -> list[Node]:
+def needed(nodes: Sequence[Node], wanted: Sequence[Tensor]) -> list[Node]:
     names, found = {t.name for t in wanted}, []
     for node in reversed(nodes):
         if any(t.name in names for t in node.outputs):

@@ -23,7 +23,7 @@ from mari_onnx.engine.context import Context, from_array, rule
 from mari_onnx.engine.positions import take
 from mari_onnx.engine.regroup import align
 from mari_onnx.engine.rules.groups import grouped
-from mari_onnx.engine.rules.products import FLOATS, _contract, pointwise
+from mari_onnx.engine.rules.products import FLOATS, contracted, pointwise
 from mari_onnx.engine.rules.slices import positions
 from mari_onnx.engine.rules.windows import Run, Windows, _along, by_windows, joined, padding, run_of
 from mari_onnx.engine.value import Axis, Cat, Group, Value, axes_of
@@ -87,7 +87,7 @@ def _product(ctx: Context, x: Value, weight: Value, summed: Sequence[int], behin
     left, right = (Value(tuple(v.known[i] for i in summed), v.body, x.dtype) for v in (x, weight))
     (bx, bw), groups = align(ctx.b, [left, right])
     k = frozenset(a for g in groups for a in g)
-    return _shifted(ctx, _contract(ctx, bx, bw, k, [x.known[0], weight.known[0], *behind], x.dtype))
+    return _shifted(ctx, contracted(ctx, bx, bw, k, [x.known[0], weight.known[0], *behind], x.dtype))
 
 
 def _shifted(ctx: Context, value: Value) -> Value:
@@ -242,6 +242,3 @@ def _sizes(kernel: Kernel, x: Value) -> tuple[float, float]:
     """Multiply-adds of a channel for a window, and the number of windows for a position of the batch."""
     windows = volume(a for g in x.known[2:] for a in g) / float(np.prod(kernel.strides))
     return float(kernel.weight[:, 0].size), max(1.0, windows)
-
-
-__all__ = ["conv"]

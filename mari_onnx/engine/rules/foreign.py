@@ -46,21 +46,21 @@ def attribute(node: NodeProto, name: str, default: object = None) -> object:
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
-def _first(shapes: Shapes, i: int = 0) -> Shape:
+def first(shapes: Shapes, i: int = 0) -> Shape:
     shape = shapes[i]
     if shape is None:
         raise ValueError("the rank is not known")
     return shape
 
 
-def _dtype(inputs: Tensors, i: int = 0) -> int:
+def dtype_of(inputs: Tensors, i: int = 0) -> int:
     tensor = inputs[i]
     if tensor is None:
         raise ValueError("the input is missing")
     return tensor.dtype
 
 
-def _outputs(node: NodeProto, *found: tuple[int, tuple[Size | None, ...] | None]) -> Inferred:
+def outputs(node: NodeProto, *found: tuple[int, tuple[Size | None, ...] | None]) -> Inferred:
     """These outputs; of the rest nothing is known."""
     more = len(node.output) - len(found)
     return [*found, *[(TensorProto.FLOAT, None)] * max(more, 0)][: len(node.output)]
@@ -71,45 +71,45 @@ def _outputs(node: NodeProto, *found: tuple[int, tuple[Size | None, ...] | None]
     "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax",
 )  # fmt: skip
 def _same(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
-    return _outputs(node, (_dtype(inputs), _first(shapes)))
+    return outputs(node, (dtype_of(inputs), first(shapes)))
 
 
 @shape_of("QLinearAdd", "QLinearMul")
 def _broadcast(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
-    return _outputs(node, (_dtype(inputs), _joined(_first(shapes), _first(shapes, 3))))
+    return outputs(node, (dtype_of(inputs), _joined(first(shapes), first(shapes, 3))))
 
 
 @shape_of("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
 def _skip(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
-    shape, dtype = _first(shapes), _dtype(inputs)
+    shape, dtype = first(shapes), dtype_of(inputs)
     rows = (TensorProto.FLOAT, (*shape[:-1], 1))
-    return _outputs(node, (dtype, shape), rows, rows, (dtype, shape))
+    return outputs(node, (dtype, shape), rows, rows, (dtype, shape))
 
 
 @shape_of("SimplifiedLayerNormalization", domain="")
 def _simplified(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
-    shape = _first(shapes)
+    shape = first(shapes)
     axis = int(str(attribute(node, "axis", -1))) % len(shape)
     rows = (*shape[:axis], *[1] * (len(shape) - axis))
-    return _outputs(node, (_dtype(inputs, 1), shape), (TensorProto.FLOAT, rows))
+    return outputs(node, (dtype_of(inputs, 1), shape), (TensorProto.FLOAT, rows))
 
 
 @shape_of("BiasSplitGelu")
 def _half(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
-    *rows, last = _first(shapes)
+    *rows, last = first(shapes)
     if not isinstance(last, int):
         raise ValueError("a width that is not known")
-    return _outputs(node, (_dtype(inputs), (*rows, last // 2)))
+    return outputs(node, (dtype_of(inputs), (*rows, last // 2)))
 
 
 @shape_of("MatMulNBits")
 def _nbits(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
-    return _outputs(node, (_dtype(inputs), (*_first(shapes)[:-1], int(str(attribute(node, "N"))))))
+    return outputs(node, (dtype_of(inputs), (*first(shapes)[:-1], int(str(attribute(node, "N"))))))
 
 
 @shape_of("FusedMatMul", "FusedMatMulActivation")
 def _matmul(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
-    x, y = (_first(shapes, i) for i in (0, 1))
+    x, y = (first(shapes, i) for i in (0, 1))
     x, y = (tuple(s[p] for p in permutation(node, len(s), side)) for s, side in ((x, "A"), (y, "B")))
     if not x or not y:
         raise ValueError("a scalar operand")
@@ -117,7 +117,7 @@ def _matmul(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
         batch: tuple[Size | None, ...] = (x if len(y) == 1 else y)[:-2]
     else:
         batch = _joined(x[:-2], y[:-2])
-    return _outputs(node, (_dtype(inputs), (*batch, *x[-2:-1], *(y[-1:] if len(y) > 1 else ()))))
+    return outputs(node, (dtype_of(inputs), (*batch, *x[-2:-1], *(y[-1:] if len(y) > 1 else ()))))
 
 
 def permutation(node: NodeProto, rank: int, side: str) -> list[int]:
@@ -139,9 +139,9 @@ def _joined(x: Shape, y: Shape) -> tuple[Size | None, ...]:
 
 @shape_of("FusedGemm")
 def _gemm(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
-    x, y = (_first(shapes, i) for i in (0, 1))
+    x, y = (first(shapes, i) for i in (0, 1))
     rows, columns = x[1 if attribute(node, "transA", 0) else 0], y[0 if attribute(node, "transB", 0) else 1]
-    return _outputs(node, (_dtype(inputs), (rows, columns)))
+    return outputs(node, (dtype_of(inputs), (rows, columns)))
 
 
 @shape_of("FusedConv")
@@ -154,29 +154,29 @@ def _conv(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
 @shape_of("Attention")
 def _attention(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
     sizes = attribute(node, "qkv_hidden_sizes")
-    width = _first(shapes, 1)[1]
+    width = first(shapes, 1)[1]
     if isinstance(sizes, list):
         last: Size = int(sizes[2])
     elif isinstance(width, int):
         last = width // 3
     else:
         raise ValueError("a width that is not known")
-    return _outputs(node, (_dtype(inputs), (*_first(shapes)[:2], last)))
+    return outputs(node, (dtype_of(inputs), (*first(shapes)[:2], last)))
 
 
 @shape_of("MultiHeadAttention")
 def _heads(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
-    q, v = _first(shapes), _first(shapes, 2)
+    q, v = first(shapes), first(shapes, 2)
     if len(q) != 3 or len(v) not in (3, 4):
         raise ValueError("packed operands")
-    return _outputs(node, (_dtype(inputs), (*q[:2], v[2] if len(v) == 3 else v[1] * v[3])))
+    return outputs(node, (dtype_of(inputs), (*q[:2], v[2] if len(v) == 3 else v[1] * v[3])))
 
 
 @shape_of("EmbedLayerNormalization")
 def _embed(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
-    ids, table = _first(shapes), _first(shapes, 2)
-    whole = (_dtype(inputs, 2), (*ids, table[1]))
-    return _outputs(node, whole, (TensorProto.INT32, ids[:1]), whole)
+    ids, table = first(shapes), first(shapes, 2)
+    whole = (dtype_of(inputs, 2), (*ids, table[1]))
+    return outputs(node, whole, (TensorProto.INT32, ids[:1]), whole)
 
 
 @mapped("RotaryEmbedding", domain=MICROSOFT)

@@ -12,18 +12,17 @@ operator stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from onnx import NodeProto
 
 from mari_onnx.engine.context import Context, rule
 from mari_onnx.engine.mapped import MAPPED, Through, run
-from mari_onnx.engine.rules.attention import _Steps as Steps
 from mari_onnx.engine.rules.elementwise import plain
 from mari_onnx.engine.rules.foreign import MICROSOFT, permutation
-from mari_onnx.engine.rules.mapped import _norm as norm_axes  # before `norm`, whose rule is the one to answer
+from mari_onnx.engine.rules.mapped import norm_axes
 from mari_onnx.engine.rules.norm import layer_norm
+from mari_onnx.engine.steps import lowered
 from mari_onnx.engine.value import Axis, Body, Cat, Decline, Leaf, Value, axes_of, is_const
 from mari_onnx.model.dims import Dim
 
@@ -54,18 +53,6 @@ def _differs(body: Body, axes: frozenset[Axis]) -> bool:
         rest = axes - {body.axis}
         return any(_differs(p.body, rest | ({p.sub} if p.sub is not None else set())) for p in body.parts)
     return axes_of(body) != axes or (isinstance(body, Leaf) and body.tensor.form is not None)
-
-
-@contextmanager
-def lowered(ctx: Context) -> Iterator[Steps]:
-    """Steps under the name of the source node."""
-    if ctx.visit is None:
-        raise Decline("no way to write its parts")
-    origin, label = ctx.b.origin, ctx.b.label
-    try:
-        yield Steps(ctx)
-    finally:
-        ctx.b.origin, ctx.b.label = origin, label
 
 
 @rule("FusedMatMul", domain=MICROSOFT)

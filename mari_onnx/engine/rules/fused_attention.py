@@ -18,11 +18,9 @@ from onnx import TensorProto
 
 from mari_onnx.engine.context import Context, rule
 from mari_onnx.engine.mapped import Through, run
-from mari_onnx.engine.rules.attention import _batches as batches
-from mari_onnx.engine.rules.attention import _causal as causal
-from mari_onnx.engine.rules.attention import _Steps as Steps
+from mari_onnx.engine.rules.attention import batches, causal
 from mari_onnx.engine.rules.foreign import MICROSOFT
-from mari_onnx.engine.rules.fused import lowered
+from mari_onnx.engine.steps import Steps, lowered
 from mari_onnx.engine.value import Decline, Value
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)

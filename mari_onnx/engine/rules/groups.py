@@ -10,7 +10,7 @@ import numpy as np
 from mari_onnx.engine.context import Context, from_array
 from mari_onnx.engine.positions import neat, take
 from mari_onnx.engine.regroup import align, single
-from mari_onnx.engine.rules.products import _contract
+from mari_onnx.engine.rules.products import contracted
 from mari_onnx.engine.rules.structure import regroup
 from mari_onnx.engine.value import Axis, Cat, Part, Value, axes_of, rename
 from mari_onnx.engine.weigh import COPY, node_cost, volume
@@ -34,7 +34,7 @@ def grouped(ctx: Context, x: Value, weight: np.ndarray, count: int) -> Value | N
         left = Value((apart.known[1], apart.known[2]), apart.body, x.dtype)
         (bx, bw), groups = align(b, [left, Value((w.known[0], w.known[2]), w.body, x.dtype)])
         out = [apart.known[0], (*groups[0], *w.known[1]), *apart.known[3:]]
-        return _contract(ctx, bx, bw, frozenset(groups[1]), out, x.dtype)
+        return contracted(ctx, bx, bw, frozenset(groups[1]), out, x.dtype)
     x, axis = single(b, x, 1)
     if not isinstance(x.body, Cat) or x.body.axis is not axis or not _saves(ctx, x.body, kernel.shape):
         return None
@@ -47,7 +47,7 @@ def grouped(ctx: Context, x: Value, weight: np.ndarray, count: int) -> Value | N
         mine = take(b, x.body, axis, range(g * per, (g + 1) * per), sub)
         pair = [Value(((sub,) if sub else (),), mine, x.dtype), Value((w.known[1],), w.body, x.dtype)]
         (bx, bw), groups = align(b, pair)
-        value = _contract(ctx, bx, bw, frozenset(groups[0]), [x.known[0], w.known[0], *x.known[2:]], x.dtype)
+        value = contracted(ctx, bx, bw, frozenset(groups[0]), [x.known[0], w.known[0], *x.known[2:]], x.dtype)
         parts.append(Part((g,), None, rename(value.body, dict(zip(w.known[0], free, strict=True)))))
     return ctx.value([x.known[0], (rows, *free), *x.known[2:]], Cat(rows, tuple(parts)), x.dtype)
 

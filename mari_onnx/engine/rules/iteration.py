@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from mari_onnx.engine.builder import RANDOM, Builder, Node, Tensor
+from mari_onnx.engine.builder import Builder, Node, Tensor
 from mari_onnx.engine.context import INTS, Context, constant, from_sizes, from_tensor, normal
+from mari_onnx.engine.nodes import RANDOM
 from mari_onnx.engine.rules.elementwise import ARITHMETIC, BOOLEAN, PLAIN
 from mari_onnx.engine.rules.products import FLOATS
 from mari_onnx.engine.rules.reduce import SUMS

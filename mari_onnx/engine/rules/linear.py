@@ -16,9 +16,9 @@ from onnx import TensorProto
 
 from mari_onnx.engine.context import Context, rule
 from mari_onnx.engine.mapped import run
-from mari_onnx.engine.rules.attention import _Steps as Steps
-from mari_onnx.engine.rules.fused import differs, lowered
+from mari_onnx.engine.rules.fused import differs
 from mari_onnx.engine.rules.ml import ML, rows
+from mari_onnx.engine.steps import Steps, lowered
 from mari_onnx.engine.value import Cat, Value
 
 TRANSFORMS = {"NONE": "Identity", "LOGISTIC": "Sigmoid", "SOFTMAX": "Softmax"}

@@ -58,14 +58,12 @@ def _independent(ctx: Context) -> list[Value | None]:
     if ctx.has(0) and limit is None:
         raise Decline("the number of iterations is computed from data")
     body = _start(ctx)
-    origin, label = b.origin, b.label
     try:
-        outputs = _map(body, graph, limit)
+        with b.named():
+            outputs = _map(body, graph, limit)
     except (AssertionError, AttributeError, IndexError, KeyError, TypeError) as error:
         # a rule met the axis of the iterations where it could not carry it along
         raise Decline(f"the body of the Loop is not a map ({type(error).__name__})") from error
-    finally:
-        b.origin, b.label = origin, label
     return [value if name else None for name, value in zip(ctx.node.output, outputs, strict=True)]
 
 

@@ -61,7 +61,7 @@ def _arg(ctx: Context) -> list[Through]:
 
 
 @mapped("LayerNormalization", "RMSNormalization")
-def _norm(ctx: Context) -> list[Through]:
+def norm_axes(ctx: Context) -> list[Through]:
     """The axes before `axis`: mean and variance are taken over all others. A scale or bias that has them goes along."""
     rank = ctx.input(0).rank
     axis = normal(ctx.attr("axis", -1), rank)
@@ -77,7 +77,7 @@ def _norm(ctx: Context) -> list[Through]:
 @mapped("LayerNormalization", "SimplifiedLayerNormalization", domain="com.microsoft")
 def _ms_norm(ctx: Context) -> list[Through]:
     """As the standard operator."""
-    return _norm(ctx)
+    return norm_axes(ctx)
 
 
 @mapped(

@@ -21,11 +21,9 @@ from mari_onnx.engine.context import Context, rule
 from mari_onnx.engine.infer import Inferred
 from mari_onnx.engine.mapped import Through, mapped
 from mari_onnx.engine.rules.elementwise import plain
-from mari_onnx.engine.rules.foreign import Shapes, Tensors, attribute, shape_of
-from mari_onnx.engine.rules.foreign import _dtype as dtype_of
-from mari_onnx.engine.rules.foreign import _first as first
-from mari_onnx.engine.rules.foreign import _outputs as outputs
-from mari_onnx.engine.rules.fused import differs, lowered
+from mari_onnx.engine.rules.foreign import Shapes, Tensors, attribute, dtype_of, first, outputs, shape_of
+from mari_onnx.engine.rules.fused import differs
+from mari_onnx.engine.steps import lowered
 from mari_onnx.engine.value import Decline, Leaf, Value
 from mari_onnx.model.dims import Size
 

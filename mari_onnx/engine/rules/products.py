@@ -40,10 +40,10 @@ def matmul(ctx: Context) -> list[Value]:
     (bx, by), groups = align(ctx.b, [left, right])
     batch, k = groups[:-1], frozenset(groups[-1])
     out = [*batch, *([m] if x.rank > 1 else []), *([n] if y.rank > 1 else [])]
-    return [_contract(ctx, bx, by, k, out, x.dtype)]
+    return [contracted(ctx, bx, by, k, out, x.dtype)]
 
 
-def _contract(ctx: Context, x: Body, y: Body, k: frozenset[Axis], groups: list[Group], dtype: int) -> Value:
+def contracted(ctx: Context, x: Body, y: Body, k: frozenset[Axis], groups: list[Group], dtype: int) -> Value:
     """The contraction, with axes of k that neither operand has counted."""
     order = [a for g in groups for a in g]
     has = axes_of(x) | axes_of(y)
@@ -65,7 +65,7 @@ def gemm(ctx: Context) -> list[Value]:
     gy = y.known[::-1] if ctx.attr("transB", 0) else y.known
     (bx, by), groups = align(ctx.b, [Value((gx[1],), x.body, x.dtype), Value((gy[0],), y.body, y.dtype)])
     out = [gx[0], gy[1]]
-    product = _contract(ctx, bx, by, frozenset(groups[0]), out, x.dtype)
+    product = contracted(ctx, bx, by, frozenset(groups[0]), out, x.dtype)
     body = _scale(ctx, product.body, ctx.attr("alpha", 1.0))
     value = ctx.value(out, body, x.dtype)
     if not ctx.has(2):
@@ -115,7 +115,7 @@ def einsum(ctx: Context) -> list[Value]:
     k = frozenset(a for c in names if c not in out for a in where[c])
     if len(bodies) == 1:
         return [ctx.value(result, reduce_sum(ctx.b, bodies[0], k, order), values[0].dtype)]
-    return [_contract(ctx, bodies[0], bodies[1], k, result, values[0].dtype)]
+    return [contracted(ctx, bodies[0], bodies[1], k, result, values[0].dtype)]
 
 
 def _tokens(term: str) -> list[str]:
@@ -152,7 +152,7 @@ def pointwise(ctx: Context) -> list[Value | None]:
         ctx.b, [Value((x.known[1],), x.body, x.dtype), Value((w.known[1],), w.body, x.dtype)]
     )
     out = [x.known[0], w.known[0], *x.known[2:]]
-    value = _contract(ctx, bx, bw, frozenset(groups[0]), out, x.dtype)
+    value = contracted(ctx, bx, bw, frozenset(groups[0]), out, x.dtype)
     bias = ctx.array(2)
     if bias is None:
         if ctx.has(2):

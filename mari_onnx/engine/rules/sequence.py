@@ -14,8 +14,8 @@ from dataclasses import replace
 import numpy as np
 from onnx import NodeProto, helper, numpy_helper
 
-from mari_onnx.engine.builder import RANDOM
 from mari_onnx.engine.context import RULES, Context, from_tensor, normal, rule
+from mari_onnx.engine.nodes import RANDOM
 from mari_onnx.engine.rules.slices import positions
 from mari_onnx.engine.rules.structure import regroup
 from mari_onnx.engine.series import scalar

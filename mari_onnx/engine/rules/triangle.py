@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from mari_onnx.engine.context import Context, from_array, rule
 from mari_onnx.engine.mapped import MAPPED, run
-from mari_onnx.engine.rules import elementwise, mapped
+from mari_onnx.engine.rules import elementwise
 from mari_onnx.engine.value import Axis, Body, Cat, Value, axes_of
 
 LARGEST = 1 << 20
@@ -56,6 +56,3 @@ def _apart(body: Body, axes: frozenset[Axis]) -> bool:
     if not axes <= axes_of(body):
         return True
     return isinstance(body, Cat) and (body.axis in axes or any(_apart(p.body, axes) for p in body.parts))
-
-
-__all__ = ["mapped", "trilu"]
