@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest fuzz limits kills models interop bench bench-gpu audit pins wheel clean
+.PHONY: help demo test lint types pytest fuzz same limits kills models interop bench bench-gpu audit pins wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ interop: $(STAMPS)/interop ## export, optimize, check and measure public models;
 
 fuzz: $(STAMPS)/test ## random graphs for as long as you like: make fuzz ARGS='--examples 20000'
 	$(BIN)/python -m tests.fuzz.run $(ARGS)
+
+same: $(STAMPS)/test ## compare what this checkout writes with what BASE=COMMIT wrote, byte for byte
+	$(BIN)/python -m benchmarks.same $(BASE) $(ARGS)
 
 limits: $(STAMPS)/test ## time and memory of graphs as large, wide and deep as they get; docs/reliability.md
 	$(BIN)/python -m benchmarks.limits $(ARGS)

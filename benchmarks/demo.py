@@ -22,9 +22,9 @@ from mari_onnx.errors import MariError
 from mari_onnx.model.load import read
 from mari_onnx.model.signature import signature
 from mari_onnx.parity import Request, check
-from mari_onnx.parity.recorded import load
+from mari_onnx.parity.requests.recorded import load
 from mari_onnx.report.terminal import change, console, quantity
-from mari_onnx.sides import METADATA_KEY, Sides, resolve, side_file_beside
+from mari_onnx.sides.resolve import METADATA_KEY, Sides, resolve, side_file_beside
 
 MODELS = Path(__file__).parents[1] / "models"
 PAIRS = 60

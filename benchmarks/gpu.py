@@ -19,10 +19,10 @@ import onnx
 from benchmarks import grid, layout, whole
 from benchmarks.graphs import Graph
 from benchmarks.side_by_side import Setting, timed
-from mari_onnx.bench.machine import machine
 from mari_onnx.errors import MariError, ProviderError
 from mari_onnx.model.save import write_text
 from mari_onnx.runtime import session
+from mari_onnx.timing.machine import machine
 
 COMMAND = "make bench-gpu"
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "gpu.json"

@@ -19,9 +19,9 @@ import onnx
 from benchmarks.graphs import Graph
 from benchmarks.side_by_side import Setting, cut, optimized, timed
 from benchmarks.tables import Section, milliseconds
-from mari_onnx.bench.timing import Timing
 from mari_onnx.report.terminal import console
-from mari_onnx.sides import Sides
+from mari_onnx.sides.resolve import Sides
+from mari_onnx.timing.clock import Timing
 
 COMMAND = "python -m benchmarks.grid"
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
@@ -112,7 +112,7 @@ def section(full: bool = False, setting: Setting | None = None) -> Section:
 
 def draw(section: Section, axes: Axes, path: Path) -> None:
     """Heat maps of one-shot / ours: N by user width, a map for each item width and hidden."""
-    from mari_onnx.bench.plot import heat_maps
+    from mari_onnx.timing.plot import heat_maps
 
     column = section.headings.index("one-shot / ours")
     ratios = {row[0]: float(row[column]) for row in section.rows}

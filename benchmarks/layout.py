@@ -16,10 +16,10 @@ import onnx
 from benchmarks.graphs import Graph
 from benchmarks.side_by_side import Setting, cut, optimized, timed
 from benchmarks.tables import Section, Target, milliseconds
-from mari_onnx.bench.floor import Floor
-from mari_onnx.bench.timing import Timing
 from mari_onnx.report.terminal import console
-from mari_onnx.sides import Sides
+from mari_onnx.sides.resolve import Sides
+from mari_onnx.timing.clock import Timing
+from mari_onnx.timing.floor import Floor
 
 COMMAND = "python -m benchmarks.layout"
 USER, ITEM, HIDDEN = 1024, 256, (512, 256, 1)

@@ -23,8 +23,8 @@ from onnx import helper
 from benchmarks.graphs import OPSET, Graph
 from benchmarks.scale import towers, write_heavy
 from benchmarks.tables import Section, Target
-from mari_onnx.bench.memory import resident
 from mari_onnx.report.terminal import console
+from mari_onnx.timing.memory import resident
 
 COMMAND = "python -m benchmarks.limits"
 ROOT = Path(__file__).parents[1]

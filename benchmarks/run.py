@@ -19,9 +19,9 @@ if __name__ == "__main__":
 from benchmarks import gpu, grid, layout, scale, tokens, whole  # noqa: E402
 from benchmarks.side_by_side import Setting  # noqa: E402
 from benchmarks.tables import Section  # noqa: E402
-from mari_onnx.bench.machine import machine  # noqa: E402
 from mari_onnx.model.save import write_text  # noqa: E402
 from mari_onnx.report.terminal import console  # noqa: E402
+from mari_onnx.timing.machine import machine  # noqa: E402
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 

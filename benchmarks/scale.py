@@ -21,8 +21,8 @@ from onnx import numpy_helper
 
 from benchmarks.graphs import Graph
 from benchmarks.tables import Section, Target
-from mari_onnx.bench.memory import resident
 from mari_onnx.report.terminal import console
+from mari_onnx.timing.memory import resident
 
 COMMAND = "python -m benchmarks.scale"
 ROOT = Path(__file__).parents[1]

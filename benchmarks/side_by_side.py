@@ -12,15 +12,15 @@ import numpy as np
 import onnx
 
 from mari_onnx import engine, runtime
-from mari_onnx.bench.floor import Floor, floor
-from mari_onnx.bench.measure import prepared
-from mari_onnx.bench.timing import Clock, Timing, interleaved
-from mari_onnx.sides import Sides
+from mari_onnx.sides.resolve import Sides
+from mari_onnx.timing.clock import Clock, Timing, interleaved
+from mari_onnx.timing.floor import Floor, floor
+from mari_onnx.timing.measure import prepared
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How to time: threads, provider, and for how long; see `mari_onnx.bench.interleaved`."""
+    """How to time: threads, provider, and for how long; see `mari_onnx.timing.interleaved`."""
 
     threads: int = 1
     provider: str = "cpu"

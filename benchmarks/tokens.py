@@ -16,7 +16,7 @@ from benchmarks.graphs import Graph
 from benchmarks.side_by_side import Setting, cut, optimized, timed
 from benchmarks.tables import Section, Target, milliseconds
 from mari_onnx.report.terminal import console
-from mari_onnx.sides import Sides
+from mari_onnx.sides.resolve import Sides
 
 COMMAND = "python -m benchmarks.tokens"
 WIDTH, HEADS, CANDIDATES = 64, 4, 200

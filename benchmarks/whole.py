@@ -23,14 +23,14 @@ import onnx
 from benchmarks.demo import sides_of, widened
 from benchmarks.side_by_side import Setting
 from benchmarks.tables import Section, Target, milliseconds
-from mari_onnx.bench.measure import FLOOR, OURS, Measured, Variant, measure, variants_of
-from mari_onnx.bench.peers import TOOLS, peers
 from mari_onnx.errors import MariError
 from mari_onnx.model.load import read
 from mari_onnx.model.signature import signature
-from mari_onnx.parity.feeds import Request
-from mari_onnx.parity.recorded import load
+from mari_onnx.parity.requests.draw import Request
+from mari_onnx.parity.requests.recorded import load
 from mari_onnx.report.terminal import console
+from mari_onnx.timing.measure import FLOOR, OURS, Measured, Variant, measure, variants_of
+from mari_onnx.timing.peers import TOOLS, peers
 
 COMMAND = "python -m benchmarks.whole"
 ROOT = Path(__file__).parents[1]

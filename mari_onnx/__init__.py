@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mari_onnx.version import __version__
+
 if TYPE_CHECKING:
     from mari_onnx.api import inspect, optimize
     from mari_onnx.parity.check import check
 
-__version__ = "0.1.0"
+
 __all__ = ["__version__", "check", "inspect", "optimize"]
 
 _HOMES = {

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mari_onnx import __version__
 from mari_onnx.errors import OutputsDiffer, SidesUnknown
-from mari_onnx.guess import guessed_flags
-from mari_onnx.model.keep import carry_over, differences, set_metadata
 from mari_onnx.model.load import Source, read
+from mari_onnx.model.provenance import carry_over, differences, set_metadata
 from mari_onnx.model.save import Staged, stage, stage_copy
 from mari_onnx.model.signature import signature
-from mari_onnx.sides import METADATA_KEY, Sides, resolve, side_file_beside
+from mari_onnx.sides.guess import guessed_flags
+from mari_onnx.sides.resolve import METADATA_KEY, Sides, resolve, side_file_beside
+from mari_onnx.version import __version__
 
 if TYPE_CHECKING:
     import onnx
@@ -61,7 +61,7 @@ class Optimized:
         Raises:
             ModelError: the model cannot run.
         """
-        from mari_onnx.report.left import measured
+        from mari_onnx.report.explain_rest import measured
 
         output = self.model if self.changed else None
         folder = str(self.source.path.parent)
@@ -150,8 +150,8 @@ def as_source(model: str | Path | onnx.ModelProto) -> Source:
     """The model with its origin; one given as a message has no path."""
     if isinstance(model, str | Path):
         return read(model)
-    from mari_onnx.model.order import put_in_order
-    from mari_onnx.model.structure import check_structure
+    from mari_onnx.model.topological_sort import put_in_order
+    from mari_onnx.model.validate import check_structure
 
     model = put_in_order(model, copy=True)
     check_structure(model)
@@ -303,7 +303,7 @@ def _sides(
         return sides
     file = sides if isinstance(sides, str | Path) else None
     if isinstance(sides, Mapping):
-        from mari_onnx.sides import SIDES, fnmatch_escape
+        from mari_onnx.sides.resolve import SIDES, fnmatch_escape
 
         for side in SIDES:
             named = [fnmatch_escape(name) for name, each in sides.items() if each == side]

@@ -23,8 +23,8 @@ from onnx.backend.test.case import node as standard
 from onnx.reference import ReferenceEvaluator
 
 from mari_onnx.engine import Options, Rewrite, rewrite
-from mari_onnx.engine.nodes import RANDOM
-from mari_onnx.sides import Sides
+from mari_onnx.engine.ir.nodes import RANDOM
+from mari_onnx.sides.resolve import Sides
 from tests.engine.graphs import unweighed
 from tests.fuzz.oracle import Fault, strictly
 

@@ -11,9 +11,9 @@ import pytest
 from benchmarks import gpu, grid, layout, run, scale, tokens, whole
 from benchmarks.side_by_side import Setting, optimized, timed
 from benchmarks.tables import Section, Target
-from mari_onnx.bench.measure import FLOOR, OURS, Measured
-from mari_onnx.bench.timing import Timing
-from mari_onnx.sides import Sides
+from mari_onnx.sides.resolve import Sides
+from mari_onnx.timing.clock import Timing
+from mari_onnx.timing.measure import FLOOR, OURS, Measured
 
 TINY = Setting(seconds=0, least=1)
 

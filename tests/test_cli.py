@@ -23,7 +23,7 @@ import mari_onnx
 from mari_onnx.cli.limits import end_on_signals
 from mari_onnx.cli.main import run
 from mari_onnx.model import save
-from mari_onnx.sides import Sides
+from mari_onnx.sides.resolve import Sides
 from tests import tiny
 
 TAGS = ["--user", "user_*", "--item", "item_*"]
@@ -302,7 +302,7 @@ def test_the_time_limit_is_no_error_that_the_engine_goes_on_after(source, out, m
     model.graph.node.insert(0, onnx.helper.make_node("Neg", ["w"], ["v"], "folded"))
     model.graph.node[2].input[1] = "v"
     save.save(model, source)
-    monkeypatch.setattr("mari_onnx.engine.builder.evaluate", lambda *_: time.sleep(30))
+    monkeypatch.setattr("mari_onnx.engine.ir.builder.evaluate", lambda *_: time.sleep(30))
     assert run(["optimize", str(source), str(out), *TAGS, "--timeout", "0.5", "--no-check"]) == 7
     assert "--timeout" in capsys.readouterr().err
     assert list(out.parent.iterdir()) == [source]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from onnx import helper
 
-from mari_onnx.engine.cost import TRANSCENDENTAL, Cost, einsum_sizes, graph_cost, node_cost
+from mari_onnx.engine.cost.flops import TRANSCENDENTAL, Cost, einsum_sizes, graph_cost, node_cost
 
 
 def flops(op: str, ins: list, outs: list, **attributes) -> float:

@@ -26,8 +26,8 @@ from mari_onnx.errors import (
     WriteError,
 )
 from mari_onnx.model import load, save
-from mari_onnx.model.order import put_in_order
 from mari_onnx.model.tensors import array, set_external
+from mari_onnx.model.topological_sort import put_in_order
 from tests import tiny
 
 KILLS = int(os.environ.get("MARI_ONNX_KILLS", "20"))

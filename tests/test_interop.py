@@ -17,7 +17,7 @@ from mari_onnx.engine import Options, rewrite
 from mari_onnx.model.signature import signature
 from mari_onnx.parity import check
 from mari_onnx.report.residual import measure
-from mari_onnx.sides import resolve
+from mari_onnx.sides.resolve import resolve
 
 GRAPHS = sorted((Path(__file__).parent / "data" / "interop").glob("*.onnx"))
 

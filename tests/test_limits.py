@@ -18,10 +18,10 @@ from benchmarks import limits
 from benchmarks.graphs import Graph
 from mari_onnx.cli.main import run
 from mari_onnx.errors import InvalidModel, NotAModel
-from mari_onnx.model import load, wire
+from mari_onnx.model import load, protobuf_wire
 from mari_onnx.model.functions import DEEPEST, depths, inlined
-from mari_onnx.model.structure import check_structure
-from mari_onnx.sides import Sides
+from mari_onnx.model.validate import check_structure
+from mari_onnx.sides.resolve import Sides
 from tests import tiny
 
 WIDTH = 8
@@ -181,7 +181,7 @@ def nested_file(depth: int) -> bytes:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 128])
 
     def body(node: bytes, name: str) -> bytes:
-        return wire.tagged(1, node) + onnx.GraphProto(name=name, output=[info(name)]).SerializeToString()
+        return protobuf_wire.tagged(1, node) + onnx.GraphProto(name=name, output=[info(name)]).SerializeToString()
 
     node = helper.make_node("Relu", ["before"], ["t0"]).SerializeToString()
     for level in range(1, depth + 1):
@@ -191,16 +191,17 @@ def nested_file(depth: int) -> bytes:
             kind = onnx.AttributeProto(name=branch, type=onnx.AttributeProto.GRAPH).SerializeToString()
             other = helper.make_node("Neg", ["before"], [f"e{level}"]).SerializeToString()
             graph = inner if branch == "then_branch" else body(other, f"e{level}")
-            node += wire.tagged(5, kind + wire.tagged(6, graph))
+            node += protobuf_wire.tagged(5, kind + protobuf_wire.tagged(6, graph))
     model = tiny.fc(user=256, item=64, hidden=128)
     model.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
     model.graph.node[1].output[0] = "before"
     first, second = (each.SerializeToString() for each in model.graph.node)
     last = helper.make_node("Identity", [f"t{depth}"], ["score"], "end").SerializeToString()
     del model.graph.node[:]
-    graph = b"".join(wire.tagged(1, each) for each in (first, second, node, last)) + model.graph.SerializeToString()
+    nodes = b"".join(protobuf_wire.tagged(1, each) for each in (first, second, node, last))
+    graph = nodes + model.graph.SerializeToString()
     model.ClearField("graph")
-    return model.SerializeToString() + wire.tagged(7, graph)
+    return model.SerializeToString() + protobuf_wire.tagged(7, graph)
 
 
 def test_bodies_nest_as_deep_as_protobuf_reads(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import mari_onnx
-from mari_onnx.model.keep import carry_over, differences
 from mari_onnx.model.load import load
+from mari_onnx.model.provenance import carry_over, differences
 from mari_onnx.model.save import save
 from tests import tiny
 

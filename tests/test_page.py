@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import mari_onnx
 from benchmarks import scale
 from mari_onnx.report.terminal import summary_line, total_rows
-from mari_onnx.sides import Sides
+from mari_onnx.sides.resolve import Sides
 from tests.test_report import leaving, model, normal
 
 MODELS = Path(__file__).parents[1] / "models"

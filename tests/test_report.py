@@ -16,7 +16,7 @@ from mari_onnx.cli.main import run
 from mari_onnx.report.kinds import once
 from mari_onnx.report.terminal import change, quantity
 from mari_onnx.report.view import FEW, grouped
-from mari_onnx.sides import Sides
+from mari_onnx.sides.resolve import Sides
 
 UX = Sides({"u": "user", "x": "item"})
 

@@ -8,9 +8,9 @@ import pytest
 from onnx import numpy_helper, parser
 
 from mari_onnx.errors import ModelError
-from mari_onnx.report.probe import pick_n
+from mari_onnx.report.candidate_probe import pick_n
 from mari_onnx.report.residual import Residual, measure
-from mari_onnx.sides import Sides
+from mari_onnx.sides.resolve import Sides
 
 UX = Sides({"u": "user", "x": "item"})
 

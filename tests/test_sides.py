@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mari_onnx.errors import NoSuchInput, SideFileError, TaggedTwice, UntaggedInput, UsageError
-from mari_onnx.guess import guess_side, guessed_flags
 from mari_onnx.model.signature import signature
-from mari_onnx.sides import Sides, resolve, side_file_beside
+from mari_onnx.sides.guess import guess_side, guessed_flags
+from mari_onnx.sides.resolve import Sides, resolve, side_file_beside
 from tests import tiny
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks.interop import zoo
 
 if TYPE_CHECKING:
-    from mari_onnx.parity.feeds import Request
+    from mari_onnx.parity.requests.draw import Request
 
 ROOT = Path(__file__).resolve().parents[2]
 CANDIDATES = (1, 7, 64, 500)
@@ -50,10 +50,10 @@ def one(path: Path, out: Path, timed: bool) -> dict[str, Any]:
     from mari_onnx.engine import Options, rewrite
     from mari_onnx.model.signature import signature
     from mari_onnx.parity import check
-    from mari_onnx.report.left import explained
+    from mari_onnx.report.explain_rest import explained
     from mari_onnx.report.report import build
     from mari_onnx.report.residual import measure
-    from mari_onnx.sides import resolve
+    from mari_onnx.sides.resolve import resolve
 
     found: dict[str, Any] = {"graph": path.stem}
     try:
@@ -92,8 +92,8 @@ def one(path: Path, out: Path, timed: bool) -> dict[str, Any]:
 def drawer(source: Any, sides: Any, stem: str, sizes: zoo.Sizes) -> Any:
     """`(seed, n) -> Request`; the history's length is one, wherever it is."""
     from mari_onnx.model.signature import signature
-    from mari_onnx.parity.feeds import Drawer, Layout
-    from mari_onnx.parity.ranges import domains
+    from mari_onnx.parity.domains.domains import domains
+    from mari_onnx.parity.requests.draw import Drawer, Layout
 
     layout = Layout(signature(source), sides)
     ranges, _ = domains(source, layout)

@@ -88,8 +88,8 @@ def plot(found: list[dict[str, Any]], target: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "parity"
     from matplotlib import pyplot
 
-    from mari_onnx.parity.result import MULTIPLE
-    from mari_onnx.parity.verdict import FLOOR_ULPS
+    from mari_onnx.parity.judge.verdict import FLOOR_ULPS
+    from mari_onnx.parity.settings import MULTIPLE
 
     values = np.array([o for f in found for o in f.get("outputs", ()) if o[0] > 0 and o[1] > 0])
     figure, axes = pyplot.subplots(figsize=(5, 4), constrained_layout=True)

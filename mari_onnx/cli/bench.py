@@ -15,10 +15,10 @@ from mari_onnx.cli.options import common_options, side_options, sides_from
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mari_onnx.bench.measure import Measured, Progress, Variant
     from mari_onnx.model.load import Source
-    from mari_onnx.parity.feeds import Request
-    from mari_onnx.sides import Sides
+    from mari_onnx.parity.requests.draw import Request
+    from mari_onnx.sides.resolve import Sides
+    from mari_onnx.timing.measure import Measured, Progress, Variant
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -113,14 +113,14 @@ def bench(
     One MODEL is timed against what `optimize` makes of it. Of several, the first is what the
     others are compared with, and the sides are those of its inputs.
     """
-    from mari_onnx.bench.measure import measure
     from mari_onnx.cli.check import progress_bar
     from mari_onnx.model.load import read
     from mari_onnx.parity.check import find_sides
     from mari_onnx.report.terminal import console
+    from mari_onnx.timing.measure import measure
 
     if plot_file is not None:
-        from mari_onnx.bench.plot import check_format
+        from mari_onnx.timing.plot import check_format
 
         check_format(plot_file)
     source = read(models[0])
@@ -160,7 +160,7 @@ def bench(
     if json_file is not None:
         _write_json(json_file, results, notes, models[0], provider)
     if plot_file is not None:
-        from mari_onnx.bench.plot import plot
+        from mari_onnx.timing.plot import plot
 
         plot(results, plot_file, models[0].name)
         out.print(f"wrote {plot_file}", markup=False)
@@ -183,7 +183,7 @@ def _variants(
     progress: Progress | None,
 ) -> tuple[list[Variant], list[str]]:
     """Everything to be timed, the baseline first, and notes on what is missing."""
-    from mari_onnx.bench.measure import OURS, Variant, variants_of
+    from mari_onnx.timing.measure import OURS, Variant, variants_of
 
     made: list[Variant] = []
     notes: list[str] = []
@@ -215,13 +215,13 @@ def _names(models: Sequence[Path]) -> list[str]:
 def _requests(
     source: Source, sides: Sides, candidates: Sequence[int], data: Path | None
 ) -> dict[int, list[Request]]:
-    from mari_onnx.bench.measure import draw
+    from mari_onnx.timing.measure import draw
 
     if data is None:
         drawn = [draw(source, sides, n) for n in candidates]
         return {requests[0].n: requests for requests in drawn}
     from mari_onnx.model.signature import signature
-    from mari_onnx.parity.recorded import load
+    from mari_onnx.parity.requests.recorded import load
 
     found: dict[int, list[Request]] = {}
     for request in load(data, signature(source.model), sides):
@@ -285,8 +285,8 @@ def _show(results: Sequence[Measured], notes: Sequence[str], out: Console) -> No
 def _write_json(
     file: Path, results: Sequence[Measured], notes: Sequence[str], source: Path, provider: str
 ) -> None:
-    from mari_onnx.bench.machine import machine
     from mari_onnx.model.save import write_text
+    from mari_onnx.timing.machine import machine
 
     answer = {
         "schema": "mari-onnx/bench",

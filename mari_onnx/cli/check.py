@@ -153,7 +153,7 @@ def check(
     from mari_onnx.parity import Settings
     from mari_onnx.parity import check as compare
     from mari_onnx.parity.check import find_sides
-    from mari_onnx.parity.precise import light
+    from mari_onnx.parity.float64 import light
 
     model = light(source)
     sides = sides_from(rest, model, source)
@@ -161,7 +161,7 @@ def check(
         sides = find_sides([source, optimized], [model, light(optimized)])
     requests = None
     if data is not None:
-        from mari_onnx.parity.recorded import load
+        from mari_onnx.parity.requests.recorded import load
 
         requests = load(data, signature(model), sides, request_id)
     del model

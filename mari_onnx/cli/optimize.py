@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mari_onnx.api import Optimized
     from mari_onnx.model.load import Source
     from mari_onnx.model.save import Staged
-    from mari_onnx.sides import Sides
+    from mari_onnx.sides.resolve import Sides
 
 
 @click.command()

@@ -14,7 +14,7 @@ from mari_onnx.cli.limits import load_libraries, time_limit
 if TYPE_CHECKING:
     import onnx
 
-    from mari_onnx.sides import Sides
+    from mari_onnx.sides.resolve import Sides
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -86,7 +86,7 @@ def sides_from(
         UsageError: see `mari_onnx.sides.resolve`.
     """
     from mari_onnx.model.signature import signature
-    from mari_onnx.sides import METADATA_KEY, resolve, side_file_beside
+    from mari_onnx.sides.resolve import METADATA_KEY, resolve, side_file_beside
 
     if isinstance(options, click.Context):
         options = options.params

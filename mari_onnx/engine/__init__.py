@@ -8,23 +8,20 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import AttributeProto, NodeProto
 
-from mari_onnx.engine import (
-    ahead,
-    rules,  # noqa: F401  fills the table
-    unread,
-)
-from mari_onnx.engine.builder import Builder, Tensor
-from mari_onnx.engine.context import from_tensor
-from mari_onnx.engine.cost import Cost, graph_cost
-from mari_onnx.engine.finish import assemble, fuse_gemm, live, name_outputs
+from mari_onnx.engine import rules  # noqa: F401  fills the table
+from mari_onnx.engine.axes.materialize import materialise
+from mari_onnx.engine.cost.flops import Cost, graph_cost
+from mari_onnx.engine.cost.time_model import CANDIDATES, FREE, THRIFT
 from mari_onnx.engine.interpreter import NodeReport, Walk, constant_of, enter, several_readers, visit
-from mari_onnx.engine.kernels import for_cpu
-from mari_onnx.engine.value import Decline, Leaf, Value, kind
-from mari_onnx.engine.weigh import CANDIDATES, FREE, THRIFT
-from mari_onnx.engine.write import materialise
+from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.value import Decline, Leaf, Tensor, Value, kind
+from mari_onnx.engine.lookahead import masked_rows, squeeze
+from mari_onnx.engine.output.assemble import assemble, fuse_gemm, live, name_outputs
+from mari_onnx.engine.output.cpu import for_cpu
+from mari_onnx.engine.rule import from_tensor
 from mari_onnx.model.dims import Dim, Size, evaluate, symbols
 from mari_onnx.model.functions import inlined
-from mari_onnx.sides import Sides
+from mari_onnx.sides.resolve import Sides
 
 OLDEST = 11
 """Opsets before this one have other forms of Slice, Clip and Pad; such a model is left as it is."""
@@ -129,7 +126,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options, opsets: dic
         reason = f"the user input {both[0]!r} is an output too, and must keep its N rows"
         return Rewrite(model, False, [], reason=reason)
     sizes = {name: walk.env[name].shape for name in inputs if walk.env[name].groups is not None}
-    with ahead.reading(graph, sizes, opsets[""]), unread.reading(graph, sizes, opsets[""]):
+    with squeeze.reading(graph, sizes, opsets[""]), masked_rows.reading(graph, sizes, opsets[""]):
         for node in graph.node:
             _visit(walk, node)
     wanted = [(o.name, walk.inputs.get(o.name) or _output(walk, walk.env[o.name])) for o in graph.output]

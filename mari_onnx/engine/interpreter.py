@@ -15,20 +15,33 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
-from mari_onnx.engine import emit
-from mari_onnx.engine.builder import Builder, Tensor
-from mari_onnx.engine.context import RULES, Context, constant, from_tensor
-from mari_onnx.engine.nodes import RANDOM, captures
-from mari_onnx.engine.rules import loop as loop_rules
+from mari_onnx.engine.ir import emit
+from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.nodes import RANDOM, captures
+from mari_onnx.engine.ir.value import (
+    Axis,
+    Cat,
+    Decline,
+    Group,
+    Leaf,
+    Part,
+    Tensor,
+    Value,
+    axes_of,
+    is_const,
+    kind,
+    leaves,
+)
+from mari_onnx.engine.rule import RULES, Context, constant, from_tensor
 from mari_onnx.engine.rules import shape as shape_rules
-from mari_onnx.engine.value import Axis, Cat, Decline, Group, Leaf, Part, Value, axes_of, is_const, kind, leaves
+from mari_onnx.engine.rules.control import loop as loop_rules
 from mari_onnx.model.dims import Dim, Size
-from mari_onnx.sides import Sides
+from mari_onnx.sides.resolve import Sides
 
 N = Dim.symbol("N")
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What a rule may raise on a graph that it did not expect."""
-SPLITTING = ("products", "reduce", "norm", "attention", "fused", "fused_attention", "linear")
+SPLITTING = ("products", "reduce", "norm", "attention", "fused", "linear")
 """Rules that take operands apart though their result is whole."""
 NARROW = frozenset({17, 18, 19, 20, 21, 22, 23, 24, 25, 26})
 """float8, float4 and integers of 4 and 2 bits: no operator repeats or joins them, so they keep their N rows."""

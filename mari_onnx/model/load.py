@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mari_onnx.errors import ExternalDataError, ModelNotFound, NotAModel
+from mari_onnx.model import protobuf_wire
 from mari_onnx.model import tensors as tensors_
-from mari_onnx.model import wire
-from mari_onnx.model.order import put_in_order
-from mari_onnx.model.structure import check_structure
+from mari_onnx.model.topological_sort import put_in_order
+from mari_onnx.model.validate import check_structure
 
 if TYPE_CHECKING:
     import onnx
@@ -203,20 +203,20 @@ def _parse_lazily(path: Path) -> onnx.ModelProto:
         try:
             pieces = []
             graph: list[bytes] = []
-            for number, start, body, end in wire.fields(data, 0, len(data)):
-                if number != wire.MODEL_GRAPH:
+            for number, start, body, end in protobuf_wire.fields(data, 0, len(data)):
+                if number != protobuf_wire.MODEL_GRAPH:
                     pieces.append(data[start:end])
                     continue
-                for sub, sub_start, sub_body, sub_end in wire.fields(data, body, end):
-                    if sub == wire.GRAPH_INITIALIZER:
+                for sub, sub_start, sub_body, sub_end in protobuf_wire.fields(data, body, end):
+                    if sub == protobuf_wire.GRAPH_INITIALIZER:
                         tensor = _tensor_without_data(data, sub_body, sub_end, own)
                         graph.append(
-                            wire.tagged(wire.GRAPH_INITIALIZER, tensor.SerializeToString())
+                            protobuf_wire.tagged(protobuf_wire.GRAPH_INITIALIZER, tensor.SerializeToString())
                         )
                     else:
                         graph.append(data[sub_start:sub_end])
             if graph:
-                pieces.append(wire.tagged(wire.MODEL_GRAPH, b"".join(graph)))
+                pieces.append(protobuf_wire.tagged(protobuf_wire.MODEL_GRAPH, b"".join(graph)))
         except (IndexError, ValueError) as error:
             raise NotAModel(
                 f"{path} is cut off, or is not an ONNX model: {error}", _EXPORT_HINT
@@ -229,8 +229,8 @@ def _tensor_without_data(data: mmap.mmap, start: int, end: int, own: str) -> onn
 
     raw: tuple[int, int] | None = None
     pieces = []
-    for number, field, body, stop in wire.fields(data, start, end):
-        if number == wire.TENSOR_RAW_DATA and stop - body >= LAZY_TENSOR:
+    for number, field, body, stop in protobuf_wire.fields(data, start, end):
+        if number == protobuf_wire.TENSOR_RAW_DATA and stop - body >= LAZY_TENSOR:
             raw = (body, stop - body)
         else:
             pieces.append(data[field:stop])

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mari_onnx.errors import OutputInTheWay, WriteError
+from mari_onnx.model import protobuf_wire
 from mari_onnx.model import tensors as tensors_
-from mari_onnx.model import wire
 
 if TYPE_CHECKING:
     import onnx
@@ -117,7 +117,7 @@ def stage(model: onnx.ModelProto, path: str | Path, *, external: bool = False) -
             model, lazy = _with_initializers_alone_on_disk(model), True
         with _create(staged.path) as file:
             if lazy:
-                wire.write(model, file)
+                protobuf_wire.write(model, file)
             else:
                 file.write(model.SerializeToString(deterministic=True))
     return staged
@@ -221,7 +221,7 @@ def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _with_initializers_alone_on_disk(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose other tensors (attributes, subgraphs) are in memory, as `wire.write` wants."""
+    """A copy whose other tensors (attributes, subgraphs) are in memory, as `protobuf_wire.write` wants."""
     copy = _copied(model)
     del copy.graph.initializer[:]
     for tensor in tensors_.tensors(copy):

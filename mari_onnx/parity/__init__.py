@@ -1,7 +1,8 @@
 """The parity check: are the outputs of two models equal on the same requests?"""
 
 from mari_onnx.parity.check import check
-from mari_onnx.parity.feeds import Request
-from mari_onnx.parity.result import CheckResult, Settings
+from mari_onnx.parity.requests.draw import Request
+from mari_onnx.parity.result import CheckResult
+from mari_onnx.parity.settings import Settings
 
 __all__ = ["CheckResult", "Request", "Settings", "check"]

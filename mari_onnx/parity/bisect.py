@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mari_onnx import runtime
-from mari_onnx.parity import precise
-from mari_onnx.parity.compare import epsilon, scale_of, unequal_nonfinite, wide
+from mari_onnx.parity import float64
+from mari_onnx.parity.judge.metrics import epsilon, scale_of, unequal_nonfinite, wide
 
 if TYPE_CHECKING:
-    from mari_onnx.parity.feeds import Request
+    from mari_onnx.parity.requests.draw import Request
     from mari_onnx.runtime import ModelLike
 
 # A tensor on the way may be nearer to zero than its parts were: more room than for outputs, far
@@ -77,7 +77,7 @@ def first_divergence(
     Raises:
         ModelError: a model does not run.
     """
-    model, other = precise.light(source), precise.light(optimized)
+    model, other = float64.light(source), float64.light(optimized)
     theirs = {o for n in other.graph.node for o in n.output}
     order = [
         (tensor, node)
@@ -111,10 +111,10 @@ def first_divergence(
 
 def _inner(model: ModelLike, tensors: list[str], request: Request) -> dict[str, np.ndarray]:
     """Values of inner tensors, optimizations off."""
-    proto = precise.light(model)
+    proto = float64.light(model)
     names = list(dict.fromkeys(tensors))
     exposed = runtime.skeleton(proto)
-    precise.expose(exposed, names)
+    float64.expose(exposed, names)
     exposed.graph.initializer.extend(proto.graph.initializer)
     what = "the model with its inner tensors as outputs"
     made = runtime.session(exposed, optimize=False, lean=True, what=what)
@@ -125,9 +125,9 @@ def _inner(model: ModelLike, tensors: list[str], request: Request) -> dict[str, 
 def _truth(source: ModelLike, tensors: list[str], request: Request) -> dict[str, np.ndarray]:
     from mari_onnx.model.signature import signature
 
-    model = precise.light(source)
+    model = float64.light(source)
     try:
-        with precise.float64(source, outputs=list(tensors)) as exact:
+        with float64.float64(source, outputs=list(tensors)) as exact:
             values = exact.run(request.feed(signature(model).inputs))
             return dict(zip(tensors, values, strict=True))
     except Exception:  # then the source's own values are the truth

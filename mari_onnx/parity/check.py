@@ -18,14 +18,18 @@ import numpy as np
 from mari_onnx import runtime
 from mari_onnx.errors import MariError, ModelError, ProviderError, UsageError
 from mari_onnx.model.signature import Signature, signature
-from mari_onnx.parity import compare, feeds, precise, ranges
-from mari_onnx.parity.plan import Plan
-from mari_onnx.parity.result import CheckResult, Settings
-from mari_onnx.parity.verdict import FLOOR_BLIND_ULPS, Verdict
+from mari_onnx.parity import float64
+from mari_onnx.parity.domains.domains import domains as domains_of
+from mari_onnx.parity.judge import metrics
+from mari_onnx.parity.judge.verdict import FLOOR_BLIND_ULPS, Verdict
+from mari_onnx.parity.requests import draw
+from mari_onnx.parity.requests.plan import Plan
+from mari_onnx.parity.result import CheckResult
+from mari_onnx.parity.settings import Settings
 
 if TYPE_CHECKING:
     from mari_onnx.runtime import ModelLike
-    from mari_onnx.sides import Sides
+    from mari_onnx.sides.resolve import Sides
 
     Progress = Callable[[str, int, int], None]
 
@@ -38,7 +42,7 @@ def check(
     optimized: ModelLike,
     sides: Sides | None = None,
     *,
-    requests: Iterable[feeds.Request] | None = None,
+    requests: Iterable[draw.Request] | None = None,
     settings: Settings | None = None,
     progress: Progress | None = None,
     **changes: Any,
@@ -81,18 +85,18 @@ class _Check:
         self.settings, self.progress = settings, progress or (lambda *_: None)
         self.names = {k: _name(m, k) for k, m in self.models.items()}
         self.result = CheckResult(self.names["source"], self.names["optimized"], settings)
-        loaded, other = precise.light(source), precise.light(optimized)
+        loaded, other = float64.light(source), float64.light(optimized)
         self.signatures = {"source": signature(loaded), "optimized": signature(other)}
         self.sides = (
             sides if sides is not None else find_sides([source, optimized], [loaded, other])
         )
-        self.layout = feeds.Layout(self.signatures["source"], self.sides)
-        domains, notes = ranges.domains(loaded, self.layout)
+        self.layout = draw.Layout(self.signatures["source"], self.sides)
+        domains, notes = domains_of(loaded, self.layout)
         self.result.notes += notes
         self.plan = Plan(self.layout, domains, self.settings)
         self._refused: set[int] = set()
 
-    def run(self, recorded: Iterable[feeds.Request] | None) -> CheckResult:
+    def run(self, recorded: Iterable[draw.Request] | None) -> CheckResult:
         started = time.perf_counter()
         self._structure()
         first = self.settings.providers[0]
@@ -154,8 +158,8 @@ class _Check:
                 )
 
     def _requests(
-        self, recorded: Iterable[feeds.Request] | None, provider: str
-    ) -> tuple[list[feeds.Request], _Runs]:
+        self, recorded: Iterable[draw.Request] | None, provider: str
+    ) -> tuple[list[draw.Request], _Runs]:
         """Requests that the source can run, and its outputs on them."""
         positive, ordinary = False, True
         before = None  # requests with NaN where floats are of both signs
@@ -208,7 +212,7 @@ class _Check:
         which: str,
         provider: str,
         optimize: bool,
-        requests: Sequence[feeds.Request],
+        requests: Sequence[draw.Request],
         once: int = 0,
     ) -> _Runs:
         """All requests through one session, each twice but the last `once`."""
@@ -246,7 +250,7 @@ class _Check:
             unstable |= {
                 n
                 for n, a, b in zip(outputs, first, again, strict=True)
-                if not compare.same_bits(a, b)
+                if not metrics.same_bits(a, b)
             }
         self.progress(phase, len(requests), len(requests))
         if unstable:
@@ -257,14 +261,14 @@ class _Check:
         return _Runs(found, unstable)
 
     def _exact(
-        self, requests: Sequence[feeds.Request]
+        self, requests: Sequence[draw.Request]
     ) -> tuple[list[list[np.ndarray] | None], float, float]:
         """The float64 outputs of the source, the median seconds of a run of the fewest candidates,
         and the seconds a candidate of the most."""
         found: list[list[np.ndarray] | None] = []
         times: dict[int, list[float]] = {}
         try:
-            with precise.float64(self.models["source"], threads=self.settings.threads) as model:
+            with float64.float64(self.models["source"], threads=self.settings.threads) as model:
                 self.result.reference = model.text
                 for index, request in enumerate(requests):
                     self.progress("source, float64", index, len(requests))
@@ -288,7 +292,7 @@ class _Check:
 
     def _settle(
         self,
-        requests: Sequence[feeds.Request],
+        requests: Sequence[draw.Request],
         exact: list[list[np.ndarray] | None],
         source: _Runs,
         optimized: _Runs,
@@ -302,7 +306,7 @@ class _Check:
             zip(source.outputs, optimized.outputs, strict=False)
         ):
             if exact[place] is None and isinstance(mine, list) and isinstance(theirs, list):
-                apart.append((compare.furthest(mine, theirs), place))
+                apart.append((metrics.furthest(mine, theirs), place))
         places = [place for far, place in sorted(apart, reverse=True)[:_SETTLED] if far > 0]
         if places:
             found, *_ = self._exact([requests[place] for place in places])
@@ -312,7 +316,7 @@ class _Check:
     def _compare(
         self,
         provider: str,
-        requests: Sequence[feeds.Request],
+        requests: Sequence[draw.Request],
         drawn: int,
         exact: Sequence[list[np.ndarray] | None],
         sources: Sequence[_Runs],
@@ -340,7 +344,7 @@ class _Check:
             )
             result = verdict.result
             answers = [o[index] for s in sources for o in s.outputs if isinstance(o, list)]
-            if provider == self.settings.providers[0] and len(requests) > 1 and compare.constant(answers):
+            if provider == self.settings.providers[0] and len(requests) > 1 and metrics.constant(answers):
                 self.result.notes.append(
                     f"output {output.name} is the same for all candidates of all requests: nothing that is fed moves "
                     "it, so little of it is checked"
@@ -352,7 +356,7 @@ class _Check:
                     result.dumped = self._dump(worst, output.name)
             self.result.outputs.append(result)
 
-    def _left_out(self, covering: Sequence[feeds.Request], outputs: Sequence[Any]) -> None:
+    def _left_out(self, covering: Sequence[draw.Request], outputs: Sequence[Any]) -> None:
         """Notes those requests for further ids and numbers that the source itself refuses."""
         refused = [(r, o) for r, o in zip(covering, outputs, strict=False) if isinstance(o, MariError)]
         if refused and not self._refused:
@@ -362,7 +366,7 @@ class _Check:
             )
         self._refused.update(id(r) for r, _ in refused)
 
-    def _dump(self, request: feeds.Request, output: str) -> str:
+    def _dump(self, request: draw.Request, output: str) -> str:
         folder = Path(os.fspath(self.settings.dump or "."))
         folder.mkdir(parents=True, exist_ok=True)
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in output)
@@ -370,7 +374,7 @@ class _Check:
         np.savez(path, **request.arrays())  # type: ignore[arg-type]
         return str(path)
 
-    def _verify(self, provider: str, request: feeds.Request) -> None:
+    def _verify(self, provider: str, request: draw.Request) -> None:
         """At least one node of the optimized model must have run on the provider."""
         made = {i.name: i for i in self.signatures["optimized"].inputs}
         feed = request.feed(list(made.values()))
@@ -390,7 +394,7 @@ class _Check:
 def find_sides(paths: Sequence[ModelLike], models: Sequence[Any]) -> Sides:
     """Sides of the first of `models`: from a side file beside either, from their metadata, or from
     inputs of one row in the second; none where nothing says."""
-    from mari_onnx.sides import METADATA_KEY, Sides, resolve, side_file_beside
+    from mari_onnx.sides.resolve import METADATA_KEY, Sides, resolve, side_file_beside
 
     metadata = [p.value for m in models for p in m.metadata_props if p.key == METADATA_KEY]
     files = [side_file_beside(os.fspath(p)) for p in paths if isinstance(p, str | os.PathLike)]

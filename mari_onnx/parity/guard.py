@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from mari_onnx.errors import MariError
 from mari_onnx.parity.bisect import first_divergence
 from mari_onnx.parity.check import check
-from mari_onnx.parity.result import CheckResult, Settings
+from mari_onnx.parity.result import CheckResult
+from mari_onnx.parity.settings import Settings
 
 if TYPE_CHECKING:
     import onnx
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from mari_onnx.engine import Options, Rewrite
     from mari_onnx.parity.check import Progress
     from mari_onnx.runtime import ModelLike
-    from mari_onnx.sides import Sides
+    from mari_onnx.sides.resolve import Sides
 
 ATTEMPTS = 8
 _REWRITTEN = ("lifted", "split", "folded")

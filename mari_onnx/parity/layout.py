@@ -9,7 +9,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from mari_onnx.model.signature import Input, Signature
-    from mari_onnx.sides import Sides
+    from mari_onnx.sides.resolve import Sides
 
 
 class Layout:

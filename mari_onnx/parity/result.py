@@ -1,55 +1,21 @@
-"""What a check is asked for and what it answers, with its forms: text, JSON, JUnit XML."""
+"""What a check answers, with its forms: text, JSON, JUnit XML."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mari_onnx.errors import OutputsDiffer
-from mari_onnx.parity.compare import OutputResult
+from mari_onnx.parity.judge.metrics import OutputResult
+from mari_onnx.parity.settings import Settings
 
 if TYPE_CHECKING:
     from mari_onnx.parity.bisect import Divergence
-    from mari_onnx.parity.feeds import Request
+    from mari_onnx.parity.requests.draw import Request
 
 SCHEMA = "mari-onnx/check"
 SCHEMA_VERSION = 1
-
-# The optimized model's error may be this many times the source's own (measured: docs/parity.md).
-MULTIPLE = 4.0
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a check does; the defaults are those of the command line.
-
-    Attributes:
-        candidates: the N of drawn requests.
-        count: drawn requests for each N.
-        providers: each is run and compared on its own.
-        rtol, atol: `|optimized - source| <= atol + rtol * |source|` instead of the tolerance
-            from float64.
-        multiple: how many times the source's own error is allowed.
-        coverage: at most so many further requests to meet every user-side id.
-        extremes: further requests with floats of 0, 1e-6, 1e3 and 1e4.
-        dump: folder for the inputs of the worst request of outputs that fail.
-    """
-
-    candidates: Sequence[int] = (1, 2, 7, 64, 500)
-    count: int = 2
-    seed: int = 0
-    providers: Sequence[str] = ("cpu",)
-    rtol: float | None = None
-    atol: float | None = None
-    multiple: float = MULTIPLE
-    top_k: Sequence[int] = (10, 50)
-    coverage: int = 10_000
-    extremes: bool = False
-    threads: int = 1
-    dump: str | os.PathLike[str] | None = None
-
 
 @dataclass
 class CheckResult:

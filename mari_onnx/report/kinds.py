@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from mari_onnx.engine import Rewrite
     from mari_onnx.model.dims import Size
-    from mari_onnx.report.report import Input
+    from mari_onnx.report.records import Input
 
     Shapes = Mapping[str, tuple[Size, ...]]
 

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mari_onnx import __version__
 from mari_onnx.report.kinds import once
+from mari_onnx.report.records import Input, Node, Stop, Totals
 from mari_onnx.report.stops import flat, stopped_by, stops_here
-from mari_onnx.sides import Sides
+from mari_onnx.sides.resolve import Sides
+from mari_onnx.version import __version__
 
 if TYPE_CHECKING:
     import onnx
@@ -24,65 +25,6 @@ SCHEMA_VERSION = 1
 PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum", "Conv", "MatMulInteger", "QLinearMatMul", "MatMulNBits"})
 # Lengths that the graph leaves free (a history, say) are costed as this long, requests as one.
 FREE_LENGTH = 50
-
-
-@dataclass(frozen=True)
-class Input:
-    """One model input: `side` is user, item, cross, packed (then `columns` says), or None."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str | None, ...]
-    side: str | None
-    columns: Mapping[str, tuple[int, ...]] | None = None
-
-
-@dataclass(frozen=True)
-class Node:
-    """One node of the source, in order.
-
-    Attributes:
-        name, op, kind, action, rule: see docs/report.md.
-        reason: why not more was done with it.
-        stopped_by: of a node left without a reason of its own, the name of the nearest operator
-            before it that has one; from there on everything has N rows.
-        flops, bytes: a candidate's share, None where unknown.
-    """
-
-    name: str
-    op: str
-    kind: str
-    action: str
-    rule: str
-    reason: str | None
-    stopped_by: str | None = None
-    flops: float | None = None
-    bytes: float | None = None
-
-
-@dataclass(frozen=True)
-class Stop:
-    """An operator that no rule could take apart, and how many nodes after it are left for that."""
-
-    name: str
-    op: str
-    reason: str
-    after: int
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Size of a graph: nodes, products (MatMul and the like), FLOPs and bytes a candidate.
-
-    `once_nodes` are those that run once a request, on one row; `once_flops` their share of `flops`.
-    """
-
-    nodes: int
-    products: int
-    flops: float
-    bytes: float
-    once_nodes: int = 0
-    once_flops: float = 0.0
 
 
 @dataclass
@@ -179,7 +121,7 @@ class Report:
 
 def build(source: onnx.ModelProto, rewrite: Rewrite, sides: Sides, candidates: int) -> Report:
     """The report of one rewrite of `source`, without files and check."""
-    from mari_onnx.engine.cost import node_costs
+    from mari_onnx.engine.cost.flops import node_costs
     from mari_onnx.model.signature import signature
 
     shapes = concrete(rewrite.shapes, candidates)
@@ -229,7 +171,7 @@ def totals(
     Args:
         once: for each node, whether it runs once a request.
     """
-    from mari_onnx.engine.cost import Cost, node_costs
+    from mari_onnx.engine.cost.flops import Cost, node_costs
 
     costs = [cost for _, cost in node_costs(graph, shapes)]
     cost = sum(costs, Cost())

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mari_onnx.engine.cost import Cost, einsum_sizes, node_cost
-from mari_onnx.report.probe import Seen, observe, pick_n
+from mari_onnx.engine.cost.flops import Cost, einsum_sizes, node_cost
+from mari_onnx.report.candidate_probe import Seen, observe, pick_n
 
 if TYPE_CHECKING:
     import onnx
 
     from mari_onnx.model.signature import Signature
-    from mari_onnx.parity.feeds import Layout, Request
-    from mari_onnx.sides import Sides
+    from mari_onnx.parity.requests.draw import Layout, Request
+    from mari_onnx.sides.resolve import Sides
 
 _SUMS = {
     *("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"),
@@ -164,8 +164,8 @@ def measure(
     from mari_onnx.errors import ModelError
     from mari_onnx.model.functions import inlined
     from mari_onnx.model.signature import signature
-    from mari_onnx.parity.feeds import Drawer, Layout
-    from mari_onnx.parity.ranges import domains
+    from mari_onnx.parity.domains.domains import domains
+    from mari_onnx.parity.requests.draw import Drawer, Layout
 
     model = inlined(model)
     if any(onnx.external_data_helper.uses_external_data(t) for t in model.graph.initializer):

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mari_onnx.report.report import Input, Report, Stop
+from mari_onnx.report.records import Input, Stop
+from mari_onnx.report.report import Report
 
 # Wide enough that no table is cut where nobody can widen the window.
 _PIPED_WIDTH = 200

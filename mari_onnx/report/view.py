@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mari_onnx.report.explain_rest import source_of
 from mari_onnx.report.kinds import input_kinds, output_kinds
-from mari_onnx.report.left import source_of
-from mari_onnx.report.report import Node, Report, concrete, rounded
+from mari_onnx.report.records import Node
+from mari_onnx.report.report import Report, concrete, rounded
 from mari_onnx.report.stops import flat, label
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _graph(
     inputs: Mapping[str, str],
     candidates: int,
 ) -> dict[str, Any]:
-    from mari_onnx.engine.cost import node_costs
+    from mari_onnx.engine.cost.flops import node_costs
 
     costs = node_costs(graph, concrete(shapes, candidates))
     for found, (_, cost) in zip(nodes, costs, strict=True):

@@ -23,8 +23,8 @@ from onnx.reference import ReferenceEvaluator
 
 from mari_onnx import engine
 from mari_onnx.engine import Options, Rewrite, rewrite
-from mari_onnx.engine.cost import Cost
-from mari_onnx.sides import Sides
+from mari_onnx.engine.cost.flops import Cost
+from mari_onnx.sides.resolve import Sides
 
 Size = int | str
 Shape = tuple[Size, ...]

@@ -296,7 +296,7 @@ def test_it_runs_only_where_it_may_help(monkeypatch: pytest.MonkeyPatch) -> None
     def never(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("mari_onnx.engine.ahead.shapes", never)
+    monkeypatch.setattr("mari_onnx.engine.lookahead.squeeze.shapes", never)
     g = Graph(17)
     g.output(g.MatMul(g.squeeze(g.user(1, D), [1]), g.weight(D, 2)), g.Squeeze(g.const([[1.0]])), g.Relu(g.item(D)))
     check(g)

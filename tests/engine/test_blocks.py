@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from mari_onnx.engine.algebra import add, multiply
-from mari_onnx.engine.builder import Builder, Tensor
-from mari_onnx.engine.contract import contract, reduce_sum
-from mari_onnx.engine.finish import live
-from mari_onnx.engine.positions import neat, take
-from mari_onnx.engine.regroup import align, flatten, segments, single, split
-from mari_onnx.engine.value import Axis, Body, Cat, Decline, Leaf, Part, Value, axes_of, fresh, rename
-from mari_onnx.engine.write import as_block, as_leaf, write
+from mari_onnx.engine.algebra.contract import contract, reduce_sum
+from mari_onnx.engine.algebra.sums import add, multiply
+from mari_onnx.engine.axes.align import align, flatten, segments, single, split
+from mari_onnx.engine.axes.materialize import as_block, as_leaf, write
+from mari_onnx.engine.axes.select import neat, take
+from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Leaf, Part, Tensor, Value, axes_of, fresh, rename
+from mari_onnx.engine.output.assemble import live
 from mari_onnx.model.dims import Dim, Size, product
 from tests.engine.graphs import Draw
 

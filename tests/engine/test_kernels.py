@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mari_onnx.engine import Options, kernels, rewrite
+from mari_onnx.engine import Options, rewrite
+from mari_onnx.engine.output import cpu
 from tests.engine.graphs import Draw, Graph, check, shapes, starts, tensor
 from tests.engine.test_norm import attentions
 
@@ -18,7 +19,7 @@ from tests.engine.test_norm import attentions
 def small() -> Iterator[None]:
     """No tensor is too small."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "SMALL", 0)
+        patch.setattr(cpu, "SMALL", 0)
         yield
 
 

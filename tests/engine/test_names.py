@@ -6,7 +6,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from mari_onnx.engine import rewrite
-from mari_onnx.sides import Sides
+from mari_onnx.sides.resolve import Sides
 from tests.engine.graphs import run
 
 

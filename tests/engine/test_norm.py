@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mari_onnx.engine import bounds
-from mari_onnx.engine.normalized import standardized, standardized_rows
+from mari_onnx.engine.analysis import magnitude
+from mari_onnx.engine.analysis.norm_patterns import standardized, standardized_rows
 from tests.engine.graphs import (
     Draw,
     Graph,
@@ -403,7 +403,7 @@ def test_scores_of_tokens_normalized_as_tensorflow_does_are_bounded(same: bool) 
     scores = g.Add(g.MatMul(x, g.Transpose(x, perm=[0, 2, 1])), mask)
     seen: list[float] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bounds, "NORMALIZED", (lambda *a: seen.append(standardized(*a)) or seen[-1],))
+        patch.setattr(magnitude, "NORMALIZED", (lambda *a: seen.append(standardized(*a)) or seen[-1],))
         g.output(g.MatMul(g.Softmax(scores, axis=-1), x))
         check(g)
     assert any(b < 100 for b in seen) == same
@@ -423,7 +423,7 @@ def test_scores_of_rows_as_channels_are_bounded(other: str) -> None:
     scores = g.Add(g.MatMul(y, g.Transpose(y, perm=[0, 2, 1])), mask)
     seen: list[float] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bounds, "NORMALIZED", (lambda *a: seen.append(standardized_rows(*a)) or seen[-1],))
+        patch.setattr(magnitude, "NORMALIZED", (lambda *a: seen.append(standardized_rows(*a)) or seen[-1],))
         g.output(g.MatMul(g.Softmax(scores, axis=-1), y))
         check(g)
     assert any(b < 100 for b in seen) == (not other)

@@ -10,8 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from mari_onnx.engine.peek import peek
-from mari_onnx.engine.peek_axes import FAILS
+from mari_onnx.engine.lookahead.peek import peek
+from mari_onnx.engine.lookahead.peek_axes import FAILS
 from tests.engine.graphs import Draw, ort
 
 Case = tuple[str, list[tuple[int, ...]], dict[str, list[int]], dict[str, Any], int]

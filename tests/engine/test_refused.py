@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from mari_onnx.engine import rewrite
-from mari_onnx.sides import Sides
+from mari_onnx.sides.resolve import Sides
 from tests.engine.graphs import Graph, N, actions, check, lifted, macs_each, run, same
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mari_onnx.engine import rules
-from mari_onnx.engine.context import RULES
+from mari_onnx.engine.rule import RULES
 
 
 @pytest.mark.parametrize("key", sorted(RULES), ids=lambda key: ".".join(filter(None, key)))

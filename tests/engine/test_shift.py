@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mari_onnx.engine.shift import UNPROVEN
+from mari_onnx.engine.algebra.softmax_shift import UNPROVEN
 from tests.engine.graphs import Draw, Graph, N, actions, check, lifted, starts, tensor
 
 T, D = 4, 3

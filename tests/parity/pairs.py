@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mari_onnx.sides import Sides
+from mari_onnx.sides.resolve import Sides
 
 OPSET = 17
 USERS, ITEMS, DIM = 50, 300, 8

@@ -16,10 +16,10 @@ from mari_onnx.cli.main import run
 from mari_onnx.errors import ModelError, OutputsDiffer, ProviderError
 from mari_onnx.parity import check
 from mari_onnx.parity.bisect import first_divergence
-from mari_onnx.parity.compare import Ranking, unequal_nonfinite
+from mari_onnx.parity.float64 import float64
 from mari_onnx.parity.guard import optimize_checked
-from mari_onnx.parity.precise import float64
-from mari_onnx.sides import Sides
+from mari_onnx.parity.judge.metrics import Ranking, unequal_nonfinite
+from mari_onnx.sides.resolve import Sides
 from tests.parity.mutants import MUTANTS, mutate
 from tests.parity.pairs import Graph, coarse, history
 
@@ -179,7 +179,7 @@ def test_result_as_json_and_junit() -> None:
 
 def test_the_dumped_request_fails_again(tmp_path: Path) -> None:
     from mari_onnx.model.signature import signature
-    from mari_onnx.parity.recorded import load
+    from mari_onnx.parity.requests.recorded import load
 
     result = check(PAIR.source, MUTANT, PAIR.sides, dump=tmp_path)
     file = result.outputs[0].dumped
@@ -290,8 +290,8 @@ def test_command_line_bisects_by_a_report(
 
 def test_a_history_of_padding_alone_is_among_the_requests() -> None:
     from mari_onnx.model.signature import signature
-    from mari_onnx.parity.feeds import Drawer, Layout
-    from mari_onnx.parity.ranges import domains
+    from mari_onnx.parity.domains.domains import domains
+    from mari_onnx.parity.requests.draw import Drawer, Layout
 
     pair = history()
     layout = Layout(signature(pair.source), pair.sides)

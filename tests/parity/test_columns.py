@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto
 
 from mari_onnx.parity import check
-from mari_onnx.parity.columns import columns
-from mari_onnx.sides import Sides
+from mari_onnx.parity.judge.columns import columns
+from mari_onnx.sides.resolve import Sides
 from tests.parity.pairs import Graph
 
 RNG = np.random.default_rng(0)

@@ -9,10 +9,10 @@ from onnx import TensorProto
 
 from mari_onnx.model.signature import signature
 from mari_onnx.parity import check
-from mari_onnx.parity.edges import edges
-from mari_onnx.parity.feeds import Drawer, Layout, Request
-from mari_onnx.parity.ranges import Domain, domains
-from mari_onnx.sides import Sides
+from mari_onnx.parity.domains.domains import Domain, domains
+from mari_onnx.parity.requests.draw import Drawer, Layout, Request
+from mari_onnx.parity.requests.edge_users import edges
+from mari_onnx.sides.resolve import Sides
 from tests.parity.pairs import Graph, Pair, bag, coarse, grid, lengths
 
 USER = Sides({"ids": "user"})

@@ -8,9 +8,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from mari_onnx.model.signature import signature
-from mari_onnx.parity.feeds import Drawer, Layout
-from mari_onnx.parity.ranges import Domain, domains
-from mari_onnx.sides import Sides
+from mari_onnx.parity.domains.domains import Domain, domains
+from mari_onnx.parity.requests.draw import Drawer, Layout
+from mari_onnx.sides.resolve import Sides
 from tests.parity.pairs import Graph
 
 TABLE = np.zeros((37, 2), np.float32)

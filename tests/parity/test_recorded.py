@@ -10,7 +10,7 @@ import pytest
 from mari_onnx.errors import UsageError
 from mari_onnx.model.signature import signature
 from mari_onnx.parity import check
-from mari_onnx.parity.recorded import load
+from mari_onnx.parity.requests.recorded import load
 from tests.parity.pairs import coarse, grid, packed
 
 PAIR = coarse()

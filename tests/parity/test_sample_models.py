@@ -16,8 +16,8 @@ from mari_onnx.parity import check
 from mari_onnx.parity.bisect import first_divergence
 from mari_onnx.parity.check import find_sides
 from mari_onnx.parity.guard import optimize_checked
-from mari_onnx.parity.recorded import load
-from mari_onnx.sides import Sides
+from mari_onnx.parity.requests.recorded import load
+from mari_onnx.sides.resolve import Sides
 
 FOLDER = Path(__file__).parents[2] / "models"
 FILES = sorted(p.name for p in FOLDER.glob("*.onnx"))

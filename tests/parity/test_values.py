@@ -9,10 +9,10 @@ from onnx import TensorProto
 
 from mari_onnx.model.signature import signature
 from mari_onnx.parity import check
-from mari_onnx.parity.feeds import Deck, Drawer, Layout
-from mari_onnx.parity.ranges import Domain, domains
-from mari_onnx.parity.sites import counts
-from mari_onnx.sides import Sides
+from mari_onnx.parity.domains.comparisons import counts
+from mari_onnx.parity.domains.domains import Domain, domains
+from mari_onnx.parity.requests.draw import Deck, Drawer, Layout
+from mari_onnx.sides.resolve import Sides
 from tests.parity.mutants import mutate, weight
 from tests.parity.pairs import PAIRS, Graph
 

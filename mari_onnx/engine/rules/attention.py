@@ -18,12 +18,11 @@ import math
 import numpy as np
 from onnx import TensorProto
 
-from mari_onnx.engine.context import Context, constant, rule
-from mari_onnx.engine.mapped import Through, run
-from mari_onnx.engine.spans import span
-from mari_onnx.engine.steps import Steps, lowered
-from mari_onnx.engine.value import Body, Cat, Decline, Leaf, Value, axes_of
-from mari_onnx.engine.weigh import ELEMENT, MASKED, SPREAD, element
+from mari_onnx.engine.analysis.intervals import span
+from mari_onnx.engine.batching import Through, run
+from mari_onnx.engine.cost.time_model import ELEMENT, MASKED, SPREAD, element
+from mari_onnx.engine.ir.value import Body, Cat, Decline, Leaf, Value, axes_of
+from mari_onnx.engine.rule import Context, Steps, constant, lowered, rule
 from mari_onnx.model.dims import Size, product
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}

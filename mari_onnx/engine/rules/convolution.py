@@ -18,16 +18,16 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto
 
-from mari_onnx.engine.algebra import add
-from mari_onnx.engine.context import Context, from_array, rule
-from mari_onnx.engine.positions import take
-from mari_onnx.engine.regroup import align
+from mari_onnx.engine.algebra.sums import add
+from mari_onnx.engine.axes.align import align
+from mari_onnx.engine.axes.select import take
+from mari_onnx.engine.cost.time_model import COPY, SPREAD, length, node_cost, piece_cost, volume
+from mari_onnx.engine.ir.value import Axis, Cat, Group, Value, axes_of
+from mari_onnx.engine.rule import Context, from_array, rule
 from mari_onnx.engine.rules.groups import grouped
 from mari_onnx.engine.rules.products import FLOATS, contracted, pointwise
 from mari_onnx.engine.rules.slices import positions
 from mari_onnx.engine.rules.windows import Run, Windows, _along, by_windows, joined, padding, run_of
-from mari_onnx.engine.value import Axis, Cat, Group, Value, axes_of
-from mari_onnx.engine.weigh import COPY, SPREAD, length, node_cost, piece_cost, volume
 
 MAX_MIXED = 8
 """Windows over both sides that become products of their own."""

@@ -8,15 +8,14 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from mari_onnx.engine import emit
-from mari_onnx.engine.algebra import binary, keep, stretch, thin
-from mari_onnx.engine.blocks import zip_bodies
-from mari_onnx.engine.builder import Tensor
-from mari_onnx.engine.context import Context, from_array, rule
-from mari_onnx.engine.forms import with_form
-from mari_onnx.engine.mapped import Through, run
-from mari_onnx.engine.regroup import align
-from mari_onnx.engine.value import Axis, Body, Decline, Leaf, Prod, Sum, Value, axes_of
+from mari_onnx.engine.algebra.sums import binary, keep, stretch, thin
+from mari_onnx.engine.axes.align import align
+from mari_onnx.engine.axes.blockwise import zip_bodies
+from mari_onnx.engine.batching import Through, run
+from mari_onnx.engine.ir import emit
+from mari_onnx.engine.ir.forms import with_form
+from mari_onnx.engine.ir.value import Axis, Body, Decline, Leaf, Prod, Sum, Tensor, Value, axes_of
+from mari_onnx.engine.rule import Context, from_array, rule
 from mari_onnx.model.dims import Size
 
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from mari_onnx.engine.context import Context, from_array
-from mari_onnx.engine.positions import neat, take
-from mari_onnx.engine.regroup import align, single
+from mari_onnx.engine.axes.align import align, single
+from mari_onnx.engine.axes.select import neat, take
+from mari_onnx.engine.cost.time_model import COPY, node_cost, volume
+from mari_onnx.engine.ir.value import Axis, Cat, Part, Value, axes_of, rename
+from mari_onnx.engine.rule import Context, from_array
 from mari_onnx.engine.rules.products import contracted
 from mari_onnx.engine.rules.structure import regroup
-from mari_onnx.engine.value import Axis, Cat, Part, Value, axes_of, rename
-from mari_onnx.engine.weigh import COPY, node_cost, volume
 
 FEW = "the channels of {} groups are taken apart for less than their nodes would cost"
 

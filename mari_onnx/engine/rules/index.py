@@ -10,24 +10,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mari_onnx.engine import emit
-from mari_onnx.engine.blocks import zip_bodies
-from mari_onnx.engine.context import Context, from_sizes, normal, rule
-from mari_onnx.engine.mapped import Through, run
-from mari_onnx.engine.regroup import align, single
-from mari_onnx.engine.rules.picked import flat_masked, masked, merged
+from mari_onnx.engine.axes.align import align, single
+from mari_onnx.engine.axes.blockwise import zip_bodies
+from mari_onnx.engine.batching import Through, run
+from mari_onnx.engine.ir import emit
+from mari_onnx.engine.ir.value import Axis, Body, Decline, Group, Leaf, Value, axes_of, fresh
+from mari_onnx.engine.rule import Context, from_sizes, normal, rule
+from mari_onnx.engine.rules.mask_index import flat_masked, masked, merged
 from mari_onnx.engine.rules.slices import positions, range_of
 from mari_onnx.engine.rules.structure import regroup
-from mari_onnx.engine.value import (
-    Axis,
-    Body,
-    Decline,
-    Group,
-    Leaf,
-    Value,
-    axes_of,
-    fresh,
-)
 from mari_onnx.model.dims import Size, product
 
 

@@ -19,20 +19,20 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper
 
-from mari_onnx.engine import emit
-from mari_onnx.engine.algebra import add, binary, multiply, thin
-from mari_onnx.engine.blocks import zip_bodies
-from mari_onnx.engine.builder import Builder
-from mari_onnx.engine.context import Context, from_array, normal, rule
-from mari_onnx.engine.contract import reduce_sum
-from mari_onnx.engine.forms import with_form
-from mari_onnx.engine.mapped import MAPPED, run
-from mari_onnx.engine.positions import neat
-from mari_onnx.engine.regroup import align
+from mari_onnx.engine.algebra.contract import reduce_sum
+from mari_onnx.engine.algebra.sums import add, binary, multiply, thin
+from mari_onnx.engine.axes.align import align
+from mari_onnx.engine.axes.blockwise import zip_bodies
+from mari_onnx.engine.axes.materialize import as_leaf
+from mari_onnx.engine.axes.select import neat
+from mari_onnx.engine.batching import MAPPED, run
+from mari_onnx.engine.ir import emit
+from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.forms import with_form
+from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Leaf, Part, Prod, Sum, Value, axes_of, rename
+from mari_onnx.engine.rule import Context, from_array, normal, rule
 from mari_onnx.engine.rules.reduce import mean
 from mari_onnx.engine.rules.structure import regroup
-from mari_onnx.engine.value import Axis, Body, Cat, Decline, Leaf, Part, Prod, Sum, Value, axes_of, rename
-from mari_onnx.engine.write import as_leaf
 from mari_onnx.model.dims import product
 
 

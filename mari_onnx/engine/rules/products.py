@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from mari_onnx.engine.algebra import add, multiply, scaled
-from mari_onnx.engine.blocks import zip_bodies
-from mari_onnx.engine.context import Context, from_array, rule
-from mari_onnx.engine.contract import contract, reduce_sum
-from mari_onnx.engine.mapped import Through, run
-from mari_onnx.engine.regroup import align
-from mari_onnx.engine.value import Axis, Body, Decline, Group, Value, axes_of, fresh
+from mari_onnx.engine.algebra.contract import contract, reduce_sum
+from mari_onnx.engine.algebra.sums import add, multiply, scaled
+from mari_onnx.engine.axes.align import align
+from mari_onnx.engine.axes.blockwise import zip_bodies
+from mari_onnx.engine.batching import Through, run
+from mari_onnx.engine.ir.value import Axis, Body, Decline, Group, Value, axes_of, fresh
+from mari_onnx.engine.rule import Context, from_array, rule
 
 FLOATS = {1, 10, 11, 16}
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from onnx import TensorProto
 
-from mari_onnx.engine.context import Context, from_tensor, rule
-from mari_onnx.engine.value import Leaf, Value
-from mari_onnx.engine.write import as_leaf
+from mari_onnx.engine.axes.materialize import as_leaf
+from mari_onnx.engine.ir.value import Leaf, Value
+from mari_onnx.engine.rule import Context, from_tensor, rule
 
 
 @rule("DynamicQuantizeLinear")

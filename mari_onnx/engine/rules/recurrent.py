@@ -15,15 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto, helper
 
-from mari_onnx.engine.context import Context, rule
-from mari_onnx.engine.mapped import MAPPED, run
-from mari_onnx.engine.positions import neat
-from mari_onnx.engine.regroup import align, single
-from mari_onnx.engine.rules import mapped
+from mari_onnx.engine.axes.align import align, single
+from mari_onnx.engine.axes.select import neat
+from mari_onnx.engine.batching import MAPPED, run
+from mari_onnx.engine.cost.time_model import piece_cost, volume
+from mari_onnx.engine.ir.value import Axis, Cat, Value, axes_of, fresh, is_const, leaves
+from mari_onnx.engine.rule import Context, rule
 from mari_onnx.engine.rules.slices import positions
 from mari_onnx.engine.rules.windows import joined, kinds_of
-from mari_onnx.engine.value import Axis, Cat, Value, axes_of, fresh, is_const, leaves
-from mari_onnx.engine.weigh import piece_cost, volume
 
 GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
 GATE = 60.0
@@ -187,5 +186,3 @@ def _piece(ctx: Context, inputs: Sequence[Value | None], node: NodeProto) -> lis
     found = run(piece, MAPPED["", node.op_type](piece))
     return [*found, *[None] * (3 - len(found))]
 
-
-__all__ = ["mapped", "recurrent"]

@@ -11,16 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from mari_onnx.engine import emit
-from mari_onnx.engine.algebra import binary, cast_size, multiply
-from mari_onnx.engine.blocks import zip_bodies
-from mari_onnx.engine.bounds import bound
-from mari_onnx.engine.builder import Builder
-from mari_onnx.engine.context import Context, normal, rule
-from mari_onnx.engine.contract import reduce_sum, weighted_sum
-from mari_onnx.engine.positions import neat
+from mari_onnx.engine.algebra.contract import reduce_sum, weighted_sum
+from mari_onnx.engine.algebra.sums import binary, cast_size, multiply
+from mari_onnx.engine.analysis.magnitude import bound
+from mari_onnx.engine.axes.blockwise import zip_bodies
+from mari_onnx.engine.axes.select import neat
+from mari_onnx.engine.ir import emit
+from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Value, axes_of, within
+from mari_onnx.engine.rule import Context, normal, rule
 from mari_onnx.engine.rules.products import FLOATS
-from mari_onnx.engine.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Value, axes_of, within
 from mari_onnx.model.dims import product
 
 SUMS = ("ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp")

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mari_onnx.engine.context import Context, rule
-from mari_onnx.engine.regroup import align, single
+from mari_onnx.engine.axes.align import align, single
+from mari_onnx.engine.ir.value import Axis, Cat, Decline, Group, Leaf, Part, Value, axes_of, fresh
+from mari_onnx.engine.rule import Context, rule
 from mari_onnx.engine.rules.index import flat_positions
-from mari_onnx.engine.rules.picked import merged
+from mari_onnx.engine.rules.mask_index import merged
 from mari_onnx.engine.rules.slices import positions
 from mari_onnx.engine.rules.structure import regroup
-from mari_onnx.engine.value import Axis, Cat, Decline, Group, Leaf, Part, Value, axes_of, fresh
 from mari_onnx.model.dims import Dim, Size, static
 
 Span = Sequence[int] | None

@@ -14,12 +14,12 @@ from dataclasses import replace
 import numpy as np
 from onnx import NodeProto, helper, numpy_helper
 
-from mari_onnx.engine.context import RULES, Context, from_tensor, normal, rule
-from mari_onnx.engine.nodes import RANDOM
+from mari_onnx.engine.analysis.index_series import scalar
+from mari_onnx.engine.ir.nodes import RANDOM
+from mari_onnx.engine.ir.value import Decline, Value
+from mari_onnx.engine.rule import RULES, Context, from_tensor, normal, rule
 from mari_onnx.engine.rules.slices import positions
 from mari_onnx.engine.rules.structure import regroup
-from mari_onnx.engine.series import scalar
-from mari_onnx.engine.value import Decline, Value
 from mari_onnx.model.dims import Size, static
 
 MAX_ELEMENTS = 256

@@ -12,19 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
-from mari_onnx.engine import emit
-from mari_onnx.engine.context import (
-    INTS,
-    SMALL,
-    Context,
-    from_array,
-    from_sizes,
-    from_tensor,
-    normal,
-    rule,
-    symbolic,
-)
-from mari_onnx.engine.value import Axis, Decline, Group, Leaf, Value
+from mari_onnx.engine.ir import emit
+from mari_onnx.engine.ir.value import Axis, Decline, Group, Leaf, Value
+from mari_onnx.engine.rule import INTS, SMALL, Context, from_array, from_sizes, from_tensor, normal, rule, symbolic
 from mari_onnx.model.dims import Dim, Size, divide, product, static
 
 SYMBOLIC = {

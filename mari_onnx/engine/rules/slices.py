@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mari_onnx.engine import emit
-from mari_onnx.engine.context import Context, normal, rule
-from mari_onnx.engine.forms import opens
-from mari_onnx.engine.positions import cut, take
-from mari_onnx.engine.regroup import single
+from mari_onnx.engine.axes.align import single
+from mari_onnx.engine.axes.select import cut, take
+from mari_onnx.engine.ir import emit
+from mari_onnx.engine.ir.forms import opens
+from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Value, is_const
+from mari_onnx.engine.rule import Context, normal, rule
 from mari_onnx.engine.rules.structure import regroup
-from mari_onnx.engine.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Value, is_const
 from mari_onnx.model.dims import Dim, Size, divide
 
 HUGE = 10**9

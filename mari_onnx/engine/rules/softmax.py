@@ -20,21 +20,20 @@ import numpy as np
 from ml_dtypes import finfo
 from onnx import helper
 
-from mari_onnx.engine import emit
-from mari_onnx.engine.algebra import add, binary, multiply
-from mari_onnx.engine.blocks import zip_bodies
-from mari_onnx.engine.bounds import bound
-from mari_onnx.engine.builder import Builder, Tensor
-from mari_onnx.engine.context import Context, normal, rule
-from mari_onnx.engine.contract import reduce_sum
-from mari_onnx.engine.forms import with_form
-from mari_onnx.engine.mapped import MAPPED, run
-from mari_onnx.engine.positions import neat, take
-from mari_onnx.engine.rules.reduce import extreme, unary
-from mari_onnx.engine.shift import RANGE, unshifted
-from mari_onnx.engine.spans import span
-from mari_onnx.engine.unread import unread
-from mari_onnx.engine.value import (
+from mari_onnx.engine.algebra.contract import reduce_sum
+from mari_onnx.engine.algebra.softmax_shift import RANGE, unshifted
+from mari_onnx.engine.algebra.sums import add, binary, multiply
+from mari_onnx.engine.analysis.intervals import span
+from mari_onnx.engine.analysis.magnitude import bound
+from mari_onnx.engine.axes.blockwise import zip_bodies
+from mari_onnx.engine.axes.materialize import as_block, as_leaf, opened
+from mari_onnx.engine.axes.select import neat, take
+from mari_onnx.engine.batching import MAPPED, run
+from mari_onnx.engine.cost.time_model import CALL, COPY, ELEMENT, MASKED, SPREAD, element, node_cost, volume
+from mari_onnx.engine.ir import emit
+from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.forms import with_form
+from mari_onnx.engine.ir.value import (
     Axis,
     Body,
     Cat,
@@ -42,6 +41,7 @@ from mari_onnx.engine.value import (
     Leaf,
     Part,
     Prod,
+    Tensor,
     Value,
     axes_of,
     is_const,
@@ -49,8 +49,9 @@ from mari_onnx.engine.value import (
     rename,
     within,
 )
-from mari_onnx.engine.weigh import CALL, COPY, ELEMENT, MASKED, SPREAD, element, node_cost, volume
-from mari_onnx.engine.write import as_block, as_leaf, opened
+from mari_onnx.engine.lookahead.masked_rows import unread
+from mari_onnx.engine.rule import Context, normal, rule
+from mari_onnx.engine.rules.reduce import extreme, unary
 
 WIDTH = 16
 """The head width that is assumed where a softmax has to be weighed before its product with the values."""

@@ -10,24 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from mari_onnx.engine.ahead import kept
-from mari_onnx.engine.context import Context, normal, rule
-from mari_onnx.engine.positions import take
-from mari_onnx.engine.regroup import align, flatten, segments, single, split
-from mari_onnx.engine.value import (
-    Axis,
-    Body,
-    Cat,
-    Decline,
-    Group,
-    Part,
-    Value,
-    depth,
-    fresh,
-    is_const,
-    rename,
-)
-from mari_onnx.engine.write import as_leaf
+from mari_onnx.engine.axes.align import align, flatten, segments, single, split
+from mari_onnx.engine.axes.materialize import as_leaf
+from mari_onnx.engine.axes.select import take
+from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Group, Part, Value, depth, fresh, is_const, rename
+from mari_onnx.engine.lookahead.squeeze import kept
+from mari_onnx.engine.rule import Context, normal, rule
 from mari_onnx.model.dims import Dim, Size, divide, product
 
 MAY_BE_ONE = "Squeeze without axes, and a dimension that may be 1"

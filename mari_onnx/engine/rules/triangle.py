@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto, helper
 
-from mari_onnx.engine.context import Context, from_array, rule
-from mari_onnx.engine.mapped import MAPPED, run
+from mari_onnx.engine.batching import MAPPED, run
+from mari_onnx.engine.ir.value import Axis, Body, Cat, Value, axes_of
+from mari_onnx.engine.rule import Context, from_array, rule
 from mari_onnx.engine.rules import elementwise
-from mari_onnx.engine.value import Axis, Body, Cat, Value, axes_of
 
 LARGEST = 1 << 20
 """Elements of a triangle that may be a constant."""

@@ -18,16 +18,16 @@ from itertools import pairwise
 import numpy as np
 from onnx import NodeProto, helper
 
-from mari_onnx.engine.algebra import binary
-from mari_onnx.engine.blocks import zip_bodies
-from mari_onnx.engine.context import Context, from_array, normal, rule
-from mari_onnx.engine.mapped import MAPPED, Through, run
-from mari_onnx.engine.positions import neat
-from mari_onnx.engine.regroup import align, single
+from mari_onnx.engine.algebra.sums import binary
+from mari_onnx.engine.axes.align import align, single
+from mari_onnx.engine.axes.blockwise import zip_bodies
+from mari_onnx.engine.axes.select import neat
+from mari_onnx.engine.batching import MAPPED, Through, run
+from mari_onnx.engine.cost.time_model import ELEMENT, length, piece_cost, volume
+from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Leaf, Part, Value, axes_of
+from mari_onnx.engine.rule import Context, from_array, normal, rule
 from mari_onnx.engine.rules import structure
 from mari_onnx.engine.rules.slices import positions
-from mari_onnx.engine.value import Axis, Body, Cat, Decline, Leaf, Part, Value, axes_of
-from mari_onnx.engine.weigh import ELEMENT, length, piece_cost, volume
 
 MAX_RUNS = 4
 """Pieces that one operator may become."""

@@ -1,0 +1,106 @@
+"""Like terms of sums are collected: a cross network's user half stays one tensor times one number a candidate.
+
+    u s_1 + b_1 + u s_2 + b_2 + u  =  u (s_1 + s_2 + 1) + (b_1 + b_2)
+
+Layer by layer the sum keeps its length, so that a product behind any number of layers reads ``u W`` once a request.
+
+A product opens a sum, ``(x + y) W = x W + y W``, only where no two terms can be large and cancel: a difference of times
+in seconds must be taken before the product. Where all terms but one are known to be small, the other is no larger than
+the sum, or small as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mari_onnx.engine.analysis.magnitude import bound
+from mari_onnx.engine.cost.time_model import volume
+from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.forms import form_of, opens
+from mari_onnx.engine.ir.value import Body, Leaf, Prod, Sum, axes_of
+
+LARGE = 1e4
+"""Terms of which two may exceed it are added before a product, not after: they could cancel."""
+TINY = 1e-30
+"""For a bound of 0, which an unknown one may be multiplied by."""
+MOST = 8
+"""Terms beyond which a sum is left as it is."""
+Entry = tuple[Leaf, Leaf | None]
+"""A tensor and what it is multiplied by (None: by 1)."""
+Plus = Callable[[Sequence[Leaf]], Leaf]
+
+
+def collected(b: Builder, x: Leaf, y: Leaf, plus: Plus) -> Sum | None:
+    """The form of ``x + y``: terms that multiply the same tensor as one, constants as one, else just the two.
+
+    plus: adds up coefficients. None where terms could cancel.
+    """
+    terms = _like_terms(b, x, y, plus)
+    for found in (terms, (x, y)):
+        if found is not None and sum(_size(b, term) > LARGE for term in found) < 2:
+            return Sum(tuple(found))
+    return None
+
+
+def _like_terms(b: Builder, x: Leaf, y: Leaf, plus: Plus) -> list[Body] | None:
+    """The terms of both, collected; None where nothing is alike."""
+    entries = [*_entries(x), *_entries(y)]
+    found: dict[object, list[Entry]] = {}
+    for base, factor in entries:
+        # constants over the same axes are one as well, at build time
+        key = (id(base.tensor) if not (base.tensor.const and factor is None) else None, base.axes)
+        found.setdefault(key, []).append((base, factor))
+    if len(entries) > MOST or all(len(group) == 1 or group[0][0].tensor.const for group in found.values()):
+        return None
+    terms: list[Body] = []
+    for group in found.values():
+        base, factor = group[0]
+        if len(group) > 1 and factor is None and base.tensor.const:
+            terms.append(plus([leaf for leaf, _ in group]))
+        elif len(group) == 1:
+            terms.append(base if factor is None else Prod((base, factor)))
+        else:
+            one = Leaf(b.const(np.asarray(1), base.tensor.dtype), ())
+            terms.append(Prod((base, plus([one if f is None else f for _, f in group]))))
+    return terms
+
+
+def _size(b: Builder, body: Body) -> float:
+    """A bound of the elements' absolute values."""
+    if isinstance(body, Leaf):
+        return bound(b, body.tensor)
+    assert isinstance(body, Prod)
+    return math.prod(_size(b, factor) or TINY for factor in body.factors)
+
+
+def _entries(leaf: Leaf) -> list[Entry]:
+    """The terms of a leaf's form; the leaf itself where it has none."""
+    form = form_of(leaf)
+    if isinstance(form, Prod):
+        return [(_entry(form) if opens(leaf) else None) or (leaf, None)]
+    if not isinstance(form, Sum):
+        return [(leaf, None)]
+    out: list[Entry] = []
+    for term in form.terms:
+        entry = _entry(term) if isinstance(term, Prod) else None
+        if isinstance(term, Leaf):
+            out += _entries(term)
+        elif entry is None:
+            return [(leaf, None)]
+        else:
+            out.append(entry)
+    return out
+
+
+def _entry(form: Prod) -> Entry | None:
+    """A product of two tensors: what the candidates do not vary first, and the larger one."""
+    if len(form.factors) != 2:
+        return None
+    x, y = form.factors
+    if not isinstance(x, Leaf) or not isinstance(y, Leaf):
+        return None
+    x, y = sorted((x, y), key=lambda leaf: ("item" in leaf.tensor.deps, -volume(axes_of(leaf))))
+    return x, y

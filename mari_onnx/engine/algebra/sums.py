@@ -1,0 +1,310 @@
+"""Broadcast sums and products of bodies, block by block, with the forms that contractions look through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+import numpy as np
+
+from mari_onnx.engine.algebra.like_terms import collected
+from mari_onnx.engine.axes.blockwise import zip_bodies
+from mari_onnx.engine.axes.materialize import write
+from mari_onnx.engine.axes.select import take
+from mari_onnx.engine.cost.time_model import volume
+from mari_onnx.engine.ir import emit
+from mari_onnx.engine.ir.builder import FOLD_LIMIT, Builder
+from mari_onnx.engine.ir.forms import with_form
+from mari_onnx.engine.ir.value import (
+    Axis,
+    Body,
+    Cat,
+    Leaf,
+    Part,
+    Prod,
+    Sum,
+    Tensor,
+    axes_of,
+    rename,
+    rows_first,
+    within,
+)
+
+SHORT = 64
+"""Elements below which a run of a broadcast is short."""
+MANY = 16
+"""From as many terms on, a sum that takes in one more starts from its partial sums."""
+
+
+def stretch(
+    b: Builder, leaves: Sequence[Leaf], order: Sequence[Axis] = ()
+) -> tuple[list[Tensor], tuple[Axis | None, ...]]:
+    """The leaves' tensors in one layout, ready for numpy broadcasting, and the axes of the result (None: size 1).
+
+    The largest keeps the layout that it has.
+    """
+    union = frozenset().union(*(axes_of(leaf) for leaf in leaves))
+    biggest = max(leaves, key=lambda leaf: (len(axes_of(leaf)), volume(axes_of(leaf)), not leaf.tensor.const))
+    axes: list[Axis | None] = list(biggest.axes)
+    if axes_of(biggest) != union:
+        axes = _merged(biggest, leaves, union, order)
+    aligned = axes == list(biggest.axes) and all(_aligned(leaf, axes) for leaf in leaves if not leaf.tensor.const)
+    while axes and axes[-1] is None and not aligned:
+        axes.pop()  # against a scalar onnxruntime would go element by element
+    out = []
+    for leaf in leaves:
+        present = axes_of(leaf)
+        lead = next((i for i, a in enumerate(axes) if a in present), len(axes))
+        if leaf is biggest or (aligned and axes and axes[-1] is None):
+            lead = 0
+        full = frozenset(_filled(leaf, axes[lead:], union))
+        out.append(write(b, leaf, [(a,) if a is not None else () for a in axes[lead:]], full))
+    return out, tuple(axes)
+
+
+def _aligned(leaf: Leaf, axes: Sequence[Axis | None]) -> bool:
+    """Whether a leaf is stored as the result, or with 1 there: ``[N, 1] + [1, 1]``, of which nothing is squeezed."""
+    return len(leaf.axes) == len(axes) and all(a is None or a is own for a, own in zip(leaf.axes, axes, strict=True))
+
+
+def _merged(
+    biggest: Leaf, leaves: Sequence[Leaf], union: frozenset[Axis], order: Sequence[Axis]
+) -> list[Axis | None]:
+    """All axes in the logical order where that names them, else each before what follows it in its own tensor."""
+    if union <= set(order):
+        return list(rows_first([a for a in order if a in union]))
+    axes: list[Axis | None] = [a for a in biggest.axes if a is not None]
+    for leaf in leaves:
+        own = [a for a in leaf.axes if a is not None]
+        for i, axis in enumerate(own):
+            if axis not in axes:
+                behind = next((axes.index(a) for a in own[i + 1 :] if a in axes), len(axes))
+                axes.insert(behind, axis)
+    return axes
+
+
+def _filled(leaf: Leaf, axes: Sequence[Axis | None], union: frozenset[Axis]) -> list[Axis]:
+    """Inner axes along which a small operand is repeated, a constant at build time and the user's once a request.
+
+    onnxruntime broadcasts in runs, along which an operand goes on with the other or stays; short runs are slow.
+    """
+    inside, have = [a for a in axes if a is not None], axes_of(leaf)
+    if not have or have >= set(inside) or not all(isinstance(a.size, int) for a in inside):
+        return []
+    if volume(inside) > FOLD_LIMIT:
+        return []
+    run = 1
+    for axis in reversed(inside):
+        if (axis in have) != (inside[-1] in have):
+            break
+        run *= int(volume([axis]))
+    if leaf.tensor.const:
+        return inside if inside[-1] not in have or run < SHORT else []
+    return inside if run < SHORT and "item" not in leaf.tensor.deps and volume(union) > 4 * volume(inside) else []
+
+
+def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) -> Leaf:
+    """One arithmetic operator on two leaves, with the form that contractions can look through."""
+    x, y = thin(b, x), thin(b, y)
+    plain = _neutral(op, x, y)
+    if plain is not None:
+        return plain
+    if op == "Add":
+        for this, other in ((x, y), (y, x)):
+            if this.tensor.absorb is not None and axes_of(other) < axes_of(this):
+                return this.tensor.absorb(this.axes, other)
+    if op == "Mul":
+        for this, other in ((x, y), (y, x)):
+            if this.tensor.rescale is not None and other.tensor.const and axes_of(other) < axes_of(this):
+                folded_in = this.tensor.rescale(this.axes, other)
+                if folded_in.tensor is not this.tensor:
+                    return folded_in
+    (tx, ty), axes = stretch(b, [x, y], order)
+    leaf = Leaf(keep(b, emit.binary(b, op, tx, ty), axes), axes)
+    if leaf.tensor.const:
+        return leaf
+    if op in ("Add", "Sub") and _inexact(x.tensor.dtype):
+        form = collected(b, x, y if op == "Add" else scaled(b, y, -1), lambda ls: add_leaves(b, ls))
+        return with_form(leaf, form) if form is not None else leaf
+    if op == "Mul":
+        return with_form(leaf, Prod((x, y)))
+    if op == "Div" and y.tensor.dtype in (1, 11, 16) and axes_of(y) < axes_of(leaf):  # 1 / 1e-6 is too much for float16
+        return with_form(leaf, Prod((x, Leaf(emit.unary(b, "Reciprocal", y.tensor), y.axes))))
+    return leaf
+
+
+def keep(b: Builder, t: Tensor, axes: tuple[Axis | None, ...]) -> Tensor:
+    """A tensor with one dimension an axis (numpy drops leading ones only where every operand lacked them)."""
+    return t if len(t.known) == len(axes) else emit.reshape(b, t, [a.size if a is not None else 1 for a in axes])
+
+
+def _neutral(op: str, x: Leaf, y: Leaf) -> Leaf | None:
+    """x + 0, x * 1, x - 0, x / 1 are x; x * 0 is 0 and x - inf is -inf for the finite x that a model computes."""
+    for this, other in ((x, y), (y, x)):
+        value = other.tensor.scalar if not axes_of(other) else None
+        if value is None or this.tensor.dtype != other.tensor.dtype or (this is y and op in ("Sub", "Div")):
+            continue
+        if value == {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}.get(op):
+            return this
+        if (op == "Mul" and value == 0) or (op == "Add" and value == -np.inf):
+            return other
+    return None
+
+
+def thin(b: Builder, leaf: Leaf) -> Leaf:
+    """A constant without the axes along which it is the same everywhere."""
+    if not leaf.tensor.const or not axes_of(leaf):
+        return leaf
+    array, axes = leaf.tensor.array, list(leaf.axes)
+    if array.dtype == object or array.size == 0 or array.size > FOLD_LIMIT:
+        return leaf
+    for i in reversed(range(array.ndim)):
+        first = array.take([0], axis=i)
+        everywhere = np.broadcast_to(first, array.shape)
+        if array.shape[i] == 1 or np.array_equal(everywhere, array, equal_nan=array.dtype.kind == "f"):
+            array = first.squeeze(i)
+            del axes[i]
+    if len(axes) == len(leaf.axes):
+        return leaf
+    return Leaf(b.const(array, leaf.tensor.dtype), tuple(axes))
+
+
+def _inexact(dtype: int) -> bool:
+    return dtype in (1, 10, 11, 16)
+
+
+def scaled(b: Builder, x: Leaf, factor: float) -> Leaf:
+    """A leaf times a constant; its form lets contractions put the constant into the weights."""
+    if factor == 1:
+        return x
+    scale = b.const(factor, x.tensor.dtype)
+    leaf = Leaf(emit.binary(b, "Mul", x.tensor, scale), x.axes)
+    return with_form(leaf, Prod((x, Leaf(scale, ()))))
+
+
+def multiply(b: Builder, x: Body, y: Body, order: Sequence[Axis] = ()) -> Body:
+    """x * y; of a form its items one by one."""
+    for form, other in ((x, y), (y, x)):
+        if isinstance(form, Prod):
+            return reduce(lambda product, factor: multiply(b, product, factor, order), form.factors, other)
+        if isinstance(form, Sum):
+            return add(b, [multiply(b, item, other, order) for item in form.terms], order)
+        if isinstance(form, Cat) and any(isinstance(p.body, (Sum, Prod)) for p in form.parts):
+            parts = []
+            for p in form.parts:
+                inside = take(b, other, form.axis, p.at, p.sub)
+                parts.append(Part(p.at, p.sub, multiply(b, p.body, inside, within(order, form.axis, p.sub))))
+            return Cat(form.axis, tuple(parts), True)
+    return zip_bodies(b, [x, y], lambda ls: binary(b, "Mul", ls[0], ls[1], order), order=order)
+
+
+def add(b: Builder, terms: Sequence[Body], order: Sequence[Axis] = ()) -> Body:
+    """A broadcast sum, the small terms first."""
+    return zip_bodies(b, list(terms), lambda ls: add_leaves(b, ls, order), order=order)
+
+
+def add_leaves(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis] = ()) -> Leaf:
+    """Terms without axes that others have are added up first, so that each goes through the large ones once."""
+    left = folded(b, terms, order)
+    total = left[-1]
+    for term in left[:-1]:
+        given = any(total.tensor is t.tensor for t in terms)  # not a sum made here, which would ask for this one again
+        if given and total.tensor.absorb is not None and axes_of(term) < axes_of(total):
+            total = total.tensor.absorb(total.axes, term)  # a bias joins the user's row
+        else:
+            total = plain_add(b, total, term, order)
+    if any(total.tensor is t.tensor for t in terms):
+        return total  # the others were neutral: it must not be asked to absorb through itself
+    again = terms if len(terms) < MANY else left
+    return absorbing(total, lambda more: add_leaves(b, [*again, more], order))
+
+
+def folded(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis]) -> list[Leaf]:
+    """The terms by size, each added to the smallest other that has all of its axes, but for those of full size."""
+    left = sorted(terms, key=lambda t: (not t.tensor.const, volume(axes_of(t))))
+    done: list[Leaf] = []
+    while left:
+        first = left.pop(0)
+        host = next((k for k, t in enumerate(left[:-1]) if axes_of(first) <= axes_of(t)), None)
+        if host is None and left and axes_of(first) == axes_of(left[-1]):
+            host = len(left) - 1
+        if host is None:
+            done.append(first)
+        else:
+            left[host] = plain_add(b, left[host], first, order)
+            left.sort(key=lambda t: (not t.tensor.const, volume(axes_of(t))))
+    return done
+
+
+def plain_add(b: Builder, x: Leaf, y: Leaf, order: Sequence[Axis]) -> Leaf:
+    x, y = thin(b, x), thin(b, y)
+    plain = _neutral("Add", x, y)
+    if plain is not None:
+        return plain
+    (tx, ty), axes = stretch(b, [x, y], order)
+    leaf = Leaf(keep(b, emit.binary(b, "Add", tx, ty), axes), axes)
+    return with_form(leaf, Sum((x, y)))
+
+
+Again = Callable[[Leaf], Leaf]
+
+
+def absorbing(total: Leaf, more: Again, factor: Again | None = None) -> Leaf:
+    """Let a sum take in one more small term later on, and a product a constant factor of its columns."""
+    if total.tensor.absorb is None and not total.tensor.const:
+        total.tensor.absorb = _over(total.axes, more)
+        total.tensor.rescale = _over(total.axes, factor) if factor is not None else None
+    return total
+
+
+def _over(made: tuple[Axis | None, ...], again: Again) -> Callable[[tuple[Axis | None, ...], Leaf], Leaf]:
+    """A way to compute a tensor again, over whatever axes it has by then."""
+
+    def over(axes: tuple[Axis | None, ...], other: Leaf) -> Leaf:
+        forth = {now: then for then, now in zip(made, axes, strict=True) if then is not None and now is not None}
+        clash = {a: Axis(a.size) for a in axes_of(other) if a not in forth and a in made}
+        body = rename(other, {**forth, **clash})
+        assert isinstance(body, Leaf)
+        back = {then: now for now, then in {**forth, **clash}.items()}
+        result = rename(again(body), back)
+        assert isinstance(result, Leaf)
+        return result
+
+    return over
+
+
+def cast_size(b: Builder, axis: Axis, dtype: int) -> Tensor:
+    """The length of an axis as a scalar of a floating-point type."""
+    size = emit.reshape(b, b.size(axis.size), ())
+    return b.emit("Cast", [size], (), dtype, {"to": dtype})
+
+
+def dtype_of(body: Body) -> int:
+    while not isinstance(body, Leaf):
+        if isinstance(body, Cat):
+            body = body.parts[0].body
+        else:
+            body = body.terms[0] if isinstance(body, Sum) else body.factors[0]
+    return body.tensor.dtype
+
+
+def times(b: Builder, body: Body, factor: float) -> Body:
+    if isinstance(body, Leaf):
+        return scaled(b, body, factor)
+    if isinstance(body, Sum):
+        return Sum(tuple(times(b, t, factor) for t in body.terms))
+    if isinstance(body, Prod):
+        return Prod((*body.factors, Leaf(b.const(factor, dtype_of(body)), ())))
+    return zip_bodies(b, [body], lambda ls: scaled(b, ls[0], factor))
+
+
+def repeat(b: Builder, body: Body, axes: frozenset[Axis]) -> Body:
+    """The sum over axes on which the body does not vary: a multiplication by their length."""
+    scale: float = 1
+    for a in axes:
+        if isinstance(a.size, int):
+            scale *= a.size
+        else:
+            size = Leaf(cast_size(b, a, dtype_of(body)), ())
+            body = multiply(b, body, size)
+    return times(b, body, scale) if scale != 1 else body

@@ -1,0 +1,118 @@
+"""Integers that follow a rule: arithmetic progressions, and sizes that are linear in a symbol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import TensorProto
+
+from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.value import Value
+from mari_onnx.engine.rule import INTS, Context, constant, from_sizes, symbolic
+from mari_onnx.model.dims import Dim, Size, product, symbols
+
+
+def follow(ctx: Context, outputs: Sequence[Value | None]) -> None:
+    """Note on an output that it is the progression ``first, first + step, ...``, where that follows from the inputs."""
+    op, out = ctx.node.op_type, outputs[0] if outputs else None
+    if out is None or out.groups is None or out.rank != 1 or out.series is not None or out.dtype not in INTS:
+        return
+    values = [v for v in ctx.inputs if v is not None]
+    if op == "Range":
+        start, _, step = (only(ctx.b, v) for v in values)
+        if start is not None and step is not None:
+            out.series = start, step
+    elif op == "Cast" and values[0].strided is not None:
+        out.strided = values[0].strided
+    elif any(v.series is not None for v in values) and op in ("Mul", "Add", "Sub", "Slice", "Concat", "Cast"):
+        out.series = _series(ctx, op, values)
+        if op == "Add" and out.series is None:
+            out.strided = _strided(values)
+
+
+def _strided(values: Sequence[Value]) -> tuple[Size, Value] | None:
+    """0, step, 2 step, .. plus another vector of that length."""
+    x, y = values if values[0].series is not None else reversed(values)
+    if x.series is None or x.series[0] != 0 or y.groups is None or y.rank != 1 or y.shape != x.shape:
+        return None
+    return x.series[1], y
+
+
+def _series(ctx: Context, op: str, values: Sequence[Value]) -> tuple[Size, Size] | None:
+    b, x = ctx.b, values[0]
+    if op == "Cast":
+        return x.series
+    if op in ("Mul", "Add", "Sub"):
+        y = values[1]
+        if x.series is None and op != "Sub":
+            x, y = y, x
+        by = only(b, y)
+        if x.series is None or by is None:
+            return None
+        first, step = x.series
+        if op == "Mul":
+            return first * by, step * by
+        return (first + by if op == "Add" else first - by), step
+    if x.series is None:
+        return None
+    first, step = x.series
+    if op == "Slice":
+        start = only(b, values[1]) if len(values) > 1 else None
+        by = only(b, values[4]) if len(values) > 4 else 1
+        return (first + step * start, step) if isinstance(start, int) and start >= 0 and by == 1 else None
+    if len(values) == 2 and only(b, values[1]) == first + step * x.shape[0]:
+        return x.series
+    return None
+
+
+def only(b: Builder, value: Value) -> Size | None:
+    """The one element of a small integer tensor, where it is known."""
+    if value.groups is None or product(value.shape) != 1:
+        return None
+    found = symbolic(b, value)
+    return None if found is None else found.reshape(-1)[0]
+
+
+def progression(b: Builder, value: Value) -> tuple[Size, Size] | None:
+    """The progression that a vector is, noted or constant."""
+    if value.series is not None or value.groups is None or value.rank != 1 or value.dtype not in INTS:
+        return value.series
+    array = constant(b, value)
+    if array is None or array.size < 2 or len(set(np.diff(array).tolist())) != 1:
+        return None
+    return int(array[0]), int(array[1] - array[0])
+
+
+def scalar(b: Builder, size: Size, dtype: int = TensorProto.INT64) -> Value:
+    sym = np.empty((), dtype=object)
+    sym[()] = size
+    return from_sizes(b, sym, dtype)
+
+
+def substitute(size: Size, name: str, by: Size) -> Size:
+    if not isinstance(size, Dim):
+        return size
+    total: Size = 0
+    for monomial, factor in size.terms.items():
+        total = total + factor * product(by if s == name else Dim.symbol(s) for s in monomial)
+    return total
+
+
+def linear(size: Size, name: str) -> tuple[Size, Size] | None:
+    """``size`` as (c, k) of ``c + k * (name - 1)``, k free of the symbol."""
+    at = [substitute(size, name, k) for k in (1, 2)]
+    step = at[1] - at[0]
+    return (at[0], step) if size == at[0] + step * (Dim.symbol(name) - 1) else None
+
+
+def solved(difference: Size, fixed: str) -> tuple[str, Size] | None:
+    """A symbol other than ``fixed`` and what it is where the difference is zero."""
+    if not isinstance(difference, Dim):
+        return None
+    for name in sorted(difference.symbols - {fixed}):
+        factor = difference.terms.get((name,), 0)
+        rest = difference - factor * Dim.symbol(name)
+        if factor in (1, -1) and name not in symbols(rest):
+            return name, rest * -factor
+    return None

@@ -1,0 +1,120 @@
+"""How large a tensor's elements can be at most, from constants: for masks that are large but finite.
+
+A softmax weight exp(c - max) of a masked score c is exactly 0 where some other score in the row is above c by more than
+the exponent's range (800 covers every type). With c = -1e9 that holds whenever the row has an unmasked score that is
+provably above -1e9 + 800; tables, weights and normalizations bound most scores of a ranking model by a few thousand.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+
+from mari_onnx.engine.analysis.norm_patterns import NORMALIZED, largest
+from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.value import Node, Tensor
+from mari_onnx.model.dims import product
+
+STEPS = 4000
+"""Nodes looked at for one bound; beyond it nothing is claimed."""
+UNIT = {"Sigmoid", "Tanh", "Softmax", "Erf", "Sin", "Cos", "HardSigmoid", "Softsign"}
+NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+KEEP = {
+    "Relu", "Gelu", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand", "Neg",
+    "Abs", "Split", "ReduceMean", "ReduceMax", "ReduceMin", "HardSwish", "Mish", "Tile", "Flatten", "Dropout",
+}  # fmt: skip
+
+
+def bound(b: Builder, tensor: Tensor) -> float:
+    """An upper bound of the elements' absolute values; infinity where none is known."""
+    known = b.bounds
+    stack = [tensor]
+    steps = 0
+    while stack:
+        top = stack[-1]
+        if top.name in known:
+            stack.pop()
+            continue
+        steps += 1
+        if steps > STEPS:
+            return math.inf
+        if top.const:
+            known[top.name] = largest(top)
+        elif top.node is None:
+            known[top.name] = math.inf
+        else:
+            node = b.nodes[top.node]
+            needed = [t for t in _operands(node) if t.name not in known]
+            if needed:
+                stack += needed
+                continue
+            known[top.name] = min(_node(node, known), *(tell(b, node, known) for tell in NORMALIZED))
+        stack.pop()
+    return known[tensor.name]
+
+
+def _operands(node: Node) -> list[Tensor]:
+    op = node.proto.op_type
+    inputs = [t for t in node.inputs if t is not None]
+    if op in UNIT:
+        return []
+    if op in KEEP or op in ("Gather", "GatherElements", "GatherND", "CumSum", "ReduceSum"):
+        return inputs[:1]
+    if op in NORMS:
+        return inputs[1:]
+    return inputs[1:] if op == "Where" else inputs
+
+
+def _node(node: Node, known: dict[str, float]) -> float:
+    op = node.proto.op_type
+    inputs = [t for t in node.inputs if t is not None]
+    if node.proto.domain not in ("", "ai.onnx"):
+        return math.inf
+    if op in UNIT:
+        return 1.0
+    values = [known.get(t.name, math.inf) for t in inputs]
+    if op in KEEP or op in ("Gather", "GatherElements", "GatherND"):
+        return values[0]
+    if op == "LeakyRelu":
+        return values[0] * max(1.0, abs(_attribute(node, "alpha", 0.01)))
+    if op in ("Add", "Sub", "Sum"):
+        return sum(values)
+    if op == "Mul":
+        return math.prod(values) if all(math.isfinite(v) for v in values) else math.inf
+    if op == "Div":
+        divisor = inputs[1]
+        smallest = float(np.min(np.abs(divisor.array.astype(np.float64)))) if divisor.const else 0.0
+        return values[0] / smallest if smallest > 0 else math.inf
+    if op in ("Concat", "Max", "Min"):
+        return max(values)
+    if op == "Where":
+        return max(values[1:])
+    if op == "MatMul":
+        return _product(inputs, values)
+    if op == "ReduceSum":
+        return math.inf
+    if op in NORMS:
+        axis = int(_attribute(node, "axis", -1))
+        width = product(inputs[0].known[axis:])
+        if not isinstance(width, int):
+            return math.inf
+        return math.sqrt(width) * values[1] + (values[2] if len(values) > 2 else 0.0)
+    return math.inf
+
+
+def _attribute(node: Node, name: str, default: float) -> float:
+    found = [onnx.helper.get_attribute_value(a) for a in node.proto.attribute if a.name == name]
+    return float(found[0]) if found else default
+
+
+def _product(inputs: list[Tensor], values: list[float]) -> float:
+    if not all(math.isfinite(v) for v in values):
+        return math.inf
+    for which, other in ((1, 0), (0, 1)):
+        if inputs[which].const and inputs[which].array.ndim > 1:
+            weights = np.abs(inputs[which].array.astype(np.float64))
+            return values[other] * float(weights.sum(axis=-2 if which else -1).max())
+    width = inputs[0].known[-1]
+    return values[0] * values[1] * width if isinstance(width, int) else math.inf

@@ -1,0 +1,184 @@
+"""Bodies written out: the one place where a concatenation is laid down, and a Shared tensor becomes N rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mari_onnx.engine.ir import emit
+from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.value import Axis, Body, Cat, Group, Leaf, Part, Tensor, Value, axes_of, leaves
+from mari_onnx.model.dims import product
+
+MAX_RUNS = 128
+"""Runs up to which an interleaved Cat is written by Split and Concat; a Gather moves single elements, and is slower."""
+
+
+def write(b: Builder, body: Body, order: Sequence[Group], full: frozenset[Axis] = frozenset()) -> Tensor:
+    """One tensor with a dimension for each group of ``order``, axes merged within a group.
+
+    A group of which the body has no axis becomes 1, unless ``full`` asks for it: then it is expanded.
+    """
+    if isinstance(body, Cat):
+        return _write_cat(b, body, order, full)
+    assert isinstance(body, Leaf), body
+    present = axes_of(body)
+    active = [any(a in present or a in full for a in group) for group in order]
+    flat = [a for group in order for a in group]
+    needed = {a for group, on in zip(order, active, strict=True) if on for a in group}
+    have = [a for a in body.axes if a is not None]
+    want = [a for a in flat if a in present]
+    assert set(have) == set(want), f"{body} written without all of its axes"
+    t = body.tensor
+    if have != want:
+        # without dimensions of 1, which slow onnxruntime's Transpose down
+        t = emit.reshape(b, t, [a.size for a in have])
+        t = emit.transpose(b, t, [have.index(a) for a in want])
+    if needed - present:
+        t = emit.reshape(b, t, [a.size if a in present else 1 for a in flat])
+        t = emit.expand(b, t, [a.size if a in needed else 1 for a in flat])
+    return emit.reshape(b, t, [product(a.size for a in g) if on else 1 for g, on in zip(order, active, strict=True)])
+
+
+def _together(b: Builder, cat: Cat) -> Cat:
+    """Neighbours in one layout, side by side as they are stored: dimensions of 1 are dealt with once, not in each."""
+    parts = sorted(cat.parts, key=lambda p: p.at)
+    out: list[Part] = []
+    run: list[Part] = []
+    shared: set[Layout] = set()
+    for part in [*parts, None]:
+        layouts = _layouts(part) if part is not None else set()
+        if part is not None and run and shared & layouts and part.at[0] == run[-1].at[-1] + 1:
+            run.append(part)
+            shared &= layouts
+            continue
+        out += _joined(b, run, shared)
+        run, shared = ([part], layouts) if part is not None else ([], set())
+    return Cat(cat.axis, tuple(out), cat.tidy)
+
+
+Layout = tuple[int, tuple[Axis | None, ...]]
+
+
+def _layouts(part: Part) -> set[Layout]:
+    """The dimensions that can be the part's own along the Cat, with the axes of the others."""
+    body, at = part.body, part.at
+    if not isinstance(body, Leaf) or at != tuple(range(at[0], at[0] + len(at))):
+        return set()
+    axes = body.axes
+    return {(i, (*axes[:i], *axes[i + 1 :])) for i, a in enumerate(axes) if a is part.sub}
+
+
+def _joined(b: Builder, run: list[Part], shared: set[Layout]) -> list[Part]:
+    if len(run) < 3:
+        return run
+    dim, rest = max(shared, key=lambda layout: layout[0])
+    at = tuple(i for p in run for i in p.at)
+    sub = Axis(len(at))
+    tensor = emit.concat(b, [p.body.tensor for p in run if isinstance(p.body, Leaf)], dim)
+    return [Part(at, sub, Leaf(tensor, (*rest[:dim], sub, *rest[dim:])))]
+
+
+def _write_cat(b: Builder, cat: Cat, order: Sequence[Group], full: frozenset[Axis]) -> Tensor:
+    cat = _together(b, cat)
+    axis = cat.axis
+    at = next(i for i, group in enumerate(order) if axis in group)
+    group = order[at]
+    union = axes_of(cat) | full | frozenset(a for g in order if len(g) > 1 and axes_of(cat) & set(g) for a in g)
+    ordered = sorted(cat.parts, key=lambda p: p.at)
+    whole = all(p.at == tuple(range(p.at[0], p.at[0] + len(p.at))) for p in ordered)
+    if len(group) > 1 and (group[0] is not axis or not whole):
+        loose = [*order[:at], *((a,) for a in group), *order[at + 1 :]]
+        t = _write_cat(b, cat, loose, union)
+        sizes = [*t.known[:at], product(a.size for a in group), *t.known[at + len(group) :]]
+        return emit.reshape(b, t, sizes)
+    # a dimension of 1 that every part has in front (the one row of the user) stays until the parts are together
+    lead = [()] if len(ordered) > 1 and all(_fronted(p.body) for p in ordered) and at == 0 else []
+    written = []
+    for part in ordered:
+        here = (*((part.sub,) if part.sub else ()), *group[1:])
+        keep = frozenset(union - {axis}) | ({part.sub} if part.sub else frozenset())
+        written.append(write(b, part.body, [*lead, *order[:at], here, *order[at + 1 :]], keep))
+    at += len(lead)
+    t = emit.concat(b, written, at) if whole else _interleaved(b, ordered, written, at)
+    return emit.reshape(b, t, t.known[len(lead) :])
+
+
+def _fronted(body: Body) -> bool:
+    return isinstance(body, Leaf) and len(body.axes) > 1 and body.axes[0] is None
+
+
+def _interleaved(b: Builder, ordered: Sequence[Part], written: Sequence[Tensor], at: int) -> Tensor:
+    """Parts with scattered positions, in the order of the positions."""
+    runs = _runs(ordered)
+    if len(runs) <= MAX_RUNS:
+        pieces: dict[tuple[int, int], list[Tensor]] = {}
+        for k, t in enumerate(written):
+            own = sorted((i, n) for _, part, i, n in runs if part == k)
+            for (i, _), piece in zip(own, emit.pieces(b, t, at, [n for _, n in own]), strict=True):
+                pieces[k, i] = piece
+        return emit.concat(b, [t for _, k, i, _ in runs for t in pieces[k, i]], at)
+    places = [p for part in ordered for p in part.at]
+    back = sorted(range(len(places)), key=places.__getitem__)
+    return emit.pick(b, emit.concat(b, written, at), at, back)
+
+
+def _runs(parts: Sequence[Part]) -> list[tuple[int, int, int, int]]:
+    """Contiguous runs in order along the axis: (position, part, offset within the part, length)."""
+    runs: list[tuple[int, int, int, int]] = []
+    for p, k, i in sorted((p, k, i) for k, part in enumerate(parts) for i, p in enumerate(part.at)):
+        if runs and runs[-1][1] == k and runs[-1][0] + runs[-1][3] == p and runs[-1][2] + runs[-1][3] == i:
+            runs[-1] = (*runs[-1][:3], runs[-1][3] + 1)
+        else:
+            runs.append((p, k, i, 1))
+    return runs
+
+
+def as_leaf(b: Builder, body: Body, order: Sequence[Axis] = ()) -> Leaf:
+    """The body as one tensor that has the axes along which it varies, in ``order`` where given."""
+    if isinstance(body, Leaf):
+        return body
+    present = axes_of(body)
+    axes = [a for a in order if a in present]
+    for leaf in _biggest_first(body):
+        axes += [a for a in leaf.axes if a is not None and a in present and a not in axes]
+    axes += [a for a in present if a not in axes]
+    return Leaf(write(b, body, [(a,) for a in axes]), tuple(axes))
+
+
+def as_block(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Cat:
+    """The Cat as one tensor, its parts behind each other, for operators that do not mind the order along the axis."""
+    cat = opened(cat)
+    at = tuple(p for part in cat.parts for p in part.at)
+    sub = Axis(len(at))
+    placed, start = [], 0
+    for part in cat.parts:
+        placed.append(Part(tuple(range(start, start + len(part.at))), part.sub, part.body))
+        start += len(part.at)
+    wanted = [sub if a is cat.axis else a for a in order]
+    return Cat(cat.axis, (Part(at, sub, as_leaf(b, Cat(sub, tuple(placed)), wanted)),), True)
+
+
+def opened(cat: Cat) -> Cat:
+    """A part that is itself a Cat along the same positions gives its parts to the outer one."""
+    if not any(isinstance(p.body, Cat) and p.body.axis is p.sub for p in cat.parts):
+        return cat
+    parts: list[Part] = []
+    for p in cat.parts:
+        if isinstance(p.body, Cat) and p.body.axis is p.sub:
+            parts += [Part(tuple(p.at[i] for i in q.at), q.sub, q.body) for q in opened(p.body).parts]
+        else:
+            parts.append(p)
+    return Cat(cat.axis, tuple(parts), cat.tidy)
+
+
+def _biggest_first(body: Body) -> list[Leaf]:
+
+    return sorted(leaves(body), key=lambda leaf: -len(leaf.axes))
+
+
+def materialise(b: Builder, value: Value) -> Tensor:
+    """The tensor of the source graph, with its whole logical shape."""
+    if value.groups is None:
+        assert isinstance(value.body, Leaf)
+        return value.body.tensor
+    return write(b, value.body, value.groups, frozenset(value.axes))

@@ -1,0 +1,309 @@
+"""The new graph while it is being written: tensors, nodes, constants, and where symbols come from at run time.
+
+Nodes are hash-consed (the same operator on the same inputs is one node), constant inputs are folded, and what no
+output asks for is dropped at the end, so rules may emit alternatives freely.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from onnx import AttributeProto, NodeProto, TensorProto, helper
+
+from mari_onnx.engine.ir.nodes import RANDOM, evaluate, is_random, rename_subgraphs
+from mari_onnx.engine.ir.value import Node, Tensor
+from mari_onnx.model.dims import Dim, Size, product, static, symbols
+
+FOLD_LIMIT = 1 << 16
+"""Elements up to which a constant may grow when it is folded (an Expand of a scalar is cheaper kept)."""
+
+DOUBTFUL = {
+    "LogSoftmax", "LpNormalization", "GRU", "LSTM", "RNN", "Resize", "Upsample", "GridSample", "AffineGrid", "LRN",
+    "MaxPool", "AveragePool", "LpPool", "GlobalLpPool", "MaxUnpool", "MaxRoiPool", "RoiAlign", "NonMaxSuppression",
+    "ConvTranspose", "DeformConv", "Col2Im", "Attention", "RotaryEmbedding", "ImageDecoder", "SequenceInsert",
+}  # fmt: skip
+"""Operators of which onnx's evaluator and onnxruntime were seen to differ, or that no constant needs: not folded."""
+FLATTENED = {"Softmax": 13, "Hardmax": 13, "BatchNormalization": 14}
+"""Operators that the evaluator has right from an opset on."""
+
+
+class Builder:
+    """Writes the new graph.
+
+    reserved: names of the source graph (subgraphs included), which new tensors must not take by accident.
+    """
+
+    def __init__(self, opset: int, reserved: Iterable[str] = ()):
+        self.opset = opset
+        self.nodes: list[Node] = []
+        self.sources: dict[str, tuple[Tensor, int]] = {}
+        self.fixed: dict[str, int] = {}
+        self.origin = ""
+        self.label = "t"
+        self.rows = {"N"}
+        """Symbols of the candidates, and in the layout [R, N, ..] of the requests."""
+        self.shortest = 0
+        """What a dimension of an input, other than the candidates', is at least."""
+        self.notes: list[str] = []
+        """Why the rule at work left something as it is, though it did not decline."""
+        # the largest absolute value of tensors (see `bounds`, `spans`), and
+        # what a tensor is a reshape, a transposition, a range or a choice of: chains of these become one node
+        self.bounds: dict[str, float] = {}
+        self.spans: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+        self.reshaped: dict[str, Tensor] = {}
+        self.turned: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
+        self.cuts: dict[str, tuple[Tensor, int, int]] = {}
+        self.picked: dict[str, tuple[Tensor, int, tuple[int, ...]]] = {}
+        self._reserved = set(reserved)
+        self._used: set[str] = set()
+        self._nodes_used: set[str] = set()
+        # how far each base was counted, so that the next name is not looked for from 1 on
+        self._counted: dict[tuple[bool, str], int] = {}
+        self._memo: dict[Any, Any] = {}
+        self._consts: dict[Any, Tensor] = {}
+
+    # ---- names -----------------------------------------------------------------------------------------------------
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Other source nodes may be answered inside; what follows is named after the present one again."""
+        origin, label = self.origin, self.label
+        try:
+            yield
+        finally:
+            self.origin, self.label = origin, label
+
+    def unique(self, base: str) -> str:
+        k = self._counted.get((False, base), 0)
+        name = f"{base}_{k}" if k else base
+        while name in self._used or name in self._reserved:
+            k += 1
+            name = f"{base}_{k}"
+        self._counted[False, base] = k
+        self._used.add(name)
+        return name
+
+    def _node_name(self, op: str) -> str:
+        base = f"{self.origin or self.label}/{op}"
+        k = self._counted.get((True, base), 0)
+        name = f"{base}_{k}" if k else base
+        while name in self._nodes_used:
+            k += 1
+            name = f"{base}_{k}"
+        self._counted[True, base] = k
+        self._nodes_used.add(name)
+        return name
+
+    # ---- tensors ---------------------------------------------------------------------------------------------------
+    def input(self, name: str, dtype: int, shape: tuple[Size, ...] | None, deps: frozenset[str]) -> Tensor:
+        self._used.add(name)
+        return Tensor(name, dtype, shape, deps)
+
+    def initializer(self, proto: TensorProto) -> Tensor:
+        self._used.add(proto.name)
+        return Tensor(proto.name, proto.data_type, tuple(proto.dims), frozenset(), proto=proto)
+
+    def const(self, array: np.ndarray | Any, dtype: int | None = None) -> Tensor:
+        """A constant; equal ones are one tensor. dtype: ONNX element type, where numpy's does not say it."""
+        if dtype is not None:
+            array = np.asarray(array, dtype=helper.tensor_dtype_to_np_dtype(dtype))
+        array = np.ascontiguousarray(array).reshape(np.shape(array))
+        elem = dtype if dtype is not None else helper.np_dtype_to_tensor_dtype(array.dtype)
+        content: object
+        if array.dtype == object:
+            content = tuple(array.reshape(-1).tolist())
+        else:
+            data = array.view(np.uint8).data if array.ndim and array.size else array.tobytes()
+            content = hashlib.sha1(data).digest()
+        key = (elem, array.shape, content)
+        if key not in self._consts:
+            name = self.unique(f"{self.label}/const")
+            self._consts[key] = Tensor(name, elem, array.shape, frozenset(), array=array)
+        return self._consts[key]
+
+    def ints(self, values: Sequence[int]) -> Tensor:
+        return self.const(np.asarray(values, dtype=np.int64))
+
+    # ---- nodes -----------------------------------------------------------------------------------------------------
+    def emit(
+        self,
+        op: str,
+        inputs: Sequence[Tensor | None],
+        shape: tuple[Size, ...] | None,
+        dtype: int | None = None,
+        attrs: dict[str, Any] | None = None,
+        domain: str = "",
+    ) -> Tensor:
+        """One node with one output. dtype defaults to the first input's."""
+        attrs = {k: v for k, v in (attrs or {}).items() if v is not None}
+        if dtype is None:
+            assert inputs[0] is not None
+            dtype = inputs[0].dtype
+        key = (domain, op, tuple(t.name if t else None for t in inputs), repr(sorted(attrs.items())), dtype)
+        if key in self._memo:
+            return self._memo[key]
+        proto = helper.make_node(op, [t.name if t else "" for t in inputs], [""], domain=domain, **attrs)
+        out = self._fold(proto, inputs, dtype) or self._append(proto, inputs, [dtype], [shape])[0]
+        self._memo[key] = out
+        return out
+
+    def emit_many(
+        self, op: str, inputs: Sequence[Tensor], shapes: Sequence[tuple[Size, ...]], attrs: dict[str, Any]
+    ) -> list[Tensor]:
+        """One node with an output for each shape, all of the first input's type."""
+        key = (op, tuple(t.name for t in inputs), repr(sorted(attrs.items())), len(shapes))
+        if key not in self._memo:
+            proto = helper.make_node(op, [t.name for t in inputs], [""] * len(shapes), **attrs)
+            self._memo[key] = self._append(proto, inputs, [inputs[0].dtype] * len(shapes), shapes)
+        return self._memo[key]
+
+    def copy(
+        self,
+        node: NodeProto,
+        inputs: Sequence[Tensor | None],
+        dtypes: Sequence[int],
+        shapes: Sequence[tuple[Size, ...] | None],
+        captured: Sequence[Tensor] = (),
+        renamed: dict[str, str] | None = None,
+    ) -> list[Tensor]:
+        """The source node on other inputs; attributes, doc string and metadata are kept.
+
+        renamed: what subgraphs read, by source name, under its new name.
+        """
+        key = None
+        if not is_random(node) and not captured and not renamed:
+            attributes = b"".join(sorted(a.SerializeToString(deterministic=True) for a in node.attribute))
+            names = tuple(t.name if t else None for t in inputs)
+            key = (node.domain, node.op_type, node.overload, names, attributes, tuple(bool(o) for o in node.output))
+            if key in self._memo:
+                return self._memo[key]
+        proto = NodeProto()
+        proto.CopyFrom(node)
+        proto.name = ""
+        del proto.input[:]
+        proto.input.extend(t.name if t else "" for t in inputs)
+        if renamed:
+            for attribute in proto.attribute:
+                rename_subgraphs(attribute, renamed)
+        folded = self._fold(proto, inputs, dtypes[0]) if len(node.output) == 1 and key is not None else None
+        outs = [folded] if folded else self._append(proto, inputs, dtypes, shapes, captured)
+        if key is not None:
+            self._memo[key] = outs
+        return outs
+
+    def _append(
+        self,
+        proto: NodeProto,
+        inputs: Sequence[Tensor | None],
+        dtypes: Sequence[int],
+        shapes: Sequence[tuple[Size, ...] | None],
+        captured: Sequence[Tensor] = (),
+    ) -> list[Tensor]:
+        deps: frozenset[str] = frozenset().union(*(t.deps for t in [*inputs, *captured] if t))
+        had = list(proto.output) if any(proto.output) else [self.label] * len(dtypes)
+        outs = []
+        for i, (dtype, shape) in enumerate(zip(dtypes, shapes, strict=True)):
+            name = self.unique(f"{self.label}/{proto.op_type}") if had[i] else ""
+            outs.append(Tensor(name, dtype, shape, deps, node=len(self.nodes)))
+        del proto.output[:]
+        proto.output.extend(t.name for t in outs)
+        proto.name = proto.name or self._node_name(proto.op_type)
+        self.nodes.append(Node(proto, list(inputs), outs, self.origin, list(captured)))
+        return outs
+
+    def _fold(self, proto: NodeProto, inputs: Sequence[Tensor | None], dtype: int) -> Tensor | None:
+        """The constant that a node on constants computes, where that is small enough and deterministic."""
+        if not inputs or not dtype or not all(t is None or t.const for t in inputs) or proto.op_type in RANDOM:
+            return None
+        if proto.domain not in ("", "ai.onnx") or any(a.type == AttributeProto.GRAPH for a in proto.attribute):
+            return None
+        if proto.op_type in DOUBTFUL or self.opset < FLATTENED.get(proto.op_type, 0):
+            return None
+        limit = max(FOLD_LIMIT, sum(static(product(t.known)) for t in inputs if t))
+        if proto.op_type in ("Expand", "Tile", "ConstantOfShape", "Range", "OneHot"):
+            limit = FOLD_LIMIT
+        try:
+            array = evaluate(proto, [t.array if t else None for t in inputs], self.opset)
+        except Exception:  # the reference evaluator lacks the operator or dtype: a node is as right
+            return None
+        if array.size > limit:
+            return None
+        return self.const(array, dtype)
+
+    # ---- sizes at run time -----------------------------------------------------------------------------------------
+    def size(self, size: Size) -> Tensor:
+        """A dimension as an int64 tensor of shape [1], computed from the shapes of inputs."""
+        if isinstance(size, int):
+            return self.ints([size])
+        total: Tensor | None = None
+        for monomial, factor in size.terms.items():
+            term: Tensor | None = None
+            for name in monomial:
+                term = self._times(term, self._symbol(name))
+            if term is None or factor != 1:
+                term = self._times(term, self.ints([factor]))
+            total = term if total is None else self.emit("Add", [total, term], (1,))
+        assert total is not None
+        return total
+
+    def _times(self, a: Tensor | None, b: Tensor) -> Tensor:
+        return b if a is None else self.emit("Mul", [a, b], (1,))
+
+    def _symbol(self, name: str) -> Tensor:
+        if name in self.fixed:
+            return self.ints([self.fixed[name]])
+        tensor, axis = self.sources[name]
+        if self.opset >= 15:
+            return self.emit("Shape", [tensor], (1,), TensorProto.INT64, {"start": axis, "end": axis + 1})
+        shape = self.emit("Shape", [tensor], (len(tensor.known),), TensorProto.INT64)
+        return self.emit("Slice", [shape, self.ints([axis]), self.ints([axis + 1]), self.ints([0])], (1,))
+
+    def sizes(self, sizes: Sequence[Size]) -> Tensor:
+        """A shape as an int64 tensor of one dimension."""
+        if all(isinstance(s, int) for s in sizes):
+            return self.ints([int(s) for s in sizes if isinstance(s, int)])
+        return self.emit("Concat", [self.size(s) for s in sizes], (len(sizes),), attrs={"axis": 0})
+
+    def computable(self, size: Size) -> bool:
+        """Whether the run-time value of every symbol can be had."""
+        return all(name in self.sources or name in self.fixed for name in symbols(size))
+
+    def fresh(self, tensor: Tensor, axis: int) -> Dim:
+        """A new symbol for a dimension that only the run can tell."""
+        name = f"?{tensor.name}.{axis}"
+        self.sources.setdefault(name, (tensor, axis))
+        return Dim.symbol(name)
+
+    def same(self, a: Size, b: Size) -> bool:
+        """Whether two dimensions are equal, the fixed batch of the export counted in."""
+        if a == b:
+            return True
+        if not self.fixed:
+            return False
+        return self.literal(a) == self.literal(b)
+
+    def literal(self, size: Size) -> Size:
+        return size.substitute(self.fixed) if isinstance(size, Dim) else size
+
+    def least(self, size: Size) -> int | None:
+        """The smallest that a size can be. At least 1 of `rows`; a history, and what the run tells, may be 0."""
+        size = self.literal(size)
+        if isinstance(size, int):
+            return size
+        total = size.terms.get((), 0)
+        for monomial, factor in size.terms.items():
+            if not monomial:
+                continue
+            if factor < 0:
+                return None
+            told = any(name.startswith("?") for name in monomial)
+            total += factor if set(monomial) <= self.rows else 0 if told else factor * self.shortest
+        return total
+
+    def filled(self, size: Size) -> bool:
+        """Whether a dimension has a position, whatever the run."""
+        low = self.least(size)
+        return low is not None and low > 0

@@ -1,0 +1,323 @@
+"""What the interpreter computes with: `Value`, a tensor of the source graph that need not have been written out.
+
+A Value has the *logical* shape of the source tensor, as a list of groups of atomic axes (`[N*T, D]` is
+``((N, T), (D,))``; an axis of size 1 is the empty group), and a *body* that says what the new graph has of it:
+
+    Leaf(tensor, axes)      one tensor of the new graph; ``axes`` names its stored dimensions. An axis of the Value that
+                            the leaf does not have is broadcast: the leaf is computed once for all its positions. A body
+                            without the candidate axis is the `Shared` kind.
+    Cat(axis, parts)        a concatenation that has not been written out: each part has positions along ``axis``
+    Sum(terms), Prod(factors)   a broadcast sum or product that has not been written out. Found only as the ``form`` of
+                            a written tensor (another way to compute it), where contractions look for something cheaper.
+
+Transpose, Reshape, Expand, Squeeze and Unsqueeze only regroup axes; no body changes and no node is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from onnx import NodeProto, TensorProto
+
+from mari_onnx.model import tensors
+from mari_onnx.model.dims import Size, product
+
+
+class Axis:
+    """An atomic axis: an identity with a size (never the integer 1)."""
+
+    __slots__ = ("__weakref__", "size")
+
+    def __init__(self, size: Size):
+        self.size = size
+
+    def __repr__(self) -> str:
+        return f"<{self.size}:{id(self) & 0xFFF:x}>"
+
+
+class Tensor:
+    """A tensor of the new graph.
+
+    form: another way to compute it, over template axes of its dimensions, or what tells it.
+    opens: whether the form has parts that vary less (`forms.opens`), once that is known.
+    absorb: for a sum, the same sum with one more small term, which then is added to the other small ones first.
+    rescale: for a product with constants, the same product with its columns scaled at build time.
+    source: the source tensor whose name it has.
+    price: of an element, where it differs from the operator's usual one (`weigh`).
+    """
+
+    __slots__ = (
+        "_array", "_proto", "absorb", "deps", "dtype", "form", "name", "node", "opens", "price", "rescale", "shape",
+        "source",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        dtype: int,
+        shape: tuple[Size, ...] | None,
+        deps: frozenset[str],
+        node: int | None = None,
+        array: np.ndarray | None = None,
+        proto: TensorProto | None = None,
+    ):
+        self.name, self.dtype, self.shape, self.deps, self.node = name, dtype, shape, deps, node
+        self._array, self._proto = array, proto
+        self.form: Form | Callable[[], Form | None] | None = None
+        self.opens: bool | None = None
+        self.source: str | None = None
+        self.price: float | None = None
+        self.rescale: Callable[[tuple[Axis | None, ...], Leaf], Leaf] | None = None
+        self.absorb: Callable[[tuple[Axis | None, ...], Leaf], Leaf] | None = None
+
+    @property
+    def const(self) -> bool:
+        return self._array is not None or self._proto is not None
+
+    @property
+    def array(self) -> np.ndarray:
+        if self._array is None:
+            assert self._proto is not None
+            self._array = tensors.array(self._proto)
+        return self._array
+
+    @property
+    def known(self) -> tuple[Size, ...]:
+        assert self.shape is not None
+        return self.shape
+
+    @property
+    def scalar(self) -> Any:
+        """The value of a constant of one element, else None."""
+        if self.const and product(self.known) == 1:
+            return self.array.reshape(())[()]
+        return None
+
+    def __repr__(self) -> str:
+        return f"{self.name}{list(self.shape) if self.shape is not None else '?'}"
+
+
+@dataclass
+class Node:
+    proto: NodeProto
+    inputs: list[Tensor | None]
+    outputs: list[Tensor]
+    origin: str
+    """The source node whose rule wrote this one."""
+    captured: list[Tensor]
+    """Tensors that subgraphs read."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """``axes[i]`` is the axis of the tensor's stored dimension i; None is a stored dimension of size 1."""
+
+    tensor: Tensor
+    axes: tuple[Axis | None, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Positions along the Cat's axis, and their values.
+
+    sub: the body's own axis along them (None: one position).
+    """
+
+    at: tuple[int, ...]
+    sub: Axis | None
+    body: Body
+
+
+@dataclass(frozen=True)
+class Cat:
+    """``tidy``: the parts were computed apart; joining those of one kind again would only copy them."""
+
+    axis: Axis
+    parts: tuple[Part, ...]
+    tidy: bool = False
+
+
+@dataclass(frozen=True)
+class Sum:
+    terms: tuple[Body, ...]
+
+
+@dataclass(frozen=True)
+class Prod:
+    factors: tuple[Body, ...]
+
+
+Body: TypeAlias = Leaf | Cat | Sum | Prod
+Group: TypeAlias = tuple[Axis, ...]
+Form: TypeAlias = tuple[tuple[Axis | None, ...], Body]
+"""A body over template axes, one for each dimension of the tensor that it is another form of."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Coordinates of a mask that is the same at all positions of its first ``free`` axes.
+
+    shape: of the mask; flat: row-major positions within its other axes; across: coordinates are along axis 0.
+    merged: the mask was flat, so that there is a single coordinate, of the product of ``shape``.
+    rows: for a mask that is one computed bit at all positions, the number of its rows that are picked: all or none.
+    bit: that bit, a scalar.
+    """
+
+    shape: tuple[Size, ...]
+    free: int
+    flat: tuple[int, ...]
+    across: bool
+    merged: bool = False
+    rows: Size | None = None
+    bit: Tensor | None = None
+
+
+@dataclass
+class Value:
+    """A tensor of the source graph.
+
+    groups: the atomic axes of each logical axis; None where not even the rank is known (then the body is a Leaf
+        without axes, and only whole-tensor use is possible).
+    sym: for small integer tensors, the elements as far as they are known: an object array of int, Dim or None.
+    places: for coordinates of a mask (NonZero, or its transpose), where they point.
+    series: for a vector of integers that is an arithmetic progression, its first element and the step.
+    strided: for a vector ``n * step + rest[n]``, which picks from rows laid behind each other: the step and the rest.
+    items: for a sequence of tensors of one shape, the elements stacked along a first axis.
+    listed: for a sequence whose elements are known one by one, these.
+    """
+
+    groups: tuple[Group, ...] | None
+    body: Body
+    dtype: int
+    sym: np.ndarray | None = field(default=None, repr=False)
+    places: Places | None = field(default=None, repr=False)
+    series: tuple[Size, Size] | None = field(default=None, repr=False)
+    strided: tuple[Size, Value] | None = field(default=None, repr=False)
+    items: Value | None = field(default=None, repr=False)
+    listed: tuple[Value, ...] | None = field(default=None, repr=False)
+
+    @property
+    def known(self) -> tuple[Group, ...]:
+        assert self.groups is not None
+        return self.groups
+
+    @property
+    def rank(self) -> int:
+        return len(self.known)
+
+    @property
+    def shape(self) -> tuple[Size, ...]:
+        return tuple(product(axis.size for axis in group) for group in self.known)
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        return tuple(axis for group in self.known for axis in group)
+
+
+def leaves(body: Body) -> Iterator[Leaf]:
+    stack: list[Body] = [body]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, Leaf):
+            yield top
+        elif isinstance(top, Cat):
+            stack.extend(part.body for part in top.parts)
+        elif isinstance(top, Sum):
+            stack.extend(top.terms)
+        else:
+            stack.extend(top.factors)
+
+
+def depth(body: Body) -> int:
+    """How many Cats lie within each other."""
+    levels, inner = 0, [body]
+    while inner := [part.body for cat in inner if isinstance(cat, Cat) for part in cat.parts]:
+        levels += 1
+    return levels
+
+
+def axes_of(body: Body) -> frozenset[Axis]:
+    """The axes along which the body varies."""
+    if isinstance(body, Leaf):
+        return frozenset(axis for axis in body.axes if axis is not None)
+    if isinstance(body, Cat):
+        found = {body.axis}
+        for part in body.parts:
+            found |= axes_of(part.body) - {part.sub}
+        return frozenset(found)
+    items = body.terms if isinstance(body, Sum) else body.factors
+    return frozenset().union(*(axes_of(item) for item in items))
+
+
+def rename(body: Body, mapping: dict[Axis, Axis]) -> Body:
+    """The body with axes exchanged, all at once."""
+    if not mapping:
+        return body
+    if isinstance(body, Leaf):
+        if not any(axis in mapping for axis in body.axes if axis is not None):
+            return body
+        return Leaf(body.tensor, tuple(mapping.get(a, a) if a is not None else None for a in body.axes))
+    if isinstance(body, Cat):
+        parts = tuple(Part(p.at, p.sub, rename(p.body, mapping)) for p in body.parts)
+        return Cat(mapping.get(body.axis, body.axis), parts, body.tidy)
+    if isinstance(body, Sum):
+        return Sum(tuple(rename(t, mapping) for t in body.terms))
+    return Prod(tuple(rename(f, mapping) for f in body.factors))
+
+
+def fresh(value: Value) -> Value:
+    """The value over axes of its own, so that it can stand beside another that shares them."""
+    mapping = {axis: Axis(axis.size) for axis in value.axes}
+    groups = tuple(tuple(mapping[a] for a in group) for group in value.known)
+    return Value(groups, _renewed(value.body, mapping), value.dtype, value.sym)
+
+
+def _renewed(body: Body, mapping: dict[Axis, Axis]) -> Body:
+    """The body with axes exchanged, and the inner axes of its parts for new ones, in one go."""
+    if not isinstance(body, Cat):
+        return rename(body, mapping)
+    parts = []
+    for p in body.parts:
+        sub = Axis(p.sub.size) if p.sub is not None else None
+        inside = mapping if p.sub is None or sub is None else {**mapping, p.sub: sub}
+        parts.append(Part(p.at, sub, _renewed(p.body, inside)))
+    return Cat(mapping.get(body.axis, body.axis), tuple(parts), body.tidy)
+
+
+def is_const(body: Body) -> bool:
+    return all(leaf.tensor.const for leaf in leaves(body))
+
+
+def depends(body: Body) -> frozenset[str]:
+    """Which sides the body was computed from: a subset of {"user", "item"}."""
+    return frozenset().union(*(leaf.tensor.deps for leaf in leaves(body)))
+
+
+KINDS = {
+    frozenset(): "Const",
+    frozenset({"user"}): "Shared",
+    frozenset({"item"}): "Item",
+    frozenset({"user", "item"}): "Mixed",
+}
+
+
+def kind(body: Body) -> str:
+    return KINDS[depends(body)]
+
+
+class Decline(Exception):
+    """A rule cannot go on; the default rule takes the node. The message is the reason in the report."""
+
+
+def within(order: Sequence[Axis], axis: Axis, sub: Axis | None) -> list[Axis]:
+    """The order of axes inside a part of a Cat along ``axis``."""
+    return [a for a in (sub if a is axis else a for a in order) if a is not None]
+
+
+def rows_first(axes: Sequence[Axis]) -> list[Axis]:
+    """Candidates that a transposed source has behind everything else, in front: rows are computed one by one."""
+    dynamic = [a for a in axes if not isinstance(a.size, int)]
+    return [axes[-1], *axes[:-1]] if dynamic and dynamic == [axes[-1]] else list(axes)

@@ -1,0 +1,159 @@
+"""From the builder's nodes to a model: what outputs ask for, with their names, and the Add in the Gemm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.value import Node, Tensor
+from mari_onnx.model.dims import Size
+
+GEMM_TYPES = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+
+
+def name_outputs(b: Builder, wanted: Sequence[tuple[str, Tensor]], kept: set[str]) -> list[Tensor]:
+    """Give graph outputs their names: by renaming the tensor, or by an Identity where it has another name to keep.
+
+    kept: names of inputs and initializers; an output that is one of these, unchanged, needs no node.
+    """
+    out: dict[str, Tensor] = {}
+    captured = {t.name for node in b.nodes for t in node.captured}
+    for name, tensor in wanted:
+        if name in out or tensor.name == name:
+            out.setdefault(name, tensor)
+            continue
+        if tensor.node is None or tensor.name in out or tensor.name in kept or tensor.name in captured:
+            b.origin, b.label = name, name
+            proto = helper.make_node("Identity", [tensor.name], [name])
+            tensor = b._append(proto, [tensor], [tensor.dtype], [tensor.shape])[0]
+        tensor.name = name
+        out[name] = tensor
+    return list(out.values())
+
+
+def live(b: Builder, outputs: Sequence[Tensor]) -> list[Node]:
+    """The nodes that outputs need, in order."""
+    seen: set[int] = set()
+    stack = [t.node for t in outputs if t.node is not None]
+    while stack:
+        index = stack.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        node = b.nodes[index]
+        stack += [t.node for t in [*node.inputs, *node.captured] if t is not None and t.node is not None]
+    return [b.nodes[i] for i in sorted(seen)]
+
+
+def fuse_gemm(nodes: list[Node], outputs: Sequence[Tensor], target: str) -> list[Node]:
+    """``MatMul`` then ``Add`` as one Gemm, where the sum is asked for by the Add alone: the user part rides along."""
+    if target not in ("cpu", "cuda"):
+        return nodes
+    uses: dict[str, int] = {}
+    for node in nodes:
+        for t in [*node.inputs, *node.captured]:
+            if t is not None:
+                uses[t.name] = uses.get(t.name, 0) + 1
+    for t in outputs:
+        uses[t.name] = uses.get(t.name, 0) + 1
+    made = {t.name: node for node in nodes for t in node.outputs}
+    gone: set[int] = set()
+    for node in nodes:
+        if node.proto.op_type != "Add" or node.proto.domain:
+            continue
+        for k in (0, 1):
+            x, c = node.inputs[k], node.inputs[1 - k]
+            source = made.get(x.name) if x is not None else None
+            if x is None or c is None or source is None or source.proto.op_type != "MatMul" or uses[x.name] != 1:
+                continue
+            if not _fits(source, x, c):
+                continue
+            proto = NodeProto(op_type="Gemm", name=node.proto.name)
+            proto.output.append(node.outputs[0].name)
+            node.proto, node.inputs = proto, [*source.inputs, c]
+            gone.add(id(source))
+            break
+    return [node for node in nodes if id(node) not in gone]
+
+
+def _fits(source: Node, product: Tensor, c: Tensor) -> bool:
+    shapes = [t.shape if t is not None else None for t in source.inputs]
+    if any(s is None or len(s) != 2 for s in shapes) or c.shape is None or len(c.shape) > 2:
+        return False
+    if product.dtype not in GEMM_TYPES or c.dtype != product.dtype:
+        return False
+    padded: tuple[Size, ...] = (1,) * (2 - len(c.shape)) + c.shape
+    return all(have == 1 or have == want for have, want in zip(padded, product.known, strict=True))
+
+
+def assemble(
+    source: onnx.ModelProto, nodes: Sequence[Node], outputs: Sequence[Tensor], stored: Mapping[str, Tensor]
+) -> onnx.ModelProto:
+    """A model with the source's signature, opsets and metadata, and these nodes.
+
+    stored: graph inputs by name, with the shapes that the new graph takes.
+    """
+    model = onnx.ModelProto()
+    model.ir_version = source.ir_version
+    for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        if source.HasField(field):
+            setattr(model, field, getattr(source, field))
+    model.opset_import.extend(source.opset_import)
+    model.metadata_props.extend(source.metadata_props)
+    model.functions.extend(source.functions)
+    graph, old = model.graph, source.graph
+    graph.name, graph.doc_string = old.name, old.doc_string
+    graph.metadata_props.extend(old.metadata_props)
+    used: dict[str, Tensor] = {t.name: t for t in outputs}
+    for node in nodes:
+        proto = node.proto
+        names = [t.name if t is not None else "" for t in node.inputs]
+        del proto.input[:]
+        proto.input.extend(names)
+        del proto.output[:]
+        proto.output.extend(t.name for t in node.outputs)
+        graph.node.append(proto)
+        used.update((t.name, t) for t in [*node.inputs, *node.captured] if t is not None)
+    for info in old.input:
+        new = graph.input.add()
+        new.CopyFrom(info)
+        tensor = stored.get(info.name)
+        if tensor is not None and tensor.shape is not None:
+            for dim, size in zip(new.type.tensor_type.shape.dim, tensor.known, strict=True):
+                if size == 1 and dim.dim_value != 1:
+                    dim.Clear()
+                    dim.dim_value = 1
+    graph.output.extend(old.output)
+    originals = {proto.name for proto in old.initializer}
+    inputs = {info.name for info in old.input}
+    for proto in old.initializer:
+        if proto.name in used or proto.name in inputs:
+            graph.initializer.append(proto)
+    for sparse in old.sparse_initializer:
+        if sparse.values.name in used:
+            graph.sparse_initializer.append(sparse)
+    for name, tensor in used.items():
+        if tensor.const and name not in originals:
+            graph.initializer.append(to_proto(tensor))
+    for annotation in old.quantization_annotation:
+        if annotation.tensor_name in used:
+            graph.quantization_annotation.append(annotation)
+    for info in old.value_info:
+        tensor = used.get(info.name)
+        if tensor is not None and tensor.source == info.name:
+            graph.value_info.append(info)
+    return model
+
+
+def to_proto(tensor: Tensor) -> TensorProto:
+    array = tensor.array
+    if array.dtype == object:
+        values = [str(x).encode() for x in array.reshape(-1)]
+        return helper.make_tensor(tensor.name, TensorProto.STRING, array.shape, values)
+    proto = numpy_helper.from_array(array, tensor.name)
+    if proto.data_type != tensor.dtype:  # numpy has no type of its own for some, such as int4
+        raise ValueError(f"{tensor.name}: {proto.data_type} is not {tensor.dtype}")
+    return proto

@@ -1,0 +1,231 @@
+"""What onnxruntime's CPU kernels are slow at, written another way: the same operators on the same numbers.
+
+    LN(x + y)        its SkipLayerNormalization takes five times as long as an Add and a LayerNormalization, but for
+                     short rows; the fusion looks for an Add, so the sum is a Sum of two
+    Softmax(x)       in place, with rows that are no multiple of a vector register, it takes two to three times as long:
+                     each row's load waits for the masked store of the row before. Behind a Reshape of which
+                     onnxruntime cannot tell the result's size it is not computed in place
+    x W + b          of more than two dimensions is a MatMul and an Add, which goes through the result once more; as
+                     rows it is one Gemm, and takes the activation that follows with it
+    Transpose(x)     two blocks of axes that change places are moved outwards, row by row of what is behind them; with a
+                     dimension of 1 between, the first is moved inwards, which is up to four times as fast
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnx import NodeProto, TensorProto, helper
+
+from mari_onnx.engine.cost.time_model import volume
+from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.value import Axis, Node, Tensor
+from mari_onnx.model.dims import Size, product
+
+FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE}
+SUMMED = FLOATS | {TensorProto.FLOAT16}
+"""Types of sums that a SkipLayerNormalization would take in; float16 is computed in float32 there, and here."""
+ACTIVATIONS = {"Relu", "Sigmoid", "Tanh", "LeakyRelu"}
+"""Operators that onnxruntime computes as a part of a Gemm."""
+VECTOR = 16
+"""Elements in a vector register."""
+LONG = 160
+"""Rows from this length on hardly notice."""
+WIDE = 64
+"""Elements behind the axes that change places from which it does not matter how they are moved."""
+NARROW = 8
+"""The width from which SkipLayerNormalization is the slower one; of 4 columns it takes half as long."""
+SMALL = 8192
+"""Elements up to which the two Reshapes cost more than they save."""
+
+
+def for_cpu(b: Builder, nodes: list[Node], outputs: Sequence[Tensor], most: int) -> list[Node]:
+    """The nodes as the CPU's kernels like them, as far as they stay at most ``most``."""
+    readers: dict[str, list[Node | None]] = {t.name: [None] for t in outputs}
+    for node in nodes:
+        for t in [*node.inputs, *node.captured]:
+            if t is not None:
+                readers.setdefault(t.name, []).append(node)
+    nodes = _as_rows(b, nodes, readers, most)
+    out: list[Node] = []
+    room = most - len(nodes)
+    for node in nodes:
+        if _normalized(node, readers.get(node.outputs[0].name, [])):
+            node.proto.op_type = "Sum"
+        if node.proto.op_type == "Softmax" and not node.proto.domain:
+            assert node.inputs[0] is not None
+            if room >= 2 and len(readers[node.inputs[0].name]) == 1 and _slow_in_place(node):
+                out += _not_in_place(b, node)
+                room -= 2
+                continue
+        if node.proto.op_type == "Transpose" and not node.proto.domain:
+            swap = _swap(node)
+            if room >= 2 and swap is not None and not _fused(node, readers.get(node.outputs[0].name, [])):
+                out += _inwards(b, node, swap)
+                room -= 2
+                continue
+        out.append(node)
+    return out
+
+
+def _as_rows(b: Builder, nodes: list[Node], readers: dict[str, list[Node | None]], most: int) -> list[Node]:
+    """MatMul and Add of a bias on tensors of more than two dimensions as one Gemm on their rows."""
+    made = {t.name: node for node in nodes for t in node.outputs}
+    instead: dict[int, list[Node]] = {}
+    room = most - len(nodes)
+    for node in nodes:
+        if node.proto.op_type != "Add" or node.proto.domain or room < 1:
+            continue
+        for product_, bias in (node.inputs, node.inputs[::-1]):
+            source = made.get(product_.name) if product_ is not None else None
+            if source is None or source.proto.op_type != "MatMul" or len(readers[source.outputs[0].name]) != 1:
+                continue
+            if bias is None or bias.shape is None or len(bias.shape) != 1 or not _is_layer(source, bias):
+                continue
+            after = readers[node.outputs[0].name]
+            last = after[0] if len(after) == 1 and after[0] is not None else node
+            if last.proto.op_type not in ACTIVATIONS or last.proto.domain:
+                last = node
+            room -= 1
+            instead[id(source)] = []
+            instead[id(node)] = _gemm_of_rows(b, source, node, bias, last)
+            if last is not node:
+                instead[id(last)] = instead.pop(id(node))
+                instead[id(node)] = []
+            break
+    return [new for node in nodes for new in instead.get(id(node), [node])]
+
+
+def _is_layer(node: Node, bias: Tensor) -> bool:
+    x, w = node.inputs
+    if x is None or w is None or x.shape is None or w.shape is None or x.dtype not in FLOATS:
+        return False
+    free = sum(not isinstance(s, int) for s in x.shape)
+    if len(x.shape) < 3 or len(w.shape) != 2 or free != 1 or not isinstance(x.shape[-1], int):
+        return False
+    if 0 in (*x.shape, *w.shape):  # a Reshape to 0 takes what was there
+        return False
+    return bias.shape == w.shape[1:] and bias.dtype == x.dtype and isinstance(w.shape[1], int)
+
+
+def _gemm_of_rows(b: Builder, source: Node, add: Node, bias: Tensor, last: Node) -> list[Node]:
+    x, w = source.inputs
+    y = last.outputs[0]
+    assert x is not None
+    assert w is not None
+    count = product(x.known[:-1])
+    rows = Tensor(b.unique(f"{y.name}/rows"), x.dtype, (count, x.known[-1]), x.deps)
+    gemm = Tensor(b.unique(f"{y.name}/gemm"), y.dtype, (count, y.known[-1]), y.deps)
+    there = b.const([-1, x.known[-1]], TensorProto.INT64)
+    back = b.const([s if isinstance(s, int) else -1 for s in y.known], TensorProto.INT64)
+    proto = NodeProto(op_type="Gemm", name=add.proto.name, input=[rows.name, w.name, bias.name], output=[gemm.name])
+    found = [_reshape(add, x, there, rows, "rows"), Node(proto, [rows, w, bias], [gemm], add.origin, [])]
+    if last is not add:
+        active = Tensor(b.unique(f"{y.name}/active"), y.dtype, gemm.shape, y.deps)
+        copy = NodeProto()
+        copy.CopyFrom(last.proto)
+        copy.input[:], copy.output[:] = [gemm.name], [active.name]
+        found.append(Node(copy, [gemm], [active], last.origin, []))
+        gemm = active
+    return [*found, _reshape(last, gemm, back, y, "back")]
+
+
+def _normalized(node: Node, readers: Sequence[Node | None]) -> bool:
+    """Whether a LayerNormalization reads a sum: as one operator, or as the mean and what is left without it."""
+    if node.proto.op_type != "Add" or node.proto.domain or node.outputs[0].dtype not in SUMMED:
+        return False
+    shape = node.outputs[0].shape
+    if shape and isinstance(shape[-1], int) and shape[-1] < NARROW:
+        return False
+    ops = {node.proto.op_type if node is not None else "" for node in readers}
+    return "LayerNormalization" in ops or {"ReduceMean", "Sub"} <= ops
+
+
+def _slow_in_place(node: Node) -> bool:
+    shape = node.outputs[0].shape
+    if shape is None or len(shape) < 2 or node.outputs[0].dtype not in FLOATS:
+        return False
+    axis = next((a.i for a in node.proto.attribute if a.name == "axis"), -1)
+    width, free = shape[-1], sum(not isinstance(s, int) for s in shape)
+    if axis not in (-1, len(shape) - 1) or not isinstance(width, int) or free != 1 or 0 in shape:
+        return False
+    return width % VECTOR != 0 and 1 < width < LONG and volume([Axis(s) for s in shape]) > SMALL
+
+
+def _not_in_place(b: Builder, node: Node) -> list[Node]:
+    """The Softmax between two Reshapes, the first to [-1, width]."""
+    x, y = node.inputs[0], node.outputs[0]
+    assert x is not None
+    width = y.known[-1]
+    rows = (product(y.known[:-1]), width)
+    flat = Tensor(b.unique(f"{y.name}/flat"), x.dtype, rows, x.deps)
+    soft = Tensor(b.unique(f"{y.name}/rows"), y.dtype, rows, y.deps)
+    there = b.const([-1, width], TensorProto.INT64)
+    back = b.const([s if isinstance(s, int) else -1 for s in y.known], TensorProto.INT64)
+
+    node.proto.output[:] = [soft.name]
+    node.proto.input[:] = [flat.name]
+    del node.proto.attribute[:]
+    node.proto.attribute.append(helper.make_attribute("axis", 1))
+    node.inputs, node.outputs = [flat], [soft]
+    return [_reshape(node, x, there, flat, "flat"), node, _reshape(node, soft, back, y, "back")]
+
+
+def _reshape(node: Node, x: Tensor, shape: Tensor, y: Tensor, label: str) -> Node:
+    name = f"{node.proto.name}/{label}"
+    proto: NodeProto = helper.make_node("Reshape", [x.name, shape.name], [y.name], name=name)
+    return Node(proto, [x, shape], [y], node.origin, [])
+
+
+Swap = tuple[Size, Size, Size, Size]
+"""Sizes of what is in front, of the two blocks that change places, and of what is behind them."""
+
+
+def _swap(node: Node) -> Swap | None:
+    """The blocks of a Transpose that lets two neighbours change places, where each row behind them is short."""
+    x = node.inputs[0]
+    perm = next((list(a.ints) for a in node.proto.attribute if a.name == "perm"), None)
+    if x is None or x.shape is None or perm is None or 0 in x.shape:
+        return None
+    shape = x.known
+    kept = [p for p in perm if shape[p] != 1]
+    plain = sorted(kept)
+    front = next((i for i, (p, q) in enumerate(zip(kept, plain, strict=True)) if p != q), None)
+    if front is None:
+        return None
+    cut = kept.index(plain[front])
+    tail = next((i for i in range(cut, len(kept)) if kept[i:] == plain[i:]), len(kept))
+    if kept[front:tail] != plain[front + tail - cut : tail] + plain[front : front + tail - cut]:
+        return None
+    groups = (plain[:front], plain[front : front + tail - cut], plain[front + tail - cut : tail], plain[tail:])
+    sizes = tuple(product(shape[p] for p in group) for group in groups)
+    o, a, c, i = sizes
+    if not isinstance(i, int) or not 1 < i <= WIDE or volume([Axis(s) for s in shape]) < SMALL:
+        return None
+    if sum(not isinstance(s, int) for s in node.outputs[0].known) != 1:
+        return None
+    return (o, a, c, i) if sum(not isinstance(s, int) for s in sizes) == 1 else None
+
+
+def _fused(node: Node, readers: Sequence[Node | None]) -> bool:
+    """Whether onnxruntime makes the Transpose a part of the products that read it."""
+    rank = len(node.outputs[0].known)
+    perm = next(list(a.ints) for a in node.proto.attribute if a.name == "perm")
+    rows_first = perm == [*range(1, rank - 1), 0, rank - 1]
+    return rows_first and all(reader is not None and reader.proto.op_type == "MatMul" for reader in readers)
+
+
+def _inwards(b: Builder, node: Node, swap: Swap) -> list[Node]:
+    """The Transpose on [front, first, second, 1, behind], between two Reshapes."""
+    x, y = node.inputs[0], node.outputs[0]
+    assert x is not None
+    o, a, c, i = (s if isinstance(s, int) else -1 for s in swap)
+    wide = Tensor(b.unique(f"{y.name}/wide"), x.dtype, (swap[0], swap[1], swap[2], 1, swap[3]), x.deps)
+    moved = Tensor(b.unique(f"{y.name}/moved"), y.dtype, (swap[0], swap[2], 1, swap[1], swap[3]), y.deps)
+    node.proto.input[:], node.proto.output[:] = [wide.name], [moved.name]
+    del node.proto.attribute[:]
+    node.proto.attribute.append(helper.make_attribute("perm", [0, 2, 3, 1, 4]))
+    node.inputs, node.outputs = [wide], [moved]
+    there = b.const([o, a, c, 1, i], TensorProto.INT64)
+    back = b.const([s if isinstance(s, int) else -1 for s in y.known], TensorProto.INT64)
+    return [_reshape(node, x, there, wide, "wide"), node, _reshape(node, moved, back, y, "back")]

@@ -1,0 +1,245 @@
+"""What a rule sees of its node, the table of rules, and an operator written as others (`lowered`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper
+
+from mari_onnx.engine.axes.materialize import materialise
+from mari_onnx.engine.ir import emit
+from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.infer import Inferred, infer
+from mari_onnx.engine.ir.value import Axis, Body, Decline, Group, Leaf, Tensor, Value, is_const, leaves
+from mari_onnx.model.dims import Dim, Size
+
+SMALL = 1024
+"""Elements up to which an integer tensor is followed symbolically."""
+INTS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
+
+Rule = Callable[["Context"], "Sequence[Value | None]"]
+RuleT = TypeVar("RuleT", bound=Rule)
+RULES: dict[tuple[str, str], Rule] = {}
+OWN: set[tuple[str, str]] = set()
+"""Operators with a rule of their own, whatever `mapped` says of them."""
+
+
+def rule(*ops: str, domain: str = "") -> Callable[[RuleT], RuleT]:
+    """Register the rule for operators; each has one, beside the general one that it goes before."""
+
+    def register(function: RuleT) -> RuleT:
+        for op in ops:
+            assert (domain, op) not in OWN, f"two rules for {op}"
+            OWN.add((domain, op))
+            RULES[domain, op] = function
+        return function
+
+    return register
+
+
+class Context:
+    """One source node with the Values of its inputs (None where an optional input is left out)."""
+
+    def __init__(
+        self,
+        b: Builder,
+        node: NodeProto,
+        inputs: Sequence[Value | None],
+        opsets: dict[str, int],
+        captured: dict[str, Value],
+    ):
+        self.b = b
+        self.captured = captured
+        self.node = node
+        self.inputs = list(inputs)
+        self.opsets = opsets
+        self.visit: Callable[[NodeProto, dict[str, Value]], None] | None = None
+        """Answers a node of a subgraph; its inputs are in the environment, its outputs are put there."""
+        self.attrs: dict[str, Any] = {
+            a.name: helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name
+        }
+
+    def write_out(self) -> list[Value | None]:
+        """The default rule: all inputs written out, the node as it is."""
+        b, node = self.b, self.node
+        tensors = [materialise(b, v) if v is not None else None for v in self.inputs]
+        captured = {name: materialise(b, v) for name, v in self.captured.items()}
+        shapes = [t.shape if t is not None else None for t in tensors]
+        found = self.infer(shapes, tensors)
+        renamed = {name: t.name for name, t in captured.items()} or None
+        outs = b.copy(node, tensors, [d for d, _ in found], [None] * len(found), list(captured.values()), renamed)
+        values: list[Value | None] = []
+        for o, (out, (_, shape)) in enumerate(zip(outs, found, strict=True)):
+            if not node.output[o]:
+                values.append(None)
+                continue
+            if shape is not None and not out.const:
+                out.shape = tuple(s if s is not None else b.fresh(out, i) for i, s in enumerate(shape))
+            values.append(from_tensor(out))
+        return values
+
+    @property
+    def opset(self) -> int:
+        return self.b.opset
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        value = self.attrs.get(name, default)
+        return value.decode() if isinstance(value, bytes) else value
+
+    def has(self, i: int) -> bool:
+        return i < len(self.inputs) and self.inputs[i] is not None
+
+    def input(self, i: int) -> Value:
+        """Input i. Raises `Decline` where it is missing or of unknown rank."""
+        value = self.inputs[i] if i < len(self.inputs) else None
+        if value is None:
+            raise Decline(f"input {i} is missing")
+        if value.groups is None:
+            raise Decline(f"the rank of input {i} is not known")
+        return value
+
+    def array(self, i: int) -> np.ndarray | None:
+        """Input i as a constant, else None."""
+        value = self.inputs[i] if i < len(self.inputs) else None
+        return None if value is None else constant(self.b, value)
+
+    def ints(self, i: int) -> list[int] | None:
+        """Input i as known integers, else None."""
+        array = self.array(i)
+        return None if array is None else [int(x) for x in array.reshape(-1)]
+
+    def sizes(self, i: int) -> list[Size | None]:
+        """Input i as dimensions, entries that are not known as None."""
+        value = self.inputs[i] if i < len(self.inputs) else None
+        found = None if value is None else symbolic(self.b, value)
+        if found is None:
+            raise Decline(f"input {i} ({self.node.input[i]}) is computed from data")
+        return list(found.reshape(-1))
+
+    def axes_arg(self, i: int, name: str = "axes") -> list[int] | None:
+        """Axes, an attribute in older opsets and an input in newer ones."""
+        if name in self.attrs:
+            return [int(a) for a in self.attrs[name]]
+        if not self.has(i):
+            return None
+        found = self.ints(i)
+        if found is None:
+            raise Decline(f"{name} are computed at run time")
+        return found
+
+    def value(self, groups: Sequence[Group], body: Body, dtype: int | None = None) -> Value:
+        return Value(tuple(groups), body, dtype if dtype is not None else next(iter(leaves(body))).tensor.dtype)
+
+    def infer(self, shapes: Sequence[tuple[Size, ...] | None], inputs: Sequence[Tensor | None]) -> Inferred:
+        """Element types and shapes of the node's outputs for inputs of these shapes."""
+        return infer(self.node, shapes, inputs, self.opsets)
+
+
+def constant(b: Builder, value: Value) -> np.ndarray | None:
+    """The Value as a numpy array where it is a constant of static shape."""
+    if value.groups is None or not is_const(value.body):
+        return None
+    if not all(isinstance(size, int) for size in value.shape):
+        return None
+    tensor = materialise(b, value)
+    return tensor.array if tensor.const else None
+
+
+def symbolic(b: Builder, value: Value) -> np.ndarray | None:
+    """The Value's elements as an object array of int, Dim or None, where it is a small integer tensor."""
+    if value.sym is not None:
+        return value.sym
+    if value.dtype not in INTS or value.groups is None:
+        return None
+    size = 1
+    for s in value.shape:
+        if not isinstance(s, int):
+            return None
+        size *= s
+    if size > SMALL:
+        return None
+    array = constant(b, value)
+    if array is None:
+        return None
+    value.sym = np.frompyfunc(int, 1, 1)(array) if array.size else array.astype(object)
+    value.sym = np.asarray(value.sym, dtype=object).reshape(array.shape)
+    return value.sym
+
+
+def from_sizes(b: Builder, sym: np.ndarray, dtype: int) -> Value:
+    """A Value of known symbolic elements; a constant where they are all integers. Raises `Decline`."""
+    flat = list(sym.reshape(-1))
+    if any(s is None for s in flat):
+        raise Decline("an element of the shape is computed from data")
+    if all(not isinstance(s, Dim) for s in flat):
+        return from_array(b, np.asarray(sym.tolist()).reshape(sym.shape), dtype)
+    if not all(b.computable(s) for s in flat):
+        raise Decline("a dimension cannot be had at run time")
+    tensor = b.sizes(flat)
+    if dtype != TensorProto.INT64:
+        tensor = b.emit("Cast", [tensor], tensor.shape, dtype, {"to": dtype})
+    tensor = emit.reshape(b, tensor, sym.shape)
+    value = from_tensor(tensor)
+    value.sym = sym
+    return value
+
+
+def from_array(b: Builder, array: np.ndarray, dtype: int) -> Value:
+    return from_tensor(b.const(array, dtype))
+
+
+def from_tensor(tensor: Tensor) -> Value:
+    """A tensor taken as it is, every dimension an axis of its own."""
+    if tensor.shape is None:
+        return Value(None, Leaf(tensor, ()), tensor.dtype)
+    axes = [None if size == 1 else Axis(size) for size in tensor.shape]
+    groups = tuple((a,) if a is not None else () for a in axes)
+    return Value(groups, Leaf(tensor, tuple(axes)), tensor.dtype)
+
+
+def normal(axis: int, rank: int) -> int:
+    if not -rank <= axis < rank:
+        raise Decline(f"axis {axis} is out of range for rank {rank}")
+    return axis % rank if rank else 0
+
+
+class Steps:
+    """Writes nodes by the rules of their operators, under the name of the source node."""
+
+    def __init__(self, ctx: Context):
+        self.ctx, self._count = ctx, 0
+        self.env: dict[str, Value] = {}
+        self._base = next(o for o in ctx.node.output if o)
+
+    def __call__(self, op: str, *inputs: Value, **attrs: object) -> Value:
+        names = []
+        for value in inputs:
+            names.append(self._name("in"))
+            self.env[names[-1]] = value
+        out = self._name(op)
+        node = helper.make_node(op, names, [out], name=self.ctx.node.name or self._base, **attrs)
+        assert self.ctx.visit is not None
+        self.ctx.visit(node, self.env)
+        return self.env[out]
+
+    def const(self, array: object, dtype: int = TensorProto.INT64) -> Value:
+        return from_array(self.ctx.b, np.asarray(array), dtype)
+
+    def ints(self, *values: int) -> Value:
+        return self.const(list(values))
+
+    def _name(self, what: str) -> str:
+        self._count += 1
+        return f"{self._base}/{what}_{self._count}"
+
+
+@contextmanager
+def lowered(ctx: Context) -> Iterator[Steps]:
+    """Steps under the name of the source node."""
+    if ctx.visit is None:
+        raise Decline("no way to write its parts")
+    with ctx.b.named():
+        yield Steps(ctx)

@@ -1,0 +1,177 @@
+"""An If on one condition: both branches by their rules, and part by part the one that is taken.
+
+    if c: [u | x u | t]  else: [h | x h | t]   =   [if c: u else: h | if c: x u else: x h | t]
+
+c is one value (it can only be the user's, or computed from sizes). Each branch is interpreted on its own, and what is
+written for it stays inside of it: it runs only if it is taken. Their results are aligned and cut as the operands of an
+element-wise operator are; a part that lacks the candidates in both branches lacks them in the result, one that is the
+same tensor in both needs no If, and all others are outputs of one If.
+
+Refused (the If is copied): branches whose results differ in rank, shape or type, sequences, and shapes that only a run
+of a branch can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from onnx import GraphProto, NodeProto, helper, numpy_helper
+
+from mari_onnx.engine.axes.align import align
+from mari_onnx.engine.axes.blockwise import zip_bodies
+from mari_onnx.engine.axes.materialize import write
+from mari_onnx.engine.ir.value import Axis, Decline, Leaf, Node, Tensor, Value, axes_of, depends, fresh, leaves
+from mari_onnx.engine.rule import Context, from_tensor, rule
+from mari_onnx.engine.rules.control.state_loop import depending, needed
+from mari_onnx.model.dims import Dim, symbols
+
+Choice = tuple[Tensor, Tensor, Tensor]
+"""What the one branch has, what the other, and what the If gives."""
+
+
+@dataclass
+class Branch:
+    """results: its outputs. nodes: what was written for it. made: names of tensors that exist in it alone."""
+
+    graph: GraphProto
+    results: list[Value]
+    nodes: list[Node]
+    made: set[str] = field(default_factory=set)
+    wanted: list[Tensor] = field(default_factory=list)
+
+
+@rule("If")
+def if_(ctx: Context) -> list[Value | None]:
+    """As the module's text says."""
+    condition = ctx.input(0)
+    if ctx.visit is None or axes_of(condition.body):
+        raise Decline("the condition is not one value")
+    b = ctx.b
+    # nothing outside is to have another form that is first asked for in a branch, and so written there
+    with b.named(), _hidden(ctx.captured.values()):
+        branches = [_interpreted(ctx, ctx.attrs[name]) for name in ("then_branch", "else_branch")]
+    mark = len(b.nodes)
+    chosen: list[Choice] = []
+    values: list[Value | None] = []
+    for k, name in enumerate(ctx.node.output):
+        pair = [branch.results[k] for branch in branches]
+        values.append(_chosen(ctx, branches, pair, chosen) if name else None)
+    if chosen:
+        _write(ctx, branches, mark, write(b, condition.body, []), chosen)
+    return values
+
+
+@contextmanager
+def _hidden(values: Iterable[Value]) -> Iterator[None]:
+    """Tensors without forms, and without a way to take a bias or a factor into their weights, as long as it lasts."""
+    found: dict[str, Tensor] = {}
+    for value in values:
+        if value.groups is None or value.items is not None or value.listed is not None:
+            raise Decline("a branch reads a sequence, or a tensor of unknown rank")
+        found.update((leaf.tensor.name, leaf.tensor) for leaf in leaves(value.body) if not leaf.tensor.const)
+    kept = [(t, t.form, t.opens, t.absorb, t.rescale) for t in found.values()]
+    try:
+        for t in found.values():
+            t.form = t.opens = t.absorb = t.rescale = None
+        yield
+    finally:
+        for t, form, opens, absorb, rescale in kept:
+            t.form, t.opens, t.absorb, t.rescale = form, opens, absorb, rescale
+
+
+def _interpreted(ctx: Context, graph: GraphProto) -> Branch:
+    """A branch; equal nodes outside of it are not to read what is written in it, nor to be given forms of that."""
+    b = ctx.b
+    if graph.sparse_initializer:
+        raise Decline("sparse constants in a branch")
+    mark, memo = len(b.nodes), b._memo
+    b._memo = {}
+    env = dict(ctx.captured)
+    env.update({p.name: from_tensor(b.const(numpy_helper.to_array(p), p.data_type)) for p in graph.initializer})
+    assert ctx.visit is not None
+    try:
+        for node in graph.node:
+            ctx.visit(node, env)
+    finally:
+        b._memo = memo
+    nodes = b.nodes[mark:]
+    return Branch(graph, [env[o.name] for o in graph.output], nodes, {t.name for n in nodes for t in n.outputs})
+
+
+def _chosen(
+    ctx: Context, branches: Sequence[Branch], pair: Sequence[Value], chosen: list[Choice]
+) -> Value:
+    """One output; what must be chosen at run time is appended."""
+    b = ctx.b
+    one, other = pair
+    if one.groups is None or other.groups is None or one.items is not None or other.items is not None:
+        raise Decline("the rank of a branch's result is not known")
+    if one.dtype != other.dtype or one.rank != other.rank:
+        raise Decline("branches whose results differ in type or rank")
+    if not all(b.same(x, y) for x, y in zip(one.shape, other.shape, strict=True)):
+        raise Decline("branches whose results differ in shape")
+    made = branches[0].made | branches[1].made
+    if any(s in b.sources and b.sources[s][0].name in made for v in pair for a in v.axes for s in symbols(a.size)):
+        raise Decline("the shape of a branch's result is computed in it")
+    if any(not axes_of(v.body) <= frozenset(v.axes) for v in pair):
+        raise Decline("a branch within a Loop")
+    (left, right), groups = align(b, [one, fresh(other)])
+    order = [a for group in groups for a in group]
+
+    def choose(pair: list[Leaf]) -> Leaf:
+        x, y = pair
+        if x.tensor.name == y.tensor.name and x.axes == y.axes and x.tensor.name not in made:
+            return x
+        axes = _order(pair)
+        x_, y_ = (write(b, leaf, [(a,) for a in axes], frozenset(axes)) for leaf in pair)
+        shape = tuple(a.size for a in axes)
+        deps = x_.deps | y_.deps | depends(ctx.input(0).body)
+        out = Tensor(b.unique(f"{b.label}/If"), one.dtype, shape, deps)
+        chosen.append((x_, y_, out))
+        return Leaf(out, tuple(axes))
+
+    return ctx.value(groups, zip_bodies(b, [left, right], choose, order=order), one.dtype)
+
+
+def _order(leaves: Sequence[Leaf]) -> list[Axis]:
+    """The axes of both, as the one with more of them has them stored; what the other adds is in front if dynamic."""
+    most, least = sorted(leaves, key=lambda leaf: -len(axes_of(leaf)))
+    axes = [a for a in most.axes if a is not None]
+    more = [a for a in least.axes if a is not None and a not in axes]
+    return [a for a in more if isinstance(a.size, Dim)] + axes + [a for a in more if not isinstance(a.size, Dim)]
+
+
+def _write(
+    ctx: Context, branches: Sequence[Branch], mark: int, condition: Tensor, chosen: Sequence[Choice]
+) -> None:
+    """The If node, with what was written since ``mark`` to lay results down in their branches."""
+    b = ctx.b
+    outs = [out for *_, out in chosen]
+    if depending(b, mark, {t.name for t in outs}):
+        raise Decline("a result of the If is needed to write it")
+    graphs: list[GraphProto] = []
+    captured: dict[str, Tensor] = {}
+    for k, branch in enumerate(branches):
+        inside = [*branch.nodes, *depending(b, mark, branch.made)]
+        wanted = [pair[k] for pair in chosen]
+        nodes = needed(inside, wanted)
+        made = {t.name for node in nodes for t in node.outputs}
+        read = [t for node in nodes for t in [*node.inputs, *node.captured] if t is not None]
+        captured.update({t.name: t for t in [*read, *wanted] if t.name not in made})
+        protos, infos = [node.proto for node in nodes], []
+        for tensor in wanted:
+            name = b.unique(f"{b.label}/{branch.graph.name or 'branch'}")
+            protos.append(helper.make_node("Identity", [tensor.name], [name]))
+            infos.append(helper.make_tensor_value_info(name, tensor.dtype, None))
+        graphs.append(helper.make_graph(protos, branch.graph.name or "branch", [], infos))
+    foreign = (branches[0].made & captured.keys()) | (branches[1].made & captured.keys())
+    if foreign:
+        raise Decline("a branch reads the other one's tensors")
+    proto: NodeProto = helper.make_node(
+        "If", [condition.name], [t.name for t in outs], b._node_name("If"), then_branch=graphs[0], else_branch=graphs[1]
+    )
+    for out in outs:
+        out.node = len(b.nodes)
+    b.nodes.append(Node(proto, [condition], list(outs), b.origin, list(captured.values())))

@@ -1,0 +1,139 @@
+"""Loops that are maps over their iterations: the body is interpreted once, for all of them.
+
+    [f(x[i], y[L i : L i + L]) for i < N]   =   f over the rows of x and of y as [N, L], stacked
+
+An EmbeddingBag is exported so: offsets are ``Range(0, N L, L)``, and iteration i looks up, and reduces, the ids between
+two neighbouring offsets. The iteration number is a symbol in here. A row of a tensor is a Value that varies along an
+axis which is in none of its groups; element-wise operators, look-ups and reductions carry such an axis along, and what
+is left at the end is stacked along it. A bag of the user's ids has no such axis: it is computed once.
+
+A Loop inside, which collects the positions of a bag whose id is not the padding, is a mask over the bag.
+
+Refused (the Loop is copied): anything that needs a real iteration number, carried state other than a counter and a
+sequence that grows by one element, a trip count that is not known to be the number of rows, offsets that are data.
+"""
+
+from __future__ import annotations
+
+from itertools import count as numbers
+
+import numpy as np
+from onnx import GraphProto, TensorProto, helper
+
+from mari_onnx.engine.analysis.index_series import follow, only, scalar
+from mari_onnx.engine.axes.materialize import materialise
+from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.value import Decline, Leaf, Tensor, Value
+from mari_onnx.engine.rule import Context, constant, from_tensor, rule
+from mari_onnx.engine.rules.control.map_loop import Body, is_empty
+from mari_onnx.engine.rules.control.state_loop import carried
+from mari_onnx.model.dims import Dim, Size, symbols
+
+ITERATION = numbers()
+
+
+# ---- the rules -----------------------------------------------------------------------------------------------------
+
+
+@rule("Loop")
+def loop(ctx: Context) -> list[Value | None]:
+    """A Loop whose iterations do not read each other's results; else one whose states lack an axis (`carried`)."""
+    if ctx.visit is None:
+        raise Decline("no way to look into the Loop")
+    try:
+        return _independent(ctx)
+    except Decline as reason:
+        try:
+            return carried(ctx)
+        except Decline as other:
+            raise Decline(f"{reason}; {other}") from other
+
+
+def _independent(ctx: Context) -> list[Value | None]:
+    b, graph = ctx.b, ctx.attrs["body"]
+    keep = constant(b, ctx.input(1)) if ctx.has(1) else np.asarray(True)
+    if keep is None or not keep.reshape(-1)[0]:
+        raise Decline("whether the Loop begins is computed from data")
+    limit = ctx.sizes(0)[0] if ctx.has(0) else None
+    if ctx.has(0) and limit is None:
+        raise Decline("the number of iterations is computed from data")
+    body = _start(ctx)
+    try:
+        with b.named():
+            outputs = _map(body, graph, limit)
+    except (AssertionError, AttributeError, IndexError, KeyError, TypeError) as error:
+        # a rule met the axis of the iterations where it could not carry it along
+        raise Decline(f"the body of the Loop is not a map ({type(error).__name__})") from error
+    return [value if name else None for name, value in zip(ctx.node.output, outputs, strict=True)]
+
+
+def _start(ctx: Context) -> Body:
+    symbol = f"iteration {next(ITERATION)}"
+    tensor = Tensor(symbol, TensorProto.INT64, (Dim.symbol(symbol),), frozenset({"user", "item"}))
+    ctx.b.sources[symbol] = tensor, 0
+    body = Body(ctx, symbol, tensor, dict(ctx.captured))
+    number, going, *states = (i.name for i in ctx.attrs["body"].input)
+    body.env[number] = scalar(ctx.b, Dim.symbol(symbol) - 1)
+    body.env[going] = from_tensor(ctx.b.const(np.asarray(True)))
+    for k, name in enumerate(states):
+        value = ctx.inputs[k + 2]
+        assert value is not None
+        first = only(ctx.b, value) if value.groups is not None and value.rank == 0 else None
+        body.env[name] = value if first is None else scalar(ctx.b, first + Dim.symbol(symbol) - 1, value.dtype)
+    return body
+
+
+def _map(body: Body, graph: GraphProto, limit: Size | None) -> list[Value]:
+    ctx, b = body.ctx, body.b
+    states = [i.name for i in graph.input][2:]
+    entered = [body.env[name] for name in states]
+    results = body.run(graph)
+    body.finish(_trips(body, graph.output[0].name, limit))
+    assert body.count is not None
+    outputs: list[Value] = []
+    for k, (before, after) in enumerate(zip(entered, results[1 : 1 + len(states)], strict=True)):
+        given = ctx.inputs[k + 2]
+        assert given is not None
+        if after.items is not None and is_empty(b, given):
+            outputs.append(_sequence(b, body.stacked(after.items)))
+        elif before is given and after is given:
+            outputs.append(given)
+        elif before is not given and only(b, after) == only(b, before) + 1:  # type: ignore[operator]
+            first = only(b, given)
+            assert first is not None
+            outputs.append(scalar(b, first + body.count, given.dtype))
+        else:
+            raise Decline("an iteration of the Loop reads what the one before it computed")
+    return outputs + [body.stacked(value) for value in results[1 + len(states) :]]
+
+
+def _trips(body: Body, condition: str, limit: Size | None) -> Size:
+    """How often the Loop runs."""
+    known = constant(body.b, body.env[condition])
+    if known is not None:
+        if not known.reshape(-1)[0]:
+            if limit is not None and not body.b.filled(limit):
+                raise Decline("the Loop may not run at all")
+            return 1
+        if limit is None:
+            raise Decline("the Loop does not end")
+        return limit
+    op, left, right = body.conditions.get(condition, ("", 0, 0))
+    if op == "Greater":
+        left, right = right, left
+    if op not in ("Less", "Greater") or left != Dim.symbol(body.symbol) or body.symbol in symbols(right):
+        raise Decline("when the Loop ends is computed from data")
+    if limit is not None and not body.b.same(limit, right):
+        raise Decline("the Loop has two ends")
+    return right
+
+
+def _sequence(b: Builder, items: Value) -> Value:
+    """The stacked elements as a sequence; the tensor is there for operators that look at nothing else."""
+    tensor = materialise(b, items)
+    proto = helper.make_node("SplitToSequence", [tensor.name], [""], axis=0, keepdims=0)
+    (out,) = b._append(proto, [tensor], [tensor.dtype], [None])
+    return Value(None, Leaf(out, ()), items.dtype, items=items)
+
+
+__all__ = ["follow", "loop"]

@@ -1,0 +1,444 @@
+"""The body of a Loop, interpreted once for all iterations: see `loop`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+from mari_onnx.engine.analysis.index_series import linear, only, progression, scalar, solved, substitute
+from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.nodes import RANDOM
+from mari_onnx.engine.ir.value import Axis, Decline, Group, Leaf, Node, Tensor, Value, axes_of, leaves, rename
+from mari_onnx.engine.rule import INTS, Context, constant, from_sizes, from_tensor, normal
+from mari_onnx.engine.rules.elementwise import ARITHMETIC, BOOLEAN, PLAIN
+from mari_onnx.engine.rules.products import FLOATS
+from mari_onnx.engine.rules.reduce import SUMS
+from mari_onnx.engine.rules.structure import regroup
+from mari_onnx.model.dims import Dim, Size, divide, product, symbols
+
+COMPARISONS = {"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"}
+ELEMENTWISE = {*PLAIN, *BOOLEAN, *ARITHMETIC, "Where", "Cast", "CastLike", "Identity"}
+CARRY = {
+    *ELEMENTWISE, *SUMS, "ReduceMax", "ReduceMin", "ReduceProd", "Clip", "Transpose", "Reshape", "Flatten", "Squeeze",
+    "Unsqueeze", "Expand", "Slice", "Shape", "Size", "Gather",
+}  # fmt: skip
+"""Operators whose rules leave alone an axis that no group has."""
+SAFE = CARRY - {"Gather"} | {"Concat", "Constant", "ConstantOfShape"}
+"""Operators that no data of the right shape makes fail."""
+
+
+@dataclass
+class Filter:
+    """Positions from ``start``, ``length`` of them, at which a mask is true, as a Loop inside the body finds them.
+
+    symbol: the number of the step, plus one. none, one: stand for the positions found before it, and for those with its
+    own. mask: over ``length``, once it is known.
+    """
+
+    symbol: str
+    start: Size
+    length: Size
+    none: Value
+    one: Value
+    mask: Value | None = None
+
+    @property
+    def place(self) -> Size:
+        return self.start + Dim.symbol(self.symbol) - 1
+
+
+@dataclass(eq=False)
+class Body:
+    """The body of a Loop for all iterations.
+
+    symbol: the iteration number plus one (a size is at least 1). tensor: stands for what only a run could tell; no
+    result may depend on it. group: the axes of the iterations, of length ``count``, once a row has been taken.
+    """
+
+    ctx: Context
+    symbol: str
+    tensor: Tensor
+    env: dict[str, Value]
+    count: Size | None = None
+    group: Group | None = None
+    swap: tuple[str, Size] | None = None
+    """A symbol and what it is in this branch."""
+
+    def __post_init__(self) -> None:
+        self.b = self.ctx.b
+        self.conditions: dict[str, tuple[str, Size, Size]] = {}
+        self.reach: list[tuple[Size, Size]] = []
+        self.filter: Filter | None = None
+        self.guarded = False
+        self._found: dict[int, tuple[Value, Filter]] = {}
+        self._chosen: dict[int, tuple[Value, Value, Filter]] = {}
+        self._rows: dict[tuple[int, int, Size, bool], tuple[Value, Value]] = {}
+
+    # ---- nodes
+    def run(self, graph: GraphProto) -> list[Value]:
+        for proto in graph.initializer:
+            self.env[proto.name] = from_tensor(self.b.const(numpy_helper.to_array(proto), proto.data_type))
+        # rows of a bag are written as a Range by their length, which fails for a length of 0
+        before, self.b.shortest = self.b.shortest, 1
+        try:
+            for node in graph.node:
+                self.visit(node)
+        finally:
+            self.b.shortest = before
+        return [self.env[o.name] for o in graph.output]
+
+    def visit(self, node: NodeProto) -> None:
+        if node.op_type in RANDOM:
+            raise Decline("the body of the Loop draws random numbers")
+        values = [self.input(name) for name in node.input if name]
+        op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        if op in ("If", "Loop"):
+            (self.choose if op == "If" else self.search)(node)
+            return
+        found = self.special(op, node, values)
+        if found is not None:
+            self.env[node.output[0]] = found
+            return
+        integers = values and values[0].dtype in INTS
+        if self.guarded and (op not in SAFE or (op in ("Div", "Mod") and integers)):
+            raise Decline(f"{op} in a branch that only some iterations of the Loop take")
+        hidden = [v for v in values if v.groups is not None and axes_of(v.body) - set(v.axes)]
+        if hidden and (op not in CARRY or (op == "Gather" and len(hidden) > 1)):
+            raise Decline(f"{op} of the rows of a Loop")
+        if self.filter is not None and op not in ELEMENTWISE | {"Reshape", "Constant"}:
+            raise Decline(f"{op} in a Loop within a Loop")
+        assert self.ctx.visit is not None
+        self.ctx.visit(node, self.env)
+        if op in COMPARISONS:
+            left, right = (only(self.b, v) for v in values)
+            if left is not None and right is not None:
+                self.conditions[node.output[0]] = op, left, right
+
+    def special(self, op: str, node: NodeProto, values: list[Value]) -> Value | None:
+        """What the iteration number, a sequence or a filter makes of an operator; None where it is as anywhere."""
+        if op == "SequenceInsert" and len(values) == 2:
+            return self.inserted(*values)
+        if op in ("Gather", "Slice"):
+            inner = Context(self.b, node, values, self.ctx.opsets, {})
+            if op == "Gather" and id(values[1]) in self._found:
+                return self.filtered(values[0], self._found[id(values[1])][1], inner)
+            return self.gathered(inner) if op == "Gather" else self.sliced(inner)
+        step = self.filter
+        if op == "Concat" and step is not None and len(values) == 2 and values[0] is step.none:
+            return step.one if only(self.b, values[1]) == step.place else None
+        if op == "Size" and id(values[0]) in self._found:
+            return self.number(self._found[id(values[0])][1])
+        if op.startswith("Reduce") and id(values[0]) in self._chosen:
+            _, rows, chosen = self._chosen[id(values[0])]
+            return self.reduced(op, node, rows, chosen, values[1:])
+        return None
+
+    def input(self, name: str) -> Value:
+        value = self.env[name]
+        if self.swap is not None and value.sym is not None:
+            symbol, by = self.swap
+            changed = np.frompyfunc(lambda s: substitute(s, symbol, by), 1, 1)(value.sym)
+            value = replace(value, sym=np.asarray(changed, dtype=object).reshape(value.sym.shape))
+            self.env[name] = value
+        return value
+
+    def choose(self, node: NodeProto) -> None:
+        """One branch where the condition is known; both, and they must agree, where one iteration takes another."""
+        branches = {a.name: a.g for a in node.attribute}
+        known = constant(self.b, self.input(node.input[0]))
+        if known is not None:
+            results = self.branch(branches["then_branch" if known.reshape(-1)[0] else "else_branch"], self.swap)
+        else:
+            op, left, right = self.conditions.get(node.input[0], ("", 0, 0))
+            swap = solved(left - right, self.symbol) if op == "Equal" and self.swap is None else None
+            if swap is None:
+                results = self.either(node, branches)
+            else:
+                single = self.branch(branches["then_branch"], swap)
+                results = self.branch(branches["else_branch"], None)
+                if not all(alike(self.b, x, y) for x, y in zip(single, results, strict=True)):
+                    raise Decline("one iteration of the Loop differs from the others")
+        self.env.update(zip(node.output, results, strict=True))
+
+    def either(self, node: NodeProto, branches: dict[str, GraphProto]) -> list[Value]:
+        """Both branches, and of each element the one that the data asks for."""
+        condition, before = self.env[node.input[0]], self.guarded
+        self.guarded = True
+        try:
+            pairs = [self.branch(branches[f"{k}_branch"], self.swap) for k in ("then", "else")]
+        finally:
+            self.guarded = before
+        results = []
+        for x, y in zip(*pairs, strict=True):
+            step = self.filter
+            if step is not None and (x is step.one, y is step.none) == (True, True):
+                step.mask = condition
+                results.append(step.one)
+            elif step is not None and (x is step.none, y is step.one) == (True, True):
+                step.mask = self.emit("Not", condition)
+                results.append(step.one)
+            elif (
+                x.groups is None
+                or y.groups is None
+                or x.shape != y.shape
+                or x.dtype != y.dtype
+                or (step is None and product(condition.shape) != 1)
+            ):
+                raise Decline("an If in the body of the Loop depends on data")
+            else:
+                results.append(self.emit("Where", condition, x, y))
+        return results
+
+    def emit(self, op: str, *values: Value, **attrs: object) -> Value:
+        """One more node in the body."""
+        names = [f"{self.symbol}/{len(self.env)}/{k}" for k in range(len(values) + 1)]
+        self.env.update(zip(names, values, strict=False))
+        self.visit(helper.make_node(op, names[:-1], names[-1:], **attrs))
+        return self.env[names[-1]]
+
+    def branch(self, graph: GraphProto, swap: tuple[str, Size] | None) -> list[Value]:
+        outer, self.env, before, self.swap = self.env, dict(self.env), self.swap, swap
+        try:
+            return self.run(graph)
+        finally:
+            self.env, self.swap = outer, before
+
+    # ---- rows
+    def gathered(self, ctx: Context) -> Value | None:
+        """A row, or an element of a progression, at the iteration number."""
+        x, index = ctx.input(0), ctx.input(1)
+        place = only(self.b, index)
+        step = self.filter
+        if step is not None and place == step.place and index.rank == 0 and not ctx.attr("axis", 0):
+            return self.row(x, 0, step.start, step.length, False)
+        if place is None or self.symbol not in symbols(place) or index.rank > 1:
+            return None
+        element = self.element(x, place, index.rank)
+        if element is not None:
+            return element
+        return self.row(x, normal(ctx.attr("axis", 0), x.rank), place, 1, index.rank == 0)
+
+    def sliced(self, ctx: Context) -> Value | None:
+        """``x[L i : L i + L]`` along one axis."""
+        if len(ctx.inputs) < 3:
+            return None
+        x, start, end = ctx.input(0), only(self.b, ctx.input(1)), only(self.b, ctx.input(2))
+        if start is None or end is None or self.symbol not in symbols(start) | symbols(end):
+            return None
+        axes = ctx.ints(3) if len(ctx.inputs) > 3 else [0]
+        steps = ctx.ints(4) if len(ctx.inputs) > 4 else [1]
+        if axes is None or len(axes) != 1 or steps != [1] or self.symbol in symbols(end - start):
+            raise Decline("a Slice in the body of the Loop has another length in each iteration")
+        if end - start == 1:
+            element = self.element(x, start, 1)
+            if element is not None:
+                return element
+        return self.row(x, normal(axes[0], x.rank), start, end - start, False)
+
+    def element(self, x: Value, place: Size, rank: int) -> Value | None:
+        """Element ``i + k`` of a progression."""
+        series, at = progression(self.b, x), linear(place, self.symbol)
+        if series is None or at is None or at[1] != 1 or not isinstance(at[0], int) or at[0] < 0:
+            return None
+        self.reach.append((x.shape[0], at[0]))
+        sym = np.empty((1,) * rank, dtype=object)
+        sym[...] = series[0] + series[1] * place
+        return from_sizes(self.b, sym, x.dtype)
+
+    def row(self, x: Value, at: int, start: Size, length: Size, drop: bool) -> Value:
+        """``x[i L : i L + L]`` as a Value over L; the axis of the iterations is in none of its groups."""
+        key = (id(x.body), at, length, drop)
+        if key in self._rows and self._rows[key][0].known == x.known:
+            return self._rows[key][1]
+        b = self.b
+        found = linear(start, self.symbol)
+        if found is None or found[0] != 0 or not b.same(found[1], length):
+            raise Decline("a Slice in the body of the Loop is not one of equal rows")
+        size = x.shape[at]
+        rows = divide(size, length)
+        if rows is None and b.fixed:
+            rows = divide(b.literal(size), b.literal(length))
+        if rows is None or (self.count is not None and not b.same(self.count, rows)):
+            raise Decline(f"{size} is not known to be a row of {length} for each iteration of the Loop")
+        if self.group is not None and set(self.group) & axes_of(x.body):
+            raise Decline("a row of the rows of a Loop")
+        y = regroup(self.ctx, x, [*x.shape[:at], rows, length, *x.shape[at + 1 :]])
+        if self.group is None:
+            self.count, self.group = rows, tuple(Axis(a.size) for a in y.known[at])
+        if [a.size for a in self.group] != [a.size for a in y.known[at]]:
+            raise Decline("rows of a Loop are counted along different axes")
+        body = rename(y.body, dict(zip(y.known[at], self.group, strict=True)))
+        inner = [] if drop else [y.known[at + 1]]
+        value = Value((*y.known[:at], *inner, *y.known[at + 2 :]), body, x.dtype)
+        self._rows[key] = x, value
+        return value
+
+    # ---- a Loop inside that picks positions
+    def search(self, node: NodeProto) -> None:
+        """``for j in range(start, end): if mask[j]: found = concat(found, j)``: the mask, for all j."""
+        graph = next(a.g for a in node.attribute if a.name == "body")
+        _, going, *states = (i.name for i in graph.input)
+        op, start, end = self.conditions.get(node.input[1], ("", 0, 0))
+        given = [self.input(name) for name in node.input[2:]]
+        counters = [k for k, v in enumerate(given) if v.groups is not None and v.rank == 0 and only(self.b, v) == start]
+        if node.input[0] or op != "Less" or self.filter or len(given) != 2 or len(counters) != 1:
+            raise Decline("a Loop within a Loop")
+        (k,) = counters
+        empty = constant(self.b, given[1 - k])
+        if empty is None or empty.shape != (0,) or given[1 - k].dtype != given[k].dtype:
+            raise Decline("a Loop within a Loop")
+        mark = [Value(None, Leaf(self.tensor, ()), given[k].dtype) for _ in range(3)]
+        step = Filter(f"{self.symbol}.{len(self._found)}", start, end - start, mark[0], mark[1])
+        self.b.sources[step.symbol] = self.tensor, 0
+        outer, self.env, self.filter = self.env, dict(self.env), step
+        self.env[going] = from_tensor(self.b.const(np.asarray(True)))
+        self.env[states[k]] = scalar(self.b, step.place, given[k].dtype)
+        self.env[states[1 - k]] = step.none
+        try:
+            results = self.run(graph)
+        finally:
+            self.env, self.filter = outer, None
+        ends = self.conditions.get(graph.output[0].name)
+        if ends != ("Less", step.place + 1, end) or only(self.b, results[1 + k]) != step.place + 1:
+            raise Decline("a Loop within a Loop")
+        if results[2 - k] is not step.one or step.mask is None or self.symbol in symbols(step.length):
+            raise Decline("a Loop within a Loop")
+        self._found[id(mark[2])] = mark[2], step
+        found = [mark[2], mark[2]]
+        found[k] = scalar(self.b, end, given[k].dtype)
+        self.env.update(zip(node.output, found, strict=True))
+
+    def filtered(self, x: Value, chosen: Filter, ctx: Context) -> Value | None:
+        """Rows at the positions that were found: something to reduce."""
+        if normal(ctx.attr("axis", 0), x.rank) != 0:
+            return None
+        rows = self.row(x, 0, chosen.start, chosen.length, False)
+        mark = Value(None, Leaf(self.tensor, ()), x.dtype)
+        self._chosen[id(mark)] = mark, rows, chosen
+        return mark
+
+    def number(self, chosen: Filter) -> Value:
+        """How many positions were found."""
+        assert chosen.mask is not None
+        mask = self.emit("Cast", chosen.mask, to=TensorProto.INT64)
+        return self.emit("ReduceSum", mask, keepdims=0)
+
+    def reduced(self, op: str, node: NodeProto, rows: Value, chosen: Filter, axes: Sequence[Value]) -> Value | None:
+        """A reduction of the rows that were found: of all rows, the others neutral."""
+        inner = Context(self.b, node, [rows, *axes], self.ctx.opsets, {})
+        over, neutral = inner.axes_arg(1), {"ReduceSum": 0.0, "ReduceMean": 0.0, "ReduceMax": -np.inf}.get(op)
+        if over != [0] or neutral is None or chosen.mask is None or rows.dtype not in FLOATS:
+            return None
+        mask = chosen.mask
+        for _ in range(rows.rank - 1):
+            shape = from_tensor(self.b.ints([*(int(s) if isinstance(s, int) else -1 for s in mask.shape), 1]))
+            mask = self.emit("Reshape", mask, shape)
+        rest = from_tensor(self.b.const(neutral, rows.dtype))
+        kept = self.emit("Where", mask, rows, rest)
+        attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if op != "ReduceMean":
+            return self.emit(op, kept, *axes, **attrs)
+        # the mean's axes are an attribute in opsets in which the sum's are an input
+        given = [from_tensor(self.b.ints([0]))] if self.ctx.opset >= 13 else []
+        attrs = {"keepdims": attrs.get("keepdims", 1)} | ({} if given else {"axes": [0]})
+        total = self.emit("ReduceSum", kept, *given, **attrs)
+        return self.emit("Div", total, self.emit("Cast", self.number(chosen), to=rows.dtype))
+
+    # ---- results
+    def inserted(self, sequence: Value, element: Value) -> Value:
+        if sequence.items is not None or not is_empty(self.b, sequence):
+            raise Decline("the Loop inserts into a sequence more than once")
+        return replace(sequence, items=element)
+
+    def finish(self, trips: Size) -> None:
+        """Check what was assumed about the number of iterations."""
+        if self.count is not None and not self.b.same(self.count, trips):
+            raise Decline(f"{trips} iterations of the Loop, over {self.count} rows")
+        if self.group is None:
+            self.count, self.group = trips, (Axis(trips),) if trips != 1 else ()
+        for size, offset in self.reach:
+            left = self.b.literal(size) - self.b.literal(trips) - offset
+            if isinstance(left, Dim) or left < 0:
+                raise Decline("the Loop reads past the end of its offsets")
+
+    def stacked(self, value: Value) -> Value:
+        """The value of each iteration, the iterations first."""
+        if value.groups is None or self.group is None:
+            raise Decline("the rank of an output of the Loop's body is not known")
+        if axes_of(value.body) - set(value.axes) - set(self.group):
+            raise Decline("an output of the Loop's body varies along an axis that it lacks")
+        named = {s for size in value.shape for s in symbols(size)}
+        sources = [self.b.sources[s][0] for s in named if s in self.b.sources]
+        if self.symbol in named or self.depends([*sources, *(leaf.tensor for leaf in leaves(value.body))]):
+            raise Decline("the Loop computes with the number of the iteration")
+        return Value((self.group, *value.known), value.body, value.dtype)
+
+    def depends(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether any of them was computed from the iteration number."""
+        stack, seen = list(tensors), set()
+        while stack:
+            top = stack.pop()
+            if top is self.tensor:
+                return True
+            if top.node is not None and top.node not in seen:
+                seen.add(top.node)
+                node = self.b.nodes[top.node]
+                stack += [t for t in [*node.inputs, *node.captured] if t is not None]
+        return False
+
+
+def is_empty(b: Builder, value: Value) -> bool:
+    """Whether a sequence is known to have no elements."""
+    tensor = value.body.tensor if isinstance(value.body, Leaf) else None
+    return tensor is not None and tensor.node is not None and b.nodes[tensor.node].proto.op_type == "SequenceEmpty"
+
+
+def alike(b: Builder, x: Value, y: Value) -> bool:
+    """Whether two Values are equal: the same tensor, or a sum over the number of its terms and a mean."""
+    if x.groups != y.groups or not isinstance(x.body, Leaf) or not isinstance(y.body, Leaf):
+        return False
+    if [a for a in x.body.axes if a is not None] != [a for a in y.body.axes if a is not None]:
+        return False
+    if x.body.tensor is y.body.tensor:
+        return True
+    div, mean = _maker(b, x.body.tensor), _maker(b, y.body.tensor)
+    if div is None or mean is None or (div.proto.op_type, mean.proto.op_type) != ("Div", "ReduceMean"):
+        return False
+    total, by = div.inputs
+    assert total is not None
+    assert by is not None
+    source = _maker(b, total)
+    if source is None or source.proto.op_type != "ReduceSum" or mean.inputs[0] is not source.inputs[0]:
+        return False
+    left, terms = product(source.outputs[0].known), product(mean.inputs[0].known)  # type: ignore[union-attr]
+    number = divide(terms, left)
+    return left == product(y.body.tensor.known) and number is not None and _is_size(b, by, number)
+
+
+MOVES = {"Reshape", "Squeeze", "Unsqueeze"}
+
+
+def _maker(b: Builder, tensor: Tensor) -> Node | None:
+    """The node that made a tensor, but for moves."""
+    node = b.nodes[tensor.node] if tensor.node is not None else None
+    while node is not None and node.proto.op_type in MOVES and node.inputs[0] is not None:
+        node = b.nodes[node.inputs[0].node] if node.inputs[0].node is not None else None
+    return node
+
+
+def _is_size(b: Builder, tensor: Tensor, size: Size) -> bool:
+    """Whether a scalar is a dimension, converted."""
+    if isinstance(size, int):
+        return bool(tensor.scalar == size)
+    want = b.size(size)
+    while tensor is not want and tensor.node is not None:
+        node = b.nodes[tensor.node]
+        inputs = [t for t in node.inputs if t is not None]
+        single = node.proto.op_type == "Concat" and len(inputs) == 1
+        if not single and node.proto.op_type not in {*MOVES, "Cast"}:
+            break
+        tensor = inputs[0]
+    return tensor is want

@@ -1,0 +1,180 @@
+"""Products and normalizations as onnxruntime's optimizer joins them (com.microsoft), in the operators they came from.
+
+    FusedMatMul             alpha A' B', A' and B' turned by transA, transBatchA, ..
+    FusedGemm, FusedConv    f(Gemm(..)), f(Conv(..))
+    BiasGelu, FastGelu      f(x + bias)
+    SkipLayerNormalization  LayerNorm(x + skip + bias), the sum being output 3; likewise SkipSimplified.. and RMSNorm
+
+From there on they are sums over parts, forms and masks as any other, and what is written is joined again when
+onnxruntime loads it. Where no operand has parts, lacks an axis or has another form, nothing could come of it, and the
+operator stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnx import NodeProto
+
+from mari_onnx.engine.batching import MAPPED, Through, run
+from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Leaf, Value, axes_of, is_const
+from mari_onnx.engine.rule import Context, lowered, rule
+from mari_onnx.engine.rules.batched import norm_axes
+from mari_onnx.engine.rules.elementwise import plain
+from mari_onnx.engine.rules.microsoft.shapes import MICROSOFT, permutation
+from mari_onnx.engine.rules.norm import layer_norm
+from mari_onnx.model.dims import Dim
+
+ACTIVATIONS = {
+    "Elu": ("alpha",),
+    "HardSigmoid": ("alpha", "beta"),
+    "LeakyRelu": ("alpha",),
+    "Relu": (),
+    "Selu": ("alpha", "gamma"),
+    "Sigmoid": (),
+    "Softplus": (),
+    "Softsign": (),
+    "Tanh": (),
+    "ThresholdedRelu": ("alpha",),
+}
+"""What a fused operator may end in, and its parameters in order."""
+
+
+def differs(value: Value | None) -> bool:
+    """Whether an operand has parts that vary differently, lacks an axis, or is also computed in another way."""
+    if value is None or value.groups is None or is_const(value.body):
+        return False
+    return _differs(value.body, frozenset(value.axes))
+
+
+def _differs(body: Body, axes: frozenset[Axis]) -> bool:
+    if isinstance(body, Cat):
+        rest = axes - {body.axis}
+        return any(_differs(p.body, rest | ({p.sub} if p.sub is not None else set())) for p in body.parts)
+    return axes_of(body) != axes or (isinstance(body, Leaf) and body.tensor.form is not None)
+
+
+@rule("FusedMatMul", domain=MICROSOFT)
+def matmul(ctx: Context) -> Sequence[Value | None]:
+    """alpha on the operand that is constant, or varies along fewer dynamic axes.
+
+    Refuses transposed batch axes of operands of two dimensions, which onnxruntime does not take either.
+    """
+    x, y = ctx.input(0), ctx.input(1)
+    if not (differs(x) or differs(y)):
+        return ctx.write_out()
+    if (ctx.attr("transBatchA", 0) or ctx.attr("transBatchB", 0)) and not x.rank == y.rank > 2:
+        raise Decline("transposed batch axes of operands of unequal rank")
+    with lowered(ctx) as step:
+        operands = []
+        for value, side in ((x, "A"), (y, "B")):
+            perm = permutation(ctx.node, value.rank, side)
+            operands.append(step("Transpose", value, perm=perm) if perm != list(range(value.rank)) else value)
+        alpha = ctx.attr("alpha", 1.0)
+        if alpha != 1:
+            small = int(_varies(y) < _varies(x))
+            operands[small] = step("Mul", operands[small], step.const(alpha, x.dtype))
+        return [step("MatMul", *operands)]
+
+
+def _varies(value: Value) -> int:
+    """Along how many dynamic axes; none for a constant."""
+    return sum(isinstance(a.size, Dim) for a in axes_of(value.body)) + (not is_const(value.body))
+
+
+@rule("FusedGemm", domain=MICROSOFT)
+def gemm(ctx: Context) -> Sequence[Value | None]:
+    """f(alpha A' B' + beta C); refuses an activation that is none of `ACTIVATIONS`, or lacks a parameter."""
+    if not any(differs(value) for value in ctx.inputs[:2]):
+        return ctx.write_out()
+    parameters = {name: ctx.attr(f"activation_{name}") for name in ("alpha", "beta", "gamma")}
+    activation = _activation(ctx, {k: v for k, v in parameters.items() if v is not None})
+    plain = {k: v for k, v in ctx.attrs.items() if k in ("alpha", "beta", "transA", "transB")}
+    with lowered(ctx) as step:
+        inputs = [ctx.input(i) for i in range(3) if ctx.has(i)]
+        return [step(activation[0], step("Gemm", *inputs, **plain), **activation[1])]
+
+
+def _activation(ctx: Context, given: dict[str, float]) -> tuple[str, dict[str, float]]:
+    op = str(ctx.attr("activation", ""))
+    if op not in ACTIVATIONS or any(name not in given for name in ACTIVATIONS[op]):
+        raise Decline(f"the activation {op or 'is not named'}")
+    return op, {name: given[name] for name in ACTIVATIONS[op]}
+
+
+@rule("FusedConv", domain=MICROSOFT)
+def conv(ctx: Context) -> Sequence[Value | None]:
+    """f(Conv(X, W, B)); refuses a tensor that is added before the activation."""
+    if ctx.has(3):
+        raise Decline("a sum inside of the Conv")
+    if not differs(ctx.input(0)):
+        return ctx.write_out()
+    plain = {k: v for k, v in ctx.attrs.items() if not k.startswith("activation")}
+    given = list(ctx.attr("activation_params", []))
+    op = ctx.attr("activation", "")
+    clip = op == "Clip" and len(given) == 2
+    activation = ("Clip", {}) if clip else _activation(ctx, dict(zip(ACTIVATIONS.get(op, ()), given, strict=False)))
+    with lowered(ctx) as step:
+        x = step("Conv", *(ctx.input(i) for i in range(3) if ctx.has(i)), **plain)
+        bounds = [step.const(v, x.dtype) for v in given] if clip else []
+        return [step(activation[0], x, *bounds, **activation[1])]
+
+
+@rule("BiasGelu", "FastGelu", domain=MICROSOFT)
+def gelu(ctx: Context) -> Sequence[Value | None]:
+    """f(x + bias): the kernels take a bias of one dimension alone, which parts of it need not have."""
+    if not ctx.has(1):
+        return plain(ctx)
+    if not differs(ctx.input(0)):
+        return ctx.write_out()
+    op = ctx.node.op_type.removeprefix("Bias")
+    with lowered(ctx) as step:
+        return [step(op, step("Add", ctx.input(0), ctx.input(1)), domain=MICROSOFT)]
+
+
+MAPPED["", "SimplifiedLayerNormalization"] = norm_axes
+rule("SimplifiedLayerNormalization")(layer_norm)  # RMSNormalization, as onnxruntime has it in every opset
+
+
+@rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
+def skip_norm(ctx: Context) -> Sequence[Value | None]:
+    """The norm of a sum over the last axis; refuses the mean and the inverse deviation as outputs.
+
+    In opsets without the norm the operator itself, on rows that differ, and the sum beside it.
+    """
+    simplified = ctx.node.op_type == "SkipSimplifiedLayerNormalization"
+    outputs = [*ctx.node.output, *[""] * 4][:4]
+    if not any(differs(value) for value in ctx.inputs[:2]):
+        return ctx.write_out()
+    if outputs[1] or outputs[2]:
+        raise Decline("the mean or the deviation as an output")
+    x, skip, scale = (ctx.input(i) for i in range(3))
+    epsilon = ctx.attr("epsilon", 1e-12)
+    shift, bias = (None if simplified else 3), (3 if simplified else 4)
+    whole: Value | None = None
+    with lowered(ctx) as step:
+        total = step("Add", x, skip)
+        if ctx.has(bias):
+            total = step("Add", total, ctx.input(bias))
+        if ctx.opset >= (23 if simplified else 17):
+            more = [ctx.input(shift)] if shift is not None and ctx.has(shift) else []
+            norm = "RMSNormalization" if simplified else "LayerNormalization"
+            whole = step(norm, total, scale, *more, axis=-1, epsilon=epsilon)
+    if whole is None:
+        missing = x.rank - skip.rank
+        rows = [Through((a, a - missing if a >= missing else None), (a, None, None, a)) for a in range(x.rank - 1)]
+        if any(t.inputs[1] is not None and not ctx.b.same(x.shape[a], skip.shape[t.inputs[1]])
+               for a, t in enumerate(rows)):  # fmt: skip
+            raise Decline("a skip that is broadcast")
+        only = Context(ctx.b, _alone(ctx), ctx.inputs, ctx.opsets, ctx.captured)
+        rows = [Through((*t.inputs, *[None] * (len(ctx.inputs) - 2)), t.outputs[:1]) for t in rows]
+        whole = run(only, rows)[0]
+    return [whole, None, None, total][: len(ctx.node.output)]
+
+
+def _alone(ctx: Context) -> NodeProto:
+    """The node with its first output alone."""
+    node = NodeProto()
+    node.CopyFrom(ctx.node)
+    del node.output[1:]
+    return node

@@ -1,0 +1,308 @@
+"""Requests: one user against N candidates, drawn so that every input looks as the graph expects it.
+
+Ids come from a shuffled deck of the rows of the table they index, so that no row is met twice
+before all were met once; lengths, masks and padding of one side agree with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mari_onnx.parity.layout import Layout
+from mari_onnx.parity.requests.coverage import Meeting
+from mari_onnx.parity.requests.edge_users import Edge, start
+from mari_onnx.parity.requests.id_deck import Deck
+
+if TYPE_CHECKING:
+    from mari_onnx.model.signature import Input
+    from mari_onnx.parity.domains.domains import Domain
+
+__all__ = ["Deck", "Drawer", "Layout", "Request"]
+
+_FREE_LENGTHS = (5, 1, 12, 2, 20, 3)
+_SEQUENCE_WORDS = ("hist", "seq", "behav", "recent", "past")
+
+
+@dataclass
+class Request:
+    """One run's inputs.
+
+    Attributes:
+        user: user-side inputs, one row on the candidate axis.
+        rows: inputs with N rows (item, cross, packed).
+        n: number of candidates.
+        literal: inputs without a side, as they are.
+        axis: the candidate axis.
+        label: where it comes from, for messages.
+        edge: what is out of the ordinary about its user, or None.
+    """
+
+    user: dict[str, np.ndarray]
+    rows: dict[str, np.ndarray]
+    n: int
+    literal: dict[str, np.ndarray] = field(default_factory=dict)
+    axis: int = 0
+    label: str = ""
+    edge: Edge | None = None
+
+    def feed(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
+        """Arrays for a graph's inputs (anything with `name` and `shape`): a user input gets its one
+        row where the graph declares length 1 on the candidate axis, else N equal rows."""
+        found: dict[str, np.ndarray] = {}
+        for each in inputs:
+            if each.name in self.user:
+                row = self.user[each.name]
+                # one row where the graph takes one, or where there are no rows, as of a scalar
+                once = row.ndim <= self.axis or (len(each.shape) > self.axis and each.shape[self.axis] == 1)
+                found[each.name] = row if once else np.repeat(row, self.n, axis=self.axis)
+            elif each.name in self.rows:
+                found[each.name] = self.rows[each.name]
+            elif each.name in self.literal:
+                found[each.name] = self.literal[each.name]
+        return found
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All inputs by name, user inputs with one row: what `--dump` writes and `--data` reads."""
+        return {**self.user, **self.rows, **self.literal}
+
+
+class Drawer:
+    """Draws requests for one model; the same seed draws the same requests.
+
+    Args:
+        positive: floats are.
+        ordinary: as in `Meeting`.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        domains: Mapping[str, Domain],
+        seed: int = 0,
+        positive: bool = False,
+        ordinary: bool = True,
+    ):
+        self.layout, self.domains, self.positive = layout, domains, positive
+        self.rng = np.random.default_rng(seed)
+        self.decks: dict[tuple[str, int], Deck] = {}
+        self.meeting = Meeting(layout, domains, ordinary)
+        self._drawn = 0
+
+    def request(
+        self,
+        n: int,
+        *,
+        extreme: float | None = None,
+        full: bool = False,
+        meet: bool = False,
+        edge: Edge | None = None,
+    ) -> Request:
+        """One request of n candidates.
+
+        Args:
+            extreme: floats are multiplied by this.
+            full: no padding, all lengths at their longest (for coverage of ids).
+            meet: all else gives way to numbers that the graph tells apart.
+            edge: what is out of the ordinary about the user.
+        """
+        free = {
+            name: int(_FREE_LENGTHS[(self._drawn + i) % len(_FREE_LENGTHS)]) if not full else 20
+            for i, name in enumerate(self.layout.free)
+        }
+        if (
+            self.layout.axis == 1 and self.layout.free
+        ):  # the first free symbol is the number of requests R
+            free[self.layout.free[0]] = 32 if full else 1 + self._drawn % 3
+        self._drawn += 1
+        label = f"seed request {self._drawn} (N={n}{', ' + edge.label if edge else ''})"
+        made = Request({}, {}, n, {}, self.layout.axis, label, edge)
+        lengths: dict[tuple[bool, int], np.ndarray] = {}
+        if edge is not None:  # long enough to have a first, a last and some in between
+            free = {name: max(length, 4) for name, length in free.items()}
+        pool = start(self.domains, self.rng) if edge is not None and edge.repeats else 0
+        for each in self.layout.signature.inputs:
+            columns = self.layout.sides.columns.get(each.name)
+            shape = self.layout.shape(each, n, free)
+            state = _State(lengths, extreme, full, max(free.values(), default=0), edge, pool, meet)
+            if columns is not None:
+                mine = columns.get("user", ())
+                row = self._array(each, (1, *shape[1:]), True, state, mine)
+                rest = [c for c in range(shape[1]) if c not in set(mine)]
+                value = self._array(each, shape, False, state, rest)
+                value[:, list(mine)] = row[:, list(mine)]
+                made.rows[each.name] = value
+            elif self.layout.is_user(each.name):
+                made.user[each.name] = self._array(each, shape, True, state)
+            else:
+                value = self._array(each, shape, self.layout.of_user(each.name), state)
+                (made.rows if self.layout.tagged(each.name) else made.literal)[each.name] = value
+        return made
+
+    def coverage(self, user: bool | None = None) -> dict[str, tuple[int, int]]:
+        """Input (or `input[:, column]`) -> (rows met, rows in all), of one side or all."""
+        return {
+            self._deck_label(name, column): (deck.covered, deck.rows)
+            for (name, column), deck in self.decks.items()
+            if user is None or user == self.layout.is_user_at(name, column)
+        }
+
+    def _deck_label(self, name: str, column: int) -> str:
+        several = sum(other == name for other, _ in self.decks) > 1
+        return f"{name}[:, {column}]" if several else name
+
+    def _array(
+        self,
+        each: Input,
+        shape: tuple[int, ...],
+        user: bool,
+        state: _State,
+        columns: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        value = self._filled(each, shape, user, state, columns)
+        self.meeting.seen(each, value, columns)
+        return value
+
+    def _filled(
+        self,
+        each: Input,
+        shape: tuple[int, ...],
+        user: bool,
+        state: _State,
+        columns: Sequence[int] | None,
+    ) -> np.ndarray:
+        domain = self.domains[each.name]
+        # numpy answers a scalar for no dimensions, which onnxruntime does not take
+        value = np.asarray(self._plain(each, domain, shape, user, state), each.dtype)
+        padding = np.zeros((), np.int64) if domain.padding is None else domain.padding
+        edge = state.edge if user else None
+        if domain.values is not None and state.edge is None and state.extreme is None:
+            value = np.array(value, order="C")
+            self.meeting.deal(each, value, columns, self.rng, state.meet)
+        if domain.rows is None:
+            if edge is not None and each.dtype.kind in "iu" and domain.role == "plain":
+                value = np.where(edge.valid(shape, None, columns), value, padding).astype(each.dtype)
+            return value
+        valid = np.ones(shape, bool)
+        if edge is not None:
+            valid = edge.valid(shape, domain.rows, columns)
+            value = np.where(valid, value, padding if edge.padding else 0).astype(each.dtype)
+        elif not state.full and len(shape) >= 2 and self._is_sequence(each, domain):
+            seen = (
+                np.arange(shape[-1]) < self._lengths(shape[:-1], shape[-1], user, state)[..., None]
+            )
+            # The deck deals to places that are not padded.
+            valid = np.broadcast_to(seen, shape)
+            value = np.where(valid, value, padding).astype(each.dtype)
+        rows = domain.rows.reshape((1,) * (len(shape) - domain.rows.ndim) + domain.rows.shape)
+        places = (
+            [(0, int(rows.flat[0]))] if rows.size == 1 else list(enumerate(rows.ravel().tolist()))
+        )
+        for place, count in places:
+            if not count or (columns is not None and rows.size > 1 and place not in columns):
+                continue
+            deck = self.decks.get((each.name, place))
+            if deck is None:
+                first = [] if domain.values is None else list(domain.values.numbers[place])
+                if len(shape) > 1 and shape[-1] > 1:  # a history should not begin with what stands for no entry
+                    first = [n for n in first if n not in padding]
+                deck = self.decks[each.name, place] = Deck(count, self.rng, first)
+            where: tuple[Any, ...] = (...,)
+            if rows.size > 1:
+                at = np.unravel_index(place, rows.shape)
+                where = tuple(
+                    slice(None) if size == 1 else i for i, size in zip(at, rows.shape, strict=True)
+                )
+            part, mask = value[where], valid[where]
+            size = int(mask.sum())
+            if state.edge is not None and state.edge.repeats:
+                dealt = state.edge.deal(self.rng, state.pool, count, size, user)
+            else:
+                dealt = deck.deal(size, state.meet)
+            if part.ndim:
+                part[mask] = dealt.astype(value.dtype)
+            elif mask:
+                value[where] = dealt[0]
+        return value
+
+    def _is_sequence(self, each: Input, domain: Domain) -> bool:
+        last = each.shape[-1]
+        if domain.rows is not None and domain.rows.size > 1:
+            return False
+        named = any(w in each.name.lower() for w in _SEQUENCE_WORDS)
+        if not isinstance(last, int) or domain.padding is not None or named:
+            return True
+        return any(
+            (d.role == "mask" and s.shape and s.shape[-1] == last)
+            or (d.role == "length" and d.size == last)
+            for s, d in ((s, self.domains[s.name]) for s in self.layout.signature.inputs)
+        )
+
+    def _lengths(self, shape: Sequence[int], longest: int, user: bool, state: _State) -> np.ndarray:
+        """Lengths from 0 to `longest`, the same for all inputs of a side in a request."""
+        key = (user, longest)
+        if key not in state.lengths or state.lengths[key].shape != tuple(shape):
+            drawn = self.rng.integers(0, longest + 1, shape)
+            drawn = np.where(self.rng.random(shape) < 0.3, longest, drawn)
+            if state.full:
+                drawn = np.full(shape, longest)
+            elif state.meet and not user:
+                wanted = self.meeting.lengths(False)[: drawn.size]
+                drawn.reshape(-1)[: len(wanted)] = np.minimum(wanted, longest)
+            elif user and state.edge is not None:
+                drawn = np.full(shape, longest if state.edge.length is None else min(state.edge.length, longest))
+            state.lengths[key] = drawn
+        return state.lengths[key]
+
+    def _plain(
+        self, each: Input, domain: Domain, shape: tuple[int, ...], user: bool, state: _State
+    ) -> np.ndarray:
+        """Everything but ids."""
+        rng, dtype = self.rng, each.dtype
+        if dtype.kind == "O":
+            return rng.choice(np.array(["a", "b", "c", ""], object), shape)
+        if domain.role == "length":
+            longest = domain.size or state.free_length or 1
+            if len(shape) > 1 and shape[-1] == 1:
+                drawn = self._lengths(shape[:-1], longest, user, state)[..., None]
+            else:
+                drawn = self._lengths(shape, longest, user, state)
+            return np.maximum(drawn, domain.low).astype(dtype)
+        if domain.role == "mask" and len(shape) > 1:
+            if user and state.edge is not None:
+                seen = state.edge.seen(np.arange(shape[-1]), shape[-1])
+                seen = seen if state.edge.masks is None else np.full(seen.shape, state.edge.masks)
+                return np.broadcast_to(seen, shape).astype(dtype)
+            seen = (
+                np.arange(shape[-1]) < self._lengths(shape[:-1], shape[-1], user, state)[..., None]
+            )
+            return np.broadcast_to(seen, shape).astype(dtype)
+        if dtype.kind == "b" or domain.role == "mask":
+            return (rng.random(shape) < 0.6).astype(dtype)
+        if dtype.kind in "iu":
+            return np.asarray(rng.integers(0, 10, shape)).astype(dtype)
+        drawn = rng.standard_normal(shape)
+        if self.positive or domain.role == "positive":
+            drawn = np.abs(drawn) + 1e-3
+        else:
+            drawn = np.where(rng.random(shape) < 0.1, 0.0, drawn)
+        if state.extreme is not None:
+            drawn = drawn * state.extreme
+        return np.asarray(drawn).astype(dtype)
+
+
+@dataclass
+class _State:
+    """What the inputs of one request share."""
+
+    lengths: dict[tuple[bool, int], np.ndarray]
+    extreme: float | None
+    full: bool
+    free_length: int
+    edge: Edge | None = None
+    # The first id that repeats.
+    pool: int = 0
+    meet: bool = False

@@ -1,0 +1,198 @@
+"""Recorded requests: `.npz`, a folder of them, or `.parquet` with a request-id column.
+
+A user input may come as one row or as N rows; N rows must be equal, else it is tagged wrongly and
+no optimized model could be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mari_onnx.errors import UsageError
+from mari_onnx.parity.requests.draw import Layout, Request
+
+if TYPE_CHECKING:
+    from mari_onnx.model.signature import Input, Signature
+    from mari_onnx.sides.resolve import Sides
+
+REQUEST_ID = "request_id"
+
+
+def load(
+    path: str | Path, signature: Signature, sides: Sides, request_id: str = REQUEST_ID
+) -> list[Request]:
+    """The requests of a file or folder.
+
+    Args:
+        path: an `.npz` with one array an input, or keys `<request>/<input>` for several requests;
+            a folder of such files; or a `.parquet` with one row a candidate, one column an input
+            (lists for inputs of higher rank; `input_0`, `input_1`, ... for the columns of `[N,
+            F]`).
+        signature, sides: of the source model.
+        request_id: the parquet column whose equal values make a request.
+
+    Raises:
+        UsageError: the file cannot be read, an input is missing or of another type or shape, N
+            differs between inputs, or a user input's rows differ within a request.
+    """
+    path = Path(path)
+    layout = Layout(signature, sides)
+    found = [_request(arrays, layout, label) for label, arrays in _read(path, layout, request_id)]
+    if not found:
+        raise UsageError(f"{path} holds no request")
+    return found
+
+
+def _read(
+    path: Path, layout: Layout, request_id: str
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    if path.is_dir():
+        files = sorted(path.glob("*.npz"))
+        if not files:
+            raise UsageError(f"there is no .npz in {path}")
+        for file in files:
+            yield from _npz(file, layout)
+    elif not path.is_file():
+        raise UsageError(f"{path}: no such file of requests")
+    elif path.suffix == ".parquet":
+        yield from _parquet(path, layout, request_id)
+    elif path.suffix == ".npz":
+        yield from _npz(path, layout)
+    else:
+        raise UsageError(f"{path} is no file of requests", "an .npz, a folder of .npz, a .parquet")
+
+
+def _npz(path: Path, layout: Layout) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    names = {i.name for i in layout.signature.inputs}
+    requests: dict[str, dict[str, np.ndarray]] = {}
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            for key in data.files:
+                request, slash, name = key.partition("/")
+                if key in names or not slash or name not in names:
+                    request, name = "", key
+                requests.setdefault(request, {})[name] = data[key]
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"cannot read the requests in {path}: {error}") from error
+    for request, arrays in requests.items():
+        yield f"{path.name} {request}".strip(), arrays
+
+
+def _parquet(
+    path: Path, layout: Layout, request_id: str
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    try:
+        import pandas
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"reading {path} needs pandas and pyarrow", "pip install 'mari-onnx[parquet]'"
+        ) from error
+    try:
+        table = pandas.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the requests in {path}: {error}") from error
+    if request_id not in table.columns:
+        raise UsageError(
+            f"{path} has no column {request_id!r}", f"--request-id, one of {list(table.columns)}"
+        )
+    for value, rows in table.groupby(request_id, sort=False):
+        arrays = {}
+        for each in layout.signature.inputs:
+            array = _columns(each, rows)
+            if array is not None:
+                arrays[each.name] = array
+        yield f"{path.name} {request_id}={value}", arrays
+
+
+def _columns(each: Input, rows: Any) -> np.ndarray | None:
+    """An input's rows from a table: its own column, or `name_0`, `name_1`, ... side by side."""
+    if each.name in rows.columns:
+        parts = [np.asarray(cell) for cell in rows[each.name]]
+        try:
+            array = np.stack(parts)
+        except ValueError as error:
+            raise UsageError(f"column {each.name!r} has rows of different lengths") from error
+        if array.dtype == object and array.ndim > 1:  # lists of lists
+            array = np.array([[list(x) for x in part] for part in parts])
+        width = each.shape[-1] if each.shape else None
+        if array.ndim + 1 == len(each.shape) and width == 1:
+            array = array[..., None]
+        return array
+    width = each.shape[1] if len(each.shape) == 2 else None
+    names = [f"{each.name}_{i}" for i in range(width)] if isinstance(width, int) else []
+    if names and all(name in rows.columns for name in names):
+        return np.stack([rows[name].to_numpy() for name in names], axis=1)
+    return None
+
+
+def _request(arrays: Mapping[str, np.ndarray], layout: Layout, label: str) -> Request:
+    names = [i.name for i in layout.signature.inputs]
+    for name in arrays:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise UsageError(f"{label}: the model has no input {name!r}", hint + ", ".join(names))
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise UsageError(f"{label}: no values for {', '.join(missing)}")
+    made = Request({}, {}, 0, {}, layout.axis, label)
+    counts: dict[str, int] = {}
+    for each in layout.signature.inputs:
+        array = _typed(each, arrays[each.name], label)
+        if layout.is_user(each.name):
+            made.user[each.name] = _one_row(each.name, array, layout.axis, label)
+            continue
+        if layout.tagged(each.name):
+            made.rows[each.name] = array
+            counts[each.name] = array.shape[layout.axis]
+        else:
+            made.literal[each.name] = array
+            n = layout.candidates_of(each, array)
+            if n is not None:
+                counts[each.name] = n
+        packed = layout.sides.columns.get(each.name, {}).get("user", ())
+        if packed:
+            _one_row(f"{each.name}[:, {list(packed)}]", array[:, list(packed)], 0, label)
+    if len(set(counts.values())) > 1:
+        text = ", ".join(f"{name} {n}" for name, n in counts.items())
+        raise UsageError(f"{label}: inputs have different numbers of candidates: {text}")
+    made.n = next(iter(counts.values()), 1)
+    return made
+
+
+def _typed(each: Input, array: np.ndarray, label: str) -> np.ndarray:
+    where = f"{label}: input {each.name!r}"
+    if len(array.shape) != len(each.shape) and each.rank_known:
+        raise UsageError(f"{where} has shape {list(array.shape)}, the model takes {each.text}")
+    if each.dtype == object:
+        return array.astype(object)
+    if array.dtype == each.dtype:
+        return array
+    if array.dtype.kind not in "biuf":
+        raise UsageError(f"{where} has type {array.dtype}, the model takes {each.dtype}")
+    with np.errstate(invalid="ignore"):
+        cast = array.astype(each.dtype)
+    if each.dtype.kind in "biu" and not np.array_equal(cast.astype(array.dtype), array):
+        raise UsageError(f"{where} holds values that {each.dtype} cannot hold")
+    return cast
+
+
+def _one_row(name: str, array: np.ndarray, axis: int, label: str) -> np.ndarray:
+    first = array.take([0], axis=axis)
+    same = array == first
+    if array.dtype.kind == "f":
+        same = same | (np.isnan(array) & np.isnan(first))
+    if not np.all(same):
+        others = tuple(i for i in range(array.ndim) if i != axis)
+        row = int(np.argmin(np.all(same, axis=others)))
+        raise UsageError(
+            f"{label}: {name} is tagged user, but its row {row} is not its row 0",
+            "an input that differs between candidates of one request is an item or a cross input",
+        )
+    return first

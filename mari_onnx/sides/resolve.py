@@ -1,0 +1,224 @@
+"""Which input belongs to whom: from flags, a side file, the model's metadata, the graph, or names.
+
+A tag `user` promises that all N rows of the input are equal, so a wrong tag is a wrong model:
+nothing is tagged from names alone unless the caller asks for it. `cross` is right for every input
+that has one row a candidate, `item` for those that do not depend on the user.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mari_onnx.errors import UntaggedInput, UsageError
+from mari_onnx.model.signature import Input, Signature
+from mari_onnx.sides.patterns import (
+    METADATA_KEY,
+    SIDES,
+    Layer,
+    Unit,
+    column_text,
+    fnmatch_escape,
+    listed,
+    read_file,
+    read_metadata,
+)
+
+__all__ = ["METADATA_KEY", "SIDES", "Sides", "fnmatch_escape", "resolve", "side_file_beside"]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Sides of a model's inputs.
+
+    Attributes:
+        inputs: input name -> "user", "item" or "cross".
+        columns: packed input `X[N, F]` -> side -> its column indices; together they cover all F.
+        candidate_axis: the axis of length N of the inputs.
+
+    An input in neither mapping is taken as the graph says (a scalar, or the `[R, N, ...]` layout).
+    """
+
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    candidate_axis: int = 0
+
+    def side(self, name: str) -> str | None:
+        """The side of a whole input; None for packed and for untagged ones."""
+        return self.inputs.get(name)
+
+    def of(self, side: str) -> tuple[str, ...]:
+        """Names of the whole inputs of one side, in the order they were given."""
+        return tuple(name for name, each in self.inputs.items() if each == side)
+
+    def __bool__(self) -> bool:
+        return bool(self.inputs or self.columns)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form of a side file; names that read as patterns are escaped."""
+        found: dict[str, Any] = {
+            side: [fnmatch_escape(name) for name in self.of(side)]
+            + [
+                f"{fnmatch_escape(name)}[:, {column_text(parts[side])}]"
+                for name, parts in self.columns.items()
+                if parts.get(side)
+            ]
+            for side in SIDES
+        }
+        found["candidate_axis"] = self.candidate_axis
+        return found
+
+    def to_json(self) -> str:
+        """One line for `metadata_props`; `resolve(metadata=...)` reads it back."""
+        return json.dumps(self.to_dict(), ensure_ascii=False)
+
+
+def resolve(
+    signature: Signature,
+    *,
+    user: Iterable[str] = (),
+    item: Iterable[str] = (),
+    cross: Iterable[str] = (),
+    rest: str | None = None,
+    file: str | Path | None = None,
+    metadata: str | None = None,
+    candidate_axis: int | None = None,
+    guess: bool = False,
+) -> Sides:
+    """Sides of the inputs of `signature`. Flags beat the file, the file beats the metadata.
+
+    Args:
+        user, item, cross: shell patterns on input names; `X[:, 0:12]`, `X[:, [0, 3]]` for columns.
+        rest: the side of whatever nothing else tags.
+        file: a TOML side file with the same words as keys, and `candidate_axis`.
+        metadata: the value of the model's `mari_onnx.sides` property.
+        candidate_axis: the axis of length N; 0 where nobody says otherwise.
+        guess: tag what is left by what its name looks like.
+
+    Returns:
+        `Sides()` without tags where nothing was said and no dimension tells.
+
+    Raises:
+        UntaggedInput, TaggedTwice, NoSuchInput, SideFileError, UsageError.
+    """
+    layers = [Layer("the flags", {"user": [*user], "item": [*item], "cross": [*cross]}, rest)]
+    if file is not None:
+        layers.append(read_file(Path(file)))
+    if metadata is not None:
+        layers.append(read_metadata(metadata))
+    axes = [candidate_axis, *(layer.candidate_axis for layer in layers)]
+    axis = next((a for a in axes if a is not None), 0)
+    deepest = max((len(each.shape) for each in signature.inputs), default=0)
+    if axis < 0 or (axis and axis >= deepest):
+        raise UsageError(f"candidate axis {axis}, but no input has more than {deepest} dimensions", "count from 0")
+    rests = [layer.rest for layer in layers if layer.rest is not None]
+    if rests and rests[0] not in SIDES:
+        raise UsageError(f"rest is {rests[0]!r}", f"one of {', '.join(SIDES)}")
+
+    units = _units(signature, layers, axis)
+    tagged: dict[Unit, str] = {}
+    for layer in layers:
+        for unit, side in layer.apply(signature, units).items():
+            tagged.setdefault(unit, side)
+    said = bool(tagged or rests)
+    for name in _single_rows(signature, axis):
+        if (name, None) in units:
+            tagged.setdefault((name, None), "user")
+
+    left = [u for u in units if u not in tagged and _has_candidates(signature.input(u[0]), axis)]
+    if rests:
+        tagged.update((unit, rests[0]) for unit in left)
+    elif guess:
+        from mari_onnx.sides.guess import guess_side
+
+        # `cross` is never wrong for an input with one row a candidate.
+        tagged.update((unit, guess_side(unit[0]) or "cross") for unit in left)
+    elif left and said:
+        raise _untagged(left, units)
+    elif left and tagged:
+        # One row against N says who is the user; the others have a row a candidate.
+        tagged.update((unit, "cross") for unit in left)
+    return _collect(units, tagged, axis)
+
+
+def side_file_beside(model: str | Path) -> Path | None:
+    """The side file next to a model: for `a.b.onnx`, `a.b.sides.toml`, then `a.sides.toml`."""
+    path = Path(model)
+    stem = path.name.removesuffix(path.suffix)
+    while stem:
+        candidate = path.with_name(f"{stem}.sides.toml")
+        if candidate.is_file():
+            return candidate
+        stem, dot, _ = stem.rpartition(".")
+        if not dot:
+            return None
+    return None
+
+
+def _units(signature: Signature, layers: Sequence[Layer], axis: int) -> list[Unit]:
+    packed = set().union(*(layer.packed_names(signature) for layer in layers))
+    units: list[Unit] = []
+    for each in signature.inputs:
+        if each.name not in packed:
+            units.append((each.name, None))
+            continue
+        if axis != 0 or len(each.shape) != 2:
+            raise UsageError(
+                f"columns of input {each.name!r} {each.text} are tagged",
+                "only an input [N, F] with the candidate axis 0 has columns to tag",
+            )
+        width = each.shape[1]
+        if not isinstance(width, int):
+            raise UsageError(
+                f"columns of {each.name!r} {each.text} are tagged, but its width is not fixed",
+                "export the model with a fixed number of columns",
+            )
+        units.extend((each.name, column) for column in range(width))
+    return units
+
+
+def _has_candidates(each: Input, axis: int) -> bool:
+    return not each.rank_known or len(each.shape) > axis
+
+
+def _single_rows(signature: Signature, axis: int) -> list[str]:
+    """Inputs of length 1 on the candidate axis, where others have N."""
+    with_axis = [i for i in signature.inputs if i.rank_known and len(i.shape) > axis]
+    single = [i.name for i in with_axis if i.shape[axis] == 1]
+    return single if len(single) < len(with_axis) else []
+
+
+def _collect(units: Sequence[Unit], tagged: Mapping[Unit, str], axis: int) -> Sides:
+    inputs: dict[str, str] = {}
+    packed: dict[str, dict[str, list[int]]] = {}
+    for unit in units:
+        if (side := tagged.get(unit)) is None:
+            continue
+        name, column = unit
+        if column is None:
+            inputs[name] = side
+        else:
+            packed.setdefault(name, {}).setdefault(side, []).append(column)
+    columns: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, parts in packed.items():
+        if len(parts) == 1:
+            inputs[name] = next(iter(parts))
+        else:
+            columns[name] = {side: tuple(parts[side]) for side in SIDES if side in parts}
+    return Sides(inputs, columns, axis)
+
+
+def _untagged(left: Sequence[Unit], units: Sequence[Unit]) -> UntaggedInput:
+    names = list(dict.fromkeys(name for name, _ in left))
+    texts = []
+    for name in names:
+        columns = [c for n, c in left if n == name and c is not None]
+        texts.append(f"{name}[:, {column_text(columns)}]" if columns else name)
+    return UntaggedInput(
+        f"{len(left)} of {len(units)} inputs or columns have no side: {listed(texts)}",
+        "tag them with --user, --item or --cross, or all at once with --rest cross "
+        "(right for every input with one row a candidate)",
+    )

@@ -1,0 +1,3 @@
+"""The version of this package, which outputs and reports carry."""
+
+__version__ = "0.1.0"
