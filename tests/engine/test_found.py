@@ -246,3 +246,15 @@ def test_an_activation_of_a_single_number(op: str) -> None:
         f" n = Shape(u_four) b = Cast<to=1>(n) g = com.microsoft.{op}(c, b) y = MatMul(g, w) z = Neg(g) }}"
     )
     runtime.check(runtime.model(text, w=runtime.normal(4, 2)))
+
+
+def test_a_causal_row_of_one_token_whose_heads_are_of_both_sides() -> None:
+    g = Graph(11)
+    u, history = g.user(1, 1), g.user(2, 2)
+    x = g.Concat(g.Concat(u, g.item(1, 1), axis=2), history, history, g.Concat(u, u, axis=2), axis=1)
+    scale, cut = g.const(0.5), g.const([0, 6, 2, 1], np.int64)
+    q, k, v = (g.Reshape(t, cut) for t in (g.MatMul(x, g.weight(2, 2)), x, x))
+    scores = g.Mul(g.MatMul(g.Transpose(q, perm=[0, 2, 1, 3]), g.Transpose(k, perm=[0, 2, 3, 1])), scale)
+    weights = g.Softmax(g.Add(scores, g.const(np.triu(np.full((6, 6), -np.inf), 1))), axis=3)
+    mixed = g.Transpose(g.MatMul(weights, g.Transpose(v, perm=[0, 2, 1, 3])), perm=[0, 2, 1, 3])
+    check(g.output(g.Add(x, g.Reshape(mixed, g.const([0, 6, 2], np.int64)))), candidates=50_000)

@@ -209,6 +209,13 @@ def _share(b: Builder, leaf: Leaf, size: int) -> Leaf:
     return Leaf(one if size == 1 else emit.binary(b, "Mul", one, share), leaf.axes)
 
 
+def _alone(b: Builder, body: Body) -> Body:
+    """Weights of rows of a single score, block by block: 1 each, and NaN where the score is not finite."""
+    if isinstance(body, Cat):
+        return Cat(body.axis, tuple(Part(p.at, p.sub, _alone(b, p.body)) for p in body.parts), body.tidy)
+    return _share(b, next(leaves(body)), 1)
+
+
 def _row(b: Builder, cat: Cat, order: list[Axis], floor: float) -> Body:
     """Softmax along the Cat's own axis: blocks without weight apart, rows apart in which they differ."""
     cat = opened(cat)
@@ -292,10 +299,10 @@ def _live(b: Builder, cat: Cat, weightless: tuple[bool, ...], order: list[Axis],
         zero = Leaf(b.const(0, next(leaves(live[0].body)).tensor.dtype), ())
         if len(live) == 1:
             part = live[0]
-            if part.sub is None and isinstance(part.body, Leaf):
-                return Cat(cat.axis, (Part(part.at, None, _share(b, next(leaves(part.body)), 1)), *_zeros(dead, zero)))
-            inner = within(order, cat.axis, part.sub)
-            body = _rows(b, part.body, part.sub, inner, floor)  # type: ignore[arg-type]
+            if part.sub is None:
+                body = _alone(b, part.body)
+            else:
+                body = _rows(b, part.body, part.sub, within(order, cat.axis, part.sub), floor)
             return Cat(cat.axis, (Part(part.at, part.sub, body), *_zeros(dead, zero)))
         sub = Axis(sum(len(p.at) for p in live))
         places = sorted(q for p in live for q in p.at)
