@@ -17,9 +17,9 @@ from functools import wraps
 from onnx import NodeProto
 
 from mari_onnx.engine.axes.align import align
-from mari_onnx.engine.axes.blockwise import MAX_CELLS, cells_of, turned
+from mari_onnx.engine.axes.blockwise import MAX_CELLS, cells_of, interchange
 from mari_onnx.engine.axes.materialize import as_leaf, write
-from mari_onnx.engine.axes.select import neat, take
+from mari_onnx.engine.axes.select import coalesce, take
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.infer import infer
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Tensor, Value, axes_of, fresh
@@ -68,7 +68,7 @@ def mapped(*ops: str, domain: str = "") -> Callable[[Spec], Spec]:
 def run(ctx: Context, through: Sequence[Through]) -> list[Value | None]:
     """The node, with each mapped axis at the positions that differ."""
     b = ctx.b
-    rows = _rows(ctx, through)
+    rows = _row_axes(ctx, through)
     node = _from_the_end(ctx) if rows else ctx.node
     present = [i for i, v in enumerate(ctx.inputs) if v is not None]
     values = {i: ctx.input(i) if i == present[0] else fresh(ctx.input(i)) for i in present}
@@ -151,7 +151,7 @@ def run(ctx: Context, through: Sequence[Through]) -> list[Value | None]:
     return out
 
 
-def _rows(ctx: Context, through: Sequence[Through]) -> int:
+def _row_axes(ctx: Context, through: Sequence[Through]) -> int:
     """How many leading axes are but rows for the operator, however many dimensions they are stored as."""
     op = ctx.node.op_type
     if ctx.node.domain or op not in BY_ROWS or (op in SINCE_13 and ctx.opset < 13):
@@ -247,8 +247,8 @@ def _cells(
 ) -> list[Body]:
     """`zip_bodies` for operators with several outputs."""
     b = ctx.b
-    bodies = [neat(b, body) if isinstance(body, Cat) else body for body in bodies]
-    bodies = [turned(b, x, axes) if isinstance(x, Cat) else x for x in bodies]
+    bodies = [coalesce(b, body) if isinstance(body, Cat) else body for body in bodies]
+    bodies = [interchange(b, x, axes) if isinstance(x, Cat) else x for x in bodies]
     bodies = [as_leaf(b, x) if isinstance(x, Cat) and x.axis not in axes else x for x in bodies]
     top = next((body for body in bodies if isinstance(body, Cat)), None)
     if top is None:

@@ -264,10 +264,10 @@ def visit(walk: Walk, node: NodeProto) -> None:
 def _settle(value: Value) -> None:
     """A tensor with several readers is needed as it is: a bias or a scale that one of them adds comes after it.
 
-    Taken into its weights (`absorb`, `rescale`), the product would run once for each reader.
+    Taken into its weights (`add_later`, `rescale`), the product would run once for each reader.
     """
     for leaf in leaves(value.body):
-        leaf.tensor.absorb = leaf.tensor.rescale = None
+        leaf.tensor.add_later = leaf.tensor.rescale = None
 
 
 def _report(
@@ -301,7 +301,7 @@ def _saves(value: Value) -> bool:
         return False
     axes = frozenset(value.axes)
     if isinstance(value.body, Cat):
-        return any(axes_of(p.body) - {p.sub} != axes - {value.body.axis} for p in value.body.parts)
+        return any(axes_of(p.body) - {p.axis} != axes - {value.body.axis} for p in value.body.parts)
     return axes_of(value.body) != axes
 
 

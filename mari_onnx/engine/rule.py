@@ -16,7 +16,7 @@ from mari_onnx.engine.ir.infer import Inferred, infer
 from mari_onnx.engine.ir.value import Axis, Body, Decline, Group, Leaf, Tensor, Value, is_const, leaves
 from mari_onnx.model.dims import Dim, Size
 
-SMALL = 1024
+MAX_SYMBOLIC = 1024
 """Elements up to which an integer tensor is followed symbolically."""
 INTS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
 
@@ -159,7 +159,7 @@ def symbolic(b: Builder, value: Value) -> np.ndarray | None:
         if not isinstance(s, int):
             return None
         size *= s
-    if size > SMALL:
+    if size > MAX_SYMBOLIC:
         return None
     array = constant(b, value)
     if array is None:

@@ -17,7 +17,7 @@ from mari_onnx.engine.algebra.contract import contract, reduce_sum
 from mari_onnx.engine.algebra.sums import add, multiply
 from mari_onnx.engine.axes.align import align, flatten, segments, single, split
 from mari_onnx.engine.axes.materialize import as_block, as_leaf, write
-from mari_onnx.engine.axes.select import neat, take
+from mari_onnx.engine.axes.select import coalesce, take
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Leaf, Part, Tensor, Value, axes_of, fresh, rename
 from mari_onnx.engine.output.assemble import live
@@ -145,13 +145,13 @@ def test_neat_leaf_and_block_are_the_same_values(data: st.DataObject, bench: Ben
     order = data.draw(st.permutations(over))
     same(bench.values(as_leaf(bench.b, x, order), over), values)
     if isinstance(x, Cat):
-        tidy = neat(bench.b, x, order)
-        same(bench.values(tidy, over), values)
+        joined = coalesce(bench.b, x, order)
+        same(bench.values(joined, over), values)
         same(bench.values(as_block(bench.b, x, order), over), values)
-        if isinstance(tidy, Cat) and tidy.axis is x.axis:
+        if isinstance(joined, Cat) and joined.axis is x.axis:
             kinds = [
-                axes_of(p.body) - {p.sub}
-                for p in tidy.parts
+                axes_of(p.body) - {p.axis}
+                for p in joined.parts
                 if isinstance(p.body, Leaf) and not p.body.tensor.const
             ]
             assert len(kinds) == len(set(kinds)), "at most one part for each set of axes"

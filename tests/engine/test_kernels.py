@@ -19,7 +19,7 @@ from tests.engine.test_norm import attentions
 def small() -> Iterator[None]:
     """No tensor is too small."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "SMALL", 0)
+        patch.setattr(cpu, "MIN_ELEMENTS", 0)
         yield
 
 

@@ -23,11 +23,11 @@ from mari_onnx.engine.algebra.sums import add, cast_size, dtype_of, multiply, re
 from mari_onnx.engine.analysis.magnitude import bound
 from mari_onnx.engine.axes.align import flatten
 from mari_onnx.engine.axes.materialize import as_block, as_leaf
-from mari_onnx.engine.axes.select import neat, take
+from mari_onnx.engine.axes.select import coalesce, take
 from mari_onnx.engine.cost.time_model import COPY, ELEMENT, SLOW, SPREAD, element, node_cost, volume
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
-from mari_onnx.engine.ir.forms import form_of, opens
+from mari_onnx.engine.ir.forms import form_of, has_cheaper_form
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, Tensor, axes_of, is_const, rename, within
 
 BINARY = {"Add", "Sub", "Mul", "Div", "Max", "Min"}
@@ -55,16 +55,16 @@ def contract(b: Builder, x: Body, y: Body, k: frozenset[Axis], order: Sequence[A
         return multiply(b, x, y, order)
     for this, other, flip in ((x, y, False), (y, x, True)):
         if isinstance(this, Cat) and this.axis not in k:
-            cat = neat(b, this, order)
+            cat = coalesce(b, this, order)
             if not isinstance(cat, Cat) or cat.axis in k:
                 return contract(b, *((other, cat) if flip else (cat, other)), k, order)
             if _one_product(cat, other, k):
                 cat = as_block(b, cat)
             parts = []
             for part in cat.parts:
-                cell = take(b, other, cat.axis, part.at, part.sub)
+                cell = take(b, other, cat.axis, part.positions, part.axis)
                 pair = (cell, part.body) if flip else (part.body, cell)
-                parts.append(Part(part.at, part.sub, contract(b, *pair, k, within(order, cat.axis, part.sub))))
+                parts.append(part.with_body(contract(b, *pair, k, within(order, cat.axis, part.axis))))
             return Cat(cat.axis, tuple(parts), True)
     for this, other, flip in ((x, y, False), (y, x, True)):
         rows = _zero_rows(b, this, other, k)
@@ -96,11 +96,11 @@ def _one_product(cat: Cat, other: Body, k: frozenset[Axis]) -> bool:
         return False
     if is_const(other) or not all(isinstance(p.body, Leaf) for p in cat.parts):
         return False
-    kinds = [axes_of(p.body) - {p.sub} for p in cat.parts]
+    kinds = [axes_of(p.body) - {p.axis} for p in cat.parts]
     full = frozenset().union(*kinds)
     if any((kind | axes_of(other)) - k != (full | axes_of(other)) - k or not k <= kind for kind in kinds):
         return False
-    if any(opens(body) for body in (other, *(p.body for p in cat.parts))):
+    if any(has_cheaper_form(body) for body in (other, *(p.body for p in cat.parts))):
         return False
     result = volume((full | axes_of(other)) - k) * volume([cat.axis])
     return volume(full) * volume([cat.axis]) <= result
@@ -114,19 +114,19 @@ def _zero_rows(b: Builder, x: Body, y: Body, k: frozenset[Axis]) -> tuple[Axis, 
     array = y.tensor.array
     if len(free) != 1 or array.dtype == object or array.size > MAX_READ or array.all():
         return None
-    tidy = neat(b, x)
-    if not isinstance(tidy, Cat) or tidy.axis is not x.axis:
+    joined = coalesce(b, x)
+    if not isinstance(joined, Cat) or joined.axis is not x.axis:
         return None
     rows = np.moveaxis(array != 0, [y.axes.index(free[0]), y.axes.index(x.axis)], [0, 1]).reshape(
         array.shape[y.axes.index(free[0])], array.shape[y.axes.index(x.axis)], -1
     )
-    reads = [rows[:, list(p.at)].any(axis=(1, 2)) for p in tidy.parts]
+    reads = [rows[:, list(p.positions)].any(axis=(1, 2)) for p in joined.parts]
     cells: dict[tuple[bool, ...], list[int]] = {}
     for row, key in enumerate(zip(*reads, strict=True)):
         cells.setdefault(tuple(bool(r) for r in key), []).append(row)
     if len(cells) < 2 or len(cells) > 4:
         return None
-    kinds = [axes_of(p.body) - {p.sub} for p in tidy.parts]
+    kinds = [axes_of(p.body) - {p.axis} for p in joined.parts]
     outs = [frozenset().union(*(kind for kind, on in zip(kinds, key, strict=True) if on)) for key in cells]
     return (free[0], list(cells.values())) if any(out != outs[0] for out in outs) else None
 
@@ -141,15 +141,15 @@ def _expand(
     for this, other, flip in ((x, y, False), (y, x, True)):
         if isinstance(this, Cat) and this.axis in k:
             if not is_const(other) and all(isinstance(p.body, (Leaf, Cat)) for p in this.parts):
-                tidy = neat(b, this, order)  # pieces would be cut out of the other operand one by one
-                if not isinstance(tidy, Cat) or tidy.axis is not this.axis:
-                    pair = (other, tidy) if flip else (tidy, other)
+                joined = coalesce(b, this, order)  # pieces would be cut out of the other operand one by one
+                if not isinstance(joined, Cat) or joined.axis is not this.axis:
+                    pair = (other, joined) if flip else (joined, other)
                     return _lost(b, *pair, k, outer, depth, order)
-                this = tidy
+                this = joined
             out: list[Term | Body] = []
             for part in this.parts:
-                cell = take(b, other, this.axis, part.at, part.sub)
-                inner = k - {this.axis} | ({part.sub} if part.sub else frozenset())
+                cell = take(b, other, this.axis, part.positions, part.axis)
+                inner = k - {this.axis} | ({part.axis} if part.axis else frozenset())
                 if _zero(part.body) or _zero(cell):
                     continue
                 pair = (cell, part.body) if flip else (part.body, cell)
@@ -391,7 +391,7 @@ def _uncut(
 def reduce_sum(b: Builder, body: Body, k: frozenset[Axis], order: Sequence[Axis] = ()) -> Body:
     """The sum over axes: of a concatenation, the sum of its parts' sums; of a product of factors, a contraction."""
     if isinstance(body, Cat):
-        body = neat(b, body, order)  # may find that nothing varies along the axis
+        body = coalesce(b, body, order)  # may find that nothing varies along the axis
     here = k & axes_of(body)
     return repeat(b, _sum_over(b, body, here, order) if here else body, k - here)
 
@@ -400,11 +400,11 @@ def _sum_over(b: Builder, body: Body, k: frozenset[Axis], order: Sequence[Axis])
     """`reduce_sum` over axes that the body has."""
     if isinstance(body, Cat):
         if body.axis not in k:
-            parts = (Part(p.at, p.sub, reduce_sum(b, p.body, k, within(order, body.axis, p.sub))) for p in body.parts)
+            parts = (p.with_body(reduce_sum(b, p.body, k, within(order, body.axis, p.axis))) for p in body.parts)
             return Cat(body.axis, tuple(parts), True)
         sums = []
         for p in body.parts:
-            inner = k - {body.axis} | ({p.sub} if p.sub else frozenset())
+            inner = k - {body.axis} | ({p.axis} if p.axis else frozenset())
             sums.append(reduce_sum(b, p.body, inner, order))
         return add(b, sums, order)
     assert isinstance(body, Leaf)

@@ -19,7 +19,7 @@ import numpy as np
 from mari_onnx.engine.analysis.magnitude import bound
 from mari_onnx.engine.cost.time_model import volume
 from mari_onnx.engine.ir.builder import Builder
-from mari_onnx.engine.ir.forms import form_of, opens
+from mari_onnx.engine.ir.forms import form_of, has_cheaper_form
 from mari_onnx.engine.ir.value import Body, Leaf, Prod, Sum, axes_of
 
 LARGE = 1e4
@@ -80,7 +80,7 @@ def _entries(leaf: Leaf) -> list[Entry]:
     """The terms of a leaf's form; the leaf itself where it has none."""
     form = form_of(leaf)
     if isinstance(form, Prod):
-        return [(_entry(form) if opens(leaf) else None) or (leaf, None)]
+        return [(_entry(form) if has_cheaper_form(leaf) else None) or (leaf, None)]
     if not isinstance(form, Sum):
         return [(leaf, None)]
     out: list[Entry] = []

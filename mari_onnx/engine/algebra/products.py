@@ -178,12 +178,12 @@ def _side(b: Builder, cat: Cat, k: Axis, first: bool) -> Leaf:
     """Operands side by side along k: weights with k in front, activations with k where the largest of them has it."""
     lead = max(cat.parts, key=lambda p: volume(axes_of(p.body)))
     assert isinstance(lead.body, Leaf)
-    free = [a for a in lead.body.axes if a is not None and a is not lead.sub]
+    free = [a for a in lead.body.axes if a is not None and a is not lead.axis]
     if first:
         return as_leaf(b, cat, [k, *free])
-    if lead.sub is None or lead.sub not in lead.body.axes:
+    if lead.axis is None or lead.axis not in lead.body.axes:
         return as_leaf(b, cat, [*free, k])
-    return as_leaf(b, cat, [k if a is lead.sub else a for a in lead.body.axes if a is not None])
+    return as_leaf(b, cat, [k if a is lead.axis else a for a in lead.body.axes if a is not None])
 
 
 def total(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> Body | None:
@@ -191,10 +191,10 @@ def total(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> Body | No
     if not terms:
         return None
     *small, large = sorted(terms, key=lambda t: volume(t.out))
-    return _ride(b, large, [_emit_term(b, t, order) for t in small], order)
+    return _add_into_gemm(b, large, [_emit_term(b, t, order) for t in small], order)
 
 
-def _ride(b: Builder, large: Term, others: Sequence[Leaf], order: Sequence[Axis]) -> Leaf:
+def _add_into_gemm(b: Builder, large: Term, others: Sequence[Leaf], order: Sequence[Axis]) -> Leaf:
     """The largest product plus the others; what takes one more small term later adds it to the others."""
     others = others if len(others) < MANY else folded(b, others, order)
     rows = axes_of(large.a) - axes_of(large.c)
@@ -218,9 +218,9 @@ def _ride(b: Builder, large: Term, others: Sequence[Leaf], order: Sequence[Axis]
             return total
         c = binary(b, "Mul", large.c, factor, order)
         rest = [binary(b, "Mul", t, factor, order) for t in others]
-        return _ride(b, Term(large.outer, large.a, c, large.k), rest, order)
+        return _add_into_gemm(b, Term(large.outer, large.a, c, large.k), rest, order)
 
-    return absorbing(total, lambda more: _ride(b, large, [*others, more], order), scaled_columns)
+    return absorbing(total, lambda more: _add_into_gemm(b, large, [*others, more], order), scaled_columns)
 
 
 def _emit_term(b: Builder, term: Term, order: Sequence[Axis], addend: Leaf | None = None) -> Leaf:

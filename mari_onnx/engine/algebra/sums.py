@@ -20,7 +20,6 @@ from mari_onnx.engine.ir.value import (
     Body,
     Cat,
     Leaf,
-    Part,
     Prod,
     Sum,
     Tensor,
@@ -36,7 +35,7 @@ MANY = 16
 """From as many terms on, a sum that takes in one more starts from its partial sums."""
 
 
-def stretch(
+def broadcast_layout(
     b: Builder, leaves: Sequence[Leaf], order: Sequence[Axis] = ()
 ) -> tuple[list[Tensor], tuple[Axis | None, ...]]:
     """The leaves' tensors in one layout, ready for numpy broadcasting, and the axes of the result (None: size 1).
@@ -105,21 +104,21 @@ def _filled(leaf: Leaf, axes: Sequence[Axis | None], union: frozenset[Axis]) -> 
 
 def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) -> Leaf:
     """One arithmetic operator on two leaves, with the form that contractions can look through."""
-    x, y = thin(b, x), thin(b, y)
+    x, y = drop_uniform_axes(b, x), drop_uniform_axes(b, y)
     plain = _neutral(op, x, y)
     if plain is not None:
         return plain
     if op == "Add":
         for this, other in ((x, y), (y, x)):
-            if this.tensor.absorb is not None and axes_of(other) < axes_of(this):
-                return this.tensor.absorb(this.axes, other)
+            if this.tensor.add_later is not None and axes_of(other) < axes_of(this):
+                return this.tensor.add_later(this.axes, other)
     if op == "Mul":
         for this, other in ((x, y), (y, x)):
             if this.tensor.rescale is not None and other.tensor.const and axes_of(other) < axes_of(this):
                 folded_in = this.tensor.rescale(this.axes, other)
                 if folded_in.tensor is not this.tensor:
                     return folded_in
-    (tx, ty), axes = stretch(b, [x, y], order)
+    (tx, ty), axes = broadcast_layout(b, [x, y], order)
     leaf = Leaf(keep(b, emit.binary(b, op, tx, ty), axes), axes)
     if leaf.tensor.const:
         return leaf
@@ -151,7 +150,7 @@ def _neutral(op: str, x: Leaf, y: Leaf) -> Leaf | None:
     return None
 
 
-def thin(b: Builder, leaf: Leaf) -> Leaf:
+def drop_uniform_axes(b: Builder, leaf: Leaf) -> Leaf:
     """A constant without the axes along which it is the same everywhere."""
     if not leaf.tensor.const or not axes_of(leaf):
         return leaf
@@ -192,8 +191,8 @@ def multiply(b: Builder, x: Body, y: Body, order: Sequence[Axis] = ()) -> Body:
         if isinstance(form, Cat) and any(isinstance(p.body, (Sum, Prod)) for p in form.parts):
             parts = []
             for p in form.parts:
-                inside = take(b, other, form.axis, p.at, p.sub)
-                parts.append(Part(p.at, p.sub, multiply(b, p.body, inside, within(order, form.axis, p.sub))))
+                inside = take(b, other, form.axis, p.positions, p.axis)
+                parts.append(p.with_body(multiply(b, p.body, inside, within(order, form.axis, p.axis))))
             return Cat(form.axis, tuple(parts), True)
     return zip_bodies(b, [x, y], lambda ls: binary(b, "Mul", ls[0], ls[1], order), order=order)
 
@@ -209,12 +208,12 @@ def add_leaves(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis] = ()) ->
     total = left[-1]
     for term in left[:-1]:
         given = any(total.tensor is t.tensor for t in terms)  # not a sum made here, which would ask for this one again
-        if given and total.tensor.absorb is not None and axes_of(term) < axes_of(total):
-            total = total.tensor.absorb(total.axes, term)  # a bias joins the user's row
+        if given and total.tensor.add_later is not None and axes_of(term) < axes_of(total):
+            total = total.tensor.add_later(total.axes, term)  # a bias joins the user's row
         else:
             total = plain_add(b, total, term, order)
     if any(total.tensor is t.tensor for t in terms):
-        return total  # the others were neutral: it must not be asked to absorb through itself
+        return total  # the others were neutral: it must not be asked to add_later through itself
     again = terms if len(terms) < MANY else left
     return absorbing(total, lambda more: add_leaves(b, [*again, more], order))
 
@@ -237,11 +236,11 @@ def folded(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis]) -> list[Lea
 
 
 def plain_add(b: Builder, x: Leaf, y: Leaf, order: Sequence[Axis]) -> Leaf:
-    x, y = thin(b, x), thin(b, y)
+    x, y = drop_uniform_axes(b, x), drop_uniform_axes(b, y)
     plain = _neutral("Add", x, y)
     if plain is not None:
         return plain
-    (tx, ty), axes = stretch(b, [x, y], order)
+    (tx, ty), axes = broadcast_layout(b, [x, y], order)
     leaf = Leaf(keep(b, emit.binary(b, "Add", tx, ty), axes), axes)
     return with_form(leaf, Sum((x, y)))
 
@@ -251,8 +250,8 @@ Again = Callable[[Leaf], Leaf]
 
 def absorbing(total: Leaf, more: Again, factor: Again | None = None) -> Leaf:
     """Let a sum take in one more small term later on, and a product a constant factor of its columns."""
-    if total.tensor.absorb is None and not total.tensor.const:
-        total.tensor.absorb = _over(total.axes, more)
+    if total.tensor.add_later is None and not total.tensor.const:
+        total.tensor.add_later = _over(total.axes, more)
         total.tensor.rescale = _over(total.axes, factor) if factor is not None else None
     return total
 

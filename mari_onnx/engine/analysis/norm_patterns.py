@@ -98,9 +98,9 @@ def standardized_rows(b: Builder, node: Node, known: dict[str, float]) -> float:
     width = product(x.known[2:])
     if attributes.get("training_mode", 0) or x.known[0] != 1 or not isinstance(width, int) or epsilon <= 0:
         return math.inf
-    rows = _rows(b, mean, "ReduceMean", width)
+    rows = _reduced_rows(b, mean, "ReduceMean", width)
     squares = _divided(b, variance, width)
-    deviations = _rows(b, squares, "ReduceSum", width) if squares is not None else None
+    deviations = _reduced_rows(b, squares, "ReduceSum", width) if squares is not None else None
     product_ = _made(b, deviations, "Mul")
     deviation = _made(b, product_.inputs[0], "Sub") if product_ is not None else None
     if rows is None or product_ is None or deviation is None or product_.inputs[0] is not product_.inputs[1]:
@@ -114,7 +114,7 @@ def standardized_rows(b: Builder, node: Node, known: dict[str, float]) -> float:
     return (math.sqrt(width) + lost) * known.get(gain.name, math.inf) + known.get(shift.name, math.inf)
 
 
-def _rows(b: Builder, tensor: Tensor | None, op: str, width: int) -> Tensor | None:
+def _reduced_rows(b: Builder, tensor: Tensor | None, op: str, width: int) -> Tensor | None:
     """What a reduction over the last ``width`` elements was taken of, however its result is shaped now."""
     node = _made(b, tensor, op)
     x = node.inputs[0] if node is not None else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mari_onnx.engine.axes.materialize import as_leaf, opened, write
+from mari_onnx.engine.axes.materialize import as_leaf, flatten_nested, write
 from mari_onnx.engine.axes.select import take
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
@@ -78,8 +78,8 @@ def split(b: Builder, body: Body, axis: Axis, new: Sequence[Axis]) -> Body:
     if not isinstance(body, Cat):
         return map_form(body, lambda item: split(b, item, axis, new))
     if body.axis is not axis:
-        parts = tuple(Part(p.at, p.sub, split(b, p.body, axis, new)) for p in body.parts)
-        return Cat(body.axis, parts, body.tidy)
+        parts = tuple(p.with_body(split(b, p.body, axis, new)) for p in body.parts)
+        return Cat(body.axis, parts, body.keep_split)
     return _split_cat(b, body, new) or split(b, _whole(b, body), axis, new)
 
 
@@ -95,40 +95,41 @@ def _split_cat(b: Builder, cat: Cat, new: Sequence[Axis]) -> Cat | None:
         return None
     inner = static(product(a.size for a in new[1:]))
     last = static(new[-1].size)
-    if all(_blocks(p.at, inner) for p in cat.parts):
+    if all(_blocks(p.positions, inner) for p in cat.parts):
         parts = []
         for p in cat.parts:
-            at = tuple(q // inner for q in p.at[::inner])
+            at = tuple(q // inner for q in p.positions[::inner])
             sub = Axis(len(at)) if len(at) > 1 else None
             axes = [*([sub] if sub else []), *new[1:]]
-            body = split(b, p.body, p.sub, axes) if p.sub is not None else p.body
+            body = split(b, p.body, p.axis, axes) if p.axis is not None else p.body
             parts.append(Part(at, sub, body))
-        return Cat(new[0], tuple(parts), cat.tidy)
+        return Cat(new[0], tuple(parts), cat.keep_split)
     outer = int(cat.axis.size) // last if isinstance(cat.axis.size, int) else 0
     if not all(_repeats(p, outer, last) for p in cat.parts):
         return _ragged(b, cat, new, inner)
     parts = []
     for p in cat.parts:
-        n = len(p.at) // outer
+        n = len(p.positions) // outer
         sub = Axis(n) if n > 1 else None
         axes = [*new[:-1], *([sub] if sub else [])]
-        assert p.sub is not None
-        parts.append(Part(p.at[:n], sub, split(b, p.body, p.sub, axes)))
-    return Cat(new[-1], tuple(parts), cat.tidy)
+        assert p.axis is not None
+        parts.append(Part(p.positions[:n], sub, split(b, p.body, p.axis, axes)))
+    return Cat(new[-1], tuple(parts), cat.keep_split)
 
 
 def _repeats(p: Part, outer: int, last: int) -> bool:
     """Whether a part has the same columns in each of ``outer`` rows of length ``last``."""
-    if outer == 0 or len(p.at) % outer or p.sub is None:
+    if outer == 0 or len(p.positions) % outer or p.axis is None:
         return False
-    n = len(p.at) // outer
-    return p.at == tuple(k * last + q for k in range(outer) for q in p.at[:n]) and p.at[n - 1] < last
+    n = len(p.positions) // outer
+    first = p.positions[:n]
+    return p.positions == tuple(k * last + q for k in range(outer) for q in first) and first[-1] < last
 
 
 def _ragged(b: Builder, cat: Cat, new: Sequence[Axis], inner: int) -> Cat | None:
     """Rows that vary alike together, each of the few rows in which parts that do not meet by itself."""
-    cat = opened(cat)
-    owner = {q: axes_of(p.body) - {p.sub} for p in cat.parts for q in p.at}
+    cat = flatten_nested(cat)
+    owner = {q: axes_of(p.body) - {p.axis} for p in cat.parts for q in p.positions}
     rows: dict[frozenset[Axis], list[int]] = {}
     mixed: list[int] = []
     for r in range(static(new[0].size)):
@@ -177,8 +178,8 @@ def flatten(b: Builder, body: Body, group: Group, new: Axis) -> Body:
     if not isinstance(body, Cat):
         return map_form(body, lambda item: flatten(b, item, group, new))
     if body.axis not in group:
-        joined = tuple(Part(p.at, p.sub, flatten(b, p.body, group, new)) for p in body.parts)
-        return Cat(body.axis, joined, body.tidy)
+        joined = tuple(p.with_body(flatten(b, p.body, group, new)) for p in body.parts)
+        return Cat(body.axis, joined, body.keep_split)
     if not all(isinstance(a.size, int) for a in group):
         return flatten(b, _whole(b, body), group, new)
     k = group.index(body.axis)
@@ -187,12 +188,12 @@ def flatten(b: Builder, body: Body, group: Group, new: Axis) -> Body:
     size = static(group[k].size)
     parts = []
     for p in body.parts:
-        at = tuple((o * size + q) * inner + i for o in range(outer) for q in p.at for i in range(inner))
-        rest = (*group[:k], *((p.sub,) if p.sub else ()), *group[k + 1 :])
+        at = tuple((o * size + q) * inner + i for o in range(outer) for q in p.positions for i in range(inner))
+        rest = (*group[:k], *((p.axis,) if p.axis else ()), *group[k + 1 :])
         sub = Axis(len(at)) if len(at) > 1 else None
         inside = flatten(b, p.body, rest, sub) if sub is not None and rest else p.body
         parts.append(Part(at, sub, inside))
-    return Cat(new, tuple(parts), body.tidy)
+    return Cat(new, tuple(parts), body.keep_split)
 
 
 def single(b: Builder, value: Value, i: int) -> tuple[Value, Axis | None]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mari_onnx.engine.axes.materialize import as_leaf, opened
-from mari_onnx.engine.axes.select import neat, pull, take
+from mari_onnx.engine.axes.materialize import as_leaf, flatten_nested
+from mari_onnx.engine.axes.select import coalesce, pull, take
 from mari_onnx.engine.cost.time_model import COPY, node_cost, volume
 from mari_onnx.engine.ir.builder import Builder
-from mari_onnx.engine.ir.forms import opens
+from mari_onnx.engine.ir.forms import has_cheaper_form
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Leaf, Part, axes_of, is_const, rename, within
 
 MAX_CELLS = 12
@@ -26,7 +26,7 @@ def zip_bodies(
 
     A Cat along another axis is written out first.
     """
-    bodies = [neat(b, body, order) if isinstance(body, Cat) else body for body in bodies]
+    bodies = [coalesce(b, body, order) if isinstance(body, Cat) else body for body in bodies]
     for k, body in enumerate(bodies):
         if isinstance(body, Cat) and mapped is not None and body.axis not in mapped:
             bodies[k] = as_leaf(b, body, order)
@@ -57,7 +57,7 @@ def zip_bodies(
         sub_order = within(order, axis, sub)
         inner_mapped = None if mapped is None else mapped | ({sub} if sub else frozenset())
         parts.append(Part(tuple(at), sub, zip_bodies(b, inner, visit, inner_mapped, sub_order)))
-    return opened(Cat(axis, tuple(parts), True))
+    return flatten_nested(Cat(axis, tuple(parts), True))
 
 
 def cells_of(bodies: Sequence[Body], axis: Axis) -> dict[tuple[int, ...], list[int]]:
@@ -66,14 +66,14 @@ def cells_of(bodies: Sequence[Body], axis: Axis) -> dict[tuple[int, ...], list[i
     In the order of the first Cat's parts, which then need no reordering.
     """
     cats = [body for body in bodies if isinstance(body, Cat) and body.axis is axis]
-    part_of = [{p: k for k, part in enumerate(cat.parts) for p in part.at} for cat in cats]
+    part_of = [{p: k for k, part in enumerate(cat.parts) for p in part.positions} for cat in cats]
     cells: dict[tuple[int, ...], list[int]] = {}
     for p in part_of[0]:
         cells.setdefault(tuple(of[p] for of in part_of), []).append(p)
     return cells
 
 
-def turned(b: Builder, cat: Cat, axes: frozenset[Axis]) -> Cat:
+def interchange(b: Builder, cat: Cat, axes: frozenset[Axis]) -> Cat:
     """The same with an axis of these outside that a part is a Cat along: [[a / b] | c] as [[a | c_a] / [b | c_b]]."""
     inner = [p.body for p in cat.parts if isinstance(p.body, Cat) and p.body.axis in axes]
     if cat.axis in axes or not inner:
@@ -104,13 +104,13 @@ def _kinds(bodies: Sequence[Body], axis: Axis, cells: dict[tuple[int, ...], list
     kinds: list[object] = []
     for key in cells:
         parts = [cat.parts[k] for cat, k in zip(cats, key, strict=True)]
-        own = [axes_of(p.body) - {p.sub} for p in parts]
+        own = [axes_of(p.body) - {p.axis} for p in parts]
         fixed = constant and all(is_const(p.body) for p in parts)
         union = frozenset().union(*own, *rest)
         leaves = [p.body for p in parts] + others
         # a product of factors of which none has all the axes is a form that a contraction can open, and so is one of it
         whole = [leaf for axes, leaf in zip([*own, *rest], leaves, strict=True) if axes == union]
-        formed = len(leaves) > 1 and (not whole or (len(whole) == 1 and opens(whole[0])))
+        formed = len(leaves) > 1 and (not whole or (len(whole) == 1 and has_cheaper_form(whole[0])))
         kinds.append((union, fixed, formed))
     return kinds
 
@@ -149,7 +149,7 @@ def _all_together(
         body = stack.pop(0)
         if isinstance(body, Cat):
             if body.axis in union:
-                places.setdefault(body.axis, [p for part in body.parts for p in part.at])
+                places.setdefault(body.axis, [p for part in body.parts for p in part.positions])
             stack += [p.body for p in body.parts]
         elif isinstance(body, Leaf) and not body.tensor.const and "item" in body.tensor.deps:
             for i, axis in enumerate(body.axes):
@@ -175,8 +175,8 @@ def _stays(b: Builder, leaf: Leaf, i: int, places: dict[Axis, list[int]]) -> boo
 
 def _varies(body: Body, need: frozenset[Axis]) -> bool:
     if isinstance(body, Cat):
-        return all(_varies(p.body, need - {body.axis} | ({p.sub} if p.sub else frozenset())) for p in body.parts)
-    return not opens(body) and axes_of(body) >= need
+        return all(_varies(p.body, need - {body.axis} | ({p.axis} if p.axis else frozenset())) for p in body.parts)
+    return not has_cheaper_form(body) and axes_of(body) >= need
 
 
 def _unsplit(

@@ -41,19 +41,19 @@ def write(b: Builder, body: Body, order: Sequence[Group], full: frozenset[Axis] 
 
 def _together(b: Builder, cat: Cat) -> Cat:
     """Neighbours in one layout, side by side as they are stored: dimensions of 1 are dealt with once, not in each."""
-    parts = sorted(cat.parts, key=lambda p: p.at)
+    parts = sorted(cat.parts, key=lambda p: p.positions)
     out: list[Part] = []
     run: list[Part] = []
     shared: set[Layout] = set()
     for part in [*parts, None]:
         layouts = _layouts(part) if part is not None else set()
-        if part is not None and run and shared & layouts and part.at[0] == run[-1].at[-1] + 1:
+        if part is not None and run and shared & layouts and part.positions[0] == run[-1].positions[-1] + 1:
             run.append(part)
             shared &= layouts
             continue
         out += _joined(b, run, shared)
         run, shared = ([part], layouts) if part is not None else ([], set())
-    return Cat(cat.axis, tuple(out), cat.tidy)
+    return Cat(cat.axis, tuple(out), cat.keep_split)
 
 
 Layout = tuple[int, tuple[Axis | None, ...]]
@@ -61,18 +61,18 @@ Layout = tuple[int, tuple[Axis | None, ...]]
 
 def _layouts(part: Part) -> set[Layout]:
     """The dimensions that can be the part's own along the Cat, with the axes of the others."""
-    body, at = part.body, part.at
+    body, at = part.body, part.positions
     if not isinstance(body, Leaf) or at != tuple(range(at[0], at[0] + len(at))):
         return set()
     axes = body.axes
-    return {(i, (*axes[:i], *axes[i + 1 :])) for i, a in enumerate(axes) if a is part.sub}
+    return {(i, (*axes[:i], *axes[i + 1 :])) for i, a in enumerate(axes) if a is part.axis}
 
 
 def _joined(b: Builder, run: list[Part], shared: set[Layout]) -> list[Part]:
     if len(run) < 3:
         return run
     dim, rest = max(shared, key=lambda layout: layout[0])
-    at = tuple(i for p in run for i in p.at)
+    at = tuple(i for p in run for i in p.positions)
     sub = Axis(len(at))
     tensor = emit.concat(b, [p.body.tensor for p in run if isinstance(p.body, Leaf)], dim)
     return [Part(at, sub, Leaf(tensor, (*rest[:dim], sub, *rest[dim:])))]
@@ -84,8 +84,8 @@ def _write_cat(b: Builder, cat: Cat, order: Sequence[Group], full: frozenset[Axi
     at = next(i for i, group in enumerate(order) if axis in group)
     group = order[at]
     union = axes_of(cat) | full | frozenset(a for g in order if len(g) > 1 and axes_of(cat) & set(g) for a in g)
-    ordered = sorted(cat.parts, key=lambda p: p.at)
-    whole = all(p.at == tuple(range(p.at[0], p.at[0] + len(p.at))) for p in ordered)
+    ordered = sorted(cat.parts, key=lambda p: p.positions)
+    whole = all(p.positions == tuple(range(p.positions[0], p.positions[0] + len(p.positions))) for p in ordered)
     if len(group) > 1 and (group[0] is not axis or not whole):
         loose = [*order[:at], *((a,) for a in group), *order[at + 1 :]]
         t = _write_cat(b, cat, loose, union)
@@ -95,8 +95,8 @@ def _write_cat(b: Builder, cat: Cat, order: Sequence[Group], full: frozenset[Axi
     lead = [()] if len(ordered) > 1 and all(_fronted(p.body) for p in ordered) and at == 0 else []
     written = []
     for part in ordered:
-        here = (*((part.sub,) if part.sub else ()), *group[1:])
-        keep = frozenset(union - {axis}) | ({part.sub} if part.sub else frozenset())
+        here = (*((part.axis,) if part.axis else ()), *group[1:])
+        keep = frozenset(union - {axis}) | ({part.axis} if part.axis else frozenset())
         written.append(write(b, part.body, [*lead, *order[:at], here, *order[at + 1 :]], keep))
     at += len(lead)
     t = emit.concat(b, written, at) if whole else _interleaved(b, ordered, written, at)
@@ -117,7 +117,7 @@ def _interleaved(b: Builder, ordered: Sequence[Part], written: Sequence[Tensor],
             for (i, _), piece in zip(own, emit.pieces(b, t, at, [n for _, n in own]), strict=True):
                 pieces[k, i] = piece
         return emit.concat(b, [t for _, k, i, _ in runs for t in pieces[k, i]], at)
-    places = [p for part in ordered for p in part.at]
+    places = [p for part in ordered for p in part.positions]
     back = sorted(range(len(places)), key=places.__getitem__)
     return emit.pick(b, emit.concat(b, written, at), at, back)
 
@@ -125,7 +125,7 @@ def _interleaved(b: Builder, ordered: Sequence[Part], written: Sequence[Tensor],
 def _runs(parts: Sequence[Part]) -> list[tuple[int, int, int, int]]:
     """Contiguous runs in order along the axis: (position, part, offset within the part, length)."""
     runs: list[tuple[int, int, int, int]] = []
-    for p, k, i in sorted((p, k, i) for k, part in enumerate(parts) for i, p in enumerate(part.at)):
+    for p, k, i in sorted((p, k, i) for k, part in enumerate(parts) for i, p in enumerate(part.positions)):
         if runs and runs[-1][1] == k and runs[-1][0] + runs[-1][3] == p and runs[-1][2] + runs[-1][3] == i:
             runs[-1] = (*runs[-1][:3], runs[-1][3] + 1)
         else:
@@ -147,28 +147,29 @@ def as_leaf(b: Builder, body: Body, order: Sequence[Axis] = ()) -> Leaf:
 
 def as_block(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Cat:
     """The Cat as one tensor, its parts behind each other, for operators that do not mind the order along the axis."""
-    cat = opened(cat)
-    at = tuple(p for part in cat.parts for p in part.at)
+    cat = flatten_nested(cat)
+    at = tuple(p for part in cat.parts for p in part.positions)
     sub = Axis(len(at))
     placed, start = [], 0
     for part in cat.parts:
-        placed.append(Part(tuple(range(start, start + len(part.at))), part.sub, part.body))
-        start += len(part.at)
+        placed.append(Part(tuple(range(start, start + len(part.positions))), part.axis, part.body))
+        start += len(part.positions)
     wanted = [sub if a is cat.axis else a for a in order]
     return Cat(cat.axis, (Part(at, sub, as_leaf(b, Cat(sub, tuple(placed)), wanted)),), True)
 
 
-def opened(cat: Cat) -> Cat:
+def flatten_nested(cat: Cat) -> Cat:
     """A part that is itself a Cat along the same positions gives its parts to the outer one."""
-    if not any(isinstance(p.body, Cat) and p.body.axis is p.sub for p in cat.parts):
+    if not any(isinstance(p.body, Cat) and p.body.axis is p.axis for p in cat.parts):
         return cat
     parts: list[Part] = []
     for p in cat.parts:
-        if isinstance(p.body, Cat) and p.body.axis is p.sub:
-            parts += [Part(tuple(p.at[i] for i in q.at), q.sub, q.body) for q in opened(p.body).parts]
+        if isinstance(p.body, Cat) and p.body.axis is p.axis:
+            for q in flatten_nested(p.body).parts:
+                parts.append(Part(tuple(p.positions[i] for i in q.positions), q.axis, q.body))
         else:
             parts.append(p)
-    return Cat(cat.axis, tuple(parts), cat.tidy)
+    return Cat(cat.axis, tuple(parts), cat.keep_split)
 
 
 def _biggest_first(body: Body) -> list[Leaf]:

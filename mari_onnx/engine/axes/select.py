@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mari_onnx.engine.axes.materialize import as_leaf, opened
+from mari_onnx.engine.axes.materialize import as_leaf, flatten_nested
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import derive, map_form
@@ -24,7 +24,7 @@ from mari_onnx.engine.ir.value import (
 )
 from mari_onnx.model.dims import Size, static
 
-MAX_TIDY = 6
+MAX_SPLIT = 6
 """Parts up to which a Cat that was computed by parts stays as it is."""
 ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Relu", "Sigmoid", "Tanh", "Neg", "Identity"}
 
@@ -40,14 +40,14 @@ def take(b: Builder, body: Body, axis: Axis, at: Sequence[int], new: Axis | None
         return derive(body, leaf, lambda form: take(b, form, axis, at, new))
     if isinstance(body, Cat):
         if body.axis is not axis:
-            parts = tuple(Part(p.at, p.sub, take(b, p.body, axis, at, new)) for p in body.parts)
-            return Cat(body.axis, parts, body.tidy)
+            parts = tuple(p.with_body(take(b, p.body, axis, at, new)) for p in body.parts)
+            return Cat(body.axis, parts, body.keep_split)
         if list(at) == list(range(len(at))) and len(at) == axis.size and new is not None:
-            return Cat(new, body.parts, body.tidy)
-        if len(set(at)) < len(at) and not body.tidy:
+            return Cat(new, body.parts, body.keep_split)
+        if len(set(at)) < len(at) and not body.keep_split:
             # positions taken several times (pairs of fields): blocks first, then one Gather a block
-            return take(b, neat(b, body), axis, at, new)
-        owner = {p: (k, i) for k, part in enumerate(body.parts) for i, p in enumerate(part.at)}
+            return take(b, coalesce(b, body), axis, at, new)
+        owner = {p: (k, i) for k, part in enumerate(body.parts) for i, p in enumerate(part.positions)}
         hits: dict[int, list[tuple[int, int]]] = {}
         for place, p in enumerate(at):
             k, i = owner[p]
@@ -55,17 +55,17 @@ def take(b: Builder, body: Body, axis: Axis, at: Sequence[int], new: Axis | None
         if len(hits) == 1:
             ((k, found),) = hits.items()
             part = body.parts[k]
-            if part.sub is None:
+            if part.axis is None:
                 return part.body
-            return take(b, part.body, part.sub, [i for _, i in found], new)
+            return take(b, part.body, part.axis, [i for _, i in found], new)
         assert new is not None
         pieces: list[Part] = []
         for k, found in hits.items():
             part = body.parts[k]
             sub = Axis(len(found)) if len(found) > 1 else None
-            inner = part.body if part.sub is None else take(b, part.body, part.sub, [i for _, i in found], sub)
+            inner = part.body if part.axis is None else take(b, part.body, part.axis, [i for _, i in found], sub)
             pieces.append(Part(tuple(place for place, _ in found), sub, inner))
-        return Cat(new, tuple(pieces), body.tidy)
+        return Cat(new, tuple(pieces), body.keep_split)
     return map_form(body, lambda item: take(b, item, axis, at, new))
 
 
@@ -119,43 +119,43 @@ def cut(b: Builder, body: Body, axis: Axis, start: int, stop: int, new: Axis | N
         return derive(body, leaf, lambda form: cut(b, form, axis, start, stop, new, size))
     if isinstance(body, Cat):
         assert body.axis is not axis
-        parts = (Part(p.at, p.sub, cut(b, p.body, axis, start, stop, new, size)) for p in body.parts)
+        parts = (p.with_body(cut(b, p.body, axis, start, stop, new, size)) for p in body.parts)
         return Cat(body.axis, tuple(parts))
     return map_form(body, lambda item: cut(b, item, axis, start, stop, new, size))
 
 
-def neat(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Body:
+def coalesce(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Body:
     """At most one part for each set of axes that parts vary along: one a kind, however the source interleaved them."""
-    cat = opened(cat)
+    cat = flatten_nested(cat)
     if any(isinstance(p.body, (Sum, Prod)) for p in cat.parts):
         return cat  # a form: nothing is written
-    if cat.tidy and len(cat.parts) <= MAX_TIDY and cat.parts[0].at != tuple(range(static(cat.axis.size))):
+    if cat.keep_split and len(cat.parts) <= MAX_SPLIT and cat.parts[0].positions != tuple(range(static(cat.axis.size))):
         return cat
     repeated = _repeated(b, cat, order)
     if repeated is not None:
         return repeated
     classes: dict[object, list[Part]] = {}
     for part in cat.parts:
-        classes.setdefault(_signature(part.body, part.sub), []).append(part)
+        classes.setdefault(_signature(part.body, part.axis), []).append(part)
     _adopt(classes)
     parts = [members[0] if len(members) == 1 else _join(b, cat.axis, members, order) for members in classes.values()]
     if len(parts) == 1:
         (part,) = parts
         body = part.body
-        if part.sub is not None:
-            if part.at != tuple(range(len(part.at))):
-                back = sorted(range(len(part.at)), key=part.at.__getitem__)
-                body = take(b, body, part.sub, back, cat.axis)
+        if part.axis is not None:
+            if part.positions != tuple(range(len(part.positions))):
+                back = sorted(range(len(part.positions)), key=part.positions.__getitem__)
+                body = take(b, body, part.axis, back, cat.axis)
             else:
-                body = rename(body, {part.sub: cat.axis})
+                body = rename(body, {part.axis: cat.axis})
             # an axis that was taken apart and is whole again leaves a Cat along another one, which may be untidy
-            return neat(b, body, order) if isinstance(body, Cat) and body.axis is not cat.axis else body
+            return coalesce(b, body, order) if isinstance(body, Cat) and body.axis is not cat.axis else body
     return Cat(cat.axis, tuple(parts), True)
 
 
 def _repeated(b: Builder, cat: Cat, order: Sequence[Axis]) -> Body | None:
     """Pieces that occur several times (a field in each of its pairs): each once, then rows of blocks by a Gather."""
-    if len(cat.parts) < 8 or any(p.sub is not None for p in cat.parts):
+    if len(cat.parts) < 8 or any(p.axis is not None for p in cat.parts):
         return None
     unique = {p.body: i for i, p in reversed(list(enumerate(cat.parts)))}
     if 2 * len(unique) > len(cat.parts) or len(unique) < 2:
@@ -167,8 +167,8 @@ def _repeated(b: Builder, cat: Cat, order: Sequence[Axis]) -> Body | None:
     inside = [axis if a is cat.axis else a for a in order]
     at = [0] * len(cat.parts)
     for p in cat.parts:
-        at[p.at[0]] = index[p.body]
-    return take(b, neat(b, each, inside), axis, at, cat.axis)
+        at[p.positions[0]] = index[p.body]
+    return take(b, coalesce(b, each, inside), axis, at, cat.axis)
 
 
 def _adopt(classes: dict[object, list[Part]]) -> None:
@@ -179,7 +179,7 @@ def _adopt(classes: dict[object, list[Part]]) -> None:
             continue
         for host in hosts:
             lead = classes[host][0]
-            if all(axes_of(p.body) - {p.sub} <= axes_of(lead.body) - {lead.sub} for p in parts):
+            if all(axes_of(p.body) - {p.axis} <= axes_of(lead.body) - {lead.axis} for p in parts):
                 classes[host] += parts
                 del classes[key]
                 break
@@ -191,13 +191,13 @@ def _shared(body: Body) -> bool:
 
 def _signature(body: Body, sub: Axis | None) -> object:
     if isinstance(body, Cat):
-        return "cat", body.axis, tuple((p.at, _signature(p.body, p.sub)) for p in body.parts)
+        return "cat", body.axis, tuple((p.positions, _signature(p.body, p.axis)) for p in body.parts)
     return axes_of(body) - {sub}, is_const(body)
 
 
 def _join(b: Builder, axis: Axis, parts: Sequence[Part], order: Sequence[Axis]) -> Part:
     """Several parts as one, their positions behind each other."""
-    at = tuple(p for part in parts for p in part.at)
+    at = tuple(p for part in parts for p in part.positions)
     sub = Axis(len(at))
     first = parts[0].body
     if isinstance(first, Leaf) and first.tensor.scalar is not None:
@@ -209,19 +209,19 @@ def _join(b: Builder, axis: Axis, parts: Sequence[Part], order: Sequence[Axis]) 
         return whole
     placed, start = [], 0
     for part in parts:
-        n = len(part.at)
-        placed.append(Part(tuple(range(start, start + n)), part.sub, part.body))
+        n = len(part.positions)
+        placed.append(Part(tuple(range(start, start + n)), part.axis, part.body))
         start += n
     if isinstance(first, Cat):
         inner = []
         for k, member in enumerate(first.parts):
-            column = [Part(p.at, p.sub, _align_sub(p.body, k, member, p.sub)) for p in placed]
-            inner.append(Part(member.at, member.sub, neat(b, Cat(sub, tuple(column)), order)))
+            column = [p.with_body(_align_sub(p.body, k, member, p.axis)) for p in placed]
+            inner.append(member.with_body(coalesce(b, Cat(sub, tuple(column)), order)))
         return Part(at, sub, Cat(first.axis, tuple(inner)))
-    lead = next((p for p in parts if isinstance(p.body, Leaf) and p.sub is not None and p.sub in p.body.axes), None)
+    lead = next((p for p in parts if isinstance(p.body, Leaf) and p.axis is not None and p.axis in p.body.axes), None)
     wanted: list[Axis] = []
     if lead is not None and isinstance(lead.body, Leaf):
-        wanted = [sub if a is lead.sub else a for a in lead.body.axes if a is not None]
+        wanted = [sub if a is lead.axis else a for a in lead.body.axes if a is not None]
     elif axis in order:
         varies = axes_of(first)
         wanted = rows_first([sub if a is axis else a for a in order if a is axis or a in varies])
@@ -242,15 +242,15 @@ def _rejoined(b: Builder, parts: Sequence[Part]) -> Part | None:
             return None
         leaf = part.body
         source, where, start = b.cuts.get(leaf.tensor.name, (None, -1, 0))
-        if source is None or leaf.axes[where] is not part.sub or (base is not None and (source, where) != (base, dim)):
+        if source is None or leaf.axes[where] is not part.axis or (base is not None and (source, where) != (base, dim)):
             return None
         rest = (*leaf.axes[:where], None, *leaf.axes[where + 1 :])
         if base is not None and rest != axes:
             return None
         base, dim, axes = source, where, rest
-        owners.update({start + i: p for i, p in enumerate(part.at)})
+        owners.update({start + i: p for i, p in enumerate(part.positions)})
     first, count = min(owners), len(owners)
-    if base is None or count != sum(len(p.at) for p in parts) or max(owners) != first + count - 1:
+    if base is None or count != sum(len(p.positions) for p in parts) or max(owners) != first + count - 1:
         return None
     sub = Axis(count)
     tensor = emit.pick(b, base, dim, range(first, first + count))
@@ -261,7 +261,7 @@ def _rejoined(b: Builder, parts: Sequence[Part]) -> Part | None:
 def _stacked(b: Builder, parts: Sequence[Part]) -> Part | None:
     """Equal ranges of one tensor on an axis of their own (heads, split and stacked): the tensor's axis, split."""
     first = parts[0].body
-    if len(parts) < 2 or not isinstance(first, Leaf) or any(p.sub is not None for p in parts):
+    if len(parts) < 2 or not isinstance(first, Leaf) or any(p.axis is not None for p in parts):
         return None
     if first.tensor.name not in b.cuts:
         return None
@@ -274,7 +274,7 @@ def _stacked(b: Builder, parts: Sequence[Part]) -> Part | None:
         source, where, start = b.cuts.get(p.body.tensor.name, (None, -1, 0))
         if source is not base or where != dim or p.body.tensor.known[dim] != size:
             return None
-        starts[start] = p.at[0]
+        starts[start] = p.positions[0]
     if not isinstance(size, int):
         return None
     begin, count = min(starts), len(parts)
@@ -294,4 +294,6 @@ def _align_sub(body: Body, k: int, member: Part, sub: Axis | None) -> Body:
     """Part k of a nested Cat, on the axis that the first of its column has."""
     assert isinstance(body, Cat)
     part = body.parts[k]
-    return rename(part.body, {part.sub: member.sub}) if part.sub is not None and member.sub is not None else part.body
+    if part.axis is None or member.axis is None:
+        return part.body
+    return rename(part.body, {part.axis: member.axis})

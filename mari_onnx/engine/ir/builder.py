@@ -55,7 +55,7 @@ class Builder:
         self.bounds: dict[str, float] = {}
         self.spans: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
         self.reshaped: dict[str, Tensor] = {}
-        self.turned: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
+        self.transposed: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
         self.cuts: dict[str, tuple[Tensor, int, int]] = {}
         self.picked: dict[str, tuple[Tensor, int, tuple[int, ...]]] = {}
         self._reserved = set(reserved)

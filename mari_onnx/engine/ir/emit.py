@@ -18,14 +18,14 @@ FILLED = {
 
 
 def transpose(b: Builder, t: Tensor, perm: Sequence[int]) -> Tensor:
-    if t.name in b.turned:
-        t, before = b.turned[t.name]
+    if t.name in b.transposed:
+        t, before = b.transposed[t.name]
         perm = [before[p] for p in perm]
     if list(perm) == list(range(len(perm))):
         return t
     out = b.emit("Transpose", [t], tuple(t.known[p] for p in perm), attrs={"perm": list(perm)})
     if not out.const:
-        b.turned[out.name] = (t, tuple(perm))
+        b.transposed[out.name] = (t, tuple(perm))
     return out
 
 

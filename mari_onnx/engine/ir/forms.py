@@ -19,21 +19,22 @@ def form_of(leaf: Leaf) -> Body | None:
     return rename(body, mapping)
 
 
-def opens(body: Body) -> bool:
+def has_cheaper_form(body: Body) -> bool:
     """Whether a leaf has a form of parts that vary less than it: a factor that is a constant would not be one."""
     if not isinstance(body, Leaf) or body.tensor.const or body.tensor.form is None:
         return False
-    if body.tensor.opens is None:
+    if body.tensor.cheaper is None:
         form = form_of(body)
-        body.tensor.opens = form is not None and _helps(form, axes_of(body), scaled=False)
-    return body.tensor.opens
+        body.tensor.cheaper = form is not None and _helps(form, axes_of(body), scaled=False)
+    return body.tensor.cheaper
 
 
 def with_form(leaf: Leaf, body: Body) -> Leaf:
     """Remember another way to compute a leaf, if it can be cheaper to contract than the leaf itself."""
     if leaf.tensor.form is None and not leaf.tensor.const and _helps(body, axes_of(leaf)):
         leaf.tensor.form = (leaf.axes, body)
-        opens(leaf)  # while what it is made of has been asked: a chain of forms may be deeper than Python recurses
+        # asked now, while the answer for what it is made of is known: forms can nest deeper than Python recurses
+        has_cheaper_form(leaf)
     return leaf
 
 
@@ -43,7 +44,7 @@ def _helps(body: Body, full: frozenset[Axis], scaled: bool = True) -> bool:
     scaled: but for one with a constant factor (a mask, the scale of a BatchNormalization), which goes into weights.
     """
     if isinstance(body, Leaf):
-        return axes_of(body) != full or (body.tensor.form is not None if scaled else opens(body))
+        return axes_of(body) != full or (body.tensor.form is not None if scaled else has_cheaper_form(body))
     if isinstance(body, Cat):
         return True
     items = body.terms if isinstance(body, Sum) else body.factors

@@ -42,16 +42,16 @@ class Tensor:
     """A tensor of the new graph.
 
     form: another way to compute it, over template axes of its dimensions, or what tells it.
-    opens: whether the form has parts that vary less (`forms.opens`), once that is known.
-    absorb: for a sum, the same sum with one more small term, which then is added to the other small ones first.
+    cheaper: whether the form has parts that vary less (`forms.has_cheaper_form`), once that is known.
+    add_later: for a sum, the same sum with one more small term, which then is added to the other small ones first.
     rescale: for a product with constants, the same product with its columns scaled at build time.
     source: the source tensor whose name it has.
     price: of an element, where it differs from the operator's usual one (`weigh`).
     """
 
     __slots__ = (
-        "_array", "_proto", "absorb", "deps", "dtype", "form", "name", "node", "opens", "price", "rescale", "shape",
-        "source",
+        "_array", "_proto", "add_later", "cheaper", "deps", "dtype", "form", "name", "node", "price", "rescale",
+        "shape", "source",
     )  # fmt: skip
 
     def __init__(
@@ -67,11 +67,11 @@ class Tensor:
         self.name, self.dtype, self.shape, self.deps, self.node = name, dtype, shape, deps, node
         self._array, self._proto = array, proto
         self.form: Form | Callable[[], Form | None] | None = None
-        self.opens: bool | None = None
+        self.cheaper: bool | None = None
         self.source: str | None = None
         self.price: float | None = None
         self.rescale: Callable[[tuple[Axis | None, ...], Leaf], Leaf] | None = None
-        self.absorb: Callable[[tuple[Axis | None, ...], Leaf], Leaf] | None = None
+        self.add_later: Callable[[tuple[Axis | None, ...], Leaf], Leaf] | None = None
 
     @property
     def const(self) -> bool:
@@ -123,21 +123,25 @@ class Leaf:
 class Part:
     """Positions along the Cat's axis, and their values.
 
-    sub: the body's own axis along them (None: one position).
+    axis: the body's own axis along them (None: one position).
     """
 
-    at: tuple[int, ...]
-    sub: Axis | None
+    positions: tuple[int, ...]
+    axis: Axis | None
     body: Body
+
+    def with_body(self, body: Body) -> Part:
+        """Another body at the same positions."""
+        return Part(self.positions, self.axis, body)
 
 
 @dataclass(frozen=True)
 class Cat:
-    """``tidy``: the parts were computed apart; joining those of one kind again would only copy them."""
+    """``keep_split``: the parts were computed apart; joining those of one kind again would only copy them."""
 
     axis: Axis
     parts: tuple[Part, ...]
-    tidy: bool = False
+    keep_split: bool = False
 
 
 @dataclass(frozen=True)
@@ -246,7 +250,7 @@ def axes_of(body: Body) -> frozenset[Axis]:
     if isinstance(body, Cat):
         found = {body.axis}
         for part in body.parts:
-            found |= axes_of(part.body) - {part.sub}
+            found |= axes_of(part.body) - {part.axis}
         return frozenset(found)
     items = body.terms if isinstance(body, Sum) else body.factors
     return frozenset().union(*(axes_of(item) for item in items))
@@ -261,8 +265,8 @@ def rename(body: Body, mapping: dict[Axis, Axis]) -> Body:
             return body
         return Leaf(body.tensor, tuple(mapping.get(a, a) if a is not None else None for a in body.axes))
     if isinstance(body, Cat):
-        parts = tuple(Part(p.at, p.sub, rename(p.body, mapping)) for p in body.parts)
-        return Cat(mapping.get(body.axis, body.axis), parts, body.tidy)
+        parts = tuple(p.with_body(rename(p.body, mapping)) for p in body.parts)
+        return Cat(mapping.get(body.axis, body.axis), parts, body.keep_split)
     if isinstance(body, Sum):
         return Sum(tuple(rename(t, mapping) for t in body.terms))
     return Prod(tuple(rename(f, mapping) for f in body.factors))
@@ -281,10 +285,10 @@ def _renewed(body: Body, mapping: dict[Axis, Axis]) -> Body:
         return rename(body, mapping)
     parts = []
     for p in body.parts:
-        sub = Axis(p.sub.size) if p.sub is not None else None
-        inside = mapping if p.sub is None or sub is None else {**mapping, p.sub: sub}
-        parts.append(Part(p.at, sub, _renewed(p.body, inside)))
-    return Cat(mapping.get(body.axis, body.axis), tuple(parts), body.tidy)
+        sub = Axis(p.axis.size) if p.axis is not None else None
+        inside = mapping if p.axis is None or sub is None else {**mapping, p.axis: sub}
+        parts.append(Part(p.positions, sub, _renewed(p.body, inside)))
+    return Cat(mapping.get(body.axis, body.axis), tuple(parts), body.keep_split)
 
 
 def is_const(body: Body) -> bool:

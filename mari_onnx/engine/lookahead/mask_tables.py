@@ -21,7 +21,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper
 
 from mari_onnx.engine.ir.nodes import evaluate, graphs, is_random
-from mari_onnx.engine.lookahead.shapes import SMALL, Shape, told
+from mari_onnx.engine.lookahead.shapes import MAX_KNOWN, Shape, infer_fallback
 from mari_onnx.model import tensors
 
 LIMIT = 1 << 21
@@ -192,7 +192,8 @@ class Tables:
             return
         if None in self.shapes.get(name, (None,)):
             sizes = [self.shape(x) for x in node.input]
-            self.shapes |= told(node, sizes, [self.constant(x) if x else None for x in node.input], self.opset)
+            constants = [self.constant(x) if x else None for x in node.input]
+            self.shapes |= infer_fallback(node, sizes, constants, self.opset)
         if node.op_type in ("Shape", "Size"):
             shape = self.shapes.get(node.input[0])
             if shape is not None and None not in shape:
@@ -290,7 +291,7 @@ class Tables:
     def _name(self, name: str) -> object:
         """What tells a tensor: a small constant's numbers, else the node that makes it."""
         array = self.constant(name)
-        if array is not None and array.size <= SMALL and array.dtype != object:
+        if array is not None and array.size <= MAX_KNOWN and array.dtype != object:
             return (str(array.dtype), array.shape, array.tobytes())
         return self._names.get(name, name)
 

@@ -18,7 +18,7 @@ OF_SIZES = frozenset({
     "Add", "Cast", "Concat", "Div", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze",
 })  # fmt: skip
 """What graphs do with sizes."""
-SMALL = 1024
+MAX_KNOWN = 1024
 """Elements up to which a constant is read."""
 INTS = (TensorProto.INT64, TensorProto.INT32)
 
@@ -63,7 +63,7 @@ def shapes(
     for proto in graph.initializer:
         if proto.name in given:
             continue
-        if proto.data_type in INTS and _elements(proto.dims) <= SMALL:
+        if proto.data_type in INTS and _elements(proto.dims) <= MAX_KNOWN:
             light.initializer.append(proto)
         else:
             light.input.append(helper.make_tensor_value_info(proto.name, proto.data_type, list(proto.dims)))
@@ -130,12 +130,12 @@ def integers(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
             elif a.name in ("value_int", "value_ints"):
                 found[node.output[0]] = np.asarray(helper.get_attribute_value(a))
     for name, proto in protos:
-        if proto.data_type in INTS and _elements(proto.dims) <= SMALL:
+        if proto.data_type in INTS and _elements(proto.dims) <= MAX_KNOWN:
             found[name] = numpy_helper.to_array(proto)
     return found
 
 
-def told(
+def infer_fallback(
     node: NodeProto, sizes: Sequence[tuple[int, ...] | None], constants: Sequence[np.ndarray | None], opset: int
 ) -> dict[str, Shape]:
     """Shapes of results that onnx's inference does not tell, as it follows no slices of shapes.
@@ -204,7 +204,7 @@ def _at(size: Size, candidates: int) -> int | None:
 def _large(node: NodeProto) -> TensorProto | None:
     """The tensor of a large Constant."""
     found = next((a.t for a in node.attribute if node.op_type == "Constant" and a.name == "value"), None)
-    return found if found is not None and _elements(found.dims) > SMALL else None
+    return found if found is not None and _elements(found.dims) > MAX_KNOWN else None
 
 
 def _elements(dims: Sequence[int]) -> int:

@@ -35,7 +35,7 @@ WIDE = 64
 """Elements behind the axes that change places from which it does not matter how they are moved."""
 NARROW = 8
 """The width from which SkipLayerNormalization is the slower one; of 4 columns it takes half as long."""
-SMALL = 8192
+MIN_ELEMENTS = 8192
 """Elements up to which the two Reshapes cost more than they save."""
 
 
@@ -149,7 +149,7 @@ def _slow_in_place(node: Node) -> bool:
     width, free = shape[-1], sum(not isinstance(s, int) for s in shape)
     if axis not in (-1, len(shape) - 1) or not isinstance(width, int) or free != 1 or 0 in shape:
         return False
-    return width % VECTOR != 0 and 1 < width < LONG and volume([Axis(s) for s in shape]) > SMALL
+    return width % VECTOR != 0 and 1 < width < LONG and volume([Axis(s) for s in shape]) > MIN_ELEMENTS
 
 
 def _not_in_place(b: Builder, node: Node) -> list[Node]:
@@ -200,7 +200,7 @@ def _swap(node: Node) -> Swap | None:
     groups = (plain[:front], plain[front : front + tail - cut], plain[front + tail - cut : tail], plain[tail:])
     sizes = tuple(product(shape[p] for p in group) for group in groups)
     o, a, c, i = sizes
-    if not isinstance(i, int) or not 1 < i <= WIDE or volume([Axis(s) for s in shape]) < SMALL:
+    if not isinstance(i, int) or not 1 < i <= WIDE or volume([Axis(s) for s in shape]) < MIN_ELEMENTS:
         return None
     if sum(not isinstance(s, int) for s in node.outputs[0].known) != 1:
         return None

@@ -161,7 +161,7 @@ def _without(value: Value) -> int:
     body, group = value.body, frozenset(value.known[0])
     if not isinstance(body, Cat) or (body.axis,) != value.known[2]:
         return 0
-    return sum(len(p.at) for p in body.parts if not group <= axes_of(p.body))
+    return sum(len(p.positions) for p in body.parts if not group <= axes_of(p.body))
 
 
 def _heads(ctx: Context, step: Steps) -> list[Value]:

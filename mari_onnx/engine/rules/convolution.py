@@ -31,7 +31,7 @@ from mari_onnx.engine.rules.windows import Run, Windows, _along, by_windows, joi
 
 MAX_MIXED = 8
 """Windows over both sides that become products of their own."""
-SMALL = "some channels vary less, but apart they would cost more than they save"
+TOO_FEW = "some channels vary less, but apart they would cost more than they save"
 
 
 @rule("Conv")
@@ -211,7 +211,7 @@ def _channels(ctx: Context, kernel: Kernel) -> list[Value] | None:
     kinds: dict[tuple[frozenset[Axis], bool], list[int]] = {}
     for part in value.body.parts:
         varies = axes_of(part.body)
-        kinds.setdefault((varies & batch, bool(varies & inner) or not inner), []).extend(part.at)
+        kinds.setdefault((varies & batch, bool(varies & inner) or not inner), []).extend(part.positions)
     full = frozenset().union(*(axes for axes, _ in kinds))
     each, positions_of = _sizes(kernel, value)
     result = positions_of * kernel.weight.shape[0] * volume(full)
@@ -221,7 +221,7 @@ def _channels(ctx: Context, kernel: Kernel) -> list[Value] | None:
     if len(kinds) < 2:
         return None
     if apart + (len(kinds) - 1) * (SPREAD * result + piece_cost()) >= whole:
-        ctx.b.notes.append(SMALL)
+        ctx.b.notes.append(TOO_FEW)
         return None
     terms = []
     for k, (_, at) in enumerate(sorted(kinds.items(), key=lambda item: (volume(item[0][0]), item[0][1]))):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from mari_onnx.engine.algebra.sums import binary, keep, stretch, thin
+from mari_onnx.engine.algebra.sums import binary, broadcast_layout, drop_uniform_axes, keep
 from mari_onnx.engine.axes.align import align
 from mari_onnx.engine.axes.blockwise import zip_bodies
 from mari_onnx.engine.batching import Through, run
@@ -49,8 +49,8 @@ def microsoft(ctx: Context) -> list[Value]:
 
 def _copy(ctx: Context, leaves: list[Leaf], order: list[Axis], dtype: int) -> Leaf:
     """The node itself on one block."""
-    leaves = [thin(ctx.b, leaf) for leaf in leaves]
-    tensors, axes = stretch(ctx.b, leaves, order)
+    leaves = [drop_uniform_axes(ctx.b, leaf) for leaf in leaves]
+    tensors, axes = broadcast_layout(ctx.b, leaves, order)
     if ctx.node.domain and tensors[0].known == ():
         # kernels of com.microsoft want a dimension
         tensors[0], axes = emit.reshape(ctx.b, tensors[0], [1]), (None,)
@@ -95,7 +95,7 @@ def where(ctx: Context) -> list[Value]:
     order = [a for g in groups for a in g]
 
     def visit(leaves: list[Leaf]) -> Body:
-        condition, x, y = (thin(ctx.b, leaf) for leaf in leaves)
+        condition, x, y = (drop_uniform_axes(ctx.b, leaf) for leaf in leaves)
         chosen = condition.tensor.scalar if not axes_of(condition) else None
         if chosen is not None:
             return x if chosen else y

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from mari_onnx.engine.axes.align import align, single
-from mari_onnx.engine.axes.select import neat, take
+from mari_onnx.engine.axes.select import coalesce, take
 from mari_onnx.engine.cost.time_model import COPY, node_cost, volume
 from mari_onnx.engine.ir.value import Axis, Cat, Part, Value, axes_of, rename
 from mari_onnx.engine.rule import Context, from_array
@@ -27,7 +27,7 @@ def grouped(ctx: Context, x: Value, weight: np.ndarray, count: int) -> Value | N
     if x.shape[1] != count * per or not (isinstance(x.body, Cat) or set(x.known[1]) - axes_of(x.body)):
         return None
     kernel = weight.reshape(count, -1, per)
-    x = Value(x.groups, neat(b, x.body, x.axes) if isinstance(x.body, Cat) else x.body, x.dtype)
+    x = Value(x.groups, coalesce(b, x.body, x.axes) if isinstance(x.body, Cat) else x.body, x.dtype)
     apart = regroup(ctx, x, [x.shape[0], count, per, *x.shape[2:]])
     if isinstance(apart.body, Cat) or set(apart.known[1] + apart.known[2]) - axes_of(apart.body):
         w = from_array(b, kernel, x.dtype)
@@ -55,9 +55,9 @@ def grouped(ctx: Context, x: Value, weight: np.ndarray, count: int) -> Value | N
 def _saves(ctx: Context, cat: Cat, shape: tuple[int, ...]) -> bool:
     """Whether channels of fewer axes save more than products of each group, and putting them together, cost."""
     count, wide, _ = shape
-    kinds = [axes_of(p.body) - {p.sub} for p in cat.parts]
+    kinds = [axes_of(p.body) - {p.axis} for p in cat.parts]
     full = frozenset().union(*kinds)
-    saved = sum(len(p.at) * wide * (volume(full) - volume(k)) for p, k in zip(cat.parts, kinds, strict=True))
+    saved = sum(len(p.positions) * wide * (volume(full) - volume(k)) for p, k in zip(cat.parts, kinds, strict=True))
     if saved > count * 3 * node_cost() + COPY * volume(full) * count * wide:
         return True
     if any(k != full for k in kinds):

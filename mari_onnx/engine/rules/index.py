@@ -123,7 +123,7 @@ def gather_nd(ctx: Context) -> list[Value]:
             return [masked(ctx, x, places)]
     index = ctx.array(1)
     if index is None:
-        return [_rows(ctx, x, batch)]
+        return [_looked_up_rows(ctx, x, batch)]
     depth = index.shape[-1]
     if batch or not all(isinstance(x.shape[d], int) for d in range(depth)):
         raise Decline("GatherND over a dynamic or batch axis")
@@ -142,7 +142,7 @@ def flat_positions(index: np.ndarray, sizes: Sequence[int]) -> list[int]:
     return [int(i) for i in flat.reshape(-1)]
 
 
-def _rows(ctx: Context, x: Value, batch: int) -> Value:
+def _looked_up_rows(ctx: Context, x: Value, batch: int) -> Value:
     """Look-ups by computed coordinates."""
     if batch:
         (value,) = run(ctx, [Through((d, d), (d,)) for d in range(batch)])

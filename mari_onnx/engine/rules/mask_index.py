@@ -24,7 +24,6 @@ from mari_onnx.engine.ir.value import (
     Cat,
     Decline,
     Leaf,
-    Part,
     Places,
     Tensor,
     Value,
@@ -103,7 +102,7 @@ def masked(ctx: Context, x: Value, places: Places) -> Value:
     if not all(ctx.b.same(a, c) for a, c in zip(x.shape[:depth], places.shape, strict=True)):
         raise Decline("the mask does not have the data's shape")
     if places.rows is not None:
-        return merged(ctx, _rows(ctx, x, places.rows, places.bit), 0, depth)
+        return merged(ctx, _chosen_rows(ctx, x, places.rows, places.bit), 0, depth)
     value = positions(ctx, merged(ctx, x, places.free, depth), places.free, places.flat)
     return merged(ctx, value, 0, places.free + 1)
 
@@ -117,7 +116,7 @@ def flat_masked(ctx: Context, x: Value, at: int, places: Places) -> Value:
     return merged(ctx, positions(ctx, value, at + 1, places.flat), at, at + 2)
 
 
-def _rows(ctx: Context, x: Value, rows: Size, bit: Tensor | None) -> Value:
+def _chosen_rows(ctx: Context, x: Value, rows: Size, bit: Tensor | None) -> Value:
     """As many rows of x as the bit picks; of what does not vary along them, one as before.
 
     The one row is there even if none is picked. Its integers are 0 then: as ids they may be what the mask is to keep
@@ -130,7 +129,7 @@ def _rows(ctx: Context, x: Value, rows: Size, bit: Tensor | None) -> Value:
 
     def cut(body: Body) -> Body:
         if isinstance(body, Cat) and body.axis is not axis:
-            return Cat(body.axis, tuple(Part(p.at, p.sub, cut(p.body)) for p in body.parts), body.tidy)
+            return Cat(body.axis, tuple(p.with_body(cut(p.body)) for p in body.parts), body.keep_split)
         if axis not in axes_of(body):
             if not isinstance(body, Leaf) or bit is None or x.dtype not in IDS or is_const(body):
                 return body

@@ -20,16 +20,16 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from mari_onnx.engine.algebra.contract import reduce_sum
-from mari_onnx.engine.algebra.sums import add, binary, multiply, thin
+from mari_onnx.engine.algebra.sums import add, binary, drop_uniform_axes, multiply
 from mari_onnx.engine.axes.align import align
 from mari_onnx.engine.axes.blockwise import zip_bodies
 from mari_onnx.engine.axes.materialize import as_leaf
-from mari_onnx.engine.axes.select import neat
+from mari_onnx.engine.axes.select import coalesce
 from mari_onnx.engine.batching import MAPPED, run
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import with_form
-from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Leaf, Part, Prod, Sum, Value, axes_of, rename
+from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Leaf, Prod, Sum, Value, axes_of, rename
 from mari_onnx.engine.rule import Context, from_array, normal, rule
 from mari_onnx.engine.rules.reduce import mean
 from mari_onnx.engine.rules.structure import regroup
@@ -83,7 +83,7 @@ def _by_groups(ctx: Context, x: Value) -> Value | None:
     channels = x.shape[1] if x.rank > 1 else 0
     if not isinstance(channels, int) or channels % number:
         return None
-    body = neat(b, x.body) if isinstance(x.body, Cat) else x.body
+    body = coalesce(b, x.body) if isinstance(x.body, Cat) else x.body
     x = Value(x.groups, body, x.dtype)
     try:
         grouped = regroup(ctx, x, [x.shape[0], number, channels // number, *x.shape[2:]])
@@ -119,40 +119,40 @@ def _form(
 ) -> Body | None:
     b = ctx.b
     body = x.body
-    tidy = neat(b, body, x.axes) if isinstance(body, Cat) else body
-    if not isinstance(tidy, Cat) or len({axes_of(p.body) - {p.sub} for p in tidy.parts}) < 2:
+    joined = coalesce(b, body, x.axes) if isinstance(body, Cat) else body
+    if not isinstance(joined, Cat) or len({axes_of(p.body) - {p.axis} for p in joined.parts}) < 2:
         return None
     epsilon = ctx.attr("epsilon", 1e-5)
     order = [a for a in x.axes if a not in k]
     if ctx.node.op_type != "LayerNormalization":
-        square = zip_bodies(b, [tidy], lambda ls: binary(b, "Mul", ls[0], ls[0]))
+        square = zip_bodies(b, [joined], lambda ls: binary(b, "Mul", ls[0], ls[0]))
         spread = mean(b, square, k, order)
-        centred: Body = tidy
+        centred: Body = joined
     else:
-        tidy = _shifted(b, tidy, k, order)
-        m = mean(b, tidy, k, order)
-        spread = variance(b, tidy, m, k, order)
-        centred = Sum((tidy, zip_bodies(b, [m], lambda ls: _minus(b, ls[0]))))
+        joined = _shifted(b, joined, k, order)
+        m = mean(b, joined, k, order)
+        spread = variance(b, joined, m, k, order)
+        centred = Sum((joined, zip_bodies(b, [m], lambda ls: _minus(b, ls[0]))))
     inverse = as_leaf(b, inverse_root(b, spread, epsilon), order)
     weight = Leaf(b.const(scale, x.dtype), tuple(a for g in x.known[axis:] for a in g))
     if any(len(g) != 1 for g in x.known[axis:]) or scale.ndim != x.rank - axis:
         return None
-    form: Body = Prod((inverse, thin(b, weight), centred))
+    form: Body = Prod((inverse, drop_uniform_axes(b, weight), centred))
     if bias is not None:
-        form = Sum((form, thin(b, Leaf(b.const(bias, x.dtype), weight.axes))))
+        form = Sum((form, drop_uniform_axes(b, Leaf(b.const(bias, x.dtype), weight.axes))))
     return form
 
 
-def _shifted(b: Builder, tidy: Cat, k: frozenset[Axis], order: list[Axis]) -> Cat:
+def _shifted(b: Builder, joined: Cat, k: frozenset[Axis], order: list[Axis]) -> Cat:
     """The same less the mean of the user's part: it normalizes alike, and no common offset cancels in the product."""
-    own = min(tidy.parts, key=lambda p: len(axes_of(p.body)))
-    inner = k - {tidy.axis} | (frozenset({own.sub}) if own.sub is not None else frozenset())
+    own = min(joined.parts, key=lambda p: len(axes_of(p.body)))
+    inner = k - {joined.axis} | (frozenset({own.axis}) if own.axis is not None else frozenset())
     offset = mean(b, own.body, inner, order)
     parts = []
-    for p in tidy.parts:
+    for p in joined.parts:
         body = zip_bodies(b, [p.body, offset], lambda ls: binary(b, "Sub", ls[0], ls[1], order))
-        parts.append(Part(p.at, p.sub, body))
-    return Cat(tidy.axis, tuple(parts), True)
+        parts.append(p.with_body(body))
+    return Cat(joined.axis, tuple(parts), True)
 
 
 def _minus(b: Builder, leaf: Leaf) -> Leaf:
@@ -173,7 +173,7 @@ def _deviations(b: Builder, body: Body, m: Body, k: frozenset[Axis], order: list
     if isinstance(body, Cat) and body.axis in k:
         sums = []
         for p in body.parts:
-            inner = k - {body.axis} | ({p.sub} if p.sub else frozenset())
+            inner = k - {body.axis} | ({p.axis} if p.axis else frozenset())
             sums.append(_deviations(b, p.body, m, inner, order))
         return add(b, sums, order)
     own = mean(b, body, k, order)

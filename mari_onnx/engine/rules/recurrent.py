@@ -16,7 +16,7 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from mari_onnx.engine.axes.align import align, single
-from mari_onnx.engine.axes.select import neat
+from mari_onnx.engine.axes.select import coalesce
 from mari_onnx.engine.batching import MAPPED, run
 from mari_onnx.engine.cost.time_model import piece_cost, volume
 from mari_onnx.engine.ir.value import Axis, Cat, Value, axes_of, fresh, is_const, leaves
@@ -84,7 +84,7 @@ def _steps(ctx: Context) -> Steps | None:
     if not isinstance(size, int) or size < 2 or not _full(ctx, size):
         return None
     x, axis = single(ctx.b, x, at)
-    body = neat(ctx.b, x.body) if isinstance(x.body, Cat) else x.body
+    body = coalesce(ctx.b, x.body) if isinstance(x.body, Cat) else x.body
     if not isinstance(body, Cat) or body.axis is not axis:
         return None
     x = Value(x.groups, body, x.dtype)

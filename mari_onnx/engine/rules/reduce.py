@@ -15,10 +15,10 @@ from mari_onnx.engine.algebra.contract import reduce_sum, weighted_sum
 from mari_onnx.engine.algebra.sums import binary, cast_size, multiply
 from mari_onnx.engine.analysis.magnitude import bound
 from mari_onnx.engine.axes.blockwise import zip_bodies
-from mari_onnx.engine.axes.select import neat
+from mari_onnx.engine.axes.select import coalesce
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
-from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Value, axes_of, within
+from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Group, Leaf, Value, axes_of, within
 from mari_onnx.engine.rule import Context, normal, rule
 from mari_onnx.engine.rules.products import FLOATS
 from mari_onnx.model.dims import product
@@ -94,12 +94,12 @@ def unary(b: Builder, op: str, body: Body) -> Body:
 def mean(b: Builder, body: Body, k: frozenset[Axis], order: list[Axis]) -> Body:
     """The mean over axes; those on which nothing varies drop out."""
     if isinstance(body, Cat):
-        body = neat(b, body, order)
+        body = coalesce(b, body, order)
     varies = k & axes_of(body)
     if not varies:
         return body
     if isinstance(body, Cat) and body.axis not in varies:
-        parts = (Part(p.at, p.sub, mean(b, p.body, k, within(order, body.axis, p.sub))) for p in body.parts)
+        parts = (p.with_body(mean(b, p.body, k, within(order, body.axis, p.axis))) for p in body.parts)
         return Cat(body.axis, tuple(parts), True)
     if isinstance(body, Leaf) and weighted_sum(b, body, varies, order) is None:
         at = [i for i, a in enumerate(body.axes) if a in varies]
@@ -166,7 +166,7 @@ def _filled(b: Builder, body: Body, k: frozenset[Axis]) -> None:
 def extreme(b: Builder, op: str, body: Body, k: frozenset[Axis]) -> Body:
     """Max, Min or Prod over axes, by parts."""
     if isinstance(body, Cat):
-        body = neat(b, body)
+        body = coalesce(b, body)
     if op == "Prod" and any(k_ - axes_of(leaf) for leaf, k_ in _cells(body, k)):
         raise Decline("a product over repeated elements")
     k = k & axes_of(body)
@@ -179,7 +179,7 @@ def extreme(b: Builder, op: str, body: Body, k: frozenset[Axis]) -> Body:
         join = "Mul" if op == "Prod" else op
         results = []
         for p in cat.parts:
-            inner = k - {cat.axis} | ({p.sub} if p.sub and p.sub in axes_of(p.body) else frozenset())
+            inner = k - {cat.axis} | ({p.axis} if p.axis and p.axis in axes_of(p.body) else frozenset())
             results.append(extreme(b, op, p.body, inner))
         total = results[0]
         for other in results[1:]:
@@ -193,7 +193,7 @@ def _cells(body: Body, k: frozenset[Axis]) -> Iterator[tuple[Leaf, frozenset[Axi
     """Every leaf with the reduced axes as its part has them."""
     if isinstance(body, Cat):
         for p in body.parts:
-            inner = k - {body.axis} | ({p.sub} if p.sub is not None and body.axis in k else frozenset())
+            inner = k - {body.axis} | ({p.axis} if p.axis is not None and body.axis in k else frozenset())
             yield from _cells(p.body, inner)
     elif isinstance(body, Leaf):
         yield body, k

@@ -14,7 +14,17 @@ from onnx import TensorProto, numpy_helper
 
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.value import Axis, Decline, Group, Leaf, Value
-from mari_onnx.engine.rule import INTS, SMALL, Context, from_array, from_sizes, from_tensor, normal, rule, symbolic
+from mari_onnx.engine.rule import (
+    INTS,
+    MAX_SYMBOLIC,
+    Context,
+    from_array,
+    from_sizes,
+    from_tensor,
+    normal,
+    rule,
+    symbolic,
+)
 from mari_onnx.model.dims import Dim, Size, divide, product, static
 
 SYMBOLIC = {
@@ -65,7 +75,7 @@ def constant_of_shape(ctx: Context) -> list[Value]:
     groups: list[Group] = [(Axis(s),) if s != 1 else () for s in sizes if s is not None]
     value = ctx.value(groups, Leaf(scalar, ()), dtype)
     fixed = [s for s in sizes if isinstance(s, int)]
-    if dtype in INTS and len(fixed) == len(sizes) and static(product(fixed)) <= SMALL:
+    if dtype in INTS and len(fixed) == len(sizes) and static(product(fixed)) <= MAX_SYMBOLIC:
         value.sym = np.full(fixed, int(array.reshape(())), dtype=object)
     return [value]
 

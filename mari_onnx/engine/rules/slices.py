@@ -13,8 +13,8 @@ import numpy as np
 from mari_onnx.engine.axes.align import single
 from mari_onnx.engine.axes.select import cut, take
 from mari_onnx.engine.ir import emit
-from mari_onnx.engine.ir.forms import opens
-from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Value, is_const
+from mari_onnx.engine.ir.forms import has_cheaper_form
+from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Group, Leaf, Value, is_const
 from mari_onnx.engine.rule import Context, normal, rule
 from mari_onnx.engine.rules.structure import regroup
 from mari_onnx.model.dims import Dim, Size, divide
@@ -185,11 +185,11 @@ def _apart(ctx: Context, x: Value, at: int, sizes: Sequence[int]) -> list[Value]
             if any(column is None for column in columns):
                 return None
             return [
-                Cat(body.axis, tuple(Part(p.at, p.sub, c[i]) for p, c in zip(body.parts, columns, strict=True) if c),
-                    body.tidy)
+                Cat(body.axis, tuple(p.with_body(c[i]) for p, c in zip(body.parts, columns, strict=True) if c),
+                    body.keep_split)
                 for i in range(len(sizes))
             ]  # fmt: skip
-        if not isinstance(body, Leaf) or group[0] not in body.axes or opens(body):
+        if not isinstance(body, Leaf) or group[0] not in body.axes or has_cheaper_form(body):
             return None
         i = body.axes.index(group[0])
         tensors = emit.split(ctx.b, body.tensor, i, list(sizes))

@@ -26,8 +26,8 @@ from mari_onnx.engine.algebra.sums import add, binary, multiply
 from mari_onnx.engine.analysis.intervals import span
 from mari_onnx.engine.analysis.magnitude import bound
 from mari_onnx.engine.axes.blockwise import zip_bodies
-from mari_onnx.engine.axes.materialize import as_block, as_leaf, opened
-from mari_onnx.engine.axes.select import neat, take
+from mari_onnx.engine.axes.materialize import as_block, as_leaf, flatten_nested
+from mari_onnx.engine.axes.select import coalesce, take
 from mari_onnx.engine.batching import MAPPED, run
 from mari_onnx.engine.cost.time_model import CALL, COPY, ELEMENT, MASKED, SPREAD, element, node_cost, volume
 from mari_onnx.engine.ir import emit
@@ -79,12 +79,12 @@ def softmax(ctx: Context) -> list[Value | None]:
         return run(ctx, MAPPED["", "Softmax"](ctx))
     order = list(x.axes)
     before = len(ctx.b.notes)
-    body = _rows(ctx.b, x.body, k, order)
+    body = _softmax_body(ctx.b, x.body, k, order)
     if MASKED_ROWS in ctx.b.notes[before:]:
         floor = unread(ctx.node.output[0])
         if floor > -math.inf:
             del ctx.b.notes[before:]
-            body = _rows(ctx.b, x.body, k, order, floor)
+            body = _softmax_body(ctx.b, x.body, k, order, floor)
     return [ctx.value(x.known, body, x.dtype)]
 
 
@@ -105,27 +105,27 @@ def _row_axis(ctx: Context, x: Value) -> Axis | None:
     return row[0] if len(row) == 1 else None
 
 
-def _rows(b: Builder, body: Body, k: Axis, order: list[Axis], floor: float = -math.inf) -> Body:
+def _softmax_body(b: Builder, body: Body, k: Axis, order: list[Axis], floor: float = -math.inf) -> Body:
     """Softmax along ``k``: row blocks apart, then the blocks within a row.
 
     floor: what the largest score of each row is at least.
     """
     if isinstance(body, Cat):
-        tidy = neat(b, body, order)
-        if not isinstance(tidy, Cat):
-            return _rows(b, tidy, k, order, floor)
-        p = tidy.parts[0]
-        if len(tidy.parts) == 1 and tidy.axis is k and p.sub is not None:
-            return Cat(k, (Part(p.at, p.sub, _rows(b, p.body, p.sub, within(order, k, p.sub), floor)),), True)
-        if tidy.axis is not k:
-            whole = _whole_grid(b, tidy, k, order, floor)
+        joined = coalesce(b, body, order)
+        if not isinstance(joined, Cat):
+            return _softmax_body(b, joined, k, order, floor)
+        p = joined.parts[0]
+        if len(joined.parts) == 1 and joined.axis is k and p.axis is not None:
+            return Cat(k, (p.with_body(_softmax_body(b, p.body, p.axis, within(order, k, p.axis), floor)),), True)
+        if joined.axis is not k:
+            whole = _whole_grid(b, joined, k, order, floor)
             if whole is not None:
                 return whole
             parts = []
-            for p in tidy.parts:
-                parts.append(Part(p.at, p.sub, _rows(b, p.body, k, within(order, tidy.axis, p.sub), floor)))
-            return Cat(tidy.axis, tuple(parts), True)
-        return _row(b, tidy, order, floor)
+            for p in joined.parts:
+                parts.append(p.with_body(_softmax_body(b, p.body, k, within(order, joined.axis, p.axis), floor)))
+            return Cat(joined.axis, tuple(parts), True)
+        return _row(b, joined, order, floor)
     assert isinstance(body, Leaf)
     return _plain(b, unshifted(b, body, k), k)
 
@@ -135,19 +135,19 @@ def _whole_grid(b: Builder, grid: Cat, k: Axis, order: list[Axis], floor: float)
     rows = []
     places: tuple[int, ...] | None = None
     for p in grid.parts:
-        row = opened(p.body) if isinstance(p.body, Cat) else p.body
+        row = flatten_nested(p.body) if isinstance(p.body, Cat) else p.body
         if isinstance(row, Cat):
             if row.axis is not k or any(not isinstance(q.body, Leaf) for q in row.parts) or _pays(b, row, floor):
                 return None
-            row = as_block(b, row, within(order, grid.axis, p.sub))
+            row = as_block(b, row, within(order, grid.axis, p.axis))
             (q,) = row.parts
-            if places is not None and q.at != places:
+            if places is not None and q.positions != places:
                 return None
-            places = q.at
+            places = q.positions
         elif not isinstance(row, Leaf) or row.tensor.const:
             return None
         rows.append((p, row))
-    kinds = {axes_of(row) - {p.sub} for p, row in rows}
+    kinds = {axes_of(row) - {p.axis} for p, row in rows}
     if len(kinds) != 1 or len(rows) < 2 or (places is not None and any(isinstance(row, Leaf) for _, row in rows)):
         return None
     # the product with V is one batched MatMul then, not one for each kind of rows
@@ -159,13 +159,13 @@ def _whole_grid(b: Builder, grid: Cat, k: Axis, order: list[Axis], floor: float)
     for p, row in rows:
         assert isinstance(row, Cat)
         (q,) = row.parts
-        assert q.sub is not None
-        parts.append(Part(p.at, p.sub, rename(q.body, {q.sub: inner})))
+        assert q.axis is not None
+        parts.append(p.with_body(rename(q.body, {q.axis: inner})))
     block = as_block(b, Cat(grid.axis, tuple(parts), True), [inner if a is k else a for a in order])
     (part,) = block.parts
     assert isinstance(part.body, Leaf)
     weights = Part(places, inner, _plain(b, part.body, inner))
-    return Cat(grid.axis, (Part(part.at, part.sub, Cat(k, (weights,), True)),), True)
+    return Cat(grid.axis, (part.with_body(Cat(k, (weights,), True)),), True)
 
 
 def _pays(b: Builder, row: Cat, floor: float) -> bool:
@@ -173,10 +173,10 @@ def _pays(b: Builder, row: Cat, floor: float) -> bool:
     axis, patterns = _weightless(b, row, floor)
     if axis is not None or any(patterns[0][0]):
         return True
-    kinds = [axes_of(p.body) - {p.sub} for p in row.parts]
+    kinds = [axes_of(p.body) - {p.axis} for p in row.parts]
     full = frozenset().union(*kinds)
-    own = sum(len(p.at) for p, kind in zip(row.parts, kinds, strict=True) if kind != full)
-    rest = sum(len(p.at) for p in row.parts) - own
+    own = sum(len(p.positions) for p, kind in zip(row.parts, kinds, strict=True) if kind != full)
+    rest = sum(len(p.positions) for p in row.parts) - own
     if not own:
         return False
     if not rest:
@@ -212,13 +212,13 @@ def _share(b: Builder, leaf: Leaf, size: int) -> Leaf:
 def _alone(b: Builder, body: Body) -> Body:
     """Weights of rows of a single score, block by block: 1 each, and NaN where the score is not finite."""
     if isinstance(body, Cat):
-        return Cat(body.axis, tuple(Part(p.at, p.sub, _alone(b, p.body)) for p in body.parts), body.tidy)
+        return Cat(body.axis, tuple(p.with_body(_alone(b, p.body)) for p in body.parts), body.keep_split)
     return _share(b, next(leaves(body)), 1)
 
 
 def _row(b: Builder, cat: Cat, order: list[Axis], floor: float) -> Body:
     """Softmax along the Cat's own axis: blocks without weight apart, rows apart in which they differ."""
-    cat = opened(cat)
+    cat = flatten_nested(cat)
     axis, patterns = _weightless(b, cat, floor)
     if axis is None:
         return _live(b, cat, patterns[0][0], order, floor)
@@ -261,7 +261,7 @@ def _weightless(b: Builder, cat: Cat, floor: float) -> tuple[Axis | None, list[P
     if axis is None or not isinstance(axis.size, int):
         return None, [(tuple(bool(d.all()) for d in dead), [])]
     table = np.stack([np.broadcast_to(d, (axis.size,)) for d in dead])
-    kinds = [axes_of(p.body) - {p.sub} for p in cat.parts]
+    kinds = [axes_of(p.body) - {p.axis} for p in cat.parts]
     for i, kind in enumerate(kinds):
         if not is_const(cat.parts[i].body) and not any(other < kind for other in kinds if other):
             table[i] = table[i].all()  # leaving it out of some rows only would save nothing
@@ -277,8 +277,8 @@ def _over(array: np.ndarray, part: Part) -> tuple[np.ndarray, tuple[Axis | None,
     """The largest bound of each row of a part; dimensions along which it does not differ are 1."""
     assert isinstance(part.body, Leaf)
     axes = part.body.axes
-    if part.sub is not None and part.sub in axes:
-        array = array.max(axis=axes.index(part.sub), keepdims=True)
+    if part.axis is not None and part.axis in axes:
+        array = array.max(axis=axes.index(part.axis), keepdims=True)
     for i in range(array.ndim):
         first = array.take([0], axis=i)
         if np.array_equal(np.broadcast_to(first, array.shape), array):
@@ -299,40 +299,40 @@ def _live(b: Builder, cat: Cat, weightless: tuple[bool, ...], order: list[Axis],
         zero = Leaf(b.const(0, next(leaves(live[0].body)).tensor.dtype), ())
         if len(live) == 1:
             part = live[0]
-            if part.sub is None:
+            if part.axis is None:
                 body = _alone(b, part.body)
             else:
-                body = _rows(b, part.body, part.sub, within(order, cat.axis, part.sub), floor)
-            return Cat(cat.axis, (Part(part.at, part.sub, body), *_zeros(dead, zero)))
-        sub = Axis(sum(len(p.at) for p in live))
-        places = sorted(q for p in live for q in p.at)
+                body = _softmax_body(b, part.body, part.axis, within(order, cat.axis, part.axis), floor)
+            return Cat(cat.axis, (part.with_body(body), *_zeros(dead, zero)))
+        sub = Axis(sum(len(p.positions) for p in live))
+        places = sorted(q for p in live for q in p.positions)
         index = {q: i for i, q in enumerate(places)}
-        rest = Cat(sub, tuple(Part(tuple(index[q] for q in p.at), p.sub, p.body) for p in live))
+        rest = Cat(sub, tuple(Part(tuple(index[q] for q in p.positions), p.axis, p.body) for p in live))
         inner = within(order, cat.axis, sub)
         body = _live(b, rest, (False,) * len(live), inner, floor)
         return Cat(cat.axis, (Part(tuple(places), sub, body), *_zeros(dead, zero)))
     if any(isinstance(p.body, Cat) for p in cat.parts):
         other = next(p.body.axis for p in cat.parts if isinstance(p.body, Cat))
-        if all(p.sub is not other for p in cat.parts):
-            return _turned(b, cat, other, order, floor)
+        if all(p.axis is not other for p in cat.parts):
+            return _interchanged(b, cat, other, order, floor)
     block = as_block(b, cat, order)
     (part,) = block.parts
     assert isinstance(part.body, Leaf)
-    assert part.sub is not None
-    whole = _plain(b, part.body, part.sub)
-    full = axes_of(whole) - {part.sub}
-    if any(axes_of(p.body) - {p.sub} != full for p in cat.parts):
-        starts = [sum(len(p.at) for p in cat.parts[:i]) for i in range(len(cat.parts))]
+    assert part.axis is not None
+    whole = _plain(b, part.body, part.axis)
+    full = axes_of(whole) - {part.axis}
+    if any(axes_of(p.body) - {p.axis} != full for p in cat.parts):
+        starts = [sum(len(p.positions) for p in cat.parts[:i]) for i in range(len(cat.parts))]
         laid = [
-            Part(tuple(range(i, i + len(p.at))), p.sub, p.body) for i, p in zip(starts, cat.parts, strict=True)
+            Part(tuple(range(i, i + len(p.positions))), p.axis, p.body) for i, p in zip(starts, cat.parts, strict=True)
         ]
-        form = _blocks(b, Cat(part.sub, tuple(laid), True), [part.sub if a is cat.axis else a for a in order])
+        form = _blocks(b, Cat(part.axis, tuple(laid), True), [part.axis if a is cat.axis else a for a in order])
         if form is not None:
             whole = with_form(whole, form)
             whole.tensor.price = MASKED if any(_masked(b, leaf.tensor) for leaf in leaves(cat)) else None
-    if part.at == tuple(range(len(part.at))):
-        return rename(whole, {part.sub: cat.axis})
-    return Cat(cat.axis, (Part(part.at, part.sub, whole),), True)
+    if part.positions == tuple(range(len(part.positions))):
+        return rename(whole, {part.axis: cat.axis})
+    return Cat(cat.axis, (part.with_body(whole),), True)
 
 
 def _masked(b: Builder, tensor: Tensor) -> bool:
@@ -351,17 +351,17 @@ def _masked(b: Builder, tensor: Tensor) -> bool:
 
 
 def _zeros(dead: list[Part], zero: Leaf) -> list[Part]:
-    return [Part(p.at, p.sub, zero) for p in dead]
+    return [p.with_body(zero) for p in dead]
 
 
-def _turned(b: Builder, cat: Cat, other: Axis, order: list[Axis], floor: float) -> Body:
+def _interchanged(b: Builder, cat: Cat, other: Axis, order: list[Axis], floor: float) -> Body:
     """The grid with its rows outside: a row's softmax must see all of its columns."""
     cells: dict[tuple[int, ...], list[int]] = {}
     owners: dict[int, list[int]] = {}
     for p in cat.parts:
         if isinstance(p.body, Cat) and p.body.axis is other:
             for i, q in enumerate(p.body.parts):
-                for place in q.at:
+                for place in q.positions:
                     owners.setdefault(place, []).append(i)
     for place, key in sorted(owners.items()):
         cells.setdefault(tuple(key), []).append(place)
@@ -370,16 +370,16 @@ def _turned(b: Builder, cat: Cat, other: Axis, order: list[Axis], floor: float) 
         sub = Axis(len(at)) if len(at) > 1 else None
         row = take(b, cat, other, at, sub)
         inner = [a for a in (sub if a is other else a for a in order) if a is not None]
-        row = opened(row) if isinstance(row, Cat) else row
+        row = flatten_nested(row) if isinstance(row, Cat) else row
         if isinstance(row, Cat) and any(isinstance(p.body, Cat) for p in row.parts):
             row = as_leaf(b, row, inner)  # a grid within the grid
-        parts.append(Part(tuple(at), sub, _rows(b, row, cat.axis, inner, floor)))
+        parts.append(Part(tuple(at), sub, _softmax_body(b, row, cat.axis, inner, floor)))
     return Cat(other, tuple(parts))
 
 
 def _blocks(b: Builder, cat: Cat, order: list[Axis]) -> Body | None:
     """The weights block by block, as factors; None where no block saves anything."""
-    parts = [p for p in cat.parts if p.sub is not None]
+    parts = [p for p in cat.parts if p.axis is not None]
     if len(parts) != len(cat.parts) and any(not isinstance(p.body, Leaf) for p in cat.parts):
         return None
     if any(is_const(p.body) for p in cat.parts):
@@ -387,14 +387,14 @@ def _blocks(b: Builder, cat: Cat, order: list[Axis]) -> Body | None:
     outside = [a for a in order if a is not cat.axis]
     tops, sums, weights = [], [], []
     for p in cat.parts:
-        inner = frozenset({p.sub} if p.sub is not None and p.sub in axes_of(p.body) else ())
+        inner = frozenset({p.axis} if p.axis is not None and p.axis in axes_of(p.body) else ())
         # a block that is masked throughout must weigh nothing, not be -inf minus -inf
         top = zip_bodies(b, [extreme(b, "Max", p.body, inner)], lambda ls: _finite(b, ls[0]))
         shifted = zip_bodies(b, [p.body, top], lambda ls: binary(b, "Sub", ls[0], ls[1], order), order=order)
         weight = unary(b, "Exp", shifted)
         tops.append(top)
         weights.append(weight)
-        count = frozenset({p.sub}) if p.sub is not None else frozenset()
+        count = frozenset({p.axis}) if p.axis is not None else frozenset()
         sums.append(reduce_sum(b, weight, count, outside))
     top = tops[0]
     for other in tops[1:]:
@@ -407,6 +407,6 @@ def _blocks(b: Builder, cat: Cat, order: list[Axis]) -> Body | None:
     out = []
     for p, weight, gain in zip(cat.parts, weights, gains, strict=True):
         share = zip_bodies(b, [gain, total], lambda ls: binary(b, "Div", ls[0], ls[1], outside), order=outside)
-        out.append(Part(p.at, p.sub, Prod((as_leaf(b, share, outside), as_leaf(b, weight, order)))))
+        out.append(p.with_body(Prod((as_leaf(b, share, outside), as_leaf(b, weight, order)))))
     return Cat(cat.axis, tuple(out))
 

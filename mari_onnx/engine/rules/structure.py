@@ -235,7 +235,7 @@ def tile(ctx: Context) -> list[Value]:
 
 @rule("Concat")
 def concat(ctx: Context) -> list[Value]:
-    """A `Cat`, not written out; one that is concatenated again is opened, so nesting costs nothing.
+    """A `Cat`, not written out; one that is concatenated again is flatten_nested, so nesting costs nothing.
 
     Parts of one dynamic length (heads put behind each other on the batch axis) are an axis before it: `[h * N]` is the
     group (h, N). Refuses parts of different dynamic lengths.
@@ -269,7 +269,7 @@ def concat(ctx: Context) -> list[Value]:
     for size, sub, body in zip(sizes, subs, bodies, strict=True):
         assert isinstance(size, int)
         if isinstance(body, Cat) and body.axis is sub:
-            parts += [Part(tuple(start + p for p in q.at), q.sub, q.body) for q in body.parts]
+            parts += [Part(tuple(start + p for p in q.positions), q.axis, q.body) for q in body.parts]
         else:
             parts.append(Part(tuple(range(start, start + size)), sub, body))
         start += size

@@ -21,7 +21,7 @@ from onnx import NodeProto, helper
 from mari_onnx.engine.algebra.sums import binary
 from mari_onnx.engine.axes.align import align, single
 from mari_onnx.engine.axes.blockwise import zip_bodies
-from mari_onnx.engine.axes.select import neat
+from mari_onnx.engine.axes.select import coalesce
 from mari_onnx.engine.batching import MAPPED, Through, run
 from mari_onnx.engine.cost.time_model import ELEMENT, length, piece_cost, volume
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Leaf, Part, Value, axes_of
@@ -48,7 +48,7 @@ def _along(ctx: Context, x: Value, at: int) -> Value | None:
     if not isinstance(x.shape[at], int) or not x.known[at]:
         return None
     x, axis = single(ctx.b, x, at)
-    body = neat(ctx.b, x.body) if isinstance(x.body, Cat) else x.body
+    body = coalesce(ctx.b, x.body) if isinstance(x.body, Cat) else x.body
     if not isinstance(body, Cat) or body.axis is not axis:
         return None
     return Value(x.groups, body, x.dtype)
@@ -59,7 +59,7 @@ def kinds_of(x: Value, at: int, batch: frozenset[Axis]) -> list[frozenset[Axis]]
     assert isinstance(x.body, Cat)
     kinds: list[frozenset[Axis]] = [frozenset()] * int(x.shape[at])  # type: ignore[arg-type]
     for part in x.body.parts:
-        for p in part.at:
+        for p in part.positions:
             kinds[p] = axes_of(part.body) & batch
     return kinds
 
@@ -311,14 +311,14 @@ def pad(ctx: Context) -> Sequence[Value | None]:
     constant: Body = from_array(ctx.b, fill.reshape(()), x.dtype).body
     assert isinstance(value.body, Cat)
     size = int(value.shape[at])  # type: ignore[arg-type]
-    parts = [Part(tuple(p + before for p in part.at), part.sub, part.body) for part in value.body.parts]
+    parts = [Part(tuple(p + before for p in part.positions), part.axis, part.body) for part in value.body.parts]
     for start, number in ((0, before), (before + size, after)):
         if number:
             sub = Axis(number) if number > 1 else None
             parts.append(Part(tuple(range(start, start + number)), sub, constant))
     axis = Axis(before + size + after)
     groups = (*value.known[:at], (axis,), *value.known[at + 1 :])
-    return [ctx.value(groups, Cat(axis, tuple(parts), value.body.tidy), x.dtype)]
+    return [ctx.value(groups, Cat(axis, tuple(parts), value.body.keep_split), x.dtype)]
 
 
 def _alone(ctx: Context, x: Value, at: int) -> Value | None:

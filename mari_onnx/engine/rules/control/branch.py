@@ -71,14 +71,14 @@ def _hidden(values: Iterable[Value]) -> Iterator[None]:
         if value.groups is None or value.items is not None or value.listed is not None:
             raise Decline("a branch reads a sequence, or a tensor of unknown rank")
         found.update((leaf.tensor.name, leaf.tensor) for leaf in leaves(value.body) if not leaf.tensor.const)
-    kept = [(t, t.form, t.opens, t.absorb, t.rescale) for t in found.values()]
+    kept = [(t, t.form, t.cheaper, t.add_later, t.rescale) for t in found.values()]
     try:
         for t in found.values():
-            t.form = t.opens = t.absorb = t.rescale = None
+            t.form = t.cheaper = t.add_later = t.rescale = None
         yield
     finally:
-        for t, form, opens, absorb, rescale in kept:
-            t.form, t.opens, t.absorb, t.rescale = form, opens, absorb, rescale
+        for t, form, has_cheaper_form, add_later, rescale in kept:
+            t.form, t.cheaper, t.add_later, t.rescale = form, has_cheaper_form, add_later, rescale
 
 
 def _interpreted(ctx: Context, graph: GraphProto) -> Branch:

@@ -83,7 +83,7 @@ def carried(ctx: Context) -> list[Value | None]:
     ]
     for value in ctx.captured.values():
         for leaf in leaves(value.body):
-            leaf.tensor.absorb = leaf.tensor.rescale = None  # its weights are outside
+            leaf.tensor.add_later = leaf.tensor.rescale = None  # its weights are outside
     b, mark = ctx.b, len(ctx.b.nodes)
     with b.named():
         body = _settled(ctx, graph, states, {names[k]: ctx.input(k + 2) for k in fixed})

@@ -50,7 +50,7 @@ def differs(value: Value | None) -> bool:
 def _differs(body: Body, axes: frozenset[Axis]) -> bool:
     if isinstance(body, Cat):
         rest = axes - {body.axis}
-        return any(_differs(p.body, rest | ({p.sub} if p.sub is not None else set())) for p in body.parts)
+        return any(_differs(p.body, rest | ({p.axis} if p.axis is not None else set())) for p in body.parts)
     return axes_of(body) != axes or (isinstance(body, Leaf) and body.tensor.form is not None)
 
 

@@ -80,7 +80,8 @@ def _vector(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
 def _targets(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
     count = attribute(node, "n_targets" if node.op_type.startswith("Tree") else "targets", 1)
     assert isinstance(count, int)
-    return outputs(node, (TensorProto.FLOAT, (_rows(first(shapes)), 1 if node.op_type.startswith("SVM") else count)))
+    columns = 1 if node.op_type.startswith("SVM") else count
+    return outputs(node, (TensorProto.FLOAT, (_row_count(first(shapes)), columns)))
 
 
 @shape_of("LinearClassifier", "SVMClassifier", "TreeEnsembleClassifier", domain=ML)
@@ -92,10 +93,11 @@ def _classes(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
     if node.op_type == "SVMClassifier" and count > 2 and not attribute(node, "prob_a"):
         columns = count * (count - 1) // 2 if attribute(node, "vectors_per_class") else count
     kind = TensorProto.INT64 if given.ints else TensorProto.STRING
-    return outputs(node, (kind, (_rows(first(shapes)),)), (TensorProto.FLOAT, (_rows(first(shapes)), columns)))
+    rows = _row_count(first(shapes))
+    return outputs(node, (kind, (rows,)), (TensorProto.FLOAT, (rows, columns)))
 
 
-def _rows(shape: tuple[Size, ...]) -> Size:
+def _row_count(shape: tuple[Size, ...]) -> Size:
     if len(shape) != 2:
         raise ValueError("a single row")
     return shape[0]
