@@ -150,7 +150,8 @@ def run(
     """Runs a session; its exceptions become a ModelError that names the model `what` and the
     input."""
     try:
-        return made.run(names, dict(feed))
+        outputs: list[np.ndarray] = made.run(names, dict(feed))
+        return outputs
     except Exception as error:
         shapes = ", ".join(f"{k}{list(np.shape(v))}" for k, v in list(feed.items())[:8])
         more = "" if len(feed) <= 8 else f" and {len(feed) - 8} more"

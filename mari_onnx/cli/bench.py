@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,7 +237,7 @@ def _show(results: Sequence[Measured], notes: Sequence[str], out: Console) -> No
 
     shown = [each.to_dict() for each in results]
     entries = [figures for each in shown for figures in each["variants"].values()]
-    extra = {
+    extra: dict[str, tuple[str, Callable[[float], str]]] = {
         "transfer_median_ms": ("transfers", lambda v: f"{v:.3f} ms"),
         "of_floor_speed": ("of floor", lambda v: f"{v:.2f}"),
         "flops_per_candidate": ("FLOPs a candidate", quantity),

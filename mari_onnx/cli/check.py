@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mari_onnx.parity.result import CheckResult
 
 
-class _Numbers(click.ParamType):
+class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
     """Comma-separated positive whole numbers."""
 
     name = "numbers"

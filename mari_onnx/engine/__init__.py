@@ -14,7 +14,7 @@ from mari_onnx.engine.cost.flops import Cost, graph_cost
 from mari_onnx.engine.cost.time_model import CANDIDATES, FREE, THRIFT
 from mari_onnx.engine.interpreter import NodeReport, Walk, constant_of, enter, several_readers, visit
 from mari_onnx.engine.ir.builder import Builder
-from mari_onnx.engine.ir.value import Decline, Leaf, Tensor, Value, kind
+from mari_onnx.engine.ir.value import Decline, Leaf, Node, Tensor, Value, kind
 from mari_onnx.engine.lookahead import masked_rows, squeeze
 from mari_onnx.engine.output.assemble import assemble, fuse_gemm, live, name_outputs
 from mari_onnx.engine.output.cpu import for_cpu
@@ -189,7 +189,7 @@ def _output(walk: Walk, value: Value) -> Tensor:
         raise Decline(f"the dimension {error} of an output is not known at run time") from error
 
 
-def _restore_names(walk: Walk, nodes: list, outputs: list[Tensor]) -> None:
+def _restore_names(walk: Walk, nodes: list[Node], outputs: list[Tensor]) -> None:
     """Tensors that are the source's own keep its names, so that a diff of the two graphs reads well."""
     taken = {t.name for n in nodes for t in [*n.inputs, *n.outputs, *n.captured] if t is not None}
     captured = {t.name for n in nodes for t in n.captured}

@@ -214,7 +214,7 @@ class Steps:
         self.env: dict[str, Value] = {}
         self._base = next(o for o in ctx.node.output if o)
 
-    def __call__(self, op: str, *inputs: Value, **attrs: object) -> Value:
+    def __call__(self, op: str, *inputs: Value, **attrs: Any) -> Value:
         names = []
         for value in inputs:
             names.append(self._name("in"))

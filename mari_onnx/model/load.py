@@ -234,7 +234,7 @@ def _tensor_without_data(data: mmap.mmap, start: int, end: int, own: str) -> onn
             raw = (body, stop - body)
         else:
             pieces.append(data[field:stop])
-    tensor = onnx.TensorProto.FromString(b"".join(pieces))
+    tensor: onnx.TensorProto = onnx.TensorProto.FromString(b"".join(pieces))
     if raw is not None:
         tensors_.set_external(tensor, own, *raw)
     return tensor

@@ -211,7 +211,7 @@ def _full_size(model: onnx.ModelProto) -> int:
         for tensor in tensors_.tensors(model)
         if tensors_.is_external(tensor)
     )
-    return model.ByteSize() + outside
+    return int(model.ByteSize()) + outside
 
 
 def _copied(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -76,7 +76,7 @@ def byte_size(tensor: onnx.TensorProto) -> int | None:
     from onnx.helper import tensor_dtype_to_np_dtype
 
     name = _TYPE_BITS.get(tensor.data_type)
-    count = math.prod(tensor.dims)
+    count: int = math.prod(tensor.dims)
     if name is not None:
         return (count * name + 7) // 8
     try:
@@ -162,6 +162,6 @@ def set_external(tensor: onnx.TensorProto, location: str, offset: int, length: i
     """Makes `tensor` EXTERNAL; whatever data it held is dropped."""
     tensor.ClearField("raw_data")
     del tensor.external_data[:]
-    tensor.data_location = 1
+    tensor.data_location = onnx.TensorProto.EXTERNAL
     for key, value in (("location", location), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))

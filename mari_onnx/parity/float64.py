@@ -64,7 +64,8 @@ class Precise:
     def run(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Outputs in float64; floats in `feed` are converted. Raises whatever the runner raises."""
         wide = {k: v.astype(np.float64) if _is_float(v.dtype) else v for k, v in feed.items()}
-        return self.runner.run(self.names, wide)
+        outputs: list[np.ndarray] = self.runner.run(self.names, wide)
+        return outputs
 
     @property
     def text(self) -> str:
@@ -367,7 +368,7 @@ def _without_kernel(error: str, model: onnx.ModelProto, narrow: set[str]) -> str
         if each in ("Gelu", "HardSwish", "Mish") or match[1] in {
             n.op_type for n in schema.function_body.node
         }:
-            return each
+            return str(each)
     return None
 
 

@@ -77,7 +77,7 @@ class CheckResult:
         """The JSON form; docs/parity.md documents it."""
         settings = asdict(self.settings)
         settings["dump"] = None if self.settings.dump is None else os.fspath(self.settings.dump)
-        return _plain(
+        found: dict[str, Any] = _plain(
             {
                 "schema": SCHEMA,
                 "version": SCHEMA_VERSION,
@@ -97,6 +97,7 @@ class CheckResult:
                 "seconds": self.seconds,
             }
         )
+        return found
 
     def to_junit(self) -> str:
         """JUnit XML: one test case an output and provider, and one for names, types and runs."""

@@ -162,7 +162,8 @@ def _close(a: np.ndarray, b: np.ndarray, over: int | None = None) -> np.ndarray:
             top = float(finite.max()) if finite.size else 0.0
             near = np.abs(a - b) <= rtol * (size + 0.1 * top)
             same = near | (a == b) | (np.isnan(a) & np.isnan(b))
-    return same if over is None else same.all(axis=over, keepdims=True)
+    found: np.ndarray = same if over is None else same.all(axis=over, keepdims=True)
+    return found
 
 
 class _Taint:

@@ -79,7 +79,7 @@ def views(source: onnx.ModelProto, rewrite: Rewrite, report: Report) -> dict[str
 
 
 def _node(node: onnx.NodeProto, told: Node | None) -> dict[str, Any]:
-    found = {
+    found: dict[str, Any] = {
         "name": label(node),
         "op": node.op_type,
         "inputs": [x for x in node.input if x],

@@ -209,7 +209,8 @@ def _without_user(
     if not graph.outputs:
         raise NoFloor("no output depends on candidates")
     graph.cleanup(remove_unused_graph_inputs=True)
-    return gs.export_onnx(graph, do_type_check=False)
+    cut: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    return cut
 
 
 def _has_rows(rewrite: Rewrite, sides: Sides, name: str) -> bool:

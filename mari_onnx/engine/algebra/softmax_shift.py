@@ -34,6 +34,7 @@ from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.emit import broadcast
 from mari_onnx.engine.ir.forms import form_of
 from mari_onnx.engine.ir.value import Axis, Body, Leaf, Node, Prod, Sum, Tensor, axes_of, is_const, leaves
+from mari_onnx.model.dims import Size
 
 RANGE = 800.0
 """exp(-RANGE) is 0 in every floating-point type."""
@@ -177,7 +178,7 @@ def _where(b: Builder, operands: Sequence[Leaf], leaf: Leaf) -> Leaf:
     has = frozenset().union(*(axes_of(o) for o in operands))
     axes = [a for a in leaf.axes if a in has and a is not None]
     tensors = [write(b, o, [(a,) for a in axes] if axes_of(o) else []) for o in operands]
-    shape: tuple = ()
+    shape: tuple[Size, ...] = ()
     for t in tensors:
         shape = broadcast(shape, t.known)
     return Leaf(b.emit("Where", tensors, shape, leaf.tensor.dtype), tuple(axes))
@@ -227,7 +228,7 @@ def _reduced(b: Builder, node: Node, leaf: Leaf, at: At) -> Leaf:
     summed = frozenset(found[i] for i in gone) - {None}
     less = _without(b, Leaf(x, tuple(found)), replace(at, scale=None))
     order = [a for a in leaf.axes if a is not None]
-    total = as_leaf(b, reduce_sum(b, less, summed, order), order)  # type: ignore[arg-type]
+    total = as_leaf(b, reduce_sum(b, less, summed, order), order)
     if node.proto.op_type == "ReduceSum":
         return total
     count = 1

@@ -63,7 +63,7 @@ class Builder:
         self._nodes_used: set[str] = set()
         # how far each base was counted, so that the next name is not looked for from 1 on
         self._counted: dict[tuple[bool, str], int] = {}
-        self._memo: dict[Any, Any] = {}
+        self._memo: dict[object, list[Tensor]] = {}
         self._consts: dict[Any, Tensor] = {}
 
     # ---- names -----------------------------------------------------------------------------------------------------
@@ -144,10 +144,10 @@ class Builder:
             dtype = inputs[0].dtype
         key = (domain, op, tuple(t.name if t else None for t in inputs), repr(sorted(attrs.items())), dtype)
         if key in self._memo:
-            return self._memo[key]
+            return self._memo[key][0]
         proto = helper.make_node(op, [t.name if t else "" for t in inputs], [""], domain=domain, **attrs)
         out = self._fold(proto, inputs, dtype) or self._append(proto, inputs, [dtype], [shape])[0]
-        self._memo[key] = out
+        self._memo[key] = [out]
         return out
 
     def emit_many(

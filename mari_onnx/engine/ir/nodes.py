@@ -25,7 +25,8 @@ def evaluate(proto: NodeProto, arrays: Sequence[np.ndarray | None], opset: int) 
     graph = helper.make_graph([node], "fold", infos, [onnx.ValueInfoProto(name="o")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     with np.errstate(all="ignore"):
-        return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
+        outputs: Sequence[np.ndarray] = ReferenceEvaluator(model).run(None, feeds)  # type: ignore[assignment]
+        return np.asarray(outputs[0])
 
 
 def graphs(node: NodeProto) -> Iterator[GraphProto]:

@@ -25,7 +25,8 @@ import onnx
 from onnx import NodeProto
 
 from mari_onnx.engine.ir.nodes import captures, graphs
-from mari_onnx.engine.lookahead.peek import FAILS, Operand, peek
+from mari_onnx.engine.lookahead.peek import peek
+from mari_onnx.engine.lookahead.peek_axes import FAILS, Operand
 from mari_onnx.engine.lookahead.shapes import Inputs, Shape, integers, shapes
 
 SOME = 7

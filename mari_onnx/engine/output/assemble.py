@@ -152,7 +152,7 @@ def to_proto(tensor: Tensor) -> TensorProto:
     array = tensor.array
     if array.dtype == object:
         values = [str(x).encode() for x in array.reshape(-1)]
-        return helper.make_tensor(tensor.name, TensorProto.STRING, array.shape, values)
+        return helper.make_tensor(tensor.name, TensorProto.STRING, array.shape, values)  # type: ignore[arg-type]
     proto = numpy_helper.from_array(array, tensor.name)
     if proto.data_type != tensor.dtype:  # numpy has no type of its own for some, such as int4
         raise ValueError(f"{tensor.name}: {proto.data_type} is not {tensor.dtype}")

@@ -65,7 +65,7 @@ def _slice(ctx: Context, x: Value, at: int, start: Size, end: Size, step: int) -
     if step != 1 or isinstance(start, Dim) or (isinstance(end, Dim) and end != size):
         raise Decline(f"a range of the dynamic dimension {size}")
     stop = HUGE if end == size else int(end)  # type: ignore[arg-type]
-    return range_of(ctx, x, at, int(start), stop)  # type: ignore[arg-type]
+    return range_of(ctx, x, at, int(start), stop)
 
 
 def _end(end: int, step: int) -> int | None:

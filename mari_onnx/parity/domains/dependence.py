@@ -86,7 +86,8 @@ class Probe:
     def moved(self, name: str) -> np.ndarray:
         """Which elements of a tensor one input element moves."""
         at = self.origin[name]
-        return (at > 0) & (at <= self.total) & (self.ones[name] != self.zeros[name])
+        elements: np.ndarray = (at > 0) & (at <= self.total) & (self.ones[name] != self.zeros[name])
+        return elements
 
     def by_input(self, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """One number an input element, as arrays of the inputs' shapes."""

@@ -159,7 +159,8 @@ def unequal_nonfinite(source: np.ndarray, optimized: np.ndarray) -> np.ndarray:
     bad = np.isnan(source) != np.isnan(optimized)
     infinite = np.isinf(source) | np.isinf(optimized)
     with np.errstate(invalid="ignore"):
-        return bad | (infinite & ~np.isnan(source) & ~np.isnan(optimized) & (source != optimized))
+        differ: np.ndarray = bad | (infinite & ~np.isnan(source) & ~np.isnan(optimized) & (source != optimized))
+    return differ
 
 
 def ulps(source: np.ndarray, optimized: np.ndarray) -> np.ndarray:
@@ -167,7 +168,8 @@ def ulps(source: np.ndarray, optimized: np.ndarray) -> np.ndarray:
     dtype."""
     larger = np.maximum(np.maximum(np.abs(source), np.abs(optimized)), np.finfo(source.dtype).tiny)
     spacing = np.spacing(larger).astype(np.float64)
-    return np.abs(source.astype(np.float64) - optimized.astype(np.float64)) / spacing
+    steps: np.ndarray = np.abs(source.astype(np.float64) - optimized.astype(np.float64)) / spacing
+    return steps
 
 
 def furthest(source: Sequence[np.ndarray], optimized: Sequence[np.ndarray]) -> float:

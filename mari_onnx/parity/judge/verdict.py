@@ -180,7 +180,8 @@ class Verdict:
         worst."""
         settings = self.settings
         if settings.rtol is None and settings.atol is None:
-            return difference / scale
+            relative: np.ndarray = difference / scale
+            return relative
         bound = (settings.atol or 0.0) + (settings.rtol or 0.0) * np.abs(first)
         return np.where(np.isfinite(first) & np.isfinite(values), difference - bound, 0.0)
 

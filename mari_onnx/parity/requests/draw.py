@@ -270,7 +270,8 @@ class Drawer:
                 drawn = self._lengths(shape[:-1], longest, user, state)[..., None]
             else:
                 drawn = self._lengths(shape, longest, user, state)
-            return np.maximum(drawn, domain.low).astype(dtype)
+            lengths: np.ndarray = np.maximum(drawn, domain.low).astype(dtype)
+            return lengths
         if domain.role == "mask" and len(shape) > 1:
             if user and state.edge is not None:
                 seen = state.edge.seen(np.arange(shape[-1]), shape[-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
@@ -192,7 +193,7 @@ class Body:
                 results.append(self.emit("Where", condition, x, y))
         return results
 
-    def emit(self, op: str, *values: Value, **attrs: object) -> Value:
+    def emit(self, op: str, *values: Value, **attrs: Any) -> Value:
         """One more node in the body."""
         names = [f"{self.symbol}/{len(self.env)}/{k}" for k in range(len(values) + 1)]
         self.env.update(zip(names, values, strict=False))
