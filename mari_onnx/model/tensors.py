@@ -162,6 +162,6 @@ def set_external(tensor: onnx.TensorProto, location: str, offset: int, length: i
     """Makes `tensor` EXTERNAL; whatever data it held is dropped."""
     tensor.ClearField("raw_data")
     del tensor.external_data[:]
-    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.data_location = type(tensor).EXTERNAL
     for key, value in (("location", location), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))
