@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx
 from onnx import AttributeProto, NodeProto
@@ -11,15 +11,15 @@ from onnx import AttributeProto, NodeProto
 from mari_onnx.engine import rules  # noqa: F401  fills the table
 from mari_onnx.engine.axes.materialize import materialise
 from mari_onnx.engine.cost.flops import Cost, graph_cost
-from mari_onnx.engine.cost.time_model import CANDIDATES, FREE, THRIFT
-from mari_onnx.engine.interpreter import NodeReport, Walk, constant_of, enter, several_readers, visit
+from mari_onnx.engine.cost.time_model import TimeModel
+from mari_onnx.engine.interpreter import NodeReport, Walk, constant_of, enter, input_shapes, several_readers, visit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Decline, Leaf, Node, Tensor, Value, kind
-from mari_onnx.engine.lookahead import masked_rows, squeeze
 from mari_onnx.engine.output.assemble import assemble, fuse_gemm, live, name_outputs
 from mari_onnx.engine.output.cpu import for_cpu
 from mari_onnx.engine.rule import from_tensor
-from mari_onnx.model.dims import Dim, Size, evaluate, symbols
+from mari_onnx.engine.session import Options, Session
+from mari_onnx.model.dims import Size
 from mari_onnx.model.functions import inlined
 from mari_onnx.sides.resolve import Sides
 
@@ -35,18 +35,6 @@ FEWER = 0.9
 """The share of its nodes that a graph must come down to, if not to `GROWTH`."""
 LOSS = 1.005
 """Work that fewer nodes may cost, as a share of the first graph's."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to rewrite.
-
-    candidates: N for which the cost model weighs rewrites. target: "cpu" or "cuda". skip: source nodes left alone.
-    """
-
-    candidates: int = 500
-    target: str = "cpu"
-    skip: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -71,7 +59,7 @@ class Rewrite:
         return len(self.model.graph.node) / max(1, sum(report.action != "folded" for report in self.nodes))
 
 
-def rewrite(model: onnx.ModelProto, sides: Sides, options: Options = Options()) -> Rewrite:
+def rewrite(model: onnx.ModelProto, sides: Sides, options: Options | None = None) -> Rewrite:
     """A model that computes once a request what depends on the user alone. The source is only read.
 
     Inputs tagged ``user`` have 1 on the candidate axis in the new model; names, order and types stay.
@@ -80,29 +68,24 @@ def rewrite(model: onnx.ModelProto, sides: Sides, options: Options = Options()) 
     opsets.setdefault("", opsets.get("ai.onnx", 1))
     if opsets[""] < OLDEST:
         return Rewrite(model, False, [], reason=f"opset {opsets['']} is older than {OLDEST}; convert the model first")
-    token = CANDIDATES.set(options.candidates)
+    options = options or Options()
+    graph, time = _inlined(model), TimeModel(options.candidates)
+    session = Session(graph, input_shapes(graph, sides), opsets, options)
     try:
-        result = _rewrite(model, sides, options, opsets)
-        return _thrifty(model, sides, options, opsets, result) if result.changed and result.grown > GROWTH else result
+        result = _rewrite(model, sides, session, time)
+        return _thrifty(model, sides, session, time, result) if result.changed and result.grown > GROWTH else result
     except Decline as why:  # an output, or what a node reads, that cannot be written
         return Rewrite(model, False, [], reason=str(why))
-    finally:
-        CANDIDATES.reset(token)
 
 
-def _thrifty(
-    model: onnx.ModelProto, sides: Sides, options: Options, opsets: dict[str, int], first: Rewrite
-) -> Rewrite:
+def _thrifty(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeModel, first: Rewrite) -> Rewrite:
     """Once more with nodes dear, until the graph is short enough; the first where that loses what was saved."""
     best = first
     for thrift in THRIFTS:
-        token = THRIFT.set(thrift)
         try:
-            again = _rewrite(model, sides, options, opsets)
+            again = _rewrite(model, sides, session, replace(time, node=time.node * thrift))
         except Decline:
             break
-        finally:
-            THRIFT.reset(token)
         if not again.changed or again.flops > LOSS * first.flops:
             break
         if again.grown <= max(GROWTH, FEWER * best.grown):
@@ -112,10 +95,10 @@ def _thrifty(
     return best
 
 
-def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options, opsets: dict[str, int]) -> Rewrite:
-    graph = _inlined(model)
-    walk = Walk(Builder(opsets[""], _names(graph)), opsets, options.skip, several=several_readers(graph))
-    enter(walk, graph, sides)
+def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeModel) -> Rewrite:
+    graph, options = session.graph, session.options
+    walk = Walk(Builder(session.opsets[""], _names(graph), time), session, several=several_readers(graph))
+    enter(walk, sides)
     if "user" in sides.inputs.values() and "N" not in walk.b.sources and "N" not in walk.b.fixed:
         return Rewrite(model, False, [], reason="no input of the item or cross side tells the number of candidates")
     inputs = {info.name for info in graph.input}
@@ -125,10 +108,8 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options, opsets: dic
     if both:
         reason = f"the user input {both[0]!r} is an output too, and must keep its N rows"
         return Rewrite(model, False, [], reason=reason)
-    sizes = {name: walk.env[name].shape for name in inputs if walk.env[name].groups is not None}
-    with squeeze.reading(graph, sizes, opsets[""]), masked_rows.reading(graph, sizes, opsets[""]):
-        for node in graph.node:
-            _visit(walk, node)
+    for node in graph.node:
+        _visit(walk, node)
     wanted = [(o.name, walk.inputs.get(o.name) or _output(walk, walk.env[o.name])) for o in graph.output]
     outputs = name_outputs(walk.b, wanted, inputs | {i.name for i in graph.initializer})
     nodes = fuse_gemm(live(walk.b, outputs), outputs, options.target)
@@ -149,7 +130,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options, opsets: dic
         out_shapes,
         _tensor_map(walk, {t.name for n in nodes for t in n.outputs}),
     )
-    before, after = _cost(graph, shapes, options), _cost(made.graph, out_shapes, options)
+    before, after = _cost(graph, shapes, time), _cost(made.graph, out_shapes, time)
     moved = bool(lifted) or any(r.action in ("lifted", "split") for r in walk.reports)
     less = after.flops < before.flops or (after.flops == before.flops and after.bytes < before.bytes)
     result.flops = after.flops
@@ -221,19 +202,11 @@ def _tensor_map(walk: Walk, made: set[str]) -> dict[str, str]:
     return found
 
 
-def _cost(graph: onnx.GraphProto, shapes: Mapping[str, tuple[Size, ...]], options: Options) -> Cost:
-    concrete = {}
-    for name, shape in shapes.items():
-        concrete[name] = tuple(_concrete(size, options) for size in shape)
+def _cost(graph: onnx.GraphProto, shapes: Mapping[str, tuple[Size, ...]], time: TimeModel) -> Cost:
+    concrete = {name: tuple(map(time.length, shape)) for name, shape in shapes.items()}
     for proto in graph.initializer:
         concrete.setdefault(proto.name, tuple(proto.dims))
     return graph_cost(graph, concrete)
-
-
-def _concrete(size: Size, options: Options) -> int:
-    if isinstance(size, Dim):
-        return evaluate(size, {s: options.candidates if s == "N" else FREE for s in symbols(size)})
-    return size
 
 
 def _names(graph: onnx.GraphProto) -> set[str]:

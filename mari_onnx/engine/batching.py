@@ -95,7 +95,7 @@ def run(ctx: Context, through: Sequence[Through]) -> list[Value | None]:
             extra = shift if i == 0 else 0
             order = [live[mine[d]] if d in mine else values[i].known[d - extra] for d in range(values[i].rank + extra)]
             tensors[i] = write(b, leaf, order, frozenset(a for g in order for a in g))
-        found = infer(node, [t.shape if t is not None else None for t in tensors], tensors, ctx.opsets)
+        found = infer(node, [t.shape if t is not None else None for t in tensors], tensors, ctx.session.opsets)
         sizes: list[tuple[Size | None, ...]] = []
         for o, (_, shape) in enumerate(found):
             if not node.output[o]:

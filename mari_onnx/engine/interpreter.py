@@ -35,6 +35,7 @@ from mari_onnx.engine.ir.value import (
 from mari_onnx.engine.rule import RULES, Context, constant, from_tensor
 from mari_onnx.engine.rules import shape as shape_rules
 from mari_onnx.engine.rules.control import loop as loop_rules
+from mari_onnx.engine.session import Session
 from mari_onnx.model.dims import Dim, Size
 from mari_onnx.sides.resolve import Sides
 
@@ -68,8 +69,7 @@ class Walk:
     """The state of the walk."""
 
     b: Builder
-    opsets: dict[str, int]
-    skip: frozenset[str]
+    session: Session
     env: dict[str, Value] = field(default_factory=dict)
     inputs: dict[str, Tensor] = field(default_factory=dict)
     """The new graph's inputs, as it takes them."""
@@ -78,9 +78,9 @@ class Walk:
     """Source tensors that more than one node reads."""
 
 
-def enter(walk: Walk, graph: onnx.GraphProto, sides: Sides) -> None:
+def enter(walk: Walk, sides: Sides) -> None:
     """Initializers and inputs as Values."""
-    initialized = set()
+    graph, initialized = walk.session.graph, set()
     for proto in graph.initializer:
         initialized.add(proto.name)
         if proto.data_type == TensorProto.STRING:
@@ -93,18 +93,45 @@ def enter(walk: Walk, graph: onnx.GraphProto, sides: Sides) -> None:
         initialized.add(name)
         tensor = walk.b.input(name, sparse.values.data_type, tuple(sparse.dims), frozenset())
         walk.env[name] = from_tensor(tensor)
-    inputs = [i for i in graph.input if i.name not in initialized]
-    names = batch_names(inputs, sides)
-    for info in inputs:
-        _input(walk, info, sides, names)
     for info in graph.input:
-        if info.name in initialized:
+        if info.name not in initialized:
+            _input(walk, info, sides)
+        else:
             # an initializer that the caller may replace is not a constant
             old = walk.env[info.name].body
             assert isinstance(old, Leaf)
             walk.env[info.name] = from_tensor(
                 Tensor(info.name, old.tensor.dtype, old.tensor.shape, frozenset({"item", "user"}))
             )
+
+
+def input_shapes(graph: onnx.GraphProto, sides: Sides) -> dict[str, tuple[Size, ...]]:
+    """Shapes of the inputs of known rank, with the symbol N for the candidates."""
+    initialized = {p.name: tuple(p.dims) for p in graph.initializer}
+    initialized |= {s.values.name: tuple(s.dims) for s in graph.sparse_initializer}
+    inputs = [i for i in graph.input if i.name not in initialized]
+    names = batch_names(inputs, sides)
+    found: dict[str, tuple[Size, ...]] = {i.name: initialized.get(i.name, ()) for i in graph.input}
+    for info in inputs:
+        if info.type.tensor_type.HasField("shape"):
+            found[info.name] = tuple(_size(info, i, sides, names) for i in range(len(info.type.tensor_type.shape.dim)))
+        else:
+            del found[info.name]
+    return found
+
+
+def _size(info: onnx.ValueInfoProto, i: int, sides: Sides, names: set[str | int]) -> Size:
+    """Dimension i of an input; N also where a fixed-batch export has the number of candidates."""
+    side, at, dim = _side(info.name, sides), sides.candidate_axis, info.type.tensor_type.shape.dim[i]
+    # in the [R, N, ...] layout the user's inputs are [R, ...]: only a name tells that one has the candidates' axis
+    candidate = side is not None and i == at and not (side == "user" and at)
+    if dim.HasField("dim_value"):
+        return N if candidate and dim.dim_value in names else dim.dim_value
+    if candidate or dim.dim_param in names:
+        return N
+    # beside tagged inputs, a free dimension that the exporter happened to call N is not the candidates'
+    name = "N (free)" if sides and dim.dim_param == "N" else dim.dim_param
+    return Dim.symbol(name or f"{info.name}[{i}]")
 
 
 def batch_names(inputs: Sequence[onnx.ValueInfoProto], sides: Sides) -> set[str | int]:
@@ -140,7 +167,7 @@ def _side(name: str, sides: Sides) -> str | None:
 DEPS = {"user": {"user"}, "item": {"item"}, "cross": {"user", "item"}, "packed": {"user", "item"}, None: {"item"}}
 
 
-def _input(walk: Walk, info: onnx.ValueInfoProto, sides: Sides, names: set[str | int]) -> None:
+def _input(walk: Walk, info: onnx.ValueInfoProto, sides: Sides) -> None:
     b, side, at = walk.b, _side(info.name, sides), sides.candidate_axis
     kind_ = info.type.WhichOneof("value")
     if kind_ != "tensor_type" or not info.type.tensor_type.HasField("shape"):
@@ -148,24 +175,10 @@ def _input(walk: Walk, info: onnx.ValueInfoProto, sides: Sides, names: set[str |
         tensor = b.input(info.name, dtype, None, frozenset(DEPS[side]))
         walk.env[info.name], walk.inputs[info.name] = from_tensor(tensor), tensor
         return
-    dims = info.type.tensor_type.shape.dim
-    literals = {n for n in names if isinstance(n, int)}
-    shape: list[Size] = []
-    for i, dim in enumerate(dims):
-        # in the [R, N, ...] layout the user's inputs are [R, ...]: only a name tells that one has the candidates' axis
-        candidate = side is not None and i == at and not (side == "user" and at)
-        if dim.HasField("dim_value"):
-            if candidate and dim.dim_value in literals:
-                b.fixed["N"] = dim.dim_value
-                shape.append(N)
-            else:
-                shape.append(dim.dim_value)
-        elif candidate or dim.dim_param in names:
-            shape.append(N)
-        else:
-            # beside tagged inputs, a free dimension that the exporter happened to call N is not the candidates'
-            name = "N (free)" if sides and dim.dim_param == "N" else dim.dim_param
-            shape.append(Dim.symbol(name or f"{info.name}[{i}]"))
+    shape = walk.session.inputs[info.name]
+    for size, dim in zip(shape, info.type.tensor_type.shape.dim, strict=True):
+        if size == N and dim.HasField("dim_value"):
+            b.fixed["N"] = dim.dim_value
     if N in shape:
         b.rows |= {symbol for size in shape[: shape.index(N)] if isinstance(size, Dim) for symbol in size.symbols}
     axes = [Axis(size) if size != 1 else None for size in shape]
@@ -216,8 +229,8 @@ def visit(walk: Walk, node: NodeProto) -> None:
     """Answer one node."""
     inputs = [walk.env[name] if name else None for name in node.input]
     captured = {name: walk.env[name] for name in captures(node) if name in walk.env}
-    ctx = Context(walk.b, node, inputs, walk.opsets, captured)
-    ctx.visit = lambda inner, env: visit(Walk(walk.b, walk.opsets, walk.skip, env), inner)
+    ctx = Context(walk.b, node, inputs, walk.session, captured)
+    ctx.visit = lambda inner, env: visit(Walk(walk.b, walk.session, env), inner)
     walk.b.origin = node.name or next((o for o in node.output if o), "")
     walk.b.label = next((o for o in node.output if o), node.name)
     walk.b.notes.clear()
@@ -225,7 +238,7 @@ def visit(walk: Walk, node: NodeProto) -> None:
     outputs: Sequence[Value | None] | None = None
     name = "default"
     domain = "" if node.domain == "ai.onnx" else node.domain
-    if (node.name and node.name in walk.skip) or walk.b.label in walk.skip:
+    if {node.name, walk.b.label} & walk.session.options.skip:
         reason = "left alone on request"
     elif node.op_type in RANDOM:
         reason = "random operators are never lifted"

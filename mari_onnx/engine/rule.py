@@ -14,6 +14,7 @@ from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.infer import Inferred, infer
 from mari_onnx.engine.ir.value import Axis, Body, Decline, Group, Leaf, Tensor, Value, is_const, leaves
+from mari_onnx.engine.session import Session
 from mari_onnx.model.dims import Dim, Size
 
 MAX_SYMBOLIC = 1024
@@ -48,19 +49,23 @@ class Context:
         b: Builder,
         node: NodeProto,
         inputs: Sequence[Value | None],
-        opsets: dict[str, int],
+        session: Session,
         captured: dict[str, Value],
     ):
         self.b = b
         self.captured = captured
         self.node = node
         self.inputs = list(inputs)
-        self.opsets = opsets
+        self.session = session
         self.visit: Callable[[NodeProto, dict[str, Value]], None] | None = None
         """Answers a node of a subgraph; its inputs are in the environment, its outputs are put there."""
         self.attrs: dict[str, Any] = {
             a.name: helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name
         }
+
+    def on(self, node: NodeProto, inputs: Sequence[Value | None]) -> Context:
+        """Another node, written under the name of this one."""
+        return Context(self.b, node, inputs, self.session, {})
 
     def write_out(self) -> list[Value | None]:
         """The default rule: all inputs written out, the node as it is."""
@@ -135,7 +140,7 @@ class Context:
 
     def infer(self, shapes: Sequence[tuple[Size, ...] | None], inputs: Sequence[Tensor | None]) -> Inferred:
         """Element types and shapes of the node's outputs for inputs of these shapes."""
-        return infer(self.node, shapes, inputs, self.opsets)
+        return infer(self.node, shapes, inputs, self.session.opsets)
 
 
 def constant(b: Builder, value: Value) -> np.ndarray | None:

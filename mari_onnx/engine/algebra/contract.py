@@ -24,7 +24,6 @@ from mari_onnx.engine.analysis.magnitude import bound
 from mari_onnx.engine.axes.align import flatten
 from mari_onnx.engine.axes.materialize import as_block, as_leaf
 from mari_onnx.engine.axes.select import coalesce, take
-from mari_onnx.engine.cost.time_model import COPY, ELEMENT, SLOW, SPREAD, element, node_cost, volume
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import form_of, has_cheaper_form
@@ -58,7 +57,7 @@ def contract(b: Builder, x: Body, y: Body, k: frozenset[Axis], order: Sequence[A
             cat = coalesce(b, this, order)
             if not isinstance(cat, Cat) or cat.axis in k:
                 return contract(b, *((other, cat) if flip else (cat, other)), k, order)
-            if _one_product(cat, other, k):
+            if _one_product(b, cat, other, k):
                 cat = as_block(b, cat)
             parts = []
             for part in cat.parts:
@@ -90,7 +89,7 @@ def contract(b: Builder, x: Body, y: Body, k: frozenset[Axis], order: Sequence[A
     return add(b, [*bodies, *([whole_sum] if whole_sum is not None else [])], order)
 
 
-def _one_product(cat: Cat, other: Body, k: frozenset[Axis]) -> bool:
+def _one_product(b: Builder, cat: Cat, other: Body, k: frozenset[Axis]) -> bool:
     """Columns that all vary as the other operand does, and are smaller than their products: those need no Concat."""
     if not isinstance(other, Leaf) or cat.axis in axes_of(other) or len(cat.parts) < 2:
         return False
@@ -102,8 +101,8 @@ def _one_product(cat: Cat, other: Body, k: frozenset[Axis]) -> bool:
         return False
     if any(has_cheaper_form(body) for body in (other, *(p.body for p in cat.parts))):
         return False
-    result = volume((full | axes_of(other)) - k) * volume([cat.axis])
-    return volume(full) * volume([cat.axis]) <= result
+    result = b.time.volume((full | axes_of(other)) - k) * b.time.volume([cat.axis])
+    return b.time.volume(full) * b.time.volume([cat.axis]) <= result
 
 
 def _zero_rows(b: Builder, x: Body, y: Body, k: frozenset[Axis]) -> tuple[Axis, list[list[int]]] | None:
@@ -186,7 +185,7 @@ def _expand(
         terms = same_terms(b, [t for t in other_way if isinstance(t, Term)])
         if this.tensor.dtype == TensorProto.FLOAT16 and not all(_representable(b, t) for t in terms):
             continue
-        price = _price(b, terms) + sum(ELEMENT * volume(t.out) for t in terms[1:])
+        price = _price(b, terms) + sum(b.time.element * b.time.volume(t.out) for t in terms[1:])
         price += _fresh(b, this, mark, terms)
         if price < cost:
             best, cost = list(terms), price
@@ -195,7 +194,7 @@ def _expand(
 
 def _representable(b: Builder, term: Term) -> bool:
     """Whether no step of a term can exceed what float16 holds, which the source may scale down first."""
-    total = volume(term.k)
+    total = b.time.volume(term.k)
     for leaf in (term.a, term.c, *term.outer):
         total *= max(bound(b, leaf.tensor), 1.0)
     return total < LARGEST_HALF
@@ -213,9 +212,9 @@ def _read(b: Builder, x: Leaf, y: Leaf, k: frozenset[Axis]) -> tuple[Leaf, Leaf,
     rest = tuple(i for i, a in enumerate(w.axes) if a not in along)
     read = np.any(array != 0, axis=rest).transpose(np.argsort(np.argsort([w.axes.index(a) for a in along])))
     at = np.flatnonzero(read).tolist()
-    each = volume(axes_of(other) - set(along))
-    columns = volume(axes_of(w) - set(along) - axes_of(other))
-    if not at or (read.size - len(at)) * columns < COPY * len(at) + node_cost() / each:
+    each = b.time.volume(axes_of(other) - set(along))
+    columns = b.time.volume(axes_of(w) - set(along) - axes_of(other))
+    if not at or (read.size - len(at)) * columns < b.time.copy * len(at) + b.time.node / each:
         return x, y, k
     whole, new = Axis(read.size), Axis(len(at)) if len(at) > 1 else None
     w, other = (_taken(b, leaf, along, whole, at, new) for leaf in (w, other))
@@ -250,8 +249,8 @@ def _by_blocks(
         return whole
     cost = [_price(b, [t for t in way if isinstance(t, Term)]) for way in (apart, whole)]
     cost[0] += _fresh(b, x, mark, [t for t in apart if isinstance(t, Term)])
-    each = x.tensor.price or element(_maker(b, x.tensor))
-    cost[1] += (each + ELEMENT / 2) * volume(axes_of(x))  # and the row's Concat
+    each = x.tensor.price or b.time.element_of(_maker(b, x.tensor))
+    cost[1] += (each + b.time.element / 2) * b.time.volume(axes_of(x))  # and the row's Concat
     return apart if cost[0] < cost[1] else whole
 
 
@@ -259,11 +258,11 @@ def _price(b: Builder, terms: Sequence[Term]) -> float:
     """Products, and a share of what their operands cost to write where those could do without."""
     total = 0.0
     for term in terms:
-        total += term.cost()
+        total += term.cost(b.time)
         for leaf in (term.a, term.c):
             if leaf.tensor.form is not None:
                 op = _maker(b, leaf.tensor)
-                total += (1.0 if op in SLOW else WRITE) * element(op) * volume(axes_of(leaf))
+                total += (1.0 if op in b.time.slow else WRITE) * b.time.element_of(op) * b.time.volume(axes_of(leaf))
     return total
 
 
@@ -280,6 +279,7 @@ def _maker(b: Builder, tensor: Tensor) -> str | None:
 
 def _fresh(b: Builder, leaf: Leaf, mark: int, terms: Sequence[Term]) -> float:
     """The price of element-wise work that the terms' operands need and the leaf, computed as it is, does not."""
+    time = b.time
     first = min(mark, (leaf.tensor.node or mark) - NEARBY)
     needed = _ancestors(b, [leaf.tensor], first)
     total = 0.0
@@ -287,8 +287,8 @@ def _fresh(b: Builder, leaf: Leaf, mark: int, terms: Sequence[Term]) -> float:
     for index in _ancestors(b, operands + [g.tensor for t in terms for g in t.outer], first) - needed:
         node = b.nodes[index]
         sizes = {t.shape for t in node.inputs if t is not None and t.shape != ()}
-        each = SPREAD if len(sizes) > 1 and node.proto.op_type in BINARY else element(node.proto.op_type)
-        total += each * volume([Axis(s) for s in node.outputs[0].known])
+        each = time.spread if len(sizes) > 1 and node.proto.op_type in BINARY else time.element_of(node.proto.op_type)
+        total += each * time.volume([Axis(s) for s in node.outputs[0].known])
     return total
 
 
@@ -339,7 +339,7 @@ def _product(
             outer = (*outer, as_leaf(b, factor, order))
     if not inside:
         return _lost(b, Leaf(b.const(1, dtype_of(y)), ()), y, k, outer, depth, order)
-    inside.sort(key=lambda f: (volume(axes_of(f)), not is_const(f)))
+    inside.sort(key=lambda f: (b.time.volume(axes_of(f)), not is_const(f)))
     stays = inside.pop()
     for factor in inside:
         y = multiply(b, y, factor, order)
@@ -360,9 +360,10 @@ def _whole(
     kinds = {(axes_of(t.a) | axes_of(t.c)) - t.k for t in terms}
     if len(kinds) < 2 or any(t.outer for t in terms):
         return None
-    split = sum(t.cost() - node_cost() for t in terms) + node_cost() * len(kinds)
+    time = b.time
+    split = sum(t.cost(time) - time.node for t in terms) + time.node * len(kinds)
     # writing the Cat out takes an Expand for each part that is repeated, and a copy of the rows
-    one = volume(union | axes_of(y)) + node_cost() * len(kinds) + ELEMENT * volume(union) / 3
+    one = time.volume(union | axes_of(y)) + time.node * len(kinds) + time.element * time.volume(union) / 3
     if split < one:
         return None
     return Term((), as_leaf(b, x, order), y, k)
@@ -380,8 +381,11 @@ def _uncut(
     if x.axis not in axes_of(y) or any(axes_of(t.a) <= t.k or axes_of(t.c) <= t.k for t in terms):
         return None
     full = axes_of(x)
-    apart = COPY * volume(axes_of(y)) + (len(terms) - 1) * (ELEMENT * volume(terms[0].out) + 2 * node_cost())
-    if sum(t.cost() for t in terms) + apart < volume(full | axes_of(y)) + 1.4 * COPY * volume(full) + 3 * node_cost():
+    time = b.time
+    apart = time.copy * time.volume(axes_of(y))
+    apart += (len(terms) - 1) * (time.element * time.volume(terms[0].out) + 2 * time.node)
+    together = time.volume(full | axes_of(y)) + 1.4 * time.copy * time.volume(full) + 3 * time.node
+    if sum(t.cost(time) for t in terms) + apart < together:
         return None
     batch = [a for a in y.axes if a is not None and a in full and a not in k]
     whole = as_leaf(b, x, [*batch, *(a for a in y.axes if a is not None and a in k)])

@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mari_onnx.engine.analysis.magnitude import bound
-from mari_onnx.engine.cost.time_model import volume
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import form_of, has_cheaper_form
 from mari_onnx.engine.ir.value import Body, Leaf, Prod, Sum, axes_of
@@ -47,7 +46,7 @@ def collected(b: Builder, x: Leaf, y: Leaf, plus: Plus) -> Sum | None:
 
 def _like_terms(b: Builder, x: Leaf, y: Leaf, plus: Plus) -> list[Body] | None:
     """The terms of both, collected; None where nothing is alike."""
-    entries = [*_entries(x), *_entries(y)]
+    entries = [*_entries(b, x), *_entries(b, y)]
     found: dict[object, list[Entry]] = {}
     for base, factor in entries:
         # constants over the same axes are one as well, at build time
@@ -76,18 +75,18 @@ def _size(b: Builder, body: Body) -> float:
     return math.prod(_size(b, factor) or TINY for factor in body.factors)
 
 
-def _entries(leaf: Leaf) -> list[Entry]:
+def _entries(b: Builder, leaf: Leaf) -> list[Entry]:
     """The terms of a leaf's form; the leaf itself where it has none."""
     form = form_of(leaf)
     if isinstance(form, Prod):
-        return [(_entry(form) if has_cheaper_form(leaf) else None) or (leaf, None)]
+        return [(_entry(b, form) if has_cheaper_form(leaf) else None) or (leaf, None)]
     if not isinstance(form, Sum):
         return [(leaf, None)]
     out: list[Entry] = []
     for term in form.terms:
-        entry = _entry(term) if isinstance(term, Prod) else None
+        entry = _entry(b, term) if isinstance(term, Prod) else None
         if isinstance(term, Leaf):
-            out += _entries(term)
+            out += _entries(b, term)
         elif entry is None:
             return [(leaf, None)]
         else:
@@ -95,12 +94,12 @@ def _entries(leaf: Leaf) -> list[Entry]:
     return out
 
 
-def _entry(form: Prod) -> Entry | None:
+def _entry(b: Builder, form: Prod) -> Entry | None:
     """A product of two tensors: what the candidates do not vary first, and the larger one."""
     if len(form.factors) != 2:
         return None
     x, y = form.factors
     if not isinstance(x, Leaf) or not isinstance(y, Leaf):
         return None
-    x, y = sorted((x, y), key=lambda leaf: ("item" in leaf.tensor.deps, -volume(axes_of(leaf))))
+    x, y = sorted((x, y), key=lambda leaf: ("item" in leaf.tensor.deps, -b.time.volume(axes_of(leaf))))
     return x, y

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mari_onnx.engine.algebra.sums import MANY, absorbing, add_leaves, binary, folded, plain_add
 from mari_onnx.engine.axes.align import flatten
 from mari_onnx.engine.axes.materialize import as_leaf, write
-from mari_onnx.engine.cost.time_model import COPY, ELEMENT, SPREAD, node_cost, volume
+from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Group, Leaf, Part, Tensor, axes_of, is_const, rename
@@ -36,14 +36,15 @@ class Term:
     def out(self) -> frozenset[Axis]:
         return (axes_of(self.a) | axes_of(self.c)) - self.k
 
-    def cost(self) -> float:
+    def cost(self, time: TimeModel) -> float:
+        """Its estimated time; 0 where it is folded."""
         if self.a.tensor.const and self.c.tensor.const and not self.outer:
             return 0.0  # at build time
         a, c = axes_of(self.a), axes_of(self.c)
         alone = self.k - (a & c)  # summed out of the operand that has it, at build time where that is a constant
-        macs = volume((a | c) - alone)
-        macs += sum(volume(x) for x, leaf in ((a, self.a), (c, self.c)) if x & alone and not leaf.tensor.const)
-        return macs + node_cost() + sum(SPREAD * volume(self.out | axes_of(g)) + node_cost() for g in self.outer)
+        macs = time.volume((a | c) - alone)
+        macs += sum(time.volume(x) for x, leaf in ((a, self.a), (c, self.c)) if x & alone and not leaf.tensor.const)
+        return macs + time.node + sum(time.spread * time.volume(self.out | axes_of(g)) + time.node for g in self.outer)
 
 
 def same_terms(b: Builder, terms: Sequence[Term]) -> list[Term]:
@@ -93,9 +94,9 @@ def merge(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> list[Term
     out = []
     for group in groups.values():
         members = _as_one(b, group)
-        rows = sum(volume(axes_of(t.a)) for t in members)
-        saved = (len(members) - 1) * (2 * node_cost() + ELEMENT * volume(members[0].out))
-        if len(members) == 1 or (len(members) <= MAX_APART and COPY * rows > saved):
+        rows = sum(b.time.volume(axes_of(t.a)) for t in members)
+        saved = (len(members) - 1) * (2 * b.time.node + b.time.element * b.time.volume(members[0].out))
+        if len(members) == 1 or (len(members) <= MAX_APART and b.time.copy * rows > saved):
             out += members  # few columns: adding up the products costs less than the Concat
             continue
         flat = [_flat(b, t) for t in members]
@@ -127,7 +128,7 @@ def _as_one(b: Builder, members: list[Term]) -> list[Term]:
             out += [term for term, _ in group]
             continue
         lead, rank = group[0][0], len(group[0][0].a.tensor.known)
-        width = int(volume(lead.k))
+        width = int(b.time.volume(lead.k))
         k = Axis(width * len(group))
         sides = []
         for column in zip(*(pieces for _, pieces in group), strict=True):
@@ -155,7 +156,7 @@ def _made(b: Builder, term: Term) -> tuple[str, list[Tensor]] | None:
         return None
     if pieces[0].shape == pieces[1].shape or any(x.const or x.known[-1:] != t.known[-1:] for x in pieces):
         return None
-    return (node.proto.op_type, pieces) if volume(term.k) < SHORT_ROW else None
+    return (node.proto.op_type, pieces) if b.time.volume(term.k) < SHORT_ROW else None
 
 
 def _flat(b: Builder, term: Term) -> tuple[Leaf, Leaf, int, Axis | None]:
@@ -176,7 +177,7 @@ def _flat(b: Builder, term: Term) -> tuple[Leaf, Leaf, int, Axis | None]:
 
 def _side(b: Builder, cat: Cat, k: Axis, first: bool) -> Leaf:
     """Operands side by side along k: weights with k in front, activations with k where the largest of them has it."""
-    lead = max(cat.parts, key=lambda p: volume(axes_of(p.body)))
+    lead = max(cat.parts, key=lambda p: b.time.volume(axes_of(p.body)))
     assert isinstance(lead.body, Leaf)
     free = [a for a in lead.body.axes if a is not None and a is not lead.axis]
     if first:
@@ -190,7 +191,7 @@ def total(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> Body | No
     """The terms' products, added: smaller ones ride in the largest, where they lack its rows."""
     if not terms:
         return None
-    *small, large = sorted(terms, key=lambda t: volume(t.out))
+    *small, large = sorted(terms, key=lambda t: b.time.volume(t.out))
     return _add_into_gemm(b, large, [_emit_term(b, t, order) for t in small], order)
 
 
@@ -225,7 +226,7 @@ def _add_into_gemm(b: Builder, large: Term, others: Sequence[Leaf], order: Seque
 
 def _emit_term(b: Builder, term: Term, order: Sequence[Axis], addend: Leaf | None = None) -> Leaf:
     leaf = product(b, term.a, term.c, term.k, order, addend)
-    for g in sorted(term.outer, key=lambda g: volume(axes_of(g))):
+    for g in sorted(term.outer, key=lambda g: b.time.volume(axes_of(g))):
         leaf = binary(b, "Mul", leaf, g, order)
     return leaf
 
@@ -275,7 +276,7 @@ def product(
         if len(cols) > 1:
             out = emit.reshape(b, out, [*out.known[:-1], *(a.size for a in cols)])
         return Leaf(out, axes)
-    outside = _outside(x, rows, batch, cols, order)
+    outside = _outside(b, x, rows, batch, cols, order)
     if outside:
         inside = tuple(a for a in rows if a not in outside)
         here: list[Group] = [(a,) for a in batch]
@@ -295,7 +296,7 @@ def product(
 
 
 def _outside(
-    x: Leaf, rows: Sequence[Axis], batch: Sequence[Axis], cols: Sequence[Axis], order: Sequence[Axis]
+    b: Builder, x: Leaf, rows: Sequence[Axis], batch: Sequence[Axis], cols: Sequence[Axis], order: Sequence[Axis]
 ) -> list[Axis]:
     """Rows (candidates) that come before the batch (heads): products of their own, rather than a transposed result."""
     if len(cols) != 1 or not set(order) >= {*rows, *batch, *cols} or "item" not in x.tensor.deps:
@@ -303,7 +304,7 @@ def _outside(
     first = min(order.index(a) for a in batch)
     outside = [a for a in order if a in rows and order.index(a) < first]
     inside = [a for a in rows if a not in outside]
-    if len(inside) != 1 or volume([*inside, *cols]) < TILE:
+    if len(inside) != 1 or b.time.volume([*inside, *cols]) < TILE:
         return []
     return outside
 

@@ -11,7 +11,6 @@ from mari_onnx.engine.algebra.like_terms import collected
 from mari_onnx.engine.axes.blockwise import zip_bodies
 from mari_onnx.engine.axes.materialize import write
 from mari_onnx.engine.axes.select import take
-from mari_onnx.engine.cost.time_model import volume
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import FOLD_LIMIT, Builder
 from mari_onnx.engine.ir.forms import with_form
@@ -43,7 +42,7 @@ def broadcast_layout(
     The largest keeps the layout that it has.
     """
     union = frozenset().union(*(axes_of(leaf) for leaf in leaves))
-    biggest = max(leaves, key=lambda leaf: (len(axes_of(leaf)), volume(axes_of(leaf)), not leaf.tensor.const))
+    biggest = max(leaves, key=lambda leaf: (len(axes_of(leaf)), b.time.volume(axes_of(leaf)), not leaf.tensor.const))
     axes: list[Axis | None] = list(biggest.axes)
     if axes_of(biggest) != union:
         axes = _merged(biggest, leaves, union, order)
@@ -56,7 +55,7 @@ def broadcast_layout(
         lead = next((i for i, a in enumerate(axes) if a in present), len(axes))
         if leaf is biggest or (aligned and axes and axes[-1] is None):
             lead = 0
-        full = frozenset(_filled(leaf, axes[lead:], union))
+        full = frozenset(_filled(b, leaf, axes[lead:], union))
         out.append(write(b, leaf, [(a,) if a is not None else () for a in axes[lead:]], full))
     return out, tuple(axes)
 
@@ -82,7 +81,7 @@ def _merged(
     return axes
 
 
-def _filled(leaf: Leaf, axes: Sequence[Axis | None], union: frozenset[Axis]) -> list[Axis]:
+def _filled(b: Builder, leaf: Leaf, axes: Sequence[Axis | None], union: frozenset[Axis]) -> list[Axis]:
     """Inner axes along which a small operand is repeated, a constant at build time and the user's once a request.
 
     onnxruntime broadcasts in runs, along which an operand goes on with the other or stays; short runs are slow.
@@ -90,16 +89,17 @@ def _filled(leaf: Leaf, axes: Sequence[Axis | None], union: frozenset[Axis]) -> 
     inside, have = [a for a in axes if a is not None], axes_of(leaf)
     if not have or have >= set(inside) or not all(isinstance(a.size, int) for a in inside):
         return []
-    if volume(inside) > FOLD_LIMIT:
+    if b.time.volume(inside) > FOLD_LIMIT:
         return []
     run = 1
     for axis in reversed(inside):
         if (axis in have) != (inside[-1] in have):
             break
-        run *= int(volume([axis]))
+        run *= int(b.time.volume([axis]))
     if leaf.tensor.const:
         return inside if inside[-1] not in have or run < SHORT else []
-    return inside if run < SHORT and "item" not in leaf.tensor.deps and volume(union) > 4 * volume(inside) else []
+    small = b.time.volume(union) > 4 * b.time.volume(inside)
+    return inside if run < SHORT and small and "item" not in leaf.tensor.deps else []
 
 
 def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) -> Leaf:
@@ -220,7 +220,7 @@ def add_leaves(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis] = ()) ->
 
 def folded(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis]) -> list[Leaf]:
     """The terms by size, each added to the smallest other that has all of its axes, but for those of full size."""
-    left = sorted(terms, key=lambda t: (not t.tensor.const, volume(axes_of(t))))
+    left = sorted(terms, key=lambda t: (not t.tensor.const, b.time.volume(axes_of(t))))
     done: list[Leaf] = []
     while left:
         first = left.pop(0)
@@ -231,7 +231,7 @@ def folded(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis]) -> list[Lea
             done.append(first)
         else:
             left[host] = plain_add(b, left[host], first, order)
-            left.sort(key=lambda t: (not t.tensor.const, volume(axes_of(t))))
+            left.sort(key=lambda t: (not t.tensor.const, b.time.volume(axes_of(t))))
     return done
 
 

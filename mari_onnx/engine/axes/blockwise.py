@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 from mari_onnx.engine.axes.materialize import as_leaf, flatten_nested
 from mari_onnx.engine.axes.select import coalesce, pull, take
-from mari_onnx.engine.cost.time_model import COPY, node_cost, volume
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import has_cheaper_form
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Leaf, Part, axes_of, is_const, rename, within
@@ -43,7 +42,7 @@ def zip_bodies(
     if mapped is None and len(cells) > 1:
         kinds = _kinds(bodies, axis, cells)
         fewer = len(kinds) - len(set(kinds)) if kinds is not None else 0
-        if kinds is not None and fewer and _joining_pays(bodies, axis, fewer):
+        if kinds is not None and fewer and _joining_pays(b, bodies, axis, fewer):
             if len(set(kinds)) == 1:
                 return _unsplit(b, bodies, axis, [p for at in cells.values() for p in at], visit, order)
             merged: dict[object, list[int]] = {}
@@ -115,18 +114,18 @@ def _kinds(bodies: Sequence[Body], axis: Axis, cells: dict[tuple[int, ...], list
     return kinds
 
 
-def _joining_pays(bodies: Sequence[Body], axis: Axis, fewer: int) -> bool:
+def _joining_pays(b: Builder, bodies: Sequence[Body], axis: Axis, fewer: int) -> bool:
     """Whether fewer nodes are worth it that parts are put together, which else would be cut."""
     together = apart = 0.0
     for body in bodies:
-        size = COPY * volume(axes_of(body))
+        size = b.time.copy * b.time.volume(axes_of(body))
         if is_const(body):
             continue
         if isinstance(body, Cat) and len(body.parts) > 1:
             together += size
         elif axis in axes_of(body) and (not isinstance(body, Cat) or body.axis is axis):
             apart += size
-    return together <= apart + 2 * node_cost() * fewer
+    return together <= apart + 2 * b.time.node * fewer
 
 
 def _grid_saves_nothing(bodies: Sequence[Body]) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, NodeProto, TensorProto, helper
 
+from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.ir.nodes import RANDOM, evaluate, is_random, rename_subgraphs
 from mari_onnx.engine.ir.value import Node, Tensor
 from mari_onnx.model.dims import Dim, Size, product, static, symbols
@@ -35,10 +36,11 @@ class Builder:
     """Writes the new graph.
 
     reserved: names of the source graph (subgraphs included), which new tensors must not take by accident.
+    time: what decides between two ways to write the same.
     """
 
-    def __init__(self, opset: int, reserved: Iterable[str] = ()):
-        self.opset = opset
+    def __init__(self, opset: int, reserved: Iterable[str] = (), time: TimeModel | None = None):
+        self.opset, self.time = opset, time or TimeModel()
         self.nodes: list[Node] = []
         self.sources: dict[str, tuple[Tensor, int]] = {}
         self.fixed: dict[str, int] = {}

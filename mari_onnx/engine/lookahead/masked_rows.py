@@ -17,9 +17,7 @@ and operators that may make another thing of them are not passed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,25 +54,6 @@ CLEAR = 0.02
 TYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-@contextmanager
-def reading(graph: onnx.GraphProto, inputs: Inputs, opset: int) -> Iterator[None]:
-    """The graph that the rules are at, which `unread` looks ahead in. Nothing runs until it is asked."""
-    token = SOURCE.set(Unread(graph, inputs, opset))
-    try:
-        yield
-    finally:
-        SOURCE.reset(token)
-
-
-def unread(output: str) -> float:
-    """What a score of each row of a softmax is at least, but for rows that no output reads; -inf if that is not known.
-
-    In rows that an output reads, the numbers of all others never count.
-    """
-    source = SOURCE.get()
-    return source.floors.get(output, -math.inf) if source is not None else -math.inf
-
-
 class Unread:
     """The softmaxes of a graph whose rows that are masked throughout no output reads, looked for when first asked."""
 
@@ -84,7 +63,10 @@ class Unread:
 
     @property
     def floors(self) -> Mapping[str, float]:
-        """By output of the softmax, its lowest score that counts."""
+        """By output of the softmax, what a score of each row is at least, but for rows that no output reads.
+
+        In rows that an output reads, the numbers of all others never count.
+        """
         if self._floors is None:
             try:
                 self._floors = self._look()
@@ -297,6 +279,3 @@ def _combined(condition: Table, x: Span, y: Span, shape: tuple[int, ...]) -> Spa
         low.append(np.where(which, x.low[pick(way, left)], y.low[pick(way, right)]))
         high.append(np.where(which, x.high[pick(way, left)], y.high[pick(way, right)]))
     return Span(slots, tuple(low), tuple(high))
-
-
-SOURCE: ContextVar[Unread | None] = ContextVar("unread", default=None)

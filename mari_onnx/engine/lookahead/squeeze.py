@@ -17,9 +17,7 @@ MatMul and Add as a Gemm, and a Concat behind it does not fail, as it must by wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 
 import onnx
 from onnx import NodeProto
@@ -37,22 +35,6 @@ MEETING = 8
 """How many such Squeezes may meet in one tensor."""
 
 
-@contextmanager
-def reading(graph: onnx.GraphProto, inputs: Inputs, opset: int) -> Iterator[None]:
-    """The graph that the rules are at, which `kept` looks ahead in. Nothing runs until it is asked."""
-    token = SOURCE.set(Ahead(graph, inputs, opset))
-    try:
-        yield
-    finally:
-        SOURCE.reset(token)
-
-
-def kept(output: str) -> tuple[int, ...] | None:
-    """The axes that a Squeeze without axes drops at N > 1, where it does not matter what it drops at N = 1."""
-    source = SOURCE.get()
-    return source.axes.get(output) if source is not None else None
-
-
 def bare(node: NodeProto) -> bool:
     """Whether a node is a Squeeze without axes."""
     given = (len(node.input) > 1 and node.input[1]) or any(a.name == "axes" for a in node.attribute)
@@ -68,7 +50,7 @@ class Ahead:
 
     @property
     def axes(self) -> Mapping[str, tuple[int, ...]]:
-        """By output, the axes of those that may keep the candidates' axis."""
+        """By output, the axes that those drop at N > 1 for which it does not matter what they drop at N = 1."""
         if self._axes is None:
             self._axes = self._look()
         return self._axes
@@ -156,6 +138,3 @@ def needed(graph: onnx.GraphProto) -> list[NodeProto]:
             if any(graphs(node)):
                 wanted.update(captures(node))
     return found[::-1]
-
-
-SOURCE: ContextVar[Ahead | None] = ContextVar("source", default=None)

@@ -32,7 +32,7 @@ SAME = ("Identity", "Dropout", "Cast")
 
 
 class Fact(Protocol):
-    """What `unread.Attention` tells of a softmax."""
+    """What `masked_rows.Attention` tells of a softmax."""
 
     @property
     def rows(self) -> np.ndarray: ...

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 from onnx import NodeProto, TensorProto, helper
 
-from mari_onnx.engine.cost.time_model import volume
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Axis, Node, Tensor
 from mari_onnx.model.dims import Size, product
@@ -54,12 +53,12 @@ def for_cpu(b: Builder, nodes: list[Node], outputs: Sequence[Tensor], most: int)
             node.proto.op_type = "Sum"
         if node.proto.op_type == "Softmax" and not node.proto.domain:
             assert node.inputs[0] is not None
-            if room >= 2 and len(readers[node.inputs[0].name]) == 1 and _slow_in_place(node):
+            if room >= 2 and len(readers[node.inputs[0].name]) == 1 and _slow_in_place(b, node):
                 out += _not_in_place(b, node)
                 room -= 2
                 continue
         if node.proto.op_type == "Transpose" and not node.proto.domain:
-            swap = _swap(node)
+            swap = _swap(b, node)
             if room >= 2 and swap is not None and not _fused(node, readers.get(node.outputs[0].name, [])):
                 out += _inwards(b, node, swap)
                 room -= 2
@@ -141,7 +140,7 @@ def _normalized(node: Node, readers: Sequence[Node | None]) -> bool:
     return "LayerNormalization" in ops or {"ReduceMean", "Sub"} <= ops
 
 
-def _slow_in_place(node: Node) -> bool:
+def _slow_in_place(b: Builder, node: Node) -> bool:
     shape = node.outputs[0].shape
     if shape is None or len(shape) < 2 or node.outputs[0].dtype not in FLOATS:
         return False
@@ -149,7 +148,7 @@ def _slow_in_place(node: Node) -> bool:
     width, free = shape[-1], sum(not isinstance(s, int) for s in shape)
     if axis not in (-1, len(shape) - 1) or not isinstance(width, int) or free != 1 or 0 in shape:
         return False
-    return width % VECTOR != 0 and 1 < width < LONG and volume([Axis(s) for s in shape]) > MIN_ELEMENTS
+    return width % VECTOR != 0 and 1 < width < LONG and b.time.volume([Axis(s) for s in shape]) > MIN_ELEMENTS
 
 
 def _not_in_place(b: Builder, node: Node) -> list[Node]:
@@ -181,7 +180,7 @@ Swap = tuple[Size, Size, Size, Size]
 """Sizes of what is in front, of the two blocks that change places, and of what is behind them."""
 
 
-def _swap(node: Node) -> Swap | None:
+def _swap(b: Builder, node: Node) -> Swap | None:
     """The blocks of a Transpose that lets two neighbours change places, where each row behind them is short."""
     x = node.inputs[0]
     perm = next((list(a.ints) for a in node.proto.attribute if a.name == "perm"), None)
@@ -200,7 +199,7 @@ def _swap(node: Node) -> Swap | None:
     groups = (plain[:front], plain[front : front + tail - cut], plain[front + tail - cut : tail], plain[tail:])
     sizes = tuple(product(shape[p] for p in group) for group in groups)
     o, a, c, i = sizes
-    if not isinstance(i, int) or not 1 < i <= WIDE or volume([Axis(s) for s in shape]) < MIN_ELEMENTS:
+    if not isinstance(i, int) or not 1 < i <= WIDE or b.time.volume([Axis(s) for s in shape]) < MIN_ELEMENTS:
         return None
     if sum(not isinstance(s, int) for s in node.outputs[0].known) != 1:
         return None

@@ -20,7 +20,7 @@ from onnx import TensorProto
 
 from mari_onnx.engine.analysis.intervals import span
 from mari_onnx.engine.batching import Through, run
-from mari_onnx.engine.cost.time_model import ELEMENT, MASKED, SPREAD, element
+from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.ir.value import Body, Cat, Decline, Leaf, Value, axes_of
 from mari_onnx.engine.rule import Context, Steps, constant, lowered, rule
 from mari_onnx.model.dims import Size, product
@@ -131,7 +131,7 @@ def _parts(ctx: Context, step: Steps) -> list[Value | None] | None:
         y = _shaped(step, y, heads)
     if dead is not None:
         y = step("Where", dead, step.const(0.0, dtype), y)
-    if not _pays(*parts, y, MASKED if ctx.has(MASK) else element("Softmax")):
+    if not _pays(ctx.b.time, *parts, y, ctx.b.time.masked if ctx.has(MASK) else ctx.b.time.element_of("Softmax")):
         return None
     if flat:
         y = step("Reshape", step("Transpose", y, perm=[0, 2, 1, 3]), step.ints(0, 0, -1))
@@ -139,7 +139,7 @@ def _parts(ctx: Context, step: Steps) -> list[Value | None] | None:
     return [value if name else None for name, value in zip(ctx.node.output, found, strict=False)]
 
 
-def _pays(q: Value, k: Value, v: Value, y: Value, each: float) -> bool:
+def _pays(time: TimeModel, q: Value, k: Value, v: Value, y: Value, each: float) -> bool:
     """Whether the parts are cheaper than the operator on written-out inputs.
 
     They are where an operand lacks the batch, or rows of the result do. Otherwise the operator copies K and V for each
@@ -152,8 +152,8 @@ def _pays(q: Value, k: Value, v: Value, y: Value, each: float) -> bool:
     if not (isinstance(queries, int) and isinstance(keys, int) and isinstance(width, int)):
         return True
     rest = keys - _without(k)
-    blocks = max(0.0, (each + ELEMENT / 2) * keys - SPREAD * (2 * width + rest))
-    return _without(q) * blocks + 2 * keys * width * ELEMENT > queries * keys * ELEMENT
+    blocks = max(0.0, (each + time.element / 2) * keys - time.spread * (2 * width + rest))
+    return _without(q) * blocks + 2 * keys * width * time.element > queries * keys * time.element
 
 
 def _without(value: Value) -> int:

@@ -21,7 +21,7 @@ from onnx import NodeProto
 from mari_onnx.engine.algebra.sums import add
 from mari_onnx.engine.axes.align import align
 from mari_onnx.engine.axes.select import take
-from mari_onnx.engine.cost.time_model import COPY, SPREAD, length, node_cost, piece_cost, volume
+from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.ir.value import Axis, Cat, Group, Value, axes_of
 from mari_onnx.engine.rule import Context, from_array, rule
 from mari_onnx.engine.rules.groups import grouped
@@ -108,8 +108,9 @@ def _sum(ctx: Context, values: Sequence[Value]) -> Value:
 
 def _taps(ctx: Context, kernel: Kernel, w: Windows) -> list[Value] | None:
     """Windows over both sides as products with the taps that fall on either; None where Convs on slices are as good."""
+    time = ctx.b.time
     full = frozenset().union(*w.kinds)
-    everywhere = volume(full)
+    everywhere = time.volume(full)
     sizes = w.value.shape[2:]
     out: list[int | None] = []
     for i, width in enumerate(kernel.shape):
@@ -135,19 +136,19 @@ def _taps(ctx: Context, kernel: Kernel, w: Windows) -> list[Value] | None:
     if not mixed or len(mixed) > MAX_MIXED:
         return None
     tap = w.unit / kernel.shape[w.d]
-    others = volume(a for i in range(len(sizes)) if i != w.d for a in w.value.known[i + 2])
-    column = length(Axis(w.value.shape[1])) * others
-    result = kernel.weight.shape[0] * volume(a for i in out if i is not None for a in w.value.known[i])
+    others = time.volume(a for i in range(len(sizes)) if i != w.d for a in w.value.known[i + 2])
+    column = time.length(w.value.shape[1]) * others
+    result = kernel.weight.shape[0] * time.volume(a for i in out if i is not None for a in w.value.known[i])
 
     def convs(runs: Sequence[Run]) -> float:
         span = [w.starts[r.stop - 1] + w.reach + 1 - w.starts[r.start] for r in runs]
-        each = [(r.stop - r.start) * w.unit + n * column * COPY for r, n in zip(runs, span, strict=True)]
-        return sum(piece_cost() + cost * volume(r.axes) for r, cost in zip(runs, each, strict=True))
+        each = [(r.stop - r.start) * w.unit + n * column * time.copy for r, n in zip(runs, span, strict=True)]
+        return sum(time.piece + cost * time.volume(r.axes) for r, cost in zip(runs, each, strict=True))
 
     apart = convs([r for r in segments if r.start not in mixed])
     for p in mixed:
         taps = sum(w.kinds[q] == full for q in w.inside[p])
-        apart += (taps * tap + result * SPREAD) * everywhere + piece_cost() + node_cost()
+        apart += (taps * tap + result * time.spread) * everywhere + time.piece + time.node
     if apart >= convs(w.runs):
         return None
     values = [_window(ctx, kernel, w, r.start, out) if r.start in mixed else run_of(ctx, w, r) for r in segments]
@@ -208,23 +209,26 @@ def _channels(ctx: Context, kernel: Kernel) -> list[Value] | None:
         return None
     assert isinstance(value.body, Cat)
     batch, inner = (frozenset(a for g in gs for a in g) for gs in (value.known[:1], value.known[2:]))
+    time = ctx.b.time
     kinds: dict[tuple[frozenset[Axis], bool], list[int]] = {}
     for part in value.body.parts:
         varies = axes_of(part.body)
         kinds.setdefault((varies & batch, bool(varies & inner) or not inner), []).extend(part.positions)
     full = frozenset().union(*(axes for axes, _ in kinds))
-    each, positions_of = _sizes(kernel, value)
-    result = positions_of * kernel.weight.shape[0] * volume(full)
-    whole = each * positions_of * length(Axis(value.shape[1])) * volume(full)
-    whole += COPY * volume(inner) * length(Axis(value.shape[1])) * volume(full)
-    apart = sum(each * (positions_of if along else 1) * len(at) * volume(axes) for (axes, along), at in kinds.items())
+    each, positions_of = _sizes(time, kernel, value)
+    result = positions_of * kernel.weight.shape[0] * time.volume(full)
+    whole = each * positions_of * time.length(value.shape[1]) * time.volume(full)
+    whole += time.copy * time.volume(inner) * time.length(value.shape[1]) * time.volume(full)
+    apart = sum(
+        each * (positions_of if along else 1) * len(at) * time.volume(axes) for (axes, along), at in kinds.items()
+    )
     if len(kinds) < 2:
         return None
-    if apart + (len(kinds) - 1) * (SPREAD * result + piece_cost()) >= whole:
+    if apart + (len(kinds) - 1) * (time.spread * result + time.piece) >= whole:
         ctx.b.notes.append(TOO_FEW)
         return None
     terms = []
-    for k, (_, at) in enumerate(sorted(kinds.items(), key=lambda item: (volume(item[0][0]), item[0][1]))):
+    for k, (_, at) in enumerate(sorted(kinds.items(), key=lambda item: (time.volume(item[0][0]), item[0][1]))):
         some = positions(ctx, value, 1, sorted(at))
         columns = from_array(ctx.b, np.ascontiguousarray(kernel.weight.take(sorted(at), axis=1)), value.dtype)
         inputs = [some, columns, *(ctx.inputs[2:3] if k == 0 else [])]
@@ -232,13 +236,13 @@ def _channels(ctx: Context, kernel: Kernel) -> list[Value] | None:
         node.CopyFrom(ctx.node)
         del node.input[:]
         node.input.extend(f"i{i}" for i in range(len(inputs)))
-        (term,) = conv(Context(ctx.b, node, inputs, ctx.opsets, {}))
+        (term,) = conv(ctx.on(node, inputs))
         assert term is not None
         terms.append(term)
     return [_sum(ctx, terms)]
 
 
-def _sizes(kernel: Kernel, x: Value) -> tuple[float, float]:
+def _sizes(time: TimeModel, kernel: Kernel, x: Value) -> tuple[float, float]:
     """Multiply-adds of a channel for a window, and the number of windows for a position of the batch."""
-    windows = volume(a for g in x.known[2:] for a in g) / float(np.prod(kernel.strides))
+    windows = time.volume(a for g in x.known[2:] for a in g) / float(np.prod(kernel.strides))
     return float(kernel.weight[:, 0].size), max(1.0, windows)

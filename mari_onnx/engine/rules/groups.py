@@ -9,7 +9,6 @@ import numpy as np
 
 from mari_onnx.engine.axes.align import align, single
 from mari_onnx.engine.axes.select import coalesce, take
-from mari_onnx.engine.cost.time_model import COPY, node_cost, volume
 from mari_onnx.engine.ir.value import Axis, Cat, Part, Value, axes_of, rename
 from mari_onnx.engine.rule import Context, from_array
 from mari_onnx.engine.rules.products import contracted
@@ -54,11 +53,13 @@ def grouped(ctx: Context, x: Value, weight: np.ndarray, count: int) -> Value | N
 
 def _saves(ctx: Context, cat: Cat, shape: tuple[int, ...]) -> bool:
     """Whether channels of fewer axes save more than products of each group, and putting them together, cost."""
+    time = ctx.b.time
     count, wide, _ = shape
     kinds = [axes_of(p.body) - {p.axis} for p in cat.parts]
     full = frozenset().union(*kinds)
-    saved = sum(len(p.positions) * wide * (volume(full) - volume(k)) for p, k in zip(cat.parts, kinds, strict=True))
-    if saved > count * 3 * node_cost() + COPY * volume(full) * count * wide:
+    less = [time.volume(full) - time.volume(k) for k in kinds]
+    saved = sum(len(p.positions) * wide * n for p, n in zip(cat.parts, less, strict=True))
+    if saved > count * 3 * time.node + time.copy * time.volume(full) * count * wide:
         return True
     if any(k != full for k in kinds):
         ctx.b.notes.append(FEW.format(count))

@@ -95,7 +95,7 @@ def _by_groups(ctx: Context, x: Value) -> Value | None:
     ones = from_array(b, np.ones(number), x.dtype), from_array(b, np.zeros(number), x.dtype)
     scale, bias = ones if own else (ctx.input(1), ctx.input(2))
     node = helper.make_node("InstanceNormalization", ["x", "s", "b"], ["y"], epsilon=ctx.attr("epsilon", 1e-5))
-    inner = Context(b, node, [grouped, scale, bias], ctx.opsets, {})
+    inner = ctx.on(node, [grouped, scale, bias])
     (value,) = run(inner, MAPPED["", node.op_type](inner))
     assert value is not None
     first, group, within, *rest = value.known

@@ -18,7 +18,6 @@ from onnx import NodeProto, helper
 from mari_onnx.engine.axes.align import align, single
 from mari_onnx.engine.axes.select import coalesce
 from mari_onnx.engine.batching import MAPPED, run
-from mari_onnx.engine.cost.time_model import piece_cost, volume
 from mari_onnx.engine.ir.value import Axis, Cat, Value, axes_of, fresh, is_const, leaves
 from mari_onnx.engine.rule import Context, rule
 from mari_onnx.engine.rules.slices import positions
@@ -124,7 +123,7 @@ def _lead(ctx: Context, steps: Steps, direction: str) -> int:
     while frozenset().union(*kinds[: lead + 1]) != full:
         lead += 1
     small = frozenset().union(*kinds[:lead])
-    if lead * steps.unit * (volume(full) - volume(small)) > PIECES * piece_cost():
+    if lead * steps.unit * (ctx.b.time.volume(full) - ctx.b.time.volume(small)) > PIECES * ctx.b.time.piece:
         return lead
     ctx.b.notes.append(FEW if lead else FIRST)
     return 0
@@ -182,7 +181,7 @@ def _piece(ctx: Context, inputs: Sequence[Value | None], node: NodeProto) -> lis
     last = max(i for i, value in enumerate(inputs) if value is not None)
     del node.input[:]
     node.input.extend(f"i{i}" if value is not None else "" for i, value in enumerate(inputs[: last + 1]))
-    piece = Context(ctx.b, node, inputs[: last + 1], ctx.opsets, {})
+    piece = ctx.on(node, inputs[: last + 1])
     found = run(piece, MAPPED["", node.op_type](piece))
     return [*found, *[None] * (3 - len(found))]
 

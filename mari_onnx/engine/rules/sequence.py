@@ -14,10 +14,10 @@ from dataclasses import replace
 import numpy as np
 from onnx import NodeProto, helper, numpy_helper
 
-from mari_onnx.engine.analysis.index_series import scalar
 from mari_onnx.engine.ir.nodes import RANDOM
 from mari_onnx.engine.ir.value import Decline, Value
 from mari_onnx.engine.rule import RULES, Context, from_tensor, normal, rule
+from mari_onnx.engine.rules.index_series import scalar
 from mari_onnx.engine.rules.slices import positions
 from mari_onnx.engine.rules.structure import regroup
 from mari_onnx.model.dims import Size, static
@@ -125,7 +125,7 @@ def concat_from_sequence(ctx: Context) -> list[Value]:
             elements = tuple(Value((*v.known[:at], (), *v.known[at:]), v.body, v.dtype) for v in elements)
         names = [f"i{k}" for k in range(len(elements))]
         node: NodeProto = helper.make_node("Concat", names, ["o"], axis=at)
-        (value,) = RULES["", "Concat"](Context(ctx.b, node, elements, ctx.opsets, {}))
+        (value,) = RULES["", "Concat"](ctx.on(node, elements))
         assert value is not None
         return [value]
     items = _items(ctx)

@@ -9,7 +9,7 @@ and the weights of block p are g_p P_p: where a_p is the user's alone, P_p and i
 A block of a large finite constant c (-1e9) has weights of exactly 0 too where its row provably has another score above
 c by more than the range of exp: `bounds` says how large scores can be, the constant mask of the block beside it which
 of a row's scores count. A row without such a score (all of it masked: its weights are all equal) is left as it is,
-unless it is a padded one that no output reads (`unread`).
+unless it is a padded one that no output reads (`lookahead.masked_rows`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from mari_onnx.engine.axes.blockwise import zip_bodies
 from mari_onnx.engine.axes.materialize import as_block, as_leaf, flatten_nested
 from mari_onnx.engine.axes.select import coalesce, take
 from mari_onnx.engine.batching import MAPPED, run
-from mari_onnx.engine.cost.time_model import CALL, COPY, ELEMENT, MASKED, SPREAD, element, node_cost, volume
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import with_form
@@ -49,7 +48,6 @@ from mari_onnx.engine.ir.value import (
     rename,
     within,
 )
-from mari_onnx.engine.lookahead.masked_rows import unread
 from mari_onnx.engine.rule import Context, normal, rule
 from mari_onnx.engine.rules.reduce import extreme, unary
 
@@ -81,7 +79,7 @@ def softmax(ctx: Context) -> list[Value | None]:
     before = len(ctx.b.notes)
     body = _softmax_body(ctx.b, x.body, k, order)
     if MASKED_ROWS in ctx.b.notes[before:]:
-        floor = unread(ctx.node.output[0])
+        floor = ctx.session.masked.floors.get(ctx.node.output[0], -math.inf)
         if floor > -math.inf:
             del ctx.b.notes[before:]
             body = _softmax_body(ctx.b, x.body, k, order, floor)
@@ -151,8 +149,8 @@ def _whole_grid(b: Builder, grid: Cat, k: Axis, order: list[Axis], floor: float)
     if len(kinds) != 1 or len(rows) < 2 or (places is not None and any(isinstance(row, Leaf) for _, row in rows)):
         return None
     # the product with V is one batched MatMul then, not one for each kind of rows
-    calls = CALL * volume(axes_of(grid) - {grid.axis, k}) * (len(rows) - 1)
-    if places is None or COPY * volume(axes_of(grid)) > ROWS * node_cost() + calls:
+    calls = b.time.call * b.time.volume(axes_of(grid) - {grid.axis, k}) * (len(rows) - 1)
+    if places is None or b.time.copy * b.time.volume(axes_of(grid)) > ROWS * b.time.node + calls:
         return None
     inner = Axis(len(places))
     parts = []
@@ -181,8 +179,8 @@ def _pays(b: Builder, row: Cat, floor: float) -> bool:
         return False
     if not rest:
         return True
-    each = MASKED if any(_masked(b, leaf.tensor) for leaf in leaves(row)) else element("Softmax")
-    return SPREAD * (2 * WIDTH + rest) < (each + ELEMENT / 2) * (own + rest)
+    each = b.time.masked if any(_masked(b, leaf.tensor) for leaf in leaves(row)) else b.time.element_of("Softmax")
+    return b.time.spread * (2 * WIDTH + rest) < (each + b.time.element / 2) * (own + rest)
 
 
 def _plain(b: Builder, leaf: Leaf, k: Axis) -> Leaf:
@@ -329,7 +327,7 @@ def _live(b: Builder, cat: Cat, weightless: tuple[bool, ...], order: list[Axis],
         form = _blocks(b, Cat(part.axis, tuple(laid), True), [part.axis if a is cat.axis else a for a in order])
         if form is not None:
             whole = with_form(whole, form)
-            whole.tensor.price = MASKED if any(_masked(b, leaf.tensor) for leaf in leaves(cat)) else None
+            whole.tensor.price = b.time.masked if any(_masked(b, leaf.tensor) for leaf in leaves(cat)) else None
     if part.positions == tuple(range(len(part.positions))):
         return rename(whole, {part.axis: cat.axis})
     return Cat(cat.axis, (part.with_body(whole),), True)

@@ -14,7 +14,6 @@ from mari_onnx.engine.axes.align import align, flatten, segments, single, split
 from mari_onnx.engine.axes.materialize import as_leaf
 from mari_onnx.engine.axes.select import take
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Group, Part, Value, depth, fresh, is_const, rename
-from mari_onnx.engine.lookahead.squeeze import kept
 from mari_onnx.engine.rule import Context, normal, rule
 from mari_onnx.model.dims import Dim, Size, divide, product
 
@@ -169,7 +168,7 @@ def squeeze(ctx: Context) -> list[Value]:
         dims = [s for s in x.shape if isinstance(s, Dim)]
         if any(not _multiple(d) for d in dims):
             raise Decline(MAY_BE_ONE)
-        if dims and not ctx.b.fixed and kept(ctx.node.output[0]) != tuple(axes):
+        if dims and not ctx.b.fixed and ctx.session.squeezes.axes.get(ctx.node.output[0]) != tuple(axes):
             raise Decline(MAY_BE_ONE)
     gone = {normal(a, x.rank) for a in axes}
     left = [axis for a in gone for axis in x.known[a]]

@@ -45,10 +45,10 @@ def trilu(ctx: Context) -> Sequence[Value | None]:
     triangle = from_array(ctx.b, kept, TensorProto.BOOL)
     if x.dtype == TensorProto.BOOL:
         node = helper.make_node("And", ["x", "triangle"], ["y"])
-        return elementwise.plain(Context(ctx.b, node, [x, triangle], ctx.opsets, {}))
+        return elementwise.plain(ctx.on(node, [x, triangle]))
     zero = from_array(ctx.b, np.zeros((), helper.tensor_dtype_to_np_dtype(x.dtype)), x.dtype)
     node = helper.make_node("Where", ["triangle", "x", "zero"], ["y"])
-    return elementwise.where(Context(ctx.b, node, [triangle, x, zero], ctx.opsets, {}))
+    return elementwise.where(ctx.on(node, [triangle, x, zero]))
 
 
 def _apart(body: Body, axes: frozenset[Axis]) -> bool:

@@ -23,7 +23,7 @@ from mari_onnx.engine.axes.align import align, single
 from mari_onnx.engine.axes.blockwise import zip_bodies
 from mari_onnx.engine.axes.select import coalesce
 from mari_onnx.engine.batching import MAPPED, Through, run
-from mari_onnx.engine.cost.time_model import ELEMENT, length, piece_cost, volume
+from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Leaf, Part, Value, axes_of
 from mari_onnx.engine.rule import Context, from_array, normal, rule
 from mari_onnx.engine.rules import structure
@@ -64,7 +64,7 @@ def kinds_of(x: Value, at: int, batch: frozenset[Axis]) -> list[frozenset[Axis]]
     return kinds
 
 
-def _runs(kinds: Sequence[frozenset[Axis]], unit: float) -> list[Run]:
+def _runs(time: TimeModel, kinds: Sequence[frozenset[Axis]], unit: float) -> list[Run]:
     """Runs of positions; those that save less than a piece costs are computed with their neighbours.
 
     unit: the cost of one position at one position of the batch.
@@ -77,31 +77,28 @@ def _runs(kinds: Sequence[frozenset[Axis]], unit: float) -> list[Run]:
         else:
             runs.append(Run(p, p + 1, axes))
     while len(runs) > 1:
-        saved = {k: _saved(r, full, unit) for k, r in enumerate(runs) if r.axes != full}
+        less = {k: time.volume(full) - time.volume(r.axes) for k, r in enumerate(runs) if r.axes != full}
+        saved = {k: (runs[k].stop - runs[k].start) * unit * n for k, n in less.items()}
         if not saved:
             return [Run(0, len(kinds), full)]
         k = min(saved, key=saved.__getitem__)
         pieces = sum(1 for j in (k - 1, k + 1) if 0 <= j < len(runs))
-        if saved[k] > piece_cost() * pieces and len(runs) <= MAX_RUNS:
+        if saved[k] > time.piece * pieces and len(runs) <= MAX_RUNS:
             break
         first, last = max(k - 1, 0), min(k + 1, len(runs) - 1)
         runs[first : last + 1] = [Run(runs[first].start, runs[last].stop, full)]
     return runs
 
 
-def _saved(r: Run, full: frozenset[Axis], unit: float) -> float:
-    return (r.stop - r.start) * unit * (volume(full) - volume(r.axes))
-
-
 def joined(ctx: Context, values: Sequence[Value], at: int) -> Value:
     """The pieces, concatenated."""
     node = helper.make_node("Concat", [f"i{k}" for k in range(len(values))], ["o"], axis=at)
-    (value,) = structure.concat(Context(ctx.b, node, values, ctx.opsets, {}))
+    (value,) = structure.concat(ctx.on(node, values))
     return value
 
 
 def _piece(ctx: Context, node: NodeProto, x: Value, through: Sequence[Through]) -> Value:
-    (value,) = run(Context(ctx.b, node, [x, *ctx.inputs[1:]], ctx.opsets, {}), through)
+    (value,) = run(ctx.on(node, [x, *ctx.inputs[1:]]), through)
     assert value is not None
     return value
 
@@ -117,7 +114,8 @@ def pool(ctx: Context) -> Sequence[Value | None]:
     if len([o for o in ctx.node.output if o]) > 1:
         raise Decline("indices that count from the start of all rows")
     if not ctx.attr("ceil_mode", 0):
-        found = by_windows(ctx, kernel, float(np.prod(kernel)) * length(Axis(ctx.input(0).shape[1])) * ELEMENT / 4)
+        channels = ctx.b.time.length(ctx.input(0).shape[1])
+        found = by_windows(ctx, kernel, float(np.prod(kernel)) * channels * ctx.b.time.element / 4)
     return found or run(ctx, [Through((0,), (0,) * len(ctx.node.output))])
 
 
@@ -169,10 +167,10 @@ def by_windows(
             continue
         kinds = kinds_of(value, d + 2, frozenset(value.known[0]))
         # the other spatial axes keep about their length
-        unit = each * volume(a for i in range(spatial) if i != d for a in value.known[i + 2])
+        unit = each * ctx.b.time.volume(a for i in range(spatial) if i != d for a in value.known[i + 2])
         reads = [frozenset().union(*(kinds[q] for q in qs)) for qs in inside]
         full = frozenset().union(*kinds)
-        runs = _runs(reads, unit)
+        runs = _runs(ctx.b.time, reads, unit)
         windows = Windows(value, d, starts, inside, kinds, unit, runs, pads, reach)
         better = other(windows) if other is not None else None
         if better is not None:
@@ -267,7 +265,7 @@ def cumsum(ctx: Context) -> Sequence[Value | None]:
     while lead < len(kinds) and frozenset().union(*kinds[: lead + 1]) != full:
         lead += 1
     small = frozenset().union(*kinds[:lead])
-    if lead * ELEMENT * (volume(full) - volume(small)) <= 2 * piece_cost():
+    if lead * ctx.b.time.element * (ctx.b.time.volume(full) - ctx.b.time.volume(small)) <= 2 * ctx.b.time.piece:
         ctx.b.notes.append("the leading positions, which vary less, are too few to be summed apart")
         return run(ctx, through)
     first = _piece(ctx, ctx.node, positions(ctx, value, at, range(lead)), through)

@@ -20,13 +20,13 @@ from itertools import count as numbers
 import numpy as np
 from onnx import GraphProto, TensorProto, helper
 
-from mari_onnx.engine.analysis.index_series import follow, only, scalar
 from mari_onnx.engine.axes.materialize import materialise
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Decline, Leaf, Tensor, Value
 from mari_onnx.engine.rule import Context, constant, from_tensor, rule
 from mari_onnx.engine.rules.control.map_loop import Body, is_empty
 from mari_onnx.engine.rules.control.state_loop import carried
+from mari_onnx.engine.rules.index_series import follow, only, scalar
 from mari_onnx.model.dims import Dim, Size, symbols
 
 ITERATION = numbers()

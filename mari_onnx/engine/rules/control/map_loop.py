@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from mari_onnx.engine.analysis.index_series import linear, only, progression, scalar, solved, substitute
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.nodes import RANDOM
 from mari_onnx.engine.ir.value import Axis, Decline, Group, Leaf, Node, Tensor, Value, axes_of, leaves, rename
 from mari_onnx.engine.rule import INTS, Context, constant, from_sizes, from_tensor, normal
 from mari_onnx.engine.rules.elementwise import ARITHMETIC, BOOLEAN, PLAIN
+from mari_onnx.engine.rules.index_series import linear, only, progression, scalar, solved, substitute
 from mari_onnx.engine.rules.products import FLOATS
 from mari_onnx.engine.rules.reduce import SUMS
 from mari_onnx.engine.rules.structure import regroup
@@ -123,7 +123,7 @@ class Body:
         if op == "SequenceInsert" and len(values) == 2:
             return self.inserted(*values)
         if op in ("Gather", "Slice"):
-            inner = Context(self.b, node, values, self.ctx.opsets, {})
+            inner = self.ctx.on(node, values)
             if op == "Gather" and id(values[1]) in self._found:
                 return self.filtered(values[0], self._found[id(values[1])][1], inner)
             return self.gathered(inner) if op == "Gather" else self.sliced(inner)
@@ -329,7 +329,7 @@ class Body:
 
     def reduced(self, op: str, node: NodeProto, rows: Value, chosen: Filter, axes: Sequence[Value]) -> Value | None:
         """A reduction of the rows that were found: of all rows, the others neutral."""
-        inner = Context(self.b, node, [rows, *axes], self.ctx.opsets, {})
+        inner = self.ctx.on(node, [rows, *axes])
         over, neutral = inner.axes_arg(1), {"ReduceSum": 0.0, "ReduceMean": 0.0, "ReduceMax": -np.inf}.get(op)
         if over != [0] or neutral is None or chosen.mask is None or rows.dtype not in FLOATS:
             return None

@@ -166,7 +166,7 @@ def skip_norm(ctx: Context) -> Sequence[Value | None]:
         if any(t.inputs[1] is not None and not ctx.b.same(x.shape[a], skip.shape[t.inputs[1]])
                for a, t in enumerate(rows)):  # fmt: skip
             raise Decline("a skip that is broadcast")
-        only = Context(ctx.b, _alone(ctx), ctx.inputs, ctx.opsets, ctx.captured)
+        only = ctx.on(_alone(ctx), ctx.inputs)
         rows = [Through((*t.inputs, *[None] * (len(ctx.inputs) - 2)), t.outputs[:1]) for t in rows]
         whole = run(only, rows)[0]
     return [whole, None, None, total][: len(ctx.node.output)]
