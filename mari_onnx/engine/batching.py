@@ -25,6 +25,7 @@ from mari_onnx.engine.ir.infer import infer
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Tensor, Value, axes_of, fresh
 from mari_onnx.engine.rule import RULES, Context
 from mari_onnx.model.dims import Size, product
+from mari_onnx.model.ops import Fact, row
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,6 @@ class Through:
 
 
 Spec = Callable[[Context], "list[Through]"]
-BY_ROWS = ("Softmax", "LogSoftmax", "Hardmax", "LpNormalization", "LayerNormalization", "RMSNormalization")
-"""Operators for which all dimensions before the first that they mix are rows."""
-SINCE_13 = ("Softmax", "LogSoftmax", "Hardmax")
-"""Of these, before opset 13 they flattened their input."""
 MAPPED: dict[tuple[str, str], Spec] = {}
 
 
@@ -153,8 +150,8 @@ def run(ctx: Context, through: Sequence[Through]) -> list[Value | None]:
 
 def _row_axes(ctx: Context, through: Sequence[Through]) -> int:
     """How many leading axes are but rows for the operator, however many dimensions they are stored as."""
-    op = ctx.node.op_type
-    if ctx.node.domain or op not in BY_ROWS or (op in SINCE_13 and ctx.opset < 13):
+    facts = row(ctx.node.op_type)
+    if ctx.node.domain or Fact.ROWS not in facts.facts or ctx.opset < facts.flattened_before:
         return 0
     count = 0
     while count < len(through) and through[count].inputs[0] == count and set(through[count].outputs) == {count}:

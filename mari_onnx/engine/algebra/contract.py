@@ -262,7 +262,7 @@ def _price(b: Builder, terms: Sequence[Term]) -> float:
         for leaf in (term.a, term.c):
             if leaf.tensor.form is not None:
                 op = _maker(b, leaf.tensor)
-                total += (1.0 if op in b.time.slow else WRITE) * b.time.element_of(op) * b.time.volume(axes_of(leaf))
+                total += (1.0 if row(op or "").price is not None else WRITE) * b.time.element_of(op) * b.time.volume(axes_of(leaf))
     return total
 
 

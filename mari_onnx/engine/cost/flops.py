@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 import onnx
 
-Shape = tuple[int, ...]
+from mari_onnx.model.ops import TRANSCENDENTAL, Fact, row
 
-TRANSCENDENTAL = 8.0
-"""Flops counted for one exp, log, tanh, erf, ..."""
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -71,78 +70,26 @@ class _Call:
         return next((a.s.decode() for a in self.node.attribute if a.name == name), "")
 
 
-def _ops(names: str) -> list[str]:
-    return names.split()
+FORMULAS: dict[str, Callable[[_Call], float]] = {}
 
 
-# Element-wise operators: flops an output element.
-_ELEMENTWISE: dict[str, float] = {
-    **dict.fromkeys(
-        _ops(
-            "Exp Log Sqrt Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh Tanh Erf Sigmoid "
-            "Softplus Pow Elu Selu Celu Mish Gelu FastGelu QuickGelu BiasGelu FusedGelu Swish"
-        ),
-        TRANSCENDENTAL,
-    ),
-    **dict.fromkeys(
-        _ops(
-            "HardSigmoid HardSwish Clip LeakyRelu PRelu Softsign BatchNormalization "
-            "DequantizeLinear"
-        ),
-        2.0,
-    ),
-    "QuantizeLinear": 3.0,
-    "Reciprocal": 1.0,
-    "Scaler": 2.0,
-}
+def flops_of(*ops: str) -> Callable[[Callable[[_Call], float]], Callable[[_Call], float]]:
+    """Registers the formula of `ops`, where FLOPs are no multiple of the elements (`Op.flops`)."""
 
-# Reductions: flops an input element.
-_REDUCTIONS: dict[str, float] = {
-    **dict.fromkeys(
-        _ops("ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ArgMax ArgMin CumSum"),
-        1.0,
-    ),
-    **dict.fromkeys(_ops("ReduceL2 ReduceSumSquare LpNormalization"), 2.0),
-    **dict.fromkeys(_ops("ReduceLogSum ReduceLogSumExp"), TRANSCENDENTAL + 1),
-    **dict.fromkeys(_ops("Softmax LogSoftmax BiasSoftmax"), TRANSCENDENTAL + 4),
-    "Hardmax": 1.0,
-    **dict.fromkeys(
-        _ops(
-            "LayerNormalization InstanceNormalization GroupNormalization MeanVarianceNormalization"
-        ),
-        8.0,
-    ),
-    **dict.fromkeys(_ops("RMSNormalization SimplifiedLayerNormalization"), 5.0),
-    **dict.fromkeys(_ops("SkipLayerNormalization SkipSimplifiedLayerNormalization"), 9.0),
-    **dict.fromkeys(
-        _ops("MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool"), 1.0
-    ),
-    "TopK": 4.0,
-    "DFT": 20.0,
-}
+    def register(formula: Callable[[_Call], float]) -> Callable[[_Call], float]:
+        FORMULAS.update(dict.fromkeys(ops, formula))
+        return formula
 
-# Move data and compute nothing.
-_MOVES = frozenset(
-    _ops(
-        "Concat Slice Split Transpose Expand Tile Pad Cast CastLike Where Gather GatherElements "
-        "GatherND ScatterElements ScatterND Scatter Compress Unique NonZero OneHot EyeLike "
-        "Trilu DepthToSpace SpaceToDepth ReverseSequence Range RandomNormal RandomUniform "
-        "RandomNormalLike RandomUniformLike SplitToSequence ConcatFromSequence "
-        "SequenceConstruct SequenceAt ConstantOfShape "
-        "OneHotEncoder ArrayFeatureExtractor FeatureVectorizer"
-    )
-)
-# Hand their operand on as it is.
-_FREE = frozenset(
-    _ops("Reshape Flatten Squeeze Unsqueeze Identity Shape Size Constant Dropout Optional")
-)
+    return register
 
 
+@flops_of("MatMul", "MatMulInteger", "QLinearMatMul")
 def _matmul(c: _Call) -> float:
     """`2 B M N K`: each output element sums over K, the last axis of the first operand."""
     return 2.0 * c.n_out * (c.i(0)[-1] if c.i(0) else 1)
 
 
+@flops_of("FusedMatMul", "TransposeMatMul")
 def _fused_matmul(c: _Call) -> float:
     a = c.i(0)
     if not c.attr("transA") or len(a) < 2:
@@ -150,6 +97,7 @@ def _fused_matmul(c: _Call) -> float:
     return 2.0 * c.n_out * a[0 if c.attr("transBatchA") else -2]
 
 
+@flops_of("Gemm", "FusedGemm")
 def _gemm(c: _Call) -> float:
     a = c.i(0)
     k = a[0 if c.attr("transA") else -1] if a else 1
@@ -190,6 +138,7 @@ def einsum_sizes(
     return named, output, sizes
 
 
+@flops_of("Einsum")
 def _einsum(c: _Call) -> float:
     operands, output, sizes = einsum_sizes(c.text("equation"), c.ins)
     total = math.prod(sizes.values())
@@ -197,29 +146,30 @@ def _einsum(c: _Call) -> float:
     return float(total) * (max(len(operands) - 1, 0) + (1 if summed else 0))
 
 
+@flops_of("Conv", "FusedConv", "NhwcFusedConv")
 def _conv(c: _Call) -> float:
     weight = c.i(1)  # [M, C/group, k...]
     return 2.0 * c.n_out * math.prod(weight[1:]) + (c.n_out if c.has(2) else 0)
 
 
+@flops_of("ConvTranspose")
 def _conv_transpose(c: _Call) -> float:
     weight = c.i(1)  # [C, M/group, k...]
     return 2.0 * c.n_in * math.prod(weight[1:])
 
 
-def _recurrent(gates: int) -> Callable[[_Call], float]:
-    def cost(c: _Call) -> float:
-        x, w, r = c.i(0), c.i(1), c.i(2)  # [T, B, I], [dirs, gates*H, I], [dirs, gates*H, H]
-        if len(x) != 3 or len(w) != 3:
-            return float(c.n_out)
-        steps = x[0] * x[1]
-        return steps * (
-            2.0 * (size(w) + size(r)) + w[0] * (w[1] // gates) * (gates * TRANSCENDENTAL + 4)
-        )
-
-    return cost
+@flops_of("GRU", "LSTM", "DynamicQuantizeLSTM", "RNN")
+def _recurrent(c: _Call) -> float:
+    """Two products a step and a gate, and the gates' activations."""
+    x, w, r = c.i(0), c.i(1), c.i(2)  # [T, B, I], [dirs, gates*H, I], [dirs, gates*H, H]
+    gates = row(c.node.op_type).gates
+    if len(x) != 3 or len(w) != 3:
+        return float(c.n_out)
+    steps = x[0] * x[1]
+    return steps * (2.0 * (size(w) + size(r)) + w[0] * (w[1] // gates) * (gates * TRANSCENDENTAL + 4))
 
 
+@flops_of("Attention", "MultiHeadAttention", "GroupQueryAttention")
 def _attention(c: _Call) -> float:
     """Attention (ONNX 23, com.microsoft): two products over `[.., Tq, Tk]` scores, and softmax."""
     q, k = c.i(0), c.i(1)
@@ -241,12 +191,14 @@ def _attention(c: _Call) -> float:
     return scores * (width + TRANSCENDENTAL + 4)
 
 
+@flops_of("LinearRegressor", "LinearClassifier", "SVMRegressor", "SVMClassifier")
 def _linear(c: _Call) -> float:
     """ai.onnx.ml: a product with its coefficients, or with its support vectors."""
     weights = max((len(a.floats) for a in c.node.attribute), default=0)
     return 2.0 * weights * (c.i(0)[0] if len(c.i(0)) > 1 else 1)
 
 
+@flops_of("TreeEnsembleRegressor", "TreeEnsembleClassifier")
 def _trees(c: _Call) -> float:
     """ai.onnx.ml: one comparison a level of each tree, were they balanced."""
     nodes = next((list(a.ints) for a in c.node.attribute if a.name == "nodes_treeids"), [])
@@ -254,64 +206,26 @@ def _trees(c: _Call) -> float:
     return count * math.log2(len(nodes) / count + 1) * (c.i(0)[0] if len(c.i(0)) > 1 else 1)
 
 
+@flops_of("MatMulNBits")
 def _matmul_nbits(c: _Call) -> float:
     return 2.0 * c.n_out * c.attr("K", c.i(0)[-1] if c.i(0) else 1)
 
 
-_RULES: dict[str, Callable[[_Call], float]] = {
-    "MatMul": _matmul,
-    "MatMulInteger": _matmul,
-    "MatMulNBits": _matmul_nbits,
-    "QLinearMatMul": _matmul,
-    "FusedMatMul": _fused_matmul,
-    "TransposeMatMul": _fused_matmul,
-    "Gemm": _gemm,
-    "FusedGemm": _gemm,
-    "Einsum": _einsum,
-    "Conv": _conv,
-    "FusedConv": _conv,
-    "NhwcFusedConv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "GRU": _recurrent(3),
-    "LSTM": _recurrent(4),
-    "DynamicQuantizeLSTM": _recurrent(4),
-    "RNN": _recurrent(1),
-    "Attention": _attention,
-    "MultiHeadAttention": _attention,
-    "GroupQueryAttention": _attention,
-    "LinearRegressor": _linear,
-    "LinearClassifier": _linear,
-    "SVMRegressor": _linear,
-    "SVMClassifier": _linear,
-    "TreeEnsembleRegressor": _trees,
-    "TreeEnsembleClassifier": _trees,
-}
-
-# Read no more of an operand than they write out.
-_PARTIAL_READS = frozenset(
-    _ops("Gather GatherElements GatherND Slice Split GatherBlockQuantized EmbedLayerNormalization")
-)
-
-
 def _flops(c: _Call) -> float:
     op = c.node.op_type
-    if op in _FREE or op in _MOVES:
-        return 0.0
-    if op in _RULES:
-        return _RULES[op](c)
-    if op in _REDUCTIONS:
-        return _REDUCTIONS[op] * c.n_in
-    if op in ("Sum", "Max", "Min", "Mean"):
-        return float(c.n_out * max(len(c.node.input) - 1, 1))
-    return _ELEMENTWISE.get(op, 1.0) * c.n_out
+    if op in FORMULAS:
+        return FORMULAS[op](c)
+    facts = row(op)
+    times = max(len(c.node.input) - 1, 1) if Fact.VARIADIC in facts.facts else 1
+    return facts.flops * (c.n_in if facts.per_input else c.n_out) * times
 
 
 def _elements_moved(c: _Call) -> float:
-    op = c.node.op_type
-    if op in _FREE:
+    facts = row(c.node.op_type).facts
+    if Fact.FREE in facts:
         return 0.0
     written = sum(map(size, c.outs))
-    if op in _PARTIAL_READS:
+    if Fact.READS_PART in facts:
         return 2.0 * written + sum(map(size, c.ins[1:]))
     return float(written + sum(map(size, c.ins)))
 

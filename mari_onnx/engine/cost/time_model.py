@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from mari_onnx.model.dims import Dim, Size, symbols
-
-SLOW = {
-    "Softmax": 25.0, "LayerNormalization": 40.0, "Exp": 30.0, "Erf": 40.0, "Tanh": 40.0, "Sigmoid": 40.0, "Gelu": 50.0,
-    "Pow": 40.0, "Log": 40.0, "Sqrt": 15.0, "Div": 15.0,
-}  # fmt: skip
+from mari_onnx.model.ops import row
 
 
 class HasSize(Protocol):
@@ -31,8 +27,6 @@ class TimeModel:
     """Any other dimension that is not a number (a history length)."""
     element: float = 12.0
     """An element read and written by an element-wise operator (about 0.4 ns on a CPU core, a multiply-add 0.03 ns)."""
-    slow: Mapping[str, float] = field(default_factory=lambda: SLOW)
-    """An element of operators that cost more than moving it."""
     masked: float = 120.0
     """An element of a Softmax over masked scores: exp of -inf is several times slower on the CPU."""
     spread: float = 36.0
@@ -51,7 +45,7 @@ class TimeModel:
 
     def element_of(self, op: str | None) -> float:
         """An element of an operator's result."""
-        return self.slow.get(op or "", self.element)
+        return row(op or "").price or self.element
 
     def length(self, size: Size) -> int:
         """The number that a dimension is taken for."""

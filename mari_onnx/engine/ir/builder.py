@@ -18,18 +18,10 @@ from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.ir.nodes import RANDOM, evaluate, is_random, rename_subgraphs
 from mari_onnx.engine.ir.value import Node, Tensor
 from mari_onnx.model.dims import Dim, Size, product, static, symbols
+from mari_onnx.model.ops import Fact, row
 
 FOLD_LIMIT = 1 << 16
 """Elements up to which a constant may grow when it is folded (an Expand of a scalar is cheaper kept)."""
-
-DOUBTFUL = {
-    "LogSoftmax", "LpNormalization", "GRU", "LSTM", "RNN", "Resize", "Upsample", "GridSample", "AffineGrid", "LRN",
-    "MaxPool", "AveragePool", "LpPool", "GlobalLpPool", "MaxUnpool", "MaxRoiPool", "RoiAlign", "NonMaxSuppression",
-    "ConvTranspose", "DeformConv", "Col2Im", "Attention", "RotaryEmbedding", "ImageDecoder", "SequenceInsert",
-}  # fmt: skip
-"""Operators of which onnx's evaluator and onnxruntime were seen to differ, or that no constant needs: not folded."""
-FLATTENED = {"Softmax": 13, "Hardmax": 13, "BatchNormalization": 14}
-"""Operators that the evaluator has right from an opset on."""
 
 
 class Builder:
@@ -222,10 +214,11 @@ class Builder:
             return None
         if proto.domain not in ("", "ai.onnx") or any(a.type == AttributeProto.GRAPH for a in proto.attribute):
             return None
-        if proto.op_type in DOUBTFUL or self.opset < FLATTENED.get(proto.op_type, 0):
+        facts = row(proto.op_type)
+        if Fact.DOUBTFUL in facts.facts or self.opset < facts.evaluated_since:
             return None
         limit = max(FOLD_LIMIT, sum(static(product(t.known)) for t in inputs if t))
-        if proto.op_type in ("Expand", "Tile", "ConstantOfShape", "Range", "OneHot"):
+        if Fact.GROWS in facts.facts:
             limit = FOLD_LIMIT
         try:
             array = evaluate(proto, [t.array if t else None for t in inputs], self.opset)

@@ -9,11 +9,11 @@ from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from mari_onnx.engine.ir.value import Tensor
 from mari_onnx.model.dims import Dim, Size, evaluate, symbols
+from mari_onnx.model.ops import Fact, having
 
 PROBE = (31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79)
 DATA_LIMIT = 4096
-UNFIT = ("Slice", "Expand")
-POOLS = ("MaxPool", "AveragePool", "LpPool")
+UNFIT, POOLS = having(Fact.NOT_AFFINE), having(Fact.POOL)
 
 Inferred = list[tuple[int, "tuple[Size | None, ...] | None"]]
 Known = Callable[[NodeProto, "Sequence[tuple[Size, ...] | None]", "Sequence[Tensor | None]"], "Inferred | None"]

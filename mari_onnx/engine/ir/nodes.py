@@ -9,7 +9,9 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, helper
 from onnx.reference import ReferenceEvaluator
 
-RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+from mari_onnx.model.ops import Fact, having
+
+RANDOM = having(Fact.RANDOM)
 
 
 def evaluate(proto: NodeProto, arrays: Sequence[np.ndarray | None], opset: int) -> np.ndarray:

@@ -1,0 +1,331 @@
+"""Facts about operators: one row each, of the ONNX standard, of ai.onnx.ml and of the com.microsoft ones we know.
+
+A module that must tell operators apart asks for a fact: ``having(Fact.VIEW)`` or ``row("Softmax").price``. No other
+module lists names of operators (`tests/test_ops.py`); what a module makes of a fact stays in that module. To add an
+operator, give it a row below with the facts that hold for it *always*, whatever its attributes and opset, or name it in
+`WITHOUT`. A fact that is missing costs speed alone; a wrong one costs correctness.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Flag, auto
+from functools import cache
+
+STANDARD, ML, MICROSOFT = "", "ai.onnx.ml", "com.microsoft"
+TRANSCENDENTAL = 8.0
+"""FLOPs counted for one exp, log, tanh, erf, ..."""
+ELEMENT_PRICE = 12.0
+"""Estimated time of an element that is read and written, in multiply-adds of a GEMM (about 0.4 ns on a CPU core)."""
+
+
+class Fact(Flag):
+    """What can be said of an operator. Its first input holds the data; others are sizes, indices or parameters."""
+
+    NONE = 0
+    # ---- how elements of the result come about
+    ELEMENT = auto()  # each from the elements at its place of all inputs, which broadcast (of CastLike the first alone)
+    MOVES = auto()  # each is an element of the first input, at another place or repeated; see FILLS
+    VIEW = auto()  # all elements of the first input, in their order, in another shape
+    UNIT_DIMS = auto()  # a VIEW that only adds or drops dimensions of 1
+    REPEATS = auto()  # all elements of the first input, repeated
+    PICKS = auto()  # some elements of the first input
+    LOOKUP = auto()  # PICKS by indices, which must be within bounds
+    READS_PART = auto()  # no more of the first input is read than what is written out
+    FILLS = auto()  # MOVES, beside elements that come from elsewhere
+    SAME = auto()  # the first input itself, outside of training
+    CONVERTS = auto()  # the first input's numbers in another type
+    SIZES = auto()  # nothing but the first input's sizes is read
+    GROWS = auto()  # the result may be large though the inputs are small
+    FREE = auto()  # no element is read or written
+    REDUCES = auto()  # one for all positions of the reduced axes
+    ROWS = auto()  # each row by itself: dimensions before the first that is mixed are but rows
+    SOFTMAX = auto()  # weights of a row by exp, or their logarithms
+    NORM = auto()  # ROWS of mean square 1 (at most), times a scale, plus a bias
+    POOL = auto()  # over windows, which may lie in padding
+    PRODUCT = auto()  # a contraction of data with weights or other data
+    MATMUL = auto()  # a PRODUCT of its first two inputs as matrices, which transA and transB turn, plus its third
+    CONV = auto()  # a PRODUCT over windows
+    QUANTIZED = auto()  # a PRODUCT of codes: its second input is no plain matrix, or not of floats
+    RANDOM = auto()  # two runs differ
+    # ---- arithmetic
+    ADDS = auto()  # sum of the inputs or their negatives
+    MULTIPLIES = auto()  # product of the inputs or their reciprocals
+    VARIADIC = auto()  # any number of inputs, combined one after the other
+    BOOLEAN = auto()  # booleans
+    LOGIC = auto()  # BOOLEAN of booleans
+    WHOLE = auto()  # whole numbers, of floats too
+    # ---- values
+    FINITE = auto()  # finite of finite inputs, but for overflow and what the next two exclude
+    NEEDS_POSITIVE = auto()  # infinite or NaN of a first input that is 0 or negative (a root: negative)
+    NEEDS_NONZERO = auto()  # infinite, NaN or an error of a last input that is 0
+    NO_LARGER = auto()  # the largest absolute value is at most that of the first input
+    NONNEGATIVE = auto()  # at least 0
+    KEEPS_SIGN = auto()  # at least 0 if the first input is
+    KEEPS_POSITIVE = auto()  # KEEPS_SIGN, and above 0 if the first input is
+    SATURATES = auto()  # many different inputs may have one result
+    # ---- how it is computed here and by others
+    NOT_AFFINE = auto()  # sizes of the result are cut short by others, or broadcast
+    DOUBTFUL = auto()  # onnx's evaluator was seen to differ from onnxruntime, or no constant needs it: not folded
+    CARRIES = auto()  # its rule leaves alone an axis that is in no group of its inputs
+    TOTAL = auto()  # no data of the right shape makes it fail (integers that NEEDS_NONZERO excludes aside)
+    TAKEN_APART = auto()  # onnxruntime writes it as other operators where it has no kernel for the element type
+
+
+@dataclass(frozen=True)
+class Op:
+    """A row: the facts about an operator.
+
+    Attributes:
+        domains: where an operator of this name is the same.
+        flops: FLOPs for each element of the result, or with `per_input` of the first input; times the number of inputs
+            less one if it is VARIADIC. Operators with a formula of their own: `engine/cost/flops.py`.
+        price: estimated time for each element of the result, in multiply-adds.
+        bound: the largest absolute value that an element of the result can have.
+        neutral: the number that, as the last input, gives the first one back; for a reduction, that changes no result.
+        holds: of a comparison, the signs of ``first - second`` for which it is true.
+        function: what it computes of Python numbers.
+        gates: of a recurrent operator, how many; 0 for others.
+        activation: the attributes that parametrize it, in order, where it may be the activation of a fused or recurrent
+            operator and of onnxruntime's Gemm; None for others.
+        type_attribute: the attribute that names the result's element type.
+        float_unless_said: the result is of float32 where that attribute is missing.
+        flattened_before: the opset before which the input was flattened to rows at `axis`.
+        evaluated_since: the opset from which on onnx's evaluator is right about it.
+        shape_input: which input is a shape; None where none is.
+    """
+
+    name: str
+    domains: tuple[str, ...] = (STANDARD,)
+    facts: Fact = Fact.NONE
+    flops: float = 1.0
+    per_input: bool = False
+    price: float = ELEMENT_PRICE
+    bound: float = math.inf
+    neutral: float | None = None
+    holds: frozenset[int] = frozenset()
+    function: Callable[..., object] | None = None
+    gates: int = 0
+    activation: tuple[str, ...] | None = None
+    type_attribute: str = ""
+    float_unless_said: bool = False
+    flattened_before: int = 0
+    evaluated_since: int = 0
+    shape_input: int | None = None
+
+
+TABLE: dict[str, Op] = {}
+
+
+def row(op: str) -> Op:
+    """The facts about an operator; none for one that is not known. The domain is for the caller to look at."""
+    return TABLE.get(op) or Op(op)
+
+
+@cache
+def having(facts: Fact, domain: str | None = None) -> frozenset[str]:
+    """Names of the operators for which all these facts hold, of one domain or of any."""
+    return frozenset(x.name for x in TABLE.values() if facts in x.facts and (domain is None or domain in x.domains))
+
+
+def mirrored(op: str) -> str:
+    """The comparison of (y, x) that says what `op` says of (x, y)."""
+    signs = frozenset(-sign for sign in row(op).holds)
+    return next(x.name for x in TABLE.values() if x.holds == signs)
+
+
+def _rows(names: str, facts: Fact = Fact.NONE, *domains: str, **fields: object) -> None:
+    """One row for each name; without domains, of the standard."""
+    for name in names.split():
+        assert name not in TABLE, name
+        TABLE[name] = Op(name, domains or (STANDARD,), facts, **fields)  # type: ignore[arg-type]
+
+
+def _table() -> None:
+    """All rows, by family."""
+    f = Fact
+    element = f.ELEMENT | f.CARRIES | f.TOTAL
+    finite = element | f.FINITE
+    slow = TRANSCENDENTAL
+
+    # ---- element-wise, of one input
+    _rows("Abs", finite | f.NO_LARGER | f.NONNEGATIVE)
+    _rows("Neg", finite | f.NO_LARGER, function=operator.neg)
+    _rows("Relu", finite | f.NO_LARGER | f.NONNEGATIVE, activation=())
+    _rows("LeakyRelu", finite, flops=2.0, activation=("alpha",))
+    _rows("PRelu", finite, flops=2.0)
+    _rows("ThresholdedRelu", finite | f.NO_LARGER | f.SATURATES, activation=("alpha",))
+    _rows("Shrink", finite | f.SATURATES)
+    _rows("Sign", finite | f.WHOLE | f.SATURATES, bound=1.0)
+    _rows("Floor Ceil Round", finite | f.WHOLE | f.SATURATES)
+    _rows("Clip", finite | f.SATURATES, flops=2.0)
+    _rows("HardSigmoid", finite | f.NONNEGATIVE | f.SATURATES, flops=2.0, bound=1.0, activation=("alpha", "beta"))
+    _rows("HardSwish", finite | f.NO_LARGER | f.SATURATES | f.TAKEN_APART, flops=2.0)
+    _rows("Sigmoid", finite | f.NONNEGATIVE | f.SATURATES, flops=slow, price=40.0, bound=1.0, activation=())
+    _rows("Tanh", finite | f.SATURATES, flops=slow, price=40.0, bound=1.0, activation=())
+    _rows("Erf", finite | f.SATURATES, flops=slow, price=40.0, bound=1.0)
+    _rows("Softsign", finite, flops=2.0, bound=1.0, activation=())
+    _rows("Softplus", finite | f.NONNEGATIVE, flops=slow, activation=())
+    _rows("Elu", finite, flops=slow, activation=("alpha",))
+    _rows("Selu", finite, flops=slow, activation=("alpha", "gamma"))
+    _rows("Celu", finite, flops=slow)
+    _rows("Gelu", finite | f.NO_LARGER | f.TAKEN_APART, STANDARD, MICROSOFT, flops=slow, price=50.0)
+    _rows("Mish", finite | f.NO_LARGER | f.TAKEN_APART, flops=slow)
+    _rows("Swish", finite | f.NO_LARGER, flops=slow)
+    _rows("QuickGelu", finite | f.NO_LARGER, MICROSOFT, flops=slow)
+    _rows("FastGelu BiasGelu FusedGelu", finite, MICROSOFT, flops=slow)
+    _rows("Exp", element | f.NONNEGATIVE, flops=slow, price=30.0)
+    _rows("Log", finite | f.NEEDS_POSITIVE, flops=slow, price=40.0)
+    _rows("Sqrt", finite | f.NEEDS_POSITIVE | f.KEEPS_SIGN | f.KEEPS_POSITIVE, flops=slow, price=15.0)
+    _rows("Reciprocal", finite | f.NEEDS_NONZERO | f.KEEPS_SIGN | f.KEEPS_POSITIVE)
+    _rows("Sin Cos", finite, flops=slow, bound=1.0)
+    _rows("Atan Asinh", finite, flops=slow)
+    _rows("Tan Asin Acos Sinh Cosh Acosh Atanh", element, flops=slow)
+    _rows("Not", finite | f.BOOLEAN | f.LOGIC | f.SATURATES)
+    _rows("IsNaN IsInf", finite | f.BOOLEAN | f.SATURATES)
+    _rows("BitwiseNot", finite)
+
+    # ---- element-wise, of several inputs
+    _rows("Add", finite | f.ADDS, neutral=0.0, function=operator.add)
+    _rows("Sub", finite | f.ADDS, neutral=0.0, function=operator.sub)
+    _rows("Mul", finite | f.MULTIPLIES, neutral=1.0, function=operator.mul)
+    _rows("Div", finite | f.MULTIPLIES | f.NEEDS_NONZERO, price=15.0, neutral=1.0)
+    _rows("Mod", finite | f.NEEDS_NONZERO | f.SATURATES)
+    _rows("Pow", element, flops=slow, price=40.0)
+    _rows("Sum", finite | f.ADDS | f.VARIADIC)
+    _rows("Mean", finite | f.VARIADIC)
+    _rows("Max Min", finite | f.VARIADIC | f.SATURATES)
+    _rows("Equal", finite | f.BOOLEAN | f.SATURATES, holds=frozenset({0}))
+    _rows("Less", finite | f.BOOLEAN | f.SATURATES, holds=frozenset({-1}))
+    _rows("Greater", finite | f.BOOLEAN | f.SATURATES, holds=frozenset({1}))
+    _rows("LessOrEqual", finite | f.BOOLEAN | f.SATURATES, holds=frozenset({-1, 0}))
+    _rows("GreaterOrEqual", finite | f.BOOLEAN | f.SATURATES, holds=frozenset({0, 1}))
+    _rows("And Or Xor", finite | f.BOOLEAN | f.LOGIC | f.SATURATES)
+    _rows("BitwiseAnd BitwiseOr BitwiseXor", finite)
+    _rows("BitShift", finite | f.SATURATES)
+    _rows("Where", finite, flops=0.0)
+    _rows("Cast", finite | f.CONVERTS | f.SATURATES, flops=0.0, type_attribute="to")
+    _rows("CastLike", finite | f.CONVERTS, flops=0.0)
+    _rows("Identity", finite | f.SAME | f.FREE | f.NO_LARGER | f.KEEPS_SIGN | f.KEEPS_POSITIVE, flops=0.0)
+
+    # ---- movement
+    moves = f.MOVES | f.NO_LARGER | f.KEEPS_SIGN | f.KEEPS_POSITIVE
+    view = moves | f.VIEW | f.FREE | f.CARRIES | f.TOTAL
+    part = moves | f.PICKS | f.READS_PART
+    _rows("Reshape", view, flops=0.0, shape_input=1)
+    _rows("Flatten", view, flops=0.0)
+    _rows("Squeeze Unsqueeze", view | f.UNIT_DIMS, flops=0.0)
+    _rows("Transpose", moves | f.CARRIES | f.TOTAL, flops=0.0)
+    _rows("Expand", moves | f.REPEATS | f.GROWS | f.NOT_AFFINE | f.CARRIES | f.TOTAL, flops=0.0, shape_input=1)
+    _rows("Tile", moves | f.REPEATS | f.GROWS, flops=0.0)
+    _rows("Slice", part | f.NOT_AFFINE | f.CARRIES | f.TOTAL, flops=0.0)
+    _rows("Split", part, flops=0.0)
+    _rows("Gather", part | f.LOOKUP | f.CARRIES, flops=0.0)
+    _rows("GatherElements GatherND", part | f.LOOKUP, flops=0.0)
+    _rows("GatherBlockQuantized EmbedLayerNormalization", f.READS_PART, MICROSOFT)
+    _rows("DepthToSpace SpaceToDepth ReverseSequence", moves, flops=0.0)
+    _rows("Pad", f.MOVES | f.FILLS, flops=0.0)
+    _rows("Trilu", f.MOVES | f.FILLS, flops=0.0)
+    _rows("Concat", f.TOTAL, flops=0.0)
+    _rows("Compress Unique ScatterElements ScatterND Scatter SplitToSequence ConcatFromSequence "
+          "SequenceConstruct SequenceAt", flops=0.0)  # fmt: skip
+    _rows("Shape Size", f.SIZES | f.FREE | f.CARRIES | f.TOTAL, flops=0.0)
+    _rows("Constant", f.FREE | f.TOTAL, flops=0.0)
+    _rows("ConstantOfShape", f.GROWS | f.TOTAL, flops=0.0, shape_input=0)
+    _rows("Range", f.GROWS, flops=0.0)
+    _rows("OneHot", f.GROWS | f.SATURATES, flops=0.0)
+    _rows("NonZero", f.SATURATES, flops=0.0)
+    _rows("Dropout", f.SAME | f.FREE | f.FINITE | f.NO_LARGER, flops=0.0)
+    _rows("Optional", f.FREE, flops=0.0)
+
+    # ---- random numbers, and what is of a type that an attribute names
+    _rows("RandomNormal RandomUniform", f.RANDOM, flops=0.0, type_attribute="dtype", float_unless_said=True)
+    _rows("RandomNormalLike RandomUniformLike", f.RANDOM, flops=0.0, type_attribute="dtype")
+    _rows("Bernoulli", f.RANDOM, type_attribute="dtype")
+    _rows("Multinomial", f.RANDOM)
+    _rows("SequenceEmpty", type_attribute="dtype", float_unless_said=True)
+    _rows("EyeLike", flops=0.0, type_attribute="dtype")
+    _rows("HannWindow", type_attribute="output_datatype")
+
+    # ---- over axes
+    reduces = f.REDUCES | f.CARRIES | f.TOTAL
+    sums = reduces | f.FINITE
+    _rows("ReduceSum", sums | f.KEEPS_SIGN, per_input=True, neutral=0.0)
+    _rows("ReduceMean", sums | f.NO_LARGER | f.KEEPS_SIGN, per_input=True, neutral=0.0)
+    _rows("ReduceMax", sums | f.NO_LARGER | f.KEEPS_SIGN, per_input=True, neutral=-math.inf)
+    _rows("ReduceMin", sums | f.NO_LARGER | f.KEEPS_SIGN, per_input=True, neutral=math.inf)
+    _rows("ReduceProd", reduces | f.KEEPS_SIGN, per_input=True, neutral=1.0)
+    _rows("ReduceL1", sums | f.NONNEGATIVE, per_input=True, neutral=0.0)
+    _rows("ReduceL2 ReduceSumSquare", sums | f.NONNEGATIVE, flops=2.0, per_input=True, neutral=0.0)
+    _rows("ReduceLogSum", reduces, flops=slow + 1, per_input=True, neutral=0.0)
+    _rows("ReduceLogSumExp", reduces, flops=slow + 1, per_input=True, neutral=-math.inf)
+    _rows("ArgMax ArgMin", f.SATURATES, per_input=True)
+    _rows("CumSum", per_input=True)
+    _rows("TopK", f.SATURATES, flops=4.0, per_input=True)
+    _rows("Softmax", f.ROWS | f.SOFTMAX | f.NONNEGATIVE | f.SATURATES, flops=slow + 4, per_input=True, price=25.0,
+          bound=1.0, flattened_before=13, evaluated_since=13)  # fmt: skip
+    _rows("LogSoftmax", f.ROWS | f.SOFTMAX | f.DOUBTFUL, flops=slow + 4, per_input=True, flattened_before=13)
+    _rows("Hardmax", f.ROWS | f.NONNEGATIVE | f.SATURATES, per_input=True, bound=1.0, flattened_before=13,
+          evaluated_since=13)  # fmt: skip
+    _rows("BiasSoftmax", f.NONE, MICROSOFT, flops=slow + 4, per_input=True)
+    _rows("LpNormalization", f.ROWS | f.DOUBTFUL, flops=2.0, per_input=True)
+    norm = f.ROWS | f.NORM
+    _rows("LayerNormalization", norm, STANDARD, MICROSOFT, flops=8.0, per_input=True, price=40.0)
+    _rows("RMSNormalization", norm, flops=5.0, per_input=True)
+    _rows("SimplifiedLayerNormalization", norm, STANDARD, MICROSOFT, flops=5.0, per_input=True)
+    _rows("SkipLayerNormalization SkipSimplifiedLayerNormalization", f.NONE, MICROSOFT, flops=9.0, per_input=True)
+    _rows("InstanceNormalization GroupNormalization MeanVarianceNormalization", flops=8.0, per_input=True)
+    _rows("BatchNormalization", flops=2.0, evaluated_since=14)
+    _rows("MaxPool AveragePool LpPool", f.POOL | f.DOUBTFUL, per_input=True)
+    _rows("GlobalAveragePool GlobalMaxPool", f.NO_LARGER, per_input=True)
+    _rows("GlobalLpPool", f.DOUBTFUL, per_input=True)
+    _rows("DFT", flops=20.0, per_input=True)
+
+    # ---- products and recurrences (formulas: engine/cost/flops.py)
+    _rows("MatMul Gemm", f.PRODUCT | f.MATMUL)
+    _rows("FusedMatMul FusedMatMulActivation TransposeMatMul FusedGemm", f.PRODUCT | f.MATMUL, MICROSOFT)
+    _rows("MatMulInteger QLinearMatMul", f.PRODUCT | f.QUANTIZED)
+    _rows("MatMulNBits", f.PRODUCT | f.QUANTIZED, MICROSOFT)
+    _rows("Einsum", f.PRODUCT)
+    _rows("Conv", f.PRODUCT | f.CONV)
+    _rows("FusedConv NhwcFusedConv", f.PRODUCT | f.CONV, MICROSOFT)
+    _rows("ConvTranspose", f.PRODUCT | f.CONV | f.DOUBTFUL)
+    _rows("ConvInteger QLinearConv", f.PRODUCT | f.CONV | f.QUANTIZED)
+    _rows("GRU", f.DOUBTFUL, gates=3)
+    _rows("LSTM", f.DOUBTFUL, gates=4)
+    _rows("RNN", f.DOUBTFUL, gates=1)
+    _rows("DynamicQuantizeLSTM", f.NONE, MICROSOFT, gates=4)
+    _rows("Attention RotaryEmbedding", f.DOUBTFUL, STANDARD, MICROSOFT)
+    _rows("DequantizeLinear", flops=2.0)
+    _rows("QuantizeLinear", flops=3.0)
+
+    # ---- what onnx's evaluator has otherwise than onnxruntime, and no rule is about
+    _rows("Resize Upsample GridSample AffineGrid LRN MaxUnpool MaxRoiPool RoiAlign NonMaxSuppression DeformConv Col2Im "
+          "ImageDecoder SequenceInsert", f.DOUBTFUL)  # fmt: skip
+
+    # ---- ai.onnx.ml
+    _rows("Scaler", f.NONE, ML, flops=2.0)
+    _rows("OneHotEncoder", f.SATURATES, ML, flops=0.0)
+    _rows("ArrayFeatureExtractor FeatureVectorizer", f.NONE, ML, flops=0.0)
+    _rows("LabelEncoder Binarizer TreeEnsembleRegressor TreeEnsembleClassifier", f.SATURATES, ML)
+
+
+WITHOUT = {
+    STANDARD: """
+        BitCast BlackmanWindow CausalConvWithState CenterCropPad CumProd Det DynamicQuantizeLinear HammingWindow If
+        LinearAttention Loop MelWeightMatrix NegativeLogLikelihoodLoss OptionalGetElement OptionalHasElement
+        RegexFullMatch STFT Scan SequenceErase SequenceLength SequenceMap SoftmaxCrossEntropyLoss StringConcat
+        StringNormalizer StringSplit SwiGLU TensorScatter TfIdfVectorizer""",
+    ML: """
+        CastMap CategoryMapper DictVectorizer Imputer LinearClassifier LinearRegressor Normalizer SVMClassifier
+        SVMRegressor TreeEnsemble ZipMap""",
+    MICROSOFT: """
+        BiasAdd BiasSplitGelu GroupQueryAttention MultiHeadAttention QLinearAdd QLinearLeakyRelu QLinearMul
+        QLinearSigmoid QLinearSoftmax""",
+}
+"""Operators about which no module needs a fact, by domain: they have rules, shapes or costs of their own, or none."""
+
+_table()
