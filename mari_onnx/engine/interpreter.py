@@ -37,6 +37,7 @@ from mari_onnx.engine.rules import shape as shape_rules
 from mari_onnx.engine.rules.control import loop as loop_rules
 from mari_onnx.engine.session import Session
 from mari_onnx.model.dims import Dim, Size
+from mari_onnx.model.ops import Fact, having
 from mari_onnx.sides.resolve import Sides
 
 N = Dim.symbol("N")
@@ -155,7 +156,7 @@ def several_readers(graph: onnx.GraphProto) -> frozenset[str]:
     """Tensors whose elements, not only sizes, more than one node reads on the way to an output."""
     readers = Counter(o.name for o in graph.output)
     for node in reversed(graph.node):
-        if node.op_type not in ("Shape", "Size") and any(o in readers for o in node.output):
+        if node.op_type not in having(Fact.SIZES) and any(o in readers for o in node.output):
             readers.update({name for name in node.input if name} | set(captures(node)))
     return frozenset(name for name, count in readers.items() if count > 1)
 

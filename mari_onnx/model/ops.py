@@ -54,6 +54,8 @@ class Fact(Flag):
     # ---- arithmetic
     ADDS = auto()  # sum of the inputs or their negatives
     MULTIPLIES = auto()  # product of the inputs or their reciprocals
+    COMMUTES = auto()  # the order of the inputs does not matter
+    LINEAR = auto()  # of the first input: f(a x) = a f(x), f(x + y) = f(x) + f(y)
     VARIADIC = auto()  # any number of inputs, combined one after the other
     BOOLEAN = auto()  # booleans
     LOGIC = auto()  # BOOLEAN of booleans
@@ -87,7 +89,7 @@ class Op:
         bound: the largest absolute value that an element of the result can have.
         neutral: the number that, as the last input, gives the first one back; for a reduction, that changes no result.
         holds: of a comparison, the signs of ``first - second`` for which it is true.
-        function: what it computes of Python numbers.
+        function: what it computes of one number or two, a boolean being 0 or 1; of a reduction, of a list of numbers.
         gates: of a recurrent operator, how many; 0 for others.
         activation: the attributes that parametrize it, in order, where it may be the activation of a fused or recurrent
             operator and of onnxruntime's Gemm; None for others.
@@ -153,7 +155,7 @@ def _table() -> None:
 
     # ---- element-wise, of one input
     _rows("Abs", finite | f.NO_LARGER | f.NONNEGATIVE)
-    _rows("Neg", finite | f.NO_LARGER, function=operator.neg)
+    _rows("Neg", finite | f.LINEAR | f.NO_LARGER, function=operator.neg)
     _rows("Relu", finite | f.NO_LARGER | f.NONNEGATIVE, activation=())
     _rows("LeakyRelu", finite, flops=2.0, activation=("alpha",))
     _rows("PRelu", finite, flops=2.0)
@@ -189,22 +191,26 @@ def _table() -> None:
     _rows("BitwiseNot", finite)
 
     # ---- element-wise, of several inputs
-    _rows("Add", finite | f.ADDS, neutral=0.0, function=operator.add)
+    _rows("Add", finite | f.ADDS | f.COMMUTES, neutral=0.0, function=operator.add)
     _rows("Sub", finite | f.ADDS, neutral=0.0, function=operator.sub)
-    _rows("Mul", finite | f.MULTIPLIES, neutral=1.0, function=operator.mul)
-    _rows("Div", finite | f.MULTIPLIES | f.NEEDS_NONZERO, price=15.0, neutral=1.0)
+    _rows("Mul", finite | f.MULTIPLIES | f.COMMUTES | f.LINEAR, neutral=1.0, function=operator.mul)
+    _rows("Div", finite | f.MULTIPLIES | f.LINEAR | f.NEEDS_NONZERO, price=15.0, neutral=1.0)
     _rows("Mod", finite | f.NEEDS_NONZERO | f.SATURATES)
     _rows("Pow", element, flops=slow, price=40.0)
-    _rows("Sum", finite | f.ADDS | f.VARIADIC)
-    _rows("Mean", finite | f.VARIADIC)
-    _rows("Max Min", finite | f.VARIADIC | f.SATURATES)
-    _rows("Equal", finite | f.BOOLEAN | f.SATURATES, holds=frozenset({0}))
+    _rows("Sum", finite | f.ADDS | f.COMMUTES | f.VARIADIC)
+    _rows("Mean", finite | f.COMMUTES | f.VARIADIC)
+    _rows("Max", finite | f.COMMUTES | f.VARIADIC | f.SATURATES, function=max)
+    _rows("Min", finite | f.COMMUTES | f.VARIADIC | f.SATURATES, function=min)
+    _rows("Equal", finite | f.COMMUTES | f.BOOLEAN | f.SATURATES, holds=frozenset({0}))
     _rows("Less", finite | f.BOOLEAN | f.SATURATES, holds=frozenset({-1}))
     _rows("Greater", finite | f.BOOLEAN | f.SATURATES, holds=frozenset({1}))
     _rows("LessOrEqual", finite | f.BOOLEAN | f.SATURATES, holds=frozenset({-1, 0}))
     _rows("GreaterOrEqual", finite | f.BOOLEAN | f.SATURATES, holds=frozenset({0, 1}))
-    _rows("And Or Xor", finite | f.BOOLEAN | f.LOGIC | f.SATURATES)
-    _rows("BitwiseAnd BitwiseOr BitwiseXor", finite)
+    logic = finite | f.COMMUTES | f.BOOLEAN | f.LOGIC | f.SATURATES
+    _rows("And", logic, function=min)
+    _rows("Or", logic, function=max)
+    _rows("Xor", logic)
+    _rows("BitwiseAnd BitwiseOr BitwiseXor", finite | f.COMMUTES)
     _rows("BitShift", finite | f.SATURATES)
     _rows("Where", finite, flops=0.0)
     _rows("Cast", finite | f.CONVERTS | f.SATURATES, flops=0.0, type_attribute="to")
@@ -212,7 +218,7 @@ def _table() -> None:
     _rows("Identity", finite | f.SAME | f.FREE | f.NO_LARGER | f.KEEPS_SIGN | f.KEEPS_POSITIVE, flops=0.0)
 
     # ---- movement
-    moves = f.MOVES | f.NO_LARGER | f.KEEPS_SIGN | f.KEEPS_POSITIVE
+    moves = f.MOVES | f.LINEAR | f.NO_LARGER | f.KEEPS_SIGN | f.KEEPS_POSITIVE
     view = moves | f.VIEW | f.FREE | f.CARRIES | f.TOTAL
     part = moves | f.PICKS | f.READS_PART
     _rows("Reshape", view, flops=0.0, shape_input=1)
@@ -238,7 +244,7 @@ def _table() -> None:
     _rows("Range", f.GROWS, flops=0.0)
     _rows("OneHot", f.GROWS | f.SATURATES, flops=0.0)
     _rows("NonZero", f.SATURATES, flops=0.0)
-    _rows("Dropout", f.SAME | f.FREE | f.FINITE | f.NO_LARGER, flops=0.0)
+    _rows("Dropout", f.SAME | f.FREE | f.FINITE, flops=0.0)
     _rows("Optional", f.FREE, flops=0.0)
 
     # ---- random numbers, and what is of a type that an attribute names
@@ -253,11 +259,11 @@ def _table() -> None:
     # ---- over axes
     reduces = f.REDUCES | f.CARRIES | f.TOTAL
     sums = reduces | f.FINITE
-    _rows("ReduceSum", sums | f.KEEPS_SIGN, per_input=True, neutral=0.0)
-    _rows("ReduceMean", sums | f.NO_LARGER | f.KEEPS_SIGN, per_input=True, neutral=0.0)
+    _rows("ReduceSum", sums | f.LINEAR | f.KEEPS_SIGN, per_input=True, neutral=0.0, function=sum)
+    _rows("ReduceMean", sums | f.LINEAR | f.NO_LARGER | f.KEEPS_SIGN, per_input=True, neutral=0.0)
     _rows("ReduceMax", sums | f.NO_LARGER | f.KEEPS_SIGN, per_input=True, neutral=-math.inf)
     _rows("ReduceMin", sums | f.NO_LARGER | f.KEEPS_SIGN, per_input=True, neutral=math.inf)
-    _rows("ReduceProd", reduces | f.KEEPS_SIGN, per_input=True, neutral=1.0)
+    _rows("ReduceProd", reduces | f.KEEPS_SIGN, per_input=True, neutral=1.0, function=math.prod)
     _rows("ReduceL1", sums | f.NONNEGATIVE, per_input=True, neutral=0.0)
     _rows("ReduceL2 ReduceSumSquare", sums | f.NONNEGATIVE, flops=2.0, per_input=True, neutral=0.0)
     _rows("ReduceLogSum", reduces, flops=slow + 1, per_input=True, neutral=0.0)

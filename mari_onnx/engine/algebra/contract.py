@@ -28,8 +28,8 @@ from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import form_of, has_cheaper_form
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, Tensor, axes_of, is_const, rename, within
+from mari_onnx.model.ops import Fact, having, row
 
-BINARY = {"Add", "Sub", "Mul", "Div", "Max", "Min"}
 NEARBY = 100
 """How many nodes back the work of a form is looked for: a rule writes both ways one after the other."""
 WRITE = 0.5
@@ -262,7 +262,8 @@ def _price(b: Builder, terms: Sequence[Term]) -> float:
         for leaf in (term.a, term.c):
             if leaf.tensor.form is not None:
                 op = _maker(b, leaf.tensor)
-                total += (1.0 if row(op or "").price is not None else WRITE) * b.time.element_of(op) * b.time.volume(axes_of(leaf))
+                share = WRITE if row(op or "").price is None else 1.0
+                total += share * b.time.element_of(op) * b.time.volume(axes_of(leaf))
     return total
 
 
@@ -271,7 +272,7 @@ def _maker(b: Builder, tensor: Tensor) -> str | None:
     while tensor.node is not None:
         node = b.nodes[tensor.node]
         op = node.proto.op_type
-        if op not in ("Slice", "Reshape", "Transpose", "Squeeze", "Unsqueeze") or node.inputs[0] is None:
+        if op not in having(Fact.MOVES) or node.inputs[0] is None:
             return op
         tensor = node.inputs[0]
     return None
@@ -287,7 +288,8 @@ def _fresh(b: Builder, leaf: Leaf, mark: int, terms: Sequence[Term]) -> float:
     for index in _ancestors(b, operands + [g.tensor for t in terms for g in t.outer], first) - needed:
         node = b.nodes[index]
         sizes = {t.shape for t in node.inputs if t is not None and t.shape != ()}
-        each = time.spread if len(sizes) > 1 and node.proto.op_type in BINARY else time.element_of(node.proto.op_type)
+        spread = len(sizes) > 1 and node.proto.op_type in having(Fact.ELEMENT)
+        each = time.spread if spread else time.element_of(node.proto.op_type)
         total += each * time.volume([Axis(s) for s in node.outputs[0].known])
     return total
 

@@ -12,6 +12,7 @@ from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Group, Leaf, Part, Tensor, axes_of, is_const, rename
+from mari_onnx.model.ops import Fact, having
 
 ALIKE = 4
 """Operands computed alike from which on putting their pieces together saves nodes."""
@@ -152,7 +153,7 @@ def _made(b: Builder, term: Term) -> tuple[str, list[Tensor]] | None:
         return None
     node = b.nodes[t.node]
     pieces = [x for x in node.inputs if x is not None and x.shape is not None]
-    if node.proto.op_type not in ("Add", "Sub", "Mul", "Div") or node.proto.domain or len(pieces) != 2:
+    if node.proto.op_type not in having(Fact.ADDS) | having(Fact.MULTIPLIES) or node.proto.domain or len(pieces) != 2:
         return None
     if pieces[0].shape == pieces[1].shape or any(x.const or x.known[-1:] != t.known[-1:] for x in pieces):
         return None

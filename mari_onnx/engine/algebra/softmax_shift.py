@@ -35,6 +35,7 @@ from mari_onnx.engine.ir.emit import broadcast
 from mari_onnx.engine.ir.forms import form_of
 from mari_onnx.engine.ir.value import Axis, Body, Leaf, Node, Prod, Sum, Tensor, axes_of, is_const, leaves
 from mari_onnx.model.dims import Size
+from mari_onnx.model.ops import Fact, having
 
 RANGE = 800.0
 """exp(-RANGE) is 0 in every floating-point type."""
@@ -45,7 +46,8 @@ STEPS = 4000
 """Nodes looked at for masks; beyond it an addend stays."""
 DEPTH = 16
 """Operators followed from the scores backwards."""
-VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity")
+VIEWS = having(Fact.VIEW) | {"Transpose"}
+ADDS, MULTIPLIES = having(Fact.ADDS), having(Fact.MULTIPLIES)
 UNPROVEN = (
     "what all scores of a row have in common stays: a finite number masks some, and nothing shows that the others are "
     "far above it"
@@ -104,16 +106,16 @@ def _through(b: Builder, node: Node, leaf: Leaf, at: At) -> Leaf:
         return _without(b, source, at) if source is not None else leaf
     if op == "MatMul":
         return _linear(b, inputs, leaf, at)
-    if op in ("ReduceSum", "ReduceMean"):
+    if op in having(Fact.REDUCES | Fact.LINEAR):
         return _reduced(b, node, leaf, at)
-    if op not in ("Add", "Sub", "Sum", "Mul", "Div", "Where"):
+    if op not in ADDS | MULTIPLIES and op != "Where":
         return leaf
     operands = _operands(inputs, leaf)
     if operands is None:
         return leaf
     if op == "Where":
         return _masked(b, operands, leaf, at)
-    if op in ("Mul", "Div"):
+    if op in MULTIPLIES:
         x, g = operands if op == "Div" or at.k in axes_of(operands[0]) else operands[::-1]
         if at.k in axes_of(g) or not _finite(b, g.tensor):
             return leaf

@@ -27,6 +27,7 @@ from mari_onnx.engine.ir.value import (
     rows_first,
     within,
 )
+from mari_onnx.model.ops import Fact, having, row
 
 SHORT = 64
 """Elements below which a run of a broadcast is short."""
@@ -122,7 +123,7 @@ def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) ->
     leaf = Leaf(keep(b, emit.binary(b, op, tx, ty), axes), axes)
     if leaf.tensor.const:
         return leaf
-    if op in ("Add", "Sub") and _inexact(x.tensor.dtype):
+    if op in having(Fact.ADDS) and _inexact(x.tensor.dtype):
         form = collected(b, x, y if op == "Add" else scaled(b, y, -1), lambda ls: add_leaves(b, ls))
         return with_form(leaf, form) if form is not None else leaf
     if op == "Mul":
@@ -141,9 +142,9 @@ def _neutral(op: str, x: Leaf, y: Leaf) -> Leaf | None:
     """x + 0, x * 1, x - 0, x / 1 are x; x * 0 is 0 and x - inf is -inf for the finite x that a model computes."""
     for this, other in ((x, y), (y, x)):
         value = other.tensor.scalar if not axes_of(other) else None
-        if value is None or this.tensor.dtype != other.tensor.dtype or (this is y and op in ("Sub", "Div")):
+        if value is None or this.tensor.dtype != other.tensor.dtype or (this is y and op not in having(Fact.COMMUTES)):
             continue
-        if value == {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}.get(op):
+        if value == row(op).neutral:
             return this
         if (op == "Mul" and value == 0) or (op == "Add" and value == -np.inf):
             return other

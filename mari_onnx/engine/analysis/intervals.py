@@ -6,6 +6,7 @@ interval arithmetic over what makes it tells them all. How large a tensor is tha
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +15,7 @@ import onnx
 from mari_onnx.engine.analysis.magnitude import bound
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Node, Tensor
+from mari_onnx.model.ops import Fact, having, row
 
 Span = tuple[np.ndarray, np.ndarray]
 LIMIT = 1 << 22
@@ -59,28 +61,29 @@ def _span(b: Builder, tensor: Tensor, depth: int) -> Span | None:
         (surely, may), (low_x, high_x), (low_y, high_y) = spans
         low = np.where(surely == 1, low_x, np.where(may == 0, low_y, np.minimum(low_x, low_y)))
         return low, np.where(surely == 1, high_x, np.where(may == 0, high_y, np.maximum(high_x, high_y)))
-    if op in ("And", "Or"):
-        pick = np.minimum if op == "And" else np.maximum
-        (low_x, high_x), (low_y, high_y) = (span(b, t, depth - 1) for t in inputs)
-        return pick(_lead(low_x, rank), _lead(low_y, rank)), pick(_lead(high_x, rank), _lead(high_y, rank))
     if op == "Not":
         low, high = span(b, inputs[0], depth - 1)
         return 1 - high, 1 - low
     if op == "Concat" and all(isinstance(t.known[_axis(node)], int) for t in inputs):
         spans = [span(b, t, depth - 1) for t in inputs]
         return tuple(_side_by_side([s[i] for s in spans], inputs, _axis(node)) for i in (0, 1))  # type: ignore
-    if op in ARITHMETIC:
-        (low_x, high_x), (low_y, high_y) = (tuple(_lead(s, rank) for s in span(b, t, depth - 1)) for t in inputs[:2])
-        return ARITHMETIC[op](low_x, high_x, low_y, high_y) if len(inputs) == 2 else None
-    if op in ("Neg", "Identity", "Expand"):
-        low, high = (_lead(side, rank) for side in span(b, inputs[0], depth - 1))
-        return (-high, -low) if op == "Neg" else (low, high)
+    if row(op).function in COMBINED and len(inputs) == 2:
+        (low_x, high_x), (low_y, high_y) = (tuple(_lead(s, rank) for s in span(b, t, depth - 1)) for t in inputs)
+        return COMBINED[row(op).function](low_x, high_x, low_y, high_y)
+    if op == "Neg":
+        low, high = span(b, inputs[0], depth - 1)
+        return -high, -low
+    if op == "Identity":
+        return span(b, inputs[0], depth - 1)
+    if op == "Expand":
+        low, high = span(b, inputs[0], depth - 1)
+        return _lead(low, rank), _lead(high, rank)
     if op == "Cast":
         return _cast(span(b, inputs[0], depth - 1), inputs[0].dtype, tensor.dtype)
     if op == "Reshape":
         sides = [_regrouped(side, inputs[0], tensor) for side in span(b, inputs[0], depth - 1)]
         return (sides[0], sides[1]) if sides[0] is not None and sides[1] is not None else None
-    if op in ("Slice", "Gather", "Transpose", "Unsqueeze", "Squeeze"):
+    if op in having(Fact.MOVES) - having(Fact.FILLS):
         low, high = span(b, inputs[0], depth - 1)
         if low.size == 1 and high.size == 1:
             return low.reshape((1,) * rank), high.reshape((1,) * rank)
@@ -107,13 +110,14 @@ def _mul(low_x: np.ndarray, high_x: np.ndarray, low_y: np.ndarray, high_y: np.nd
     return np.minimum.reduce(np.broadcast_arrays(*corners)), np.maximum.reduce(np.broadcast_arrays(*corners))
 
 
-ARITHMETIC: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Span]] = {
-    "Add": _add,
-    "Sub": _sub,
-    "Mul": _mul,
-    "Max": lambda low_x, high_x, low_y, high_y: (np.maximum(low_x, low_y), np.maximum(high_x, high_y)),
-    "Min": lambda low_x, high_x, low_y, high_y: (np.minimum(low_x, low_y), np.minimum(high_x, high_y)),
+COMBINED: dict[object, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Span]] = {
+    operator.add: _add,
+    operator.sub: _sub,
+    operator.mul: _mul,
+    max: lambda low_x, high_x, low_y, high_y: (np.maximum(low_x, low_y), np.maximum(high_x, high_y)),
+    min: lambda low_x, high_x, low_y, high_y: (np.minimum(low_x, low_y), np.minimum(high_x, high_y)),
 }
+"""Bounds of what two operands are combined to, by the function of an operator."""
 
 
 def _cast(found: Span, old: int, new: int) -> Span | None:
@@ -166,7 +170,7 @@ def _moved(node: Node, inputs: list[Tensor], side: np.ndarray) -> np.ndarray | N
     if not all(t.const for t in inputs[1:]):
         return None
     arrays = [t.array.reshape(-1) for t in inputs[1:]]
-    if op in ("Unsqueeze", "Squeeze"):
+    if op in having(Fact.UNIT_DIMS):
         axes = tuple(int(a) for a in (arrays[0] if arrays else attrs["axes"]))
         return np.expand_dims(side, axes) if op == "Unsqueeze" else np.squeeze(side, axis=axes)
     if op == "Gather":
@@ -174,6 +178,8 @@ def _moved(node: Node, inputs: list[Tensor], side: np.ndarray) -> np.ndarray | N
         if inputs[1].array.ndim != 1:
             return None
         return side if side.shape[axis] == 1 else side.take(inputs[1].array, axis=axis)
+    if op != "Slice":
+        return None
     starts, ends, along = arrays[0], arrays[1], arrays[2]
     steps = arrays[3] if len(arrays) > 3 else np.ones_like(starts)
     index = [slice(None)] * side.ndim

@@ -16,15 +16,11 @@ from mari_onnx.engine.analysis.norm_patterns import NORMALIZED, largest
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Node, Tensor
 from mari_onnx.model.dims import product
+from mari_onnx.model.ops import Fact, having, row
 
 STEPS = 4000
 """Nodes looked at for one bound; beyond it nothing is claimed."""
-UNIT = {"Sigmoid", "Tanh", "Softmax", "Erf", "Sin", "Cos", "HardSigmoid", "Softsign"}
-NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
-KEEP = {
-    "Relu", "Gelu", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand", "Neg",
-    "Abs", "Split", "ReduceMean", "ReduceMax", "ReduceMin", "HardSwish", "Mish", "Tile", "Flatten", "Dropout",
-}  # fmt: skip
+NORMS, KEEP, ADDS = having(Fact.NORM), having(Fact.NO_LARGER), having(Fact.ADDS)
 
 
 def bound(b: Builder, tensor: Tensor) -> float:
@@ -58,9 +54,9 @@ def bound(b: Builder, tensor: Tensor) -> float:
 def _operands(node: Node) -> list[Tensor]:
     op = node.proto.op_type
     inputs = [t for t in node.inputs if t is not None]
-    if op in UNIT:
+    if row(op).bound < math.inf:
         return []
-    if op in KEEP or op in ("Gather", "GatherElements", "GatherND", "CumSum", "ReduceSum"):
+    if op in KEEP:
         return inputs[:1]
     if op in NORMS:
         return inputs[1:]
@@ -72,14 +68,14 @@ def _node(node: Node, known: dict[str, float]) -> float:
     inputs = [t for t in node.inputs if t is not None]
     if node.proto.domain not in ("", "ai.onnx"):
         return math.inf
-    if op in UNIT:
-        return 1.0
+    if row(op).bound < math.inf:
+        return row(op).bound
     values = [known.get(t.name, math.inf) for t in inputs]
-    if op in KEEP or op in ("Gather", "GatherElements", "GatherND"):
+    if op in KEEP:
         return values[0]
     if op == "LeakyRelu":
         return values[0] * max(1.0, abs(_attribute(node, "alpha", 0.01)))
-    if op in ("Add", "Sub", "Sum"):
+    if op in ADDS:
         return sum(values)
     if op == "Mul":
         return math.prod(values) if all(math.isfinite(v) for v in values) else math.inf
@@ -87,14 +83,12 @@ def _node(node: Node, known: dict[str, float]) -> float:
         divisor = inputs[1]
         smallest = float(np.min(np.abs(divisor.array.astype(np.float64)))) if divisor.const else 0.0
         return values[0] / smallest if smallest > 0 else math.inf
-    if op in ("Concat", "Max", "Min"):
+    if op == "Concat" or op in having(Fact.VARIADIC):
         return max(values)
     if op == "Where":
         return max(values[1:])
     if op == "MatMul":
         return _product(inputs, values)
-    if op == "ReduceSum":
-        return math.inf
     if op in NORMS:
         axis = int(_attribute(node, "axis", -1))
         width = product(inputs[0].known[axis:])

@@ -17,11 +17,14 @@ import onnx
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Node, Tensor
 from mari_onnx.model.dims import Size, product
+from mari_onnx.model.ops import Fact, having
+
+VIEWS, UNIT_DIMS = having(Fact.VIEW), having(Fact.UNIT_DIMS)
 
 
 def normalized(b: Builder, node: Node, _: dict[str, float]) -> float:
     """sqrt(D) for ``x / sqrt(mean(x^2) + eps)``, however it is written; infinity for anything else."""
-    if node.proto.op_type not in ("Mul", "Div"):
+    if node.proto.op_type not in having(Fact.MULTIPLIES):
         return math.inf
     pairs = [node.inputs] if node.proto.op_type == "Div" else [node.inputs, node.inputs[::-1]]
     for x, scale in pairs:
@@ -149,7 +152,7 @@ def _flat(b: Builder, tensor: Tensor | None) -> Tensor | None:
     """The tensor before its elements, which stay in order, were given another shape."""
     while tensor is not None and tensor.node is not None:
         node = b.nodes[tensor.node]
-        if node.proto.op_type not in ("Squeeze", "Unsqueeze", "Reshape") or node.proto.domain:
+        if node.proto.op_type not in VIEWS or node.proto.domain:
             break
         tensor = node.inputs[0]
     return tensor
@@ -179,7 +182,7 @@ def _bare(b: Builder, tensor: Tensor) -> Tensor:
     """The tensor before a dimension of 1 in front went or came, which broadcasting does not see."""
     while tensor.node is not None:
         node = b.nodes[tensor.node]
-        if node.proto.op_type not in ("Squeeze", "Unsqueeze") or len(node.inputs) < 2 or node.inputs[0] is None:
+        if node.proto.op_type not in UNIT_DIMS or len(node.inputs) < 2 or node.inputs[0] is None:
             break
         axes = node.inputs[1]
         if axes is None or not axes.const or axes.array.reshape(-1).tolist() != [0]:
@@ -193,7 +196,7 @@ def _slim(b: Builder, tensor: Tensor) -> Tensor:
     while tensor.node is not None:
         node = b.nodes[tensor.node]
         before = node.inputs[0] if node.inputs else None
-        if node.proto.op_type not in ("Squeeze", "Unsqueeze", "Reshape") or before is None:
+        if node.proto.op_type not in VIEWS or before is None:
             break
         if [d for d in before.known if d != 1] != [d for d in tensor.known if d != 1]:
             break
@@ -235,7 +238,7 @@ def _source(b: Builder, tensor: Tensor | None) -> Node | None:
     """The node that computed a tensor, behind dimensions of 1 that come and go."""
     while tensor is not None and tensor.node is not None:
         node = b.nodes[tensor.node]
-        if node.proto.op_type not in ("Squeeze", "Unsqueeze"):
+        if node.proto.op_type not in UNIT_DIMS:
             return node
         tensor = node.inputs[0]
     return None

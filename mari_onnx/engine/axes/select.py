@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnx import helper
+
 from mari_onnx.engine.axes.materialize import as_leaf, flatten_nested
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
@@ -23,10 +25,11 @@ from mari_onnx.engine.ir.value import (
     rows_first,
 )
 from mari_onnx.model.dims import Size, static
+from mari_onnx.model.ops import Fact, having
 
 MAX_SPLIT = 6
 """Parts up to which a Cat that was computed by parts stays as it is."""
-ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Relu", "Sigmoid", "Tanh", "Neg", "Identity"}
+ELEMENTWISE = having(Fact.ELEMENT) - having(Fact.CONVERTS)
 
 
 def take(b: Builder, body: Body, axis: Axis, at: Sequence[int], new: Axis | None) -> Body:
@@ -105,7 +108,8 @@ def pull(b: Builder, t: Tensor, dim: int, at: Sequence[int], depth: int) -> Tens
             return None
         inputs.append(found)
     shape = (*t.known[:dim], len(at), *t.known[dim + 1 :])
-    return b.emit(op, inputs, shape, t.dtype)
+    attrs = {a.name: helper.get_attribute_value(a) for a in node.proto.attribute}
+    return b.emit(op, inputs, shape, t.dtype, attrs)
 
 
 def cut(b: Builder, body: Body, axis: Axis, start: int, stop: int, new: Axis | None, size: Size) -> Body:

@@ -21,8 +21,9 @@ import onnx
 from onnx import NodeProto, TensorProto, helper
 
 from mari_onnx.engine.ir.nodes import evaluate, graphs, is_random
-from mari_onnx.engine.lookahead.shapes import MAX_KNOWN, Shape, infer_fallback
+from mari_onnx.engine.lookahead.shapes import CHOOSING, MAX_KNOWN, Shape, infer_fallback
 from mari_onnx.model import tensors
+from mari_onnx.model.ops import Fact, having, row
 
 LIMIT = 1 << 21
 """Elements of a tensor up to which it is looked into."""
@@ -30,15 +31,9 @@ SLOTS = 3
 """Bits that one element may depend on."""
 TRIPS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What an evaluation may raise on a graph that it did not expect."""
-COMPARE = frozenset({"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "IsNaN", "IsInf"})
-LOGIC = frozenset({"And", "Or", "Xor", "Not"})
-BY_ELEMENT = COMPARE | LOGIC | {"Where", "Add", "Sub", "Mul", "Div", "Neg", "Max", "Min", "Cast", "Identity", "Abs"}
-MOVES = frozenset(
-    {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Slice", "Gather", "Tile", "Pad", "Split"}
-)
-"""Operators that move the elements of their first input."""
-PICKS = frozenset({"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze"})
-"""Operators that choose elements of shapes."""
+BOOLEAN, LOGIC, BY_ELEMENT, MOVES = (having(f) for f in (Fact.BOOLEAN, Fact.LOGIC, Fact.ELEMENT, Fact.MOVES))
+ONE_TYPE = having(Fact.ADDS) | having(Fact.MULTIPLIES) | having(Fact.MATMUL) | {"Where"}
+"""Operators whose result is of the type of their inputs, of the condition aside."""
 Slots = tuple[np.ndarray, ...]
 
 
@@ -149,7 +144,7 @@ class Tables:
         attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         op, out = node.op_type, shapes[0]
         assert out is not None
-        if op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
+        if op in having(Fact.VIEW):
             return [array.reshape(out)]
         if op == "Transpose":
             return [array.transpose(attrs.get("perm", range(array.ndim)[::-1]))]
@@ -194,7 +189,7 @@ class Tables:
             sizes = [self.shape(x) for x in node.input]
             constants = [self.constant(x) if x else None for x in node.input]
             self.shapes |= infer_fallback(node, sizes, constants, self.opset)
-        if node.op_type in ("Shape", "Size"):
+        if node.op_type in having(Fact.SIZES):
             shape = self.shapes.get(node.input[0])
             if shape is not None and None not in shape:
                 self._plain(node, [np.zeros(shape, bool)] if _size(shape) <= LIMIT else [])  # type: ignore[arg-type]
@@ -213,7 +208,7 @@ class Tables:
         found = self._with_bits(node) if all(t is not None for t in tables) else None
         if found is not None:
             self.known.update(found)
-        elif node.op_type in COMPARE | LOGIC or (node.op_type == "Cast" and _to(node) == TensorProto.BOOL):
+        elif node.op_type in BOOLEAN or (node.op_type == "Cast" and _to(node) == TensorProto.BOOL):
             self._root(name, key)
 
     def _is(self, name: str, dtype: np.dtype, depth: int) -> bool:
@@ -221,7 +216,7 @@ class Tables:
         array, node = self.constant(name), self._made.get(name)
         if array is not None:
             return array.dtype == dtype
-        if node is None or not depth or node.op_type not in ("Add", "Sub", "Mul", "Div", "MatMul", "Where"):
+        if node is None or not depth or node.op_type not in ONE_TYPE:
             return False
         return any(self._is(x, dtype, depth - 1) for x in list(node.input)[1 if node.op_type == "Where" else 0 :])
 
@@ -305,15 +300,15 @@ def forget(nodes: Sequence[NodeProto], first: Tables, second: Tables) -> None:
     counted: set[str] = set()
     for node in nodes:
         op = node.op_type
-        values = () if op == "ConstantOfShape" else node.input[:1] if op in ("Expand", "Reshape") else node.input
+        values = [name for i, name in enumerate(node.input) if i != row(op).shape_input]
         for name in node.output:
             here, there = first.constant(name), second.constant(name)
             same = here is not None and there is not None and np.array_equal(here, there)
-            if op in ("Shape", "Size"):
+            if op in having(Fact.SIZES):
                 picked.add(name)
                 if not same:
                     counted.add(name)
-            elif op in PICKS and all(x in picked or x not in counted for x in values):
+            elif op in CHOOSING and all(x in picked or x not in counted for x in values):
                 if any(x in picked for x in values):
                     picked.add(name)
                     if not same:

@@ -42,6 +42,7 @@ from mari_onnx.engine.lookahead.mask_tables import (
 from mari_onnx.engine.lookahead.shapes import Inputs, integers, shapes
 from mari_onnx.engine.lookahead.squeeze import needed
 from mari_onnx.engine.lookahead.taint import Flow
+from mari_onnx.model.ops import Fact, having
 
 COUNTS = (2, 3)
 """Numbers of candidates at which it is proven; what is computed from the number itself is not known (`forget`)."""
@@ -220,10 +221,10 @@ def _of_node(node: NodeProto, shape: tuple[int, ...], tables: Tables, sourced: S
         if condition is None or sides[0] is None or sides[1] is None:
             return None
         return _combined(condition, sides[0], sides[1], shape)
-    if op in ("Add", "Sub"):
+    if op in having(Fact.ADDS) and len(inputs) == 2:
         sides = [_span(x, tables, sourced, depth) for x in inputs]
         x, y = sides
-        if x is None or y is None or len(inputs) != 2:
+        if x is None or y is None:
             return None
         if op == "Sub":
             y = Span(y.slots, tuple(-a for a in y.high), tuple(-a for a in y.low))
@@ -235,7 +236,7 @@ def _of_node(node: NodeProto, shape: tuple[int, ...], tables: Tables, sourced: S
         high = tuple(x.high[pick(w, left)] + y.high[pick(w, right)] for w in ways(slots))
         least = float(np.finfo(np.float32).min) - 2 * LARGEST
         return Span(slots, low, high) if all(np.all(a >= least) for a in low) else None
-    if op in ("Mul", "Div"):
+    if op in having(Fact.MULTIPLIES):
         for at in (1, 0) if op == "Mul" else (1,):
             factor = tables.constant(inputs[at])
             if factor is None or factor.size != 1 or factor.dtype not in TYPES:
@@ -253,7 +254,7 @@ def _of_node(node: NodeProto, shape: tuple[int, ...], tables: Tables, sourced: S
             return Span(tuple(np.broadcast_to(s, shape) for s in other.slots), wide[0], wide[1])
     if op == "Identity":
         return _span(inputs[0], tables, sourced, depth)
-    if op in MOVES and len(node.output) == 1 and op != "Pad":
+    if op in MOVES - having(Fact.FILLS) and len(node.output) == 1:
         inner = _span(inputs[0], tables, sourced, depth)
         old = tables.shape(inputs[0])
         if inner is None or old is None or not inner.slots:

@@ -11,25 +11,20 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from mari_onnx.engine.ir.nodes import evaluate as evaluate_node
 from mari_onnx.engine.ir.nodes import graphs
 from mari_onnx.model.dims import Size, evaluate, symbols
+from mari_onnx.model.ops import Fact, having
 
 ROUNDS = 4
 """How often shapes may follow from sizes, and these from shapes."""
-OF_SIZES = frozenset({
-    "Add", "Cast", "Concat", "Div", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze",
-})  # fmt: skip
+CHOOSING = frozenset({"Concat"}).union(*(having(f) for f in (Fact.VIEW, Fact.PICKS, Fact.SAME, Fact.CONVERTS)))
+"""Operators that choose elements of shapes."""
+OF_SIZES = CHOOSING | having(Fact.ADDS) | having(Fact.MULTIPLIES)
 """What graphs do with sizes."""
 MAX_KNOWN = 1024
 """Elements up to which a constant is read."""
 INTS = (TensorProto.INT64, TensorProto.INT32)
 
-BROADCAST = frozenset({
-    "Abs", "Add", "And", "Cast", "Div", "Equal", "Erf", "Greater", "GreaterOrEqual", "Identity", "IsInf", "IsNaN",
-    "Less", "LessOrEqual", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pow", "Reciprocal", "Relu", "Sigmoid", "Softmax",
-    "Sqrt", "Sub", "Tanh", "Where", "Xor",
-})  # fmt: skip
-MOVING = frozenset({
-    "Concat", "Expand", "Flatten", "Gather", "Pad", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze",
-})  # fmt: skip
+BROADCAST = having(Fact.ELEMENT) - {"CastLike"} | having(Fact.SOFTMAX)
+MOVING = having(Fact.MOVES) | {"Concat"}
 
 Shape = tuple[int | None, ...]
 """None as a dimension is one that is not known."""
@@ -110,7 +105,7 @@ def _sizes(
         if None not in shape:
             ends = {a.name: a.i for a in node.attribute}
             told[node.output[0]] = np.asarray(shape[ends.get("start", 0) : ends.get("end", len(shape))], np.int64)
-        elif node.op_type in OF_SIZES and node.input and all(array is not None for array in arrays):
+        elif node.op_type in OF_SIZES and arrays and len(node.output) == 1 and all(a is not None for a in arrays):
             try:
                 told[node.output[0]] = evaluate_node(node, arrays, opset)
             except Exception:  # of numpy and the evaluator, many kinds
@@ -158,7 +153,7 @@ def infer_fallback(
         return {o: (*first[:axis], part, *first[axis + 1 :]) for o, part in zip(outputs, parts, strict=True)}
     if len(outputs) > 1:
         return {}
-    if op in ("ReduceMean", "ReduceSum"):
+    if op in having(Fact.REDUCES):
         if listed is not None and listed.size and attrs.get("keepdims", 1):
             axes = {int(a) % len(first) for a in listed.reshape(-1)}
             found = tuple(1 if i in axes else d for i, d in enumerate(first))

@@ -15,23 +15,20 @@ import onnx
 from onnx import NodeProto, helper
 
 from mari_onnx.engine.ir.nodes import captures, graphs
-from mari_onnx.engine.lookahead.mask_tables import COMPARE, LOGIC, MOVES, Slots, Tables, union
+from mari_onnx.engine.lookahead.mask_tables import MOVES, Slots, Tables, union
+from mari_onnx.model.ops import Fact, having, row
 
 SLOTS = 4
 ROUNDS = 8
 """How often what does not hold is left out, and the rest proven again."""
-MAPS = (
-    *COMPARE, *LOGIC, "Abs", "Add", "Cast", "Clip", "Div", "Dropout", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish",
-    "Identity", "LeakyRelu", "Max", "Min", "Mish", "Mul", "Neg", "PRelu", "Pow", "Reciprocal", "Relu", "Selu",
-    "Sigmoid", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tanh", "Where",
-)  # fmt: skip
-"""Operators by element that make a finite number of finite ones; see `_finite` for the others of them."""
-REDUCE = {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare", "ReduceL1"}
-NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
-SAME = ("Identity", "Dropout", "Cast")
+SAME = having(Fact.SAME) | {"Cast"}
+MAPS = having(Fact.ELEMENT | Fact.FINITE) - {"CastLike"} | SAME | {"Pow"}
+"""Operators by element that make a finite number of finite ones, as far as `_finite` says so."""
+REDUCE, MATMUL, SOFTMAX = having(Fact.REDUCES | Fact.FINITE), having(Fact.MATMUL), having(Fact.SOFTMAX)
+ALONG = having(Fact.NORM) | SOFTMAX
 
 
-class Fact(Protocol):
+class Masked(Protocol):
     """What `masked_rows.Attention` tells of a softmax."""
 
     @property
@@ -44,7 +41,12 @@ class Flow:
     """What becomes of garbage rows. facts: of softmaxes, by output."""
 
     def __init__(
-        self, graph: onnx.GraphProto, nodes: Sequence[NodeProto], tables: Tables, facts: Mapping[str, Fact], opset: int
+        self,
+        graph: onnx.GraphProto,
+        nodes: Sequence[NodeProto],
+        tables: Tables,
+        facts: Mapping[str, Masked],
+        opset: int,
     ):
         self.graph, self.nodes, self.tables, self.facts, self.opset = graph, nodes, tables, facts, opset
         self.made = {name: node for node in nodes for name in node.output if name}
@@ -76,7 +78,7 @@ class Flow:
                 null = self._nothing(node)
                 if null is not None:
                     self.null[node.output[0]] = null
-            if not mine or node.op_type in ("Shape", "Size") or self.tables.constant(node.output[0]) is not None:
+            if not mine or node.op_type in having(Fact.SIZES) or self.tables.constant(node.output[0]) is not None:
                 continue
             outs = self._node(node) if known else None
             if outs is None or len(outs) < len(node.output):
@@ -106,9 +108,9 @@ class Flow:
             return self._moved(node)
         elif op in REDUCE:
             made = self._reduced(node, out)
-        elif op in (*NORMS, "Softmax", "LogSoftmax"):
+        elif op in ALONG:
             made = self._along(node)
-        elif op in ("MatMul", "Gemm"):
+        elif op in MATMUL:
             made = self._product(node, out)
         else:
             return None
@@ -182,12 +184,12 @@ class Flow:
     def _along(self, node: NodeProto) -> Slots | None:
         """Normalizations and softmaxes of whole rows."""
         name, shape = node.input[0], self.tables.shape(node.input[0])
-        softmax = node.op_type in ("Softmax", "LogSoftmax")
+        softmax, flat = node.op_type in SOFTMAX, self.opset < row(node.op_type).flattened_before
         if any(x in self.taint for x in node.input[1:]) or shape is None or len([o for o in node.output if o]) > 1:
             return None
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1 if softmax and self.opset < 13 else -1)
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1 if flat else -1)
         axis %= len(shape)
-        if softmax and self.opset < 13 and axis != len(shape) - 1:
+        if flat and axis != len(shape) - 1:
             return None
         axes = [axis] if softmax else list(range(axis, len(shape)))
         return self._collapsed(self.taint[name], shape, axes, None)
@@ -263,11 +265,11 @@ class Flow:
     def _finite(self, node: NodeProto) -> bool:
         """Whether what an operator by element makes of finite garbage is finite."""
         op, inputs = node.op_type, node.input
-        if op in ("Sqrt", "Reciprocal"):
+        if op in having(Fact.NEEDS_POSITIVE):
             return self._positive(inputs[0])
-        if op == "Div":
-            divisor = self.tables.constant(inputs[1])
-            return self._positive(inputs[1]) if divisor is None else bool(np.all(divisor != 0))
+        if op in having(Fact.NEEDS_NONZERO):
+            divisor = self.tables.constant(inputs[-1])
+            return self._positive(inputs[-1]) if divisor is None else bool(np.all(divisor != 0))
         if op == "Pow":
             exponent = self.tables.constant(inputs[1])
             return exponent is not None and exponent.size == 1 and float(exponent.reshape(())) in (1.0, 2.0, 3.0)
@@ -285,17 +287,14 @@ class Flow:
         if op == "Add":
             signs = [[self._positive(x, s, depth - 1) for x in inputs] for s in (True, False)]
             return all(signs[1]) and (any(signs[0]) or not strictly)
-        if op in ("Sqrt", "Reciprocal", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Expand"):
+        if op in having(Fact.KEEPS_POSITIVE):
             return self._positive(inputs[0], strictly, depth - 1)
         if strictly:
-            if op in ("Max", "Clip"):
-                return any(self._positive(x, True, depth - 1) for x in inputs[: 2 if op == "Clip" else None] if x)
-            return False
-        if op in ("ReduceMean", "ReduceSum"):
+            bounds = inputs[:2] if op == "Clip" else inputs if op == "Max" else []
+            return any(self._positive(x, True, depth - 1) for x in bounds if x)
+        if op in having(Fact.KEEPS_SIGN):
             return self._positive(inputs[0], False, depth - 1)
         if op == "Pow":
             exponent = self.tables.constant(inputs[1])
             return exponent is not None and bool(np.all(exponent == 2))
-        return op in ("Abs", "Relu", "Sigmoid", "Softmax", "ReduceSumSquare", "ReduceL2") or (
-            op == "Mul" and inputs[0] == inputs[1]
-        )
+        return op in having(Fact.NONNEGATIVE) or (op == "Mul" and inputs[0] == inputs[1])

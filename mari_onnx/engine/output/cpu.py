@@ -20,12 +20,11 @@ from onnx import NodeProto, TensorProto, helper
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Axis, Node, Tensor
 from mari_onnx.model.dims import Size, product
+from mari_onnx.model.ops import row
 
 FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE}
 SUMMED = FLOATS | {TensorProto.FLOAT16}
 """Types of sums that a SkipLayerNormalization would take in; float16 is computed in float32 there, and here."""
-ACTIVATIONS = {"Relu", "Sigmoid", "Tanh", "LeakyRelu"}
-"""Operators that onnxruntime computes as a part of a Gemm."""
 VECTOR = 16
 """Elements in a vector register."""
 LONG = 160
@@ -83,7 +82,7 @@ def _as_rows(b: Builder, nodes: list[Node], readers: dict[str, list[Node | None]
                 continue
             after = readers[node.outputs[0].name]
             last = after[0] if len(after) == 1 and after[0] is not None else node
-            if last.proto.op_type not in ACTIVATIONS or last.proto.domain:
+            if row(last.proto.op_type).activation is None or last.proto.domain:
                 last = node
             room -= 1
             instead[id(source)] = []
@@ -137,7 +136,7 @@ def _normalized(node: Node, readers: Sequence[Node | None]) -> bool:
     if shape and isinstance(shape[-1], int) and shape[-1] < NARROW:
         return False
     ops = {node.proto.op_type if node is not None else "" for node in readers}
-    return "LayerNormalization" in ops or {"ReduceMean", "Sub"} <= ops
+    return "LayerNormalization" in ops or ("ReduceMean" in ops and "Sub" in ops)
 
 
 def _slow_in_place(b: Builder, node: Node) -> bool:

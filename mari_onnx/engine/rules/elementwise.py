@@ -17,31 +17,23 @@ from mari_onnx.engine.ir.forms import with_form
 from mari_onnx.engine.ir.value import Axis, Body, Decline, Leaf, Prod, Sum, Tensor, Value, axes_of
 from mari_onnx.engine.rule import Context, from_array, rule
 from mari_onnx.model.dims import Size
-
-ARITHMETIC = ("Add", "Sub", "Mul", "Div")
-BOOLEAN = ("Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Xor", "Not", "IsNaN", "IsInf")
-PLAIN = (
-    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr",
-    "BitwiseXor", "Ceil", "Celu", "Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish",
-    "LeakyRelu", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Neg", "PRelu", "Pow", "Reciprocal", "Relu", "Round",
-    "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sum", "Swish", "Tan", "Tanh",
-    "ThresholdedRelu",
-)  # fmt: skip
-MICROSOFT = ("Gelu", "QuickGelu")
+from mari_onnx.model.ops import MICROSOFT, STANDARD, Fact, having
 
 
-@rule(*PLAIN, *BOOLEAN)
+@rule(*sorted(
+    having(Fact.ELEMENT, STANDARD) - {"Add", "Sub", "Mul", "Div", "Where", "Cast", "CastLike", "Clip", "Identity"}
+))  # fmt: skip
 def plain(ctx: Context) -> list[Value]:
-    """Any element-wise operator."""
+    """Any element-wise operator whose result is boolean or of the first input's type; others have rules below."""
     values = [ctx.input(i) for i in range(len(ctx.inputs))]
     bodies, groups = align(ctx.b, values)
     order = [a for g in groups for a in g]
-    dtype = TensorProto.BOOL if ctx.node.op_type in BOOLEAN else values[0].dtype
+    dtype = TensorProto.BOOL if ctx.node.op_type in having(Fact.BOOLEAN) else values[0].dtype
     body = zip_bodies(ctx.b, bodies, lambda ls: _copy(ctx, ls, order, dtype), order=order)
     return [ctx.value(groups, body, dtype)]
 
 
-@rule(*MICROSOFT, domain="com.microsoft")
+@rule("Gelu", "QuickGelu", domain=MICROSOFT)
 def microsoft(ctx: Context) -> list[Value]:
     """Contrib activations, element-wise like any other: f([x_1 | x_2]) = [f(x_1) | f(x_2)]."""
     return plain(ctx)
@@ -73,7 +65,7 @@ def _copy(ctx: Context, leaves: list[Leaf], order: list[Axis], dtype: int) -> Le
     return leaf
 
 
-@rule(*ARITHMETIC)
+@rule("Add", "Sub", "Mul", "Div")
 def arithmetic(ctx: Context) -> list[Value]:
     """Add, Sub, Mul, Div: block by block, keeping the terms and factors for contractions that follow."""
     x, y = ctx.input(0), ctx.input(1)

@@ -11,6 +11,7 @@ from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Value
 from mari_onnx.engine.rule import INTS, Context, constant, from_sizes, symbolic
 from mari_onnx.model.dims import Dim, Size, product, symbols
+from mari_onnx.model.ops import Fact, having
 
 
 def follow(ctx: Context, outputs: Sequence[Value | None]) -> None:
@@ -25,7 +26,7 @@ def follow(ctx: Context, outputs: Sequence[Value | None]) -> None:
             out.series = start, step
     elif op == "Cast" and values[0].strided is not None:
         out.strided = values[0].strided
-    elif any(v.series is not None for v in values) and op in ("Mul", "Add", "Sub", "Slice", "Concat", "Cast"):
+    elif any(v.series is not None for v in values):
         out.series = _series(ctx, op, values)
         if op == "Add" and out.series is None:
             out.strided = _strided(values)
@@ -43,7 +44,7 @@ def _series(ctx: Context, op: str, values: Sequence[Value]) -> tuple[Size, Size]
     b, x = ctx.b, values[0]
     if op == "Cast":
         return x.series
-    if op in ("Mul", "Add", "Sub"):
+    if len(values) == 2 and (op in having(Fact.ADDS) or op == "Mul"):
         y = values[1]
         if x.series is None and op != "Sub":
             x, y = y, x
@@ -53,7 +54,7 @@ def _series(ctx: Context, op: str, values: Sequence[Value]) -> tuple[Size, Size]
         first, step = x.series
         if op == "Mul":
             return first * by, step * by
-        return (first + by if op == "Add" else first - by), step
+        return (first - by if op == "Sub" else first + by), step
     if x.series is None:
         return None
     first, step = x.series
@@ -61,7 +62,7 @@ def _series(ctx: Context, op: str, values: Sequence[Value]) -> tuple[Size, Size]
         start = only(b, values[1]) if len(values) > 1 else None
         by = only(b, values[4]) if len(values) > 4 else 1
         return (first + step * start, step) if isinstance(start, int) and start >= 0 and by == 1 else None
-    if len(values) == 2 and only(b, values[1]) == first + step * x.shape[0]:
+    if op == "Concat" and len(values) == 2 and only(b, values[1]) == first + step * x.shape[0]:
         return x.series
     return None
 

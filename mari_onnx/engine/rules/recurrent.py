@@ -22,8 +22,8 @@ from mari_onnx.engine.ir.value import Axis, Cat, Value, axes_of, fresh, is_const
 from mari_onnx.engine.rule import Context, rule
 from mari_onnx.engine.rules.slices import positions
 from mari_onnx.engine.rules.windows import joined, kinds_of
+from mari_onnx.model.ops import row
 
-GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
 GATE = 60.0
 """An element of a gate: its activation, and what is added and multiplied."""
 X, W, R, B, LENGTHS, STATE_H, STATE_C, PEEPHOLES = range(8)
@@ -100,7 +100,7 @@ def _steps(ctx: Context) -> Steps | None:
     hidden, width = weights.shape[-1], x.shape[-1]
     if not isinstance(hidden, int) or not isinstance(width, int):
         return None
-    return Steps(x, at, kinds, GATES[ctx.node.op_type] * hidden * (width + hidden + GATE))
+    return Steps(x, at, kinds, row(ctx.node.op_type).gates * hidden * (width + hidden + GATE))
 
 
 def _full(ctx: Context, steps: int) -> bool:

@@ -23,8 +23,6 @@ from mari_onnx.engine.rule import Context, normal, rule
 from mari_onnx.engine.rules.products import FLOATS
 from mari_onnx.model.dims import product
 
-SUMS = ("ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp")
-
 
 def reduced(ctx: Context, x: Value) -> tuple[frozenset[Axis], list[Group], bool]:
     """The axes reduced, the groups left, and whether anything is reduced at all."""
@@ -39,7 +37,7 @@ def reduced(ctx: Context, x: Value) -> tuple[frozenset[Axis], list[Group], bool]
     return frozenset(a for i in gone for a in x.known[i]), groups, True
 
 
-@rule(*SUMS)
+@rule("ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp")
 def sums(ctx: Context) -> list[Value]:
     """Every reduction that is a sum of something: mean, L1, L2, square, log and logsumexp; see the module.
 

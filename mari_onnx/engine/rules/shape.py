@@ -6,8 +6,7 @@ Expand whose batch was read from a user tensor is right, and no shape arithmetic
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 import numpy as np
 from onnx import TensorProto, numpy_helper
@@ -26,12 +25,7 @@ from mari_onnx.engine.rule import (
     symbolic,
 )
 from mari_onnx.model.dims import Dim, Size, divide, product, static
-
-SYMBOLIC = {
-    "Add", "Sub", "Mul", "Div", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Cast", "Identity",
-    "Where", "Equal", "ReduceProd", "Max", "Min", "Neg", "Expand", "Not", "Less", "Greater", "LessOrEqual",
-    "GreaterOrEqual", "And", "Or", "Split", "ReduceSum", "Flatten", "Mod", "GatherND", "Tile", "Abs",
-}  # fmt: skip
+from mari_onnx.model.ops import Fact, having, row
 
 
 @rule("Shape")
@@ -107,7 +101,7 @@ def range_(ctx: Context) -> list[Value]:
 def fold(ctx: Context) -> list[Value] | None:
     """The node on symbolic elements, where all inputs have them and at least one is not a plain constant."""
     op = ctx.node.op_type
-    if op not in SYMBOLIC or ctx.node.domain not in ("", "ai.onnx") or not ctx.inputs:
+    if ctx.node.domain not in ("", "ai.onnx") or not ctx.inputs:
         return None
     if any(v is None or v.groups is None or v.dtype not in INTS for v in ctx.inputs):
         return None
@@ -127,7 +121,7 @@ def fold(ctx: Context) -> list[Value] | None:
         dtype = int(ctx.attr("to"))
         if dtype not in INTS:
             return None
-    if op in ("Equal", "Not", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or"):
+    if op in having(Fact.BOOLEAN):
         dtype = TensorProto.BOOL
     try:
         return [from_sizes(ctx.b, np.asarray(r, dtype=object), dtype) for r in results]
@@ -144,16 +138,19 @@ def _map(function: Callable[..., object], *arrays: np.ndarray) -> np.ndarray:
 
 
 def _compute(ctx: Context, op: str, a: Sequence[np.ndarray]) -> list[np.ndarray] | None:
-    if op in ("Add", "Sub", "Mul"):
-        return [_map({"Add": operator.add, "Sub": operator.sub, "Mul": operator.mul}[op], *a)]
+    holds, function = row(op).holds, row(op).function
     if op == "Div":
         return [_map(_divide, *a)]
-    if op in ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"):
-        return [_map(lambda x, y: _compare(ctx, op, x, y), *a)]
-    if op in ("Max", "Min") and len(a) == 2:
-        return [_map(lambda x, y: _extreme(ctx, op, x, y), *a)]
-    if op == "Neg":
-        return [_map(operator.neg, *a)]
+    if op in having(Fact.REDUCES):
+        if function is None or a[0].ndim != 1 or ctx.attr("noop_with_empty_axes", 0):
+            return None
+        return [np.asarray(function(a[0]), dtype=object).reshape((1,) if ctx.attr("keepdims", 1) else ())]
+    if holds:
+        return [_map(lambda x, y: _compare(ctx, holds, x, y), *a)]
+    if function in (max, min):
+        return [_map(lambda x, y: _extreme(ctx, function is max, x, y), *a)] if len(a) == 2 else None
+    if function is not None:
+        return [_map(function, *a)]
     if op == "Where":
         return [_map(lambda c, x, y: x if c or x == y else y, *a)]
     if op == "Concat":
@@ -180,14 +177,9 @@ def _compute(ctx: Context, op: str, a: Sequence[np.ndarray]) -> list[np.ndarray]
         return [a[0].reshape(int(np.prod(a[0].shape[: ctx.attr("axis", 1)])), -1)]
     if op == "Expand":
         return [np.broadcast_to(a[0], np.broadcast_shapes(a[0].shape, tuple(int(x) for x in a[1].reshape(-1))))]
-    if op in ("ReduceProd", "ReduceSum"):
-        if a[0].ndim != 1 or ctx.attr("noop_with_empty_axes", 0):
-            return None
-        total = product(a[0]) if op == "ReduceProd" else sum(a[0])
-        return [np.asarray(total, dtype=object).reshape((1,) if ctx.attr("keepdims", 1) else ())]
     if op == "Cast" and int(ctx.attr("to")) == TensorProto.BOOL:
-        return [_map(lambda x: _compare(ctx, "NotEqual", x, 0), a[0])]
-    if op in ("Identity", "Cast"):
+        return [_map(lambda x: _compare(ctx, {-1, 1}, x, 0), a[0])]
+    if op in having(Fact.SAME) or op == "Cast":
         return [a[0]]
     if op == "Split":
         sizes = [int(x) for x in a[1].reshape(-1)] if len(a) > 1 else ctx.attr("split")
@@ -214,17 +206,14 @@ def _sign(ctx: Context, x: Size, y: Size) -> int | None:
     return -1 if high is not None and high > 0 else None
 
 
-def _compare(ctx: Context, op: str, x: Size, y: Size) -> bool | None:
+def _compare(ctx: Context, holds: Set[int], x: Size, y: Size) -> bool | None:
+    """Whether the sign of x - y is among those for which a comparison holds."""
+    sign = _sign(ctx, x, y)
+    return None if sign is None else sign in holds
+
+
+def _extreme(ctx: Context, largest: bool, x: Size, y: Size) -> Size | None:
     sign = _sign(ctx, x, y)
     if sign is None:
         return None
-    return {
-        "Equal": sign == 0, "NotEqual": sign != 0, "Less": sign < 0, "Greater": sign > 0, "LessOrEqual": sign <= 0,
-    }.get(op, sign >= 0)  # fmt: skip
-
-
-def _extreme(ctx: Context, op: str, x: Size, y: Size) -> Size | None:
-    sign = _sign(ctx, x, y)
-    if sign is None:
-        return None
-    return x if (sign >= 0) == (op == "Max") else y
+    return x if (sign >= 0) == largest else y

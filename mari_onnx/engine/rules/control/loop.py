@@ -28,6 +28,7 @@ from mari_onnx.engine.rules.control.map_loop import Body, is_empty
 from mari_onnx.engine.rules.control.state_loop import carried
 from mari_onnx.engine.rules.index_series import follow, only, scalar
 from mari_onnx.model.dims import Dim, Size, symbols
+from mari_onnx.model.ops import row
 
 ITERATION = numbers()
 
@@ -119,9 +120,10 @@ def _trips(body: Body, condition: str, limit: Size | None) -> Size:
             raise Decline("the Loop does not end")
         return limit
     op, left, right = body.conditions.get(condition, ("", 0, 0))
-    if op == "Greater":
+    holds = row(op).holds
+    if holds == {1}:
         left, right = right, left
-    if op not in ("Less", "Greater") or left != Dim.symbol(body.symbol) or body.symbol in symbols(right):
+    if holds not in ({-1}, {1}) or left != Dim.symbol(body.symbol) or body.symbol in symbols(right):
         raise Decline("when the Loop ends is computed from data")
     if limit is not None and not body.b.same(limit, right):
         raise Decline("the Loop has two ends")

@@ -13,22 +13,13 @@ from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.nodes import RANDOM
 from mari_onnx.engine.ir.value import Axis, Decline, Group, Leaf, Node, Tensor, Value, axes_of, leaves, rename
 from mari_onnx.engine.rule import INTS, Context, constant, from_sizes, from_tensor, normal
-from mari_onnx.engine.rules.elementwise import ARITHMETIC, BOOLEAN, PLAIN
 from mari_onnx.engine.rules.index_series import linear, only, progression, scalar, solved, substitute
 from mari_onnx.engine.rules.products import FLOATS
-from mari_onnx.engine.rules.reduce import SUMS
 from mari_onnx.engine.rules.structure import regroup
 from mari_onnx.model.dims import Dim, Size, divide, product, symbols
+from mari_onnx.model.ops import Fact, having, row
 
-COMPARISONS = {"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"}
-ELEMENTWISE = {*PLAIN, *BOOLEAN, *ARITHMETIC, "Where", "Cast", "CastLike", "Identity"}
-CARRY = {
-    *ELEMENTWISE, *SUMS, "ReduceMax", "ReduceMin", "ReduceProd", "Clip", "Transpose", "Reshape", "Flatten", "Squeeze",
-    "Unsqueeze", "Expand", "Slice", "Shape", "Size", "Gather",
-}  # fmt: skip
-"""Operators whose rules leave alone an axis that no group has."""
-SAFE = CARRY - {"Gather"} | {"Concat", "Constant", "ConstantOfShape"}
-"""Operators that no data of the right shape makes fail."""
+ELEMENTWISE, VIEWS = having(Fact.ELEMENT), having(Fact.VIEW)
 
 
 @dataclass
@@ -96,24 +87,27 @@ class Body:
             raise Decline("the body of the Loop draws random numbers")
         values = [self.input(name) for name in node.input if name]
         op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        if op in ("If", "Loop"):
-            (self.choose if op == "If" else self.search)(node)
+        if op == "If":
+            self.choose(node)
+            return
+        if op == "Loop":
+            self.search(node)
             return
         found = self.special(op, node, values)
         if found is not None:
             self.env[node.output[0]] = found
             return
         integers = values and values[0].dtype in INTS
-        if self.guarded and (op not in SAFE or (op in ("Div", "Mod") and integers)):
+        if self.guarded and (op not in having(Fact.TOTAL) or (op in having(Fact.NEEDS_NONZERO) and integers)):
             raise Decline(f"{op} in a branch that only some iterations of the Loop take")
         hidden = [v for v in values if v.groups is not None and axes_of(v.body) - set(v.axes)]
-        if hidden and (op not in CARRY or (op == "Gather" and len(hidden) > 1)):
+        if hidden and (op not in having(Fact.CARRIES) or (op == "Gather" and len(hidden) > 1)):
             raise Decline(f"{op} of the rows of a Loop")
-        if self.filter is not None and op not in ELEMENTWISE | {"Reshape", "Constant"}:
+        if self.filter is not None and op not in ELEMENTWISE | VIEWS and op != "Constant":
             raise Decline(f"{op} in a Loop within a Loop")
         assert self.ctx.visit is not None
         self.ctx.visit(node, self.env)
-        if op in COMPARISONS:
+        if row(op).holds:
             left, right = (only(self.b, v) for v in values)
             if left is not None and right is not None:
                 self.conditions[node.output[0]] = op, left, right
@@ -122,11 +116,13 @@ class Body:
         """What the iteration number, a sequence or a filter makes of an operator; None where it is as anywhere."""
         if op == "SequenceInsert" and len(values) == 2:
             return self.inserted(*values)
-        if op in ("Gather", "Slice"):
+        if op == "Slice":
+            return self.sliced(self.ctx.on(node, values))
+        if op == "Gather":
             inner = self.ctx.on(node, values)
-            if op == "Gather" and id(values[1]) in self._found:
+            if id(values[1]) in self._found:
                 return self.filtered(values[0], self._found[id(values[1])][1], inner)
-            return self.gathered(inner) if op == "Gather" else self.sliced(inner)
+            return self.gathered(inner)
         step = self.filter
         if op == "Concat" and step is not None and len(values) == 2 and values[0] is step.none:
             return step.one if only(self.b, values[1]) == step.place else None
@@ -330,7 +326,7 @@ class Body:
     def reduced(self, op: str, node: NodeProto, rows: Value, chosen: Filter, axes: Sequence[Value]) -> Value | None:
         """A reduction of the rows that were found: of all rows, the others neutral."""
         inner = self.ctx.on(node, [rows, *axes])
-        over, neutral = inner.axes_arg(1), {"ReduceSum": 0.0, "ReduceMean": 0.0, "ReduceMax": -np.inf}.get(op)
+        over, neutral = inner.axes_arg(1), row(op).neutral
         if over != [0] or neutral is None or chosen.mask is None or rows.dtype not in FLOATS:
             return None
         mask = chosen.mask
@@ -406,7 +402,7 @@ def alike(b: Builder, x: Value, y: Value) -> bool:
     if x.body.tensor is y.body.tensor:
         return True
     div, mean = _maker(b, x.body.tensor), _maker(b, y.body.tensor)
-    if div is None or mean is None or (div.proto.op_type, mean.proto.op_type) != ("Div", "ReduceMean"):
+    if div is None or mean is None or div.proto.op_type != "Div" or mean.proto.op_type != "ReduceMean":
         return False
     total, by = div.inputs
     assert total is not None
@@ -419,13 +415,10 @@ def alike(b: Builder, x: Value, y: Value) -> bool:
     return left == product(y.body.tensor.known) and number is not None and _is_size(b, by, number)
 
 
-MOVES = {"Reshape", "Squeeze", "Unsqueeze"}
-
-
 def _maker(b: Builder, tensor: Tensor) -> Node | None:
     """The node that made a tensor, but for moves."""
     node = b.nodes[tensor.node] if tensor.node is not None else None
-    while node is not None and node.proto.op_type in MOVES and node.inputs[0] is not None:
+    while node is not None and node.proto.op_type in VIEWS and node.inputs[0] is not None:
         node = b.nodes[node.inputs[0].node] if node.inputs[0].node is not None else None
     return node
 
@@ -439,7 +432,7 @@ def _is_size(b: Builder, tensor: Tensor, size: Size) -> bool:
         node = b.nodes[tensor.node]
         inputs = [t for t in node.inputs if t is not None]
         single = node.proto.op_type == "Concat" and len(inputs) == 1
-        if not single and node.proto.op_type not in {*MOVES, "Cast"}:
+        if not single and node.proto.op_type not in VIEWS | {"Cast"}:
             break
         tensor = inputs[0]
     return tensor is want

@@ -24,20 +24,7 @@ from mari_onnx.engine.rules.elementwise import plain
 from mari_onnx.engine.rules.microsoft.shapes import MICROSOFT, permutation
 from mari_onnx.engine.rules.norm import layer_norm
 from mari_onnx.model.dims import Dim
-
-ACTIVATIONS = {
-    "Elu": ("alpha",),
-    "HardSigmoid": ("alpha", "beta"),
-    "LeakyRelu": ("alpha",),
-    "Relu": (),
-    "Selu": ("alpha", "gamma"),
-    "Sigmoid": (),
-    "Softplus": (),
-    "Softsign": (),
-    "Tanh": (),
-    "ThresholdedRelu": ("alpha",),
-}
-"""What a fused operator may end in, and its parameters in order."""
+from mari_onnx.model.ops import row
 
 
 def differs(value: Value | None) -> bool:
@@ -84,7 +71,7 @@ def _varies(value: Value) -> int:
 
 @rule("FusedGemm", domain=MICROSOFT)
 def gemm(ctx: Context) -> Sequence[Value | None]:
-    """f(alpha A' B' + beta C); refuses an activation that is none of `ACTIVATIONS`, or lacks a parameter."""
+    """f(alpha A' B' + beta C); refuses an operator that is no activation, or lacks a parameter."""
     if not any(differs(value) for value in ctx.inputs[:2]):
         return ctx.write_out()
     parameters = {name: ctx.attr(f"activation_{name}") for name in ("alpha", "beta", "gamma")}
@@ -97,9 +84,10 @@ def gemm(ctx: Context) -> Sequence[Value | None]:
 
 def _activation(ctx: Context, given: dict[str, float]) -> tuple[str, dict[str, float]]:
     op = str(ctx.attr("activation", ""))
-    if op not in ACTIVATIONS or any(name not in given for name in ACTIVATIONS[op]):
+    names = row(op).activation
+    if names is None or any(name not in given for name in names):
         raise Decline(f"the activation {op or 'is not named'}")
-    return op, {name: given[name] for name in ACTIVATIONS[op]}
+    return op, {name: given[name] for name in names}
 
 
 @rule("FusedConv", domain=MICROSOFT)
@@ -113,7 +101,7 @@ def conv(ctx: Context) -> Sequence[Value | None]:
     given = list(ctx.attr("activation_params", []))
     op = ctx.attr("activation", "")
     clip = op == "Clip" and len(given) == 2
-    activation = ("Clip", {}) if clip else _activation(ctx, dict(zip(ACTIVATIONS.get(op, ()), given, strict=False)))
+    activation = ("Clip", {}) if clip else _activation(ctx, dict(zip(row(op).activation or (), given, strict=False)))
     with lowered(ctx) as step:
         x = step("Conv", *(ctx.input(i) for i in range(3) if ctx.has(i)), **plain)
         bounds = [step.const(v, x.dtype) for v in given] if clip else []
