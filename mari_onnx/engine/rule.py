@@ -16,10 +16,10 @@ from mari_onnx.engine.ir.infer import Inferred, infer
 from mari_onnx.engine.ir.value import Axis, Body, Decline, Group, Leaf, Tensor, Value, is_const, leaves
 from mari_onnx.engine.session import Session
 from mari_onnx.model.dims import Dim, Size
+from mari_onnx.model.tensors import EXACT
 
 MAX_SYMBOLIC = 1024
 """Elements up to which an integer tensor is followed symbolically."""
-INTS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
 
 Rule = Callable[["Context"], "Sequence[Value | None]"]
 RuleT = TypeVar("RuleT", bound=Rule)
@@ -157,7 +157,7 @@ def symbolic(b: Builder, value: Value) -> np.ndarray | None:
     """The Value's elements as an object array of int, Dim or None, where it is a small integer tensor."""
     if value.sym is not None:
         return value.sym
-    if value.dtype not in INTS or value.groups is None:
+    if value.dtype not in EXACT or value.groups is None:
         return None
     size = 1
     for s in value.shape:

@@ -18,6 +18,22 @@ from mari_onnx.errors import ExternalDataError, InvalidModel
 if TYPE_CHECKING:
     import onnx
 
+# Element types (`TensorProto.DataType`) by what may be done with them.
+_FLOAT, _INT32, _INT64, _BOOL, _FLOAT16, _DOUBLE, _BFLOAT16 = 1, 6, 7, 9, 10, 11, 16
+FLOATS = frozenset({_FLOAT, _FLOAT16, _DOUBLE, _BFLOAT16})
+"""What models compute in; the eight-bit floats and smaller ones only store."""
+WITHOUT_BFLOAT16 = FLOATS - {_BFLOAT16}
+"""Floats that numpy and onnxruntime's CPU kernels know."""
+FROM_32_BITS = frozenset({_FLOAT, _DOUBLE})
+"""Floats that onnxruntime's CPU kernels compute in themselves."""
+BELOW_DOUBLE = FLOATS - {_DOUBLE}
+WIDE_RANGE = FLOATS - {_FLOAT16}
+"""Floats that hold the reciprocal of 1e-6."""
+INDICES = frozenset({_INT32, _INT64})
+"""What indices, ids and sizes are of."""
+EXACT = INDICES | {_BOOL}
+"""What the engine follows as exact numbers."""
+
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor, of subgraphs and functions too; a sparse one as its values and indices."""

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mari_onnx.model.ops import Fact, having
+
 if TYPE_CHECKING:
     import onnx
 
@@ -31,19 +33,8 @@ _RTOL = {"float16": 4e-3, "bfloat16": 3e-2, "float64": 1e-12}
 _FLOAT32_RTOL = 1e-6
 
 
-def _ops(names: str) -> frozenset[str]:
-    return frozenset(names.split())
-
-
 # May give one value for many, so that a constant result says nothing about what it depends on.
-_SATURATING = _ops(
-    "Clip HardSigmoid HardSwish Sigmoid Tanh Erf Min Max Equal Less Greater LessOrEqual "
-    "GreaterOrEqual IsNaN IsInf Not And Or Xor Floor Ceil Round Sign ArgMax ArgMin TopK Mod "
-    "OneHot NonZero Softmax ThresholdedRelu Shrink Hardmax BitShift Cast OneHotEncoder LabelEncoder Binarizer "
-    "TreeEnsembleRegressor TreeEnsembleClassifier"
-)
-# Where onnxruntime's operators with an activation have its slope.
-_FUSED_SLOPE = {"FusedGemm": ("activation_alpha", -0.125), "FusedConv": ("activation_params", [-0.125])}
+_SATURATING = having(Fact.SATURATES)
 
 
 @dataclass(frozen=True)
@@ -177,7 +168,7 @@ class _Taint:
         """`seen` with `constant` kept only where saturation may be the cause."""
         doubtful: set[str] = set()
         for node in self.nodes:
-            involved = node.op_type not in ("Shape", "Size") and any(x in self.data for x in node.input)
+            involved = node.op_type not in having(Fact.SIZES) and any(x in self.data for x in node.input)
             involved = involved or any(a.HasField("g") for a in node.attribute)
             if involved:
                 self.data.update(node.output)
@@ -219,12 +210,13 @@ def _probe(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "Relu" and node.domain in ("", "ai.onnx"):
             node.op_type = "LeakyRelu"
             node.attribute.append(onnx.helper.make_attribute("alpha", -0.125))
-        elif node.op_type in _FUSED_SLOPE:
-            for attribute in node.attribute:
-                if attribute.name == "activation" and attribute.s == b"Relu":
-                    attribute.s = b"LeakyRelu"
-                    node.attribute.append(onnx.helper.make_attribute(*_FUSED_SLOPE[node.op_type]))
-                    break
+            continue
+        for attribute in node.attribute:
+            if attribute.name == "activation" and attribute.s == b"Relu":
+                attribute.s = b"LeakyRelu"
+                name, slope = ("params", [-0.125]) if node.op_type in having(Fact.CONV) else ("alpha", -0.125)
+                node.attribute.append(onnx.helper.make_attribute(f"activation_{name}", slope))
+                break
     return copy
 
 

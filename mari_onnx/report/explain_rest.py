@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from mari_onnx.model.ops import Fact, having
 from mari_onnx.report.records import Node
 from mari_onnx.report.report import Report
 from mari_onnx.report.residual import NodeResidual, Residual, measure
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 NOT_WORTH = "by parts it was not found to pay"
 TOGETHER = "takes what is equal for all together with what differs by candidate"
-_WRITES_OUT = frozenset({"Concat", "Expand", "Tile"})
+_WRITES_OUT = having(Fact.REPEATS) | {"Concat"}
 _DONE = {
     "lifted": "runs once a request in the output",
     "split": "its user part runs once a request in the output",

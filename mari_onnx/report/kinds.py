@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from mari_onnx.model.ops import Fact, having
+
 if TYPE_CHECKING:
     import onnx
 
@@ -33,7 +35,7 @@ def once(graph: onnx.GraphProto, shapes: Shapes, inputs: Sequence[Input]) -> lis
         first = node.op_type == "Slice" and node.input[0] in packed
         single = all(x in shapes and x not in rows for x in node.output if x)
         single = single and (first or not any(x in rows for x in node.input))
-        if node.op_type in ("Shape", "Size") or not any(x in fed for x in node.input):
+        if node.op_type in having(Fact.SIZES) or not any(x in fed for x in node.input):
             found.append(False)
             continue
         fed.update(x for x in node.output if x)
@@ -59,7 +61,7 @@ def output_kinds(graph: onnx.GraphProto, rewrite: Rewrite, inputs: Sequence[Inpu
     found = []
     for node, single in zip(graph.node, once(graph, rewrite.out_shapes, inputs), strict=True):
         before = {kinds.get(x, "Const") for x in node.input if x} - {"Const"}
-        if node.op_type in ("Shape", "Size") or not before:
+        if node.op_type in having(Fact.SIZES) or not before:
             kind = "Const"
         else:
             kind = before.pop() if len(before) == 1 else "Mixed"

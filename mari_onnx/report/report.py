@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mari_onnx.model.ops import Fact, having
 from mari_onnx.report.kinds import once
 from mari_onnx.report.records import Input, Node, Stop, Totals
 from mari_onnx.report.stops import flat, stopped_by, stops_here
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "mari-onnx/report"
 SCHEMA_VERSION = 1
-PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum", "Conv", "MatMulInteger", "QLinearMatMul", "MatMulNBits"})
+PRODUCTS = having(Fact.PRODUCT)
 # Lengths that the graph leaves free (a history, say) are costed as this long, requests as one.
 FREE_LENGTH = 50
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mari_onnx.engine.cost.flops import Cost, einsum_sizes, node_cost
+from mari_onnx.model.ops import Fact, having
 from mari_onnx.report.candidate_probe import Seen, observe, pick_n
 
 if TYPE_CHECKING:
@@ -25,12 +26,8 @@ if TYPE_CHECKING:
     from mari_onnx.parity.requests.draw import Layout, Request
     from mari_onnx.sides.resolve import Sides
 
-_SUMS = {
-    *("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"),
-    *("ReduceSumSquare", "ReduceLogSumExp", "Sum"),
-}
-_PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Einsum", "Conv", "FusedConv"}
-_READS_A_PART = {"Gather", "GatherElements", "GatherND", "Slice", "Split"}
+_SUMS = having(Fact.REDUCES) | {"Sum"}
+_PRODUCTS = having(Fact.PRODUCT) - having(Fact.QUANTIZED)
 # The length of a history that may have any.
 _HISTORY = 12
 
@@ -287,7 +284,7 @@ def _equal_share(looks: Sequence[Seen | None], doubtful: bool) -> float:
 
 def _moved(node: onnx.NodeProto, ins: Sequence[Seen | None], outs: Sequence[Seen | None]) -> tuple[float, float]:
     """The share of elements read and written that are equal for all candidates."""
-    read = ins[1:] if node.op_type in _READS_A_PART else ins
+    read = ins[1:] if node.op_type in having(Fact.READS_PART) else ins
 
     def share(doubtful: bool) -> float:
         looks = [x for x in (*read, *outs) if x is not None]
@@ -318,7 +315,7 @@ def _product_share(
     a, b, out = (_mask(x, doubtful) for x in (ins[0], ins[1], outs[0]))
     if a is None or b is None or out is None or not out.size:
         return 0.0
-    if node.op_type in ("Conv", "FusedConv"):
+    if node.op_type in having(Fact.CONV):
         # Channels and windows overlap at the borders; the mean over the input is near enough.
         return max(float(a.mean()), float(out.mean()))
     left, right = a.astype(np.float32), b.astype(np.float32)

@@ -15,6 +15,7 @@ import numpy as np
 from mari_onnx import runtime
 from mari_onnx.errors import MariError
 from mari_onnx.model.dims import symbols
+from mari_onnx.model.ops import Fact, having
 from mari_onnx.model.signature import Input, signature
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def _parts(rewrite: Rewrite, sides: Sides) -> _Parts:
     for node in graph.node:
         inputs = _inputs(node)
         # How many candidates there are is known without looking at one.
-        mixed = node.op_type not in ("Shape", "Size") and any(name in rows for name in inputs)
+        mixed = node.op_type not in having(Fact.SIZES) and any(name in rows for name in inputs)
         if mixed and not _takes_user_row(node, rewrite, sides):
             rows.update(node.output)
             cut.update((name, None) for name in inputs if name in users)

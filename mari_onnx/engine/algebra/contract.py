@@ -29,6 +29,7 @@ from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import form_of, has_cheaper_form
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, Tensor, axes_of, is_const, rename, within
 from mari_onnx.model.ops import Fact, having, row
+from mari_onnx.model.tensors import FLOATS
 
 NEARBY = 100
 """How many nodes back the work of a form is looked for: a rule writes both ways one after the other."""
@@ -121,8 +122,8 @@ def _zero_rows(b: Builder, x: Body, y: Body, k: frozenset[Axis]) -> tuple[Axis, 
     )
     reads = [rows[:, list(p.positions)].any(axis=(1, 2)) for p in joined.parts]
     cells: dict[tuple[bool, ...], list[int]] = {}
-    for row, key in enumerate(zip(*reads, strict=True)):
-        cells.setdefault(tuple(bool(r) for r in key), []).append(row)
+    for place, key in enumerate(zip(*reads, strict=True)):
+        cells.setdefault(tuple(bool(r) for r in key), []).append(place)
     if len(cells) < 2 or len(cells) > 4:
         return None
     kinds = [axes_of(p.body) - {p.axis} for p in joined.parts]
@@ -425,7 +426,7 @@ def _sum_over(b: Builder, body: Body, k: frozenset[Axis], order: Sequence[Axis])
 def weighted_sum(b: Builder, body: Leaf, k: frozenset[Axis], order: Sequence[Axis]) -> Body | None:
     """The sum of a product as one product, where the factors have different axes: history pooling becomes a GEMM."""
     form = form_of(body)
-    if not isinstance(form, Prod) or len(form.factors) != 2 or body.tensor.dtype not in (1, 10, 11, 16):
+    if not isinstance(form, Prod) or len(form.factors) != 2 or body.tensor.dtype not in FLOATS:
         return None
     x, y = form.factors
     full = axes_of(body)

@@ -36,12 +36,12 @@ from mari_onnx.engine.ir.forms import form_of
 from mari_onnx.engine.ir.value import Axis, Body, Leaf, Node, Prod, Sum, Tensor, axes_of, is_const, leaves
 from mari_onnx.model.dims import Size
 from mari_onnx.model.ops import Fact, having
+from mari_onnx.model.tensors import FLOATS
 
 RANGE = 800.0
 """exp(-RANGE) is 0 in every floating-point type."""
 HUGE = 1e8
 """Constants from here on are no weights, but masks."""
-FLOATS = {1, 10, 11, 16}
 STEPS = 4000
 """Nodes looked at for masks; beyond it an addend stays."""
 DEPTH = 16

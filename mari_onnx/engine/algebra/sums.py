@@ -28,6 +28,7 @@ from mari_onnx.engine.ir.value import (
     within,
 )
 from mari_onnx.model.ops import Fact, having, row
+from mari_onnx.model.tensors import FLOATS, WIDE_RANGE
 
 SHORT = 64
 """Elements below which a run of a broadcast is short."""
@@ -123,12 +124,12 @@ def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) ->
     leaf = Leaf(keep(b, emit.binary(b, op, tx, ty), axes), axes)
     if leaf.tensor.const:
         return leaf
-    if op in having(Fact.ADDS) and _inexact(x.tensor.dtype):
+    if op in having(Fact.ADDS) and x.tensor.dtype in FLOATS:
         form = collected(b, x, y if op == "Add" else scaled(b, y, -1), lambda ls: add_leaves(b, ls))
         return with_form(leaf, form) if form is not None else leaf
     if op == "Mul":
         return with_form(leaf, Prod((x, y)))
-    if op == "Div" and y.tensor.dtype in (1, 11, 16) and axes_of(y) < axes_of(leaf):  # 1 / 1e-6 is too much for float16
+    if op == "Div" and y.tensor.dtype in WIDE_RANGE and axes_of(y) < axes_of(leaf):
         return with_form(leaf, Prod((x, Leaf(emit.unary(b, "Reciprocal", y.tensor), y.axes))))
     return leaf
 
@@ -167,10 +168,6 @@ def drop_uniform_axes(b: Builder, leaf: Leaf) -> Leaf:
     if len(axes) == len(leaf.axes):
         return leaf
     return Leaf(b.const(array, leaf.tensor.dtype), tuple(axes))
-
-
-def _inexact(dtype: int) -> bool:
-    return dtype in (1, 10, 11, 16)
 
 
 def scaled(b: Builder, x: Leaf, factor: float) -> Leaf:

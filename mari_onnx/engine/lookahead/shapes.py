@@ -12,6 +12,7 @@ from mari_onnx.engine.ir.nodes import evaluate as evaluate_node
 from mari_onnx.engine.ir.nodes import graphs
 from mari_onnx.model.dims import Size, evaluate, symbols
 from mari_onnx.model.ops import Fact, having
+from mari_onnx.model.tensors import INDICES
 
 ROUNDS = 4
 """How often shapes may follow from sizes, and these from shapes."""
@@ -21,7 +22,6 @@ OF_SIZES = CHOOSING | having(Fact.ADDS) | having(Fact.MULTIPLIES)
 """What graphs do with sizes."""
 MAX_KNOWN = 1024
 """Elements up to which a constant is read."""
-INTS = (TensorProto.INT64, TensorProto.INT32)
 
 BROADCAST = having(Fact.ELEMENT) - {"CastLike"} | having(Fact.SOFTMAX)
 MOVING = having(Fact.MOVES) | {"Concat"}
@@ -58,7 +58,7 @@ def shapes(
     for proto in graph.initializer:
         if proto.name in given:
             continue
-        if proto.data_type in INTS and _elements(proto.dims) <= MAX_KNOWN:
+        if proto.data_type in INDICES and _elements(proto.dims) <= MAX_KNOWN:
             light.initializer.append(proto)
         else:
             light.input.append(helper.make_tensor_value_info(proto.name, proto.data_type, list(proto.dims)))
@@ -125,7 +125,7 @@ def integers(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
             elif a.name in ("value_int", "value_ints"):
                 found[node.output[0]] = np.asarray(helper.get_attribute_value(a))
     for name, proto in protos:
-        if proto.data_type in INTS and _elements(proto.dims) <= MAX_KNOWN:
+        if proto.data_type in INDICES and _elements(proto.dims) <= MAX_KNOWN:
             found[name] = numpy_helper.to_array(proto)
     return found
 

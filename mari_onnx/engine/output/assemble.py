@@ -10,8 +10,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Node, Tensor
 from mari_onnx.model.dims import Size
-
-GEMM_TYPES = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+from mari_onnx.model.tensors import FLOATS
 
 
 def name_outputs(b: Builder, wanted: Sequence[tuple[str, Tensor]], kept: set[str]) -> list[Tensor]:
@@ -83,7 +82,7 @@ def _fits(source: Node, product: Tensor, c: Tensor) -> bool:
     shapes = [t.shape if t is not None else None for t in source.inputs]
     if any(s is None or len(s) != 2 for s in shapes) or c.shape is None or len(c.shape) > 2:
         return False
-    if product.dtype not in GEMM_TYPES or c.dtype != product.dtype:
+    if product.dtype not in FLOATS or c.dtype != product.dtype:
         return False
     padded: tuple[Size, ...] = (1,) * (2 - len(c.shape)) + c.shape
     return all(have == 1 or have == want for have, want in zip(padded, product.known, strict=True))

@@ -21,10 +21,8 @@ from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Axis, Node, Tensor
 from mari_onnx.model.dims import Size, product
 from mari_onnx.model.ops import row
+from mari_onnx.model.tensors import FROM_32_BITS, WITHOUT_BFLOAT16
 
-FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE}
-SUMMED = FLOATS | {TensorProto.FLOAT16}
-"""Types of sums that a SkipLayerNormalization would take in; float16 is computed in float32 there, and here."""
 VECTOR = 16
 """Elements in a vector register."""
 LONG = 160
@@ -96,7 +94,7 @@ def _as_rows(b: Builder, nodes: list[Node], readers: dict[str, list[Node | None]
 
 def _is_layer(node: Node, bias: Tensor) -> bool:
     x, w = node.inputs
-    if x is None or w is None or x.shape is None or w.shape is None or x.dtype not in FLOATS:
+    if x is None or w is None or x.shape is None or w.shape is None or x.dtype not in FROM_32_BITS:
         return False
     free = sum(not isinstance(s, int) for s in x.shape)
     if len(x.shape) < 3 or len(w.shape) != 2 or free != 1 or not isinstance(x.shape[-1], int):
@@ -130,7 +128,7 @@ def _gemm_of_rows(b: Builder, source: Node, add: Node, bias: Tensor, last: Node)
 
 def _normalized(node: Node, readers: Sequence[Node | None]) -> bool:
     """Whether a LayerNormalization reads a sum: as one operator, or as the mean and what is left without it."""
-    if node.proto.op_type != "Add" or node.proto.domain or node.outputs[0].dtype not in SUMMED:
+    if node.proto.op_type != "Add" or node.proto.domain or node.outputs[0].dtype not in WITHOUT_BFLOAT16:
         return False
     shape = node.outputs[0].shape
     if shape and isinstance(shape[-1], int) and shape[-1] < NARROW:
@@ -141,7 +139,7 @@ def _normalized(node: Node, readers: Sequence[Node | None]) -> bool:
 
 def _slow_in_place(b: Builder, node: Node) -> bool:
     shape = node.outputs[0].shape
-    if shape is None or len(shape) < 2 or node.outputs[0].dtype not in FLOATS:
+    if shape is None or len(shape) < 2 or node.outputs[0].dtype not in FROM_32_BITS:
         return False
     axis = next((a.i for a in node.proto.attribute if a.name == "axis"), -1)
     width, free = shape[-1], sum(not isinstance(s, int) for s in shape)

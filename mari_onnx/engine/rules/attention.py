@@ -24,8 +24,8 @@ from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.ir.value import Body, Cat, Decline, Leaf, Value, axes_of
 from mari_onnx.engine.rule import Context, Steps, constant, lowered, rule
 from mari_onnx.model.dims import Size, product
+from mari_onnx.model.tensors import FLOATS, FROM_32_BITS
 
-FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
 Q, K, V, MASK, PAST_K, PAST_V, VALID = range(7)
 """The inputs."""
 
@@ -193,7 +193,7 @@ def _scaled(ctx: Context, step: Steps, q: Value, turned: Value, width: int) -> t
     scale = 1 / math.sqrt(width) if scale is None else scale
     if scale < 0:
         raise Decline("a negative scale")
-    if q.dtype in (TensorProto.FLOAT, TensorProto.DOUBLE):
+    if q.dtype in FROM_32_BITS:
         return (step("Mul", q, step.const(scale, q.dtype)) if scale != 1 else q), turned
     half = step.const(math.sqrt(scale), q.dtype)
     return step("Mul", q, half), step("Mul", turned, half)

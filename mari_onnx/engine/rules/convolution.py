@@ -25,9 +25,10 @@ from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.ir.value import Axis, Cat, Group, Value, axes_of
 from mari_onnx.engine.rule import Context, from_array, rule
 from mari_onnx.engine.rules.groups import grouped
-from mari_onnx.engine.rules.products import FLOATS, contracted, pointwise
+from mari_onnx.engine.rules.products import contracted, pointwise
 from mari_onnx.engine.rules.slices import positions
 from mari_onnx.engine.rules.windows import Run, Windows, _along, by_windows, joined, padding, run_of
+from mari_onnx.model.tensors import FLOATS
 
 MAX_MIXED = 8
 """Windows over both sides that become products of their own."""

@@ -18,6 +18,7 @@ from mari_onnx.engine.ir.value import Axis, Body, Decline, Leaf, Prod, Sum, Tens
 from mari_onnx.engine.rule import Context, from_array, rule
 from mari_onnx.model.dims import Size
 from mari_onnx.model.ops import MICROSOFT, STANDARD, Fact, having
+from mari_onnx.model.tensors import INDICES
 
 
 @rule(*sorted(
@@ -107,7 +108,7 @@ def cast(ctx: Context) -> list[Value]:
         return [x]
     body = zip_bodies(ctx.b, [x.body], lambda ls: _cast(ctx, ls[0], to))
     value = ctx.value(x.known, body, to)
-    if to in (TensorProto.INT32, TensorProto.INT64):
+    if to in INDICES:
         value.places = x.places
     return [value]
 

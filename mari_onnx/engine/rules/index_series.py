@@ -9,15 +9,16 @@ from onnx import TensorProto
 
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Value
-from mari_onnx.engine.rule import INTS, Context, constant, from_sizes, symbolic
+from mari_onnx.engine.rule import Context, constant, from_sizes, symbolic
 from mari_onnx.model.dims import Dim, Size, product, symbols
 from mari_onnx.model.ops import Fact, having
+from mari_onnx.model.tensors import EXACT
 
 
 def follow(ctx: Context, outputs: Sequence[Value | None]) -> None:
     """Note on an output that it is the progression ``first, first + step, ...``, where that follows from the inputs."""
     op, out = ctx.node.op_type, outputs[0] if outputs else None
-    if out is None or out.groups is None or out.rank != 1 or out.series is not None or out.dtype not in INTS:
+    if out is None or out.groups is None or out.rank != 1 or out.series is not None or out.dtype not in EXACT:
         return
     values = [v for v in ctx.inputs if v is not None]
     if op == "Range":
@@ -77,7 +78,7 @@ def only(b: Builder, value: Value) -> Size | None:
 
 def progression(b: Builder, value: Value) -> tuple[Size, Size] | None:
     """The progression that a vector is, noted or constant."""
-    if value.series is not None or value.groups is None or value.rank != 1 or value.dtype not in INTS:
+    if value.series is not None or value.groups is None or value.rank != 1 or value.dtype not in EXACT:
         return value.series
     array = constant(b, value)
     if array is None or array.size < 2 or len(set(np.diff(array).tolist())) != 1:

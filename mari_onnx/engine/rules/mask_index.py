@@ -35,8 +35,7 @@ from mari_onnx.engine.rule import Context, constant, from_tensor, normal, rule
 from mari_onnx.engine.rules.slices import positions
 from mari_onnx.engine.rules.structure import regroup
 from mari_onnx.model.dims import Dim, Size, product
-
-IDS = {TensorProto.INT32, TensorProto.INT64}
+from mari_onnx.model.tensors import INDICES
 
 
 @rule("NonZero")
@@ -131,7 +130,7 @@ def _chosen_rows(ctx: Context, x: Value, rows: Size, bit: Tensor | None) -> Valu
         if isinstance(body, Cat) and body.axis is not axis:
             return Cat(body.axis, tuple(p.with_body(cut(p.body)) for p in body.parts), body.keep_split)
         if axis not in axes_of(body):
-            if not isinstance(body, Leaf) or bit is None or x.dtype not in IDS or is_const(body):
+            if not isinstance(body, Leaf) or bit is None or x.dtype not in INDICES or is_const(body):
                 return body
             zero = b.const(0, x.dtype)
             return Leaf(b.emit("Where", [bit, body.tensor, zero], body.tensor.shape, x.dtype), body.axes)

@@ -34,6 +34,7 @@ from mari_onnx.engine.rule import Context, from_array, normal, rule
 from mari_onnx.engine.rules.reduce import mean
 from mari_onnx.engine.rules.structure import regroup
 from mari_onnx.model.dims import product
+from mari_onnx.model.tensors import FROM_32_BITS
 
 
 @rule("LayerNormalization", "RMSNormalization")
@@ -73,7 +74,7 @@ def group_norm(ctx: Context) -> list[Value | None]:
     """
     x = ctx.input(0)
     exact = x.dtype == ctx.attr("stash_type", TensorProto.FLOAT if ctx.opset >= 21 else x.dtype)
-    found = _by_groups(ctx, x) if exact and x.dtype in (TensorProto.FLOAT, TensorProto.DOUBLE) else None
+    found = _by_groups(ctx, x) if exact and x.dtype in FROM_32_BITS else None
     return [found] if found is not None else run(ctx, MAPPED["", "GroupNormalization"](ctx))
 
 

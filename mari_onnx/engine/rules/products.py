@@ -17,8 +17,7 @@ from mari_onnx.engine.axes.blockwise import zip_bodies
 from mari_onnx.engine.batching import Through, run
 from mari_onnx.engine.ir.value import Axis, Body, Decline, Group, Value, axes_of, fresh
 from mari_onnx.engine.rule import Context, from_array, rule
-
-FLOATS = {1, 10, 11, 16}
+from mari_onnx.model.tensors import FLOATS
 
 
 @rule("MatMul")

@@ -20,8 +20,8 @@ from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Group, Leaf, Value, axes_of, within
 from mari_onnx.engine.rule import Context, normal, rule
-from mari_onnx.engine.rules.products import FLOATS
 from mari_onnx.model.dims import product
+from mari_onnx.model.tensors import FLOATS, INDICES
 
 
 def reduced(ctx: Context, x: Value) -> tuple[frozenset[Axis], list[Group], bool]:
@@ -45,7 +45,7 @@ def sums(ctx: Context) -> list[Value]:
     """
     x = ctx.input(0)
     op = ctx.node.op_type
-    if x.dtype not in FLOATS and not (op == "ReduceSum" and x.dtype in (6, 7)):
+    if x.dtype not in FLOATS and not (op == "ReduceSum" and x.dtype in INDICES):
         raise Decline("a reduction of integers")
     k, groups, any_ = reduced(ctx, x)
     if not any_:

@@ -14,7 +14,6 @@ from onnx import TensorProto, numpy_helper
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.value import Axis, Decline, Group, Leaf, Value
 from mari_onnx.engine.rule import (
-    INTS,
     MAX_SYMBOLIC,
     Context,
     from_array,
@@ -26,6 +25,7 @@ from mari_onnx.engine.rule import (
 )
 from mari_onnx.model.dims import Dim, Size, divide, product, static
 from mari_onnx.model.ops import Fact, having, row
+from mari_onnx.model.tensors import EXACT
 
 
 @rule("Shape")
@@ -69,7 +69,7 @@ def constant_of_shape(ctx: Context) -> list[Value]:
     groups: list[Group] = [(Axis(s),) if s != 1 else () for s in sizes if s is not None]
     value = ctx.value(groups, Leaf(scalar, ()), dtype)
     fixed = [s for s in sizes if isinstance(s, int)]
-    if dtype in INTS and len(fixed) == len(sizes) and static(product(fixed)) <= MAX_SYMBOLIC:
+    if dtype in EXACT and len(fixed) == len(sizes) and static(product(fixed)) <= MAX_SYMBOLIC:
         value.sym = np.full(fixed, int(array.reshape(())), dtype=object)
     return [value]
 
@@ -103,7 +103,7 @@ def fold(ctx: Context) -> list[Value] | None:
     op = ctx.node.op_type
     if ctx.node.domain not in ("", "ai.onnx") or not ctx.inputs:
         return None
-    if any(v is None or v.groups is None or v.dtype not in INTS for v in ctx.inputs):
+    if any(v is None or v.groups is None or v.dtype not in EXACT for v in ctx.inputs):
         return None
     if not any(v is not None and v.sym is not None and _dims(v.sym) for v in ctx.inputs):
         return None
@@ -119,7 +119,7 @@ def fold(ctx: Context) -> list[Value] | None:
     dtype = ctx.inputs[-1].dtype if op == "Where" else ctx.inputs[0].dtype  # type: ignore[union-attr]
     if op == "Cast":
         dtype = int(ctx.attr("to"))
-        if dtype not in INTS:
+        if dtype not in EXACT:
             return None
     if op in having(Fact.BOOLEAN):
         dtype = TensorProto.BOOL

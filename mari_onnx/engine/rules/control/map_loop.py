@@ -12,12 +12,12 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.nodes import RANDOM
 from mari_onnx.engine.ir.value import Axis, Decline, Group, Leaf, Node, Tensor, Value, axes_of, leaves, rename
-from mari_onnx.engine.rule import INTS, Context, constant, from_sizes, from_tensor, normal
+from mari_onnx.engine.rule import Context, constant, from_sizes, from_tensor, normal
 from mari_onnx.engine.rules.index_series import linear, only, progression, scalar, solved, substitute
-from mari_onnx.engine.rules.products import FLOATS
 from mari_onnx.engine.rules.structure import regroup
 from mari_onnx.model.dims import Dim, Size, divide, product, symbols
 from mari_onnx.model.ops import Fact, having, row
+from mari_onnx.model.tensors import EXACT, FLOATS
 
 ELEMENTWISE, VIEWS = having(Fact.ELEMENT), having(Fact.VIEW)
 
@@ -97,7 +97,7 @@ class Body:
         if found is not None:
             self.env[node.output[0]] = found
             return
-        integers = values and values[0].dtype in INTS
+        integers = values and values[0].dtype in EXACT
         if self.guarded and (op not in having(Fact.TOTAL) or (op in having(Fact.NEEDS_NONZERO) and integers)):
             raise Decline(f"{op} in a branch that only some iterations of the Loop take")
         hidden = [v for v in values if v.groups is not None and axes_of(v.body) - set(v.axes)]

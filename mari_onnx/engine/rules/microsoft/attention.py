@@ -14,15 +14,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from onnx import TensorProto
 
 from mari_onnx.engine.batching import Through, run
 from mari_onnx.engine.ir.value import Decline, Value
 from mari_onnx.engine.rule import Context, Steps, lowered, rule
 from mari_onnx.engine.rules.attention import batches, causal
 from mari_onnx.engine.rules.microsoft.shapes import MICROSOFT
-
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+from mari_onnx.model.tensors import WITHOUT_BFLOAT16
 
 
 @rule("Attention", domain=MICROSOFT)
@@ -74,7 +72,7 @@ def multi_head(ctx: Context) -> Sequence[Value | None]:
 def _check(ctx: Context, mask: int, bias: int, past: Sequence[int]) -> None:
     """Refuses caches, further outputs, and masks of other shapes than [B] (lengths), [B, T] and [B, S, T]."""
     x = ctx.input(0)
-    if x.rank != 3 or x.dtype not in FLOATS:
+    if x.rank != 3 or x.dtype not in WITHOUT_BFLOAT16:
         raise Decline("operands that are packed, or of another type")
     if any(ctx.has(i) for i in past) or any(ctx.node.output[1:]):
         raise Decline("a cache, or scores as an output")

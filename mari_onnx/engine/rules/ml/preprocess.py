@@ -25,6 +25,7 @@ from mari_onnx.engine.rules.elementwise import plain
 from mari_onnx.engine.rules.microsoft.fused import differs
 from mari_onnx.engine.rules.microsoft.shapes import Shapes, Tensors, attribute, dtype_of, first, outputs, shape_of
 from mari_onnx.model.dims import Size
+from mari_onnx.model.tensors import FROM_32_BITS
 
 ML = "ai.onnx.ml"
 
@@ -179,7 +180,7 @@ def imputer(ctx: Context) -> Sequence[Value | None]:
     x = ctx.input(0)
     if not differs(x):
         return ctx.write_out()
-    floats = x.dtype in (TensorProto.FLOAT, TensorProto.DOUBLE)
+    floats = x.dtype in FROM_32_BITS
     values = list(ctx.attr("imputed_value_floats" if floats else "imputed_value_int64s", []))
     missing = ctx.attr("replaced_value_float" if floats else "replaced_value_int64", 0)
     _fits(ctx, x, values)
