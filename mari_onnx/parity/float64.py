@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mari_onnx.errors import MariError
+from mari_onnx.model.ops import Fact, row
+from mari_onnx.model.tensors import BELOW_DOUBLE, FLOATS
 
 if TYPE_CHECKING:
     import onnx
@@ -27,24 +29,9 @@ if TYPE_CHECKING:
 
     from mari_onnx.runtime import ModelLike
 
-_FLOAT, _HALF, _BFLOAT, _DOUBLE = 1, 10, 16, 11
-_FLOATS = (_FLOAT, _HALF, _BFLOAT)
+_FLOAT, _DOUBLE = 1, 11
 # A table smaller than this is simply converted.
 _LARGE = 2**16
-# Attributes that name an element type.
-_TYPED = {
-    "Cast": "to",
-    "RandomNormal": "dtype",
-    "RandomUniform": "dtype",
-    "EyeLike": "dtype",
-    "Bernoulli": "dtype",
-    "SequenceEmpty": "dtype",
-    "HannWindow": "output_datatype",
-    "RandomNormalLike": "dtype",
-    "RandomUniformLike": "dtype",
-}
-
-_FLOAT_UNLESS_SAID = ("SequenceEmpty", "RandomNormal", "RandomUniform")
 
 
 @dataclass
@@ -95,7 +82,7 @@ def float64(
         expose(model, outputs)
     names = [o.name for o in model.graph.output]
     # These have float64 kernels that fail when they run.
-    narrow = {n.op_type for n in model.graph.node} & {"GRU", "LSTM", "RNN"}
+    narrow = {n.op_type for n in model.graph.node if row(n.op_type).gates}
     types = _element_types(loaded)
     with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder:
         weights = _convert_weights(loaded.graph.initializer, model, Path(folder))
@@ -170,19 +157,19 @@ def _convert_weights(
     large = {
         t.name
         for t, n in zip(weights, sizes, strict=True)
-        if n * 4 >= _LARGE and t.data_type in _FLOATS
+        if n * 4 >= _LARGE and t.data_type in BELOW_DOUBLE
     }
     tables = _only_gathered(graph, large)
     with ExternalWriter(folder / "wide.bin") as writer:
         for tensor in weights:  # one at a time: a second copy of all weights would not fit
             if (
-                tensor.data_type not in _FLOATS
+                tensor.data_type not in BELOW_DOUBLE
                 and tensor.data_location != onnx.TensorProto.EXTERNAL
             ):
                 graph.initializer.append(tensor)
                 continue
             array = tensors.array(tensor)
-            if tensor.data_type in _FLOATS and tensor.name not in tables:
+            if tensor.data_type in BELOW_DOUBLE and tensor.name not in tables:
                 array = array.astype(np.float64)
             if external and array.nbytes >= 4096:
                 data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
@@ -239,11 +226,9 @@ def _convert_nodes(nodes: Any, model: Any) -> None:
                 tensor = helper.make_tensor("", _DOUBLE, [] if one else [len(values)], values)
                 del node.attribute[:]
                 node.attribute.append(helper.make_attribute("value", tensor))
-            elif _TYPED.get(node.op_type) == attribute.name and attribute.i in _FLOATS:
+            elif attribute.name == row(node.op_type).type_attribute and attribute.i in BELOW_DOUBLE:
                 attribute.i = _DOUBLE
-        if node.op_type in _FLOAT_UNLESS_SAID and not any(
-            a.name == "dtype" for a in node.attribute
-        ):
+        if row(node.op_type).float_unless_said and not any(a.name == "dtype" for a in node.attribute):
             node.attribute.append(helper.make_attribute("dtype", _DOUBLE))
         if node.op_type == "ConstantOfShape" and not node.attribute:
             node.attribute.append(
@@ -254,7 +239,7 @@ def _convert_nodes(nodes: Any, model: Any) -> None:
 def _widen_type(kind: onnx.TypeProto) -> None:
     """In tensors, sequences and optionals."""
     which = kind.WhichOneof("value")
-    if which == "tensor_type" and kind.tensor_type.elem_type in _FLOATS:
+    if which == "tensor_type" and kind.tensor_type.elem_type in BELOW_DOUBLE:
         kind.tensor_type.elem_type = _DOUBLE
     elif which in ("sequence_type", "optional_type"):
         _widen_type(getattr(kind, which).elem_type)
@@ -263,7 +248,7 @@ def _widen_type(kind: onnx.TypeProto) -> None:
 def _widen(tensor: onnx.TensorProto) -> None:
     from onnx import numpy_helper
 
-    if tensor.data_type in _FLOATS:
+    if tensor.data_type in BELOW_DOUBLE:
         tensor.CopyFrom(
             numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name)
         )
@@ -328,12 +313,12 @@ def _write(
                 values = numpy_helper.to_array(attribute.t).astype(np.float32)
                 attribute.t.CopyFrom(numpy_helper.from_array(values, attribute.t.name))
         for place, name in enumerate(node.input):
-            if name and types.get(name, 0) in (*_FLOATS, _DOUBLE):
+            if name and types.get(name, 0) in FLOATS:
                 inner.input[place] = f"{name}/f32_{index}_{place}"
                 written.append(helper.make_node("Cast", [name], [inner.input[place]], to=_FLOAT))
         after = []
         for place, name in enumerate(node.output):
-            if name and types.get(name, 0) in (*_FLOATS, _DOUBLE):
+            if name and types.get(name, 0) in FLOATS:
                 inner.output[place] = f"{name}/f32"
                 after.append(helper.make_node("Cast", [inner.output[place]], [name], to=_DOUBLE))
         written.extend([inner, *after])
@@ -365,7 +350,7 @@ def _without_kernel(error: str, model: onnx.ModelProto, narrow: set[str]) -> str
             schema = onnx.defs.get_schema(each)
         except onnx.defs.SchemaError:
             continue
-        if each in ("Gelu", "HardSwish", "Mish") or match[1] in {
+        if Fact.TAKEN_APART in row(each).facts or match[1] in {
             n.op_type for n in schema.function_body.node
         }:
             return str(each)
