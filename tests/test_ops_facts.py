@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.ir.nodes import evaluate
 from mari_onnx.model.ops import STANDARD, Fact, having, mirrored, row
 
@@ -168,6 +169,12 @@ def test_facts_of_movement(op: str) -> None:
     elif not fill:
         assert set(y.reshape(-1)) == set(X.reshape(-1))
     assert (Fact.REPEATS in facts) == (y.size > X.size and not fill)
+
+
+def test_what_costs_no_more_than_moving_it_has_the_price_of_an_element() -> None:
+    times = TimeModel(element=3.0)
+    assert [times.element_of(op) for op in ("Relu", "Reshape", None)] == [3.0] * 3
+    assert times.element_of("Exp") == row("Exp").price != 3.0
 
 
 def test_flattened_rows() -> None:

@@ -18,8 +18,6 @@ from functools import cache
 STANDARD, ML, MICROSOFT = "", "ai.onnx.ml", "com.microsoft"
 TRANSCENDENTAL = 8.0
 """FLOPs counted for one exp, log, tanh, erf, ..."""
-ELEMENT_PRICE = 12.0
-"""Estimated time of an element that is read and written, in multiply-adds of a GEMM (about 0.4 ns on a CPU core)."""
 
 
 class Fact(Flag):
@@ -85,7 +83,8 @@ class Op:
         domains: where an operator of this name is the same.
         flops: FLOPs for each element of the result, or with `per_input` of the first input; times the number of inputs
             less one if it is VARIADIC. Operators with a formula of their own: `engine/cost/flops.py`.
-        price: estimated time for each element of the result, in multiply-adds.
+        price: estimated time for each element of the result, in multiply-adds of a GEMM; None where reading and
+            writing it is all that takes time (`engine/cost/time_model.py`).
         bound: the largest absolute value that an element of the result can have.
         neutral: the number that, as the last input, gives the first one back; for a reduction, that changes no result.
         holds: of a comparison, the signs of ``first - second`` for which it is true.
@@ -105,7 +104,7 @@ class Op:
     facts: Fact = Fact.NONE
     flops: float = 1.0
     per_input: bool = False
-    price: float = ELEMENT_PRICE
+    price: float | None = None
     bound: float = math.inf
     neutral: float | None = None
     holds: frozenset[int] = frozenset()
