@@ -23,7 +23,7 @@ from mari_onnx.engine.axes.select import coalesce, take
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.infer import infer
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Tensor, Value, axes_of, fresh
-from mari_onnx.engine.rule import RULES, Context
+from mari_onnx.engine.rule import RULES, Context, Rule
 from mari_onnx.model.dims import Size, product
 from mari_onnx.model.ops import Fact, row
 
@@ -56,7 +56,7 @@ def mapped(*ops: str, domain: str = "") -> Callable[[Spec], Spec]:
 
         for op in ops:
             MAPPED[domain, op] = spec
-            RULES.setdefault((domain, op), answer)
+            RULES.setdefault((domain, op), Rule(answer, general=True))
         return spec
 
     return register

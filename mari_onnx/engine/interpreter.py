@@ -43,8 +43,6 @@ from mari_onnx.sides.resolve import Sides
 N = Dim.symbol("N")
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What a rule may raise on a graph that it did not expect."""
-SPLITTING = ("products", "reduce", "norm", "attention", "fused", "linear")
-"""Rules that take operands apart though their result is whole."""
 NARROW = frozenset({17, 18, 19, 20, 21, 22, 23, 24, 25, 26})
 """float8, float4 and integers of 4 and 2 bits: no operator repeats or joins them, so they keep their N rows."""
 STRICT = bool(os.environ.get("MARI_ONNX_STRICT"))
@@ -237,7 +235,7 @@ def visit(walk: Walk, node: NodeProto) -> None:
     walk.b.notes.clear()
     reason: str | None = None
     outputs: Sequence[Value | None] | None = None
-    name = "default"
+    name, splits = "default", False
     domain = "" if node.domain == "ai.onnx" else node.domain
     if {node.name, walk.b.label} & walk.session.options.skip:
         reason = "left alone on request"
@@ -251,8 +249,8 @@ def visit(walk: Walk, node: NodeProto) -> None:
                 found = RULES.get((domain, node.op_type))
                 if found is None:
                     raise Decline(f"no rule for {domain + '.' if domain else ''}{node.op_type}")
-                name = found.__module__.rsplit(".", 1)[-1]
-                outputs = found(ctx)
+                name, splits = found.name, found.splits
+                outputs = found.answer(ctx)
         except Decline as decline:
             reason, name, outputs = str(decline), "default", None
         except FAILURES as error:
@@ -270,7 +268,7 @@ def visit(walk: Walk, node: NodeProto) -> None:
             walk.env[output] = value
             if output in walk.several:
                 _settle(value)
-    report = _report(node, inputs, outputs, name, reason)
+    report = _report(node, inputs, outputs, name, splits, reason)
     report.reason = reason or "; ".join(dict.fromkeys(walk.b.notes)) or None
     walk.reports.append(report)
 
@@ -285,7 +283,12 @@ def _settle(value: Value) -> None:
 
 
 def _report(
-    node: NodeProto, inputs: Sequence[Value | None], outputs: Sequence[Value | None], name: str, reason: str | None
+    node: NodeProto,
+    inputs: Sequence[Value | None],
+    outputs: Sequence[Value | None],
+    name: str,
+    splits: bool,
+    reason: str | None,
 ) -> NodeReport:
     first = next((v for v in outputs if v is not None), None)
     if node.op_type == "Loop":  # its counter comes first
@@ -295,7 +298,7 @@ def _report(
         action = "folded"
     elif first is not None and first.groups is not None and _saves(first):
         action = "split" if isinstance(first.body, Cat) else "lifted"
-    elif reason is None and name in SPLITTING and any(_split_inputs(v) for v in inputs):
+    elif reason is None and splits and any(_split_inputs(v) for v in inputs):
         action = "split"
     elif reason is not None and any(v is not None and v.groups is not None and _saves(v) for v in inputs):
         action = "barrier"

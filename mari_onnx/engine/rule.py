@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,22 +22,40 @@ from mari_onnx.model.tensors import EXACT
 MAX_SYMBOLIC = 1024
 """Elements up to which an integer tensor is followed symbolically."""
 
-Rule = Callable[["Context"], "Sequence[Value | None]"]
-RuleT = TypeVar("RuleT", bound=Rule)
+Answer = Callable[["Context"], "Sequence[Value | None]"]
+AnswerT = TypeVar("AnswerT", bound=Answer)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How an operator is answered.
+
+    splits: it takes operands apart though its result is whole, so reports call such a node split.
+    general: it may be replaced by a rule of the operator's own (`mapped`).
+    """
+
+    answer: Answer
+    splits: bool = False
+    general: bool = False
+
+    @property
+    def name(self) -> str:
+        """What reports call it: the family of operators, which is its module's name."""
+        return self.answer.__module__.rsplit(".", 1)[-1]
+
+
 RULES: dict[tuple[str, str], Rule] = {}
-OWN: set[tuple[str, str]] = set()
-"""Operators with a rule of their own, whatever `mapped` says of them."""
+"""By domain and operator."""
 
 
-def rule(*ops: str, domain: str = "") -> Callable[[RuleT], RuleT]:
+def rule(*ops: str, domain: str = "", splits: bool = False) -> Callable[[AnswerT], AnswerT]:
     """Register the rule for operators; each has one, beside the general one that it goes before."""
 
-    def register(function: RuleT) -> RuleT:
+    def register(answer: AnswerT) -> AnswerT:
         for op in ops:
-            assert (domain, op) not in OWN, f"two rules for {op}"
-            OWN.add((domain, op))
-            RULES[domain, op] = function
-        return function
+            assert (domain, op) not in RULES or RULES[domain, op].general, f"two rules for {op}"
+            RULES[domain, op] = Rule(answer, splits)
+        return answer
 
     return register
 

@@ -30,7 +30,7 @@ Q, K, V, MASK, PAST_K, PAST_V, VALID = range(7)
 """The inputs."""
 
 
-@rule("Attention")
+@rule("Attention", splits=True)
 def attention(ctx: Context) -> list[Value | None]:
     """softmax(s Q Kᵀ + mask) V in its parts where its inputs vary differently and it pays, else whole over the batch.
 

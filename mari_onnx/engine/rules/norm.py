@@ -37,7 +37,7 @@ from mari_onnx.model.dims import product
 from mari_onnx.model.tensors import FROM_32_BITS
 
 
-@rule("LayerNormalization", "RMSNormalization")
+@rule("LayerNormalization", "RMSNormalization", splits=True)
 def layer_norm(ctx: Context) -> list[Value | None]:
     """The plain operator on rows that differ, and beside it the form of the module's formula for later products.
 
@@ -66,7 +66,7 @@ def layer_norm(ctx: Context) -> list[Value | None]:
     return out
 
 
-@rule("GroupNormalization")
+@rule("GroupNormalization", splits=True)
 def group_norm(ctx: Context) -> list[Value | None]:
     """Group by group where groups are apart, each of channels of one side; else, or in another precision, the batch.
 

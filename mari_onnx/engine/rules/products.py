@@ -20,7 +20,7 @@ from mari_onnx.engine.rule import Context, from_array, rule
 from mari_onnx.model.tensors import FLOATS
 
 
-@rule("MatMul")
+@rule("MatMul", splits=True)
 def matmul(ctx: Context) -> list[Value]:
     """sum_k A[.., m, k] B[.., k, n] over the blocks of k; the batch axes broadcast.
 
@@ -54,7 +54,7 @@ def contracted(ctx: Context, x: Body, y: Body, k: frozenset[Axis], groups: list[
     return ctx.value(groups, contract(ctx.b, x, y, k & has, order), dtype)
 
 
-@rule("Gemm")
+@rule("Gemm", splits=True)
 def gemm(ctx: Context) -> list[Value]:
     """alpha A' B' + beta C = (alpha A') B' + (beta C), with C added where it varies least. Refuses integers."""
     x, y = ctx.input(0), fresh(ctx.input(1))
@@ -84,7 +84,7 @@ def _scale(ctx: Context, body: Body, factor: float) -> Body:
     return zip_bodies(ctx.b, [body], lambda ls: scaled(ctx.b, ls[0], factor))
 
 
-@rule("Einsum")
+@rule("Einsum", splits=True)
 def einsum(ctx: Context) -> list[Value]:
     """One or two operands, no repeated letter within an operand; an ellipsis is aligned as numpy does."""
     equation = str(ctx.attr("equation")).replace(" ", "")

@@ -37,7 +37,9 @@ def reduced(ctx: Context, x: Value) -> tuple[frozenset[Axis], list[Group], bool]
     return frozenset(a for i in gone for a in x.known[i]), groups, True
 
 
-@rule("ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp")
+@rule(
+    "ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", splits=True
+)
 def sums(ctx: Context) -> list[Value]:
     """Every reduction that is a sum of something: mean, L1, L2, square, log and logsumexp; see the module.
 
@@ -125,7 +127,7 @@ def mean(b: Builder, body: Body, k: frozenset[Axis], order: list[Axis]) -> Body:
     return multiply(b, total, share, order)
 
 
-@rule("ReduceMax", "ReduceMin", "ReduceProd")
+@rule("ReduceMax", "ReduceMin", "ReduceProd", splits=True)
 def extremes(ctx: Context) -> list[Value]:
     """max, min and prod of the parts' own. Refuses booleans, and a reduction over no axis at all."""
     x = ctx.input(0)
@@ -141,7 +143,7 @@ def extremes(ctx: Context) -> list[Value]:
     return [ctx.value(groups, extreme(ctx.b, op, x.body, k), x.dtype)]
 
 
-@rule("GlobalAveragePool", "GlobalMaxPool")
+@rule("GlobalAveragePool", "GlobalMaxPool", splits=True)
 def global_pool(ctx: Context) -> list[Value]:
     """The mean or the maximum over all axes but the first two, which stay as 1: what tf2onnx makes of a mean."""
     x = ctx.input(0)

@@ -125,7 +125,7 @@ def concat_from_sequence(ctx: Context) -> list[Value]:
             elements = tuple(Value((*v.known[:at], (), *v.known[at:]), v.body, v.dtype) for v in elements)
         names = [f"i{k}" for k in range(len(elements))]
         node: NodeProto = helper.make_node("Concat", names, ["o"], axis=at)
-        (value,) = RULES["", "Concat"](ctx.on(node, elements))
+        (value,) = RULES["", "Concat"].answer(ctx.on(node, elements))
         assert value is not None
         return [value]
     items = _items(ctx)

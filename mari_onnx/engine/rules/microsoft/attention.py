@@ -23,7 +23,7 @@ from mari_onnx.engine.rules.microsoft.shapes import MICROSOFT
 from mari_onnx.model.tensors import WITHOUT_BFLOAT16
 
 
-@rule("Attention", domain=MICROSOFT)
+@rule("Attention", domain=MICROSOFT, splits=True)
 def attention(ctx: Context) -> Sequence[Value | None]:
     """x, W, b, a mask and a bias of the scores; refuses what `_check` does, rotary embeddings and a missing b."""
     _check(ctx, mask=3, bias=5, past=(4, 6))
@@ -46,7 +46,7 @@ def attention(ctx: Context) -> Sequence[Value | None]:
         return [_attend(ctx, step, projected, mask=3, bias=5)]
 
 
-@rule("MultiHeadAttention", domain=MICROSOFT)
+@rule("MultiHeadAttention", domain=MICROSOFT, splits=True)
 def multi_head(ctx: Context) -> Sequence[Value | None]:
     """Q, K, V of three dimensions; refuses packed ones, those with heads as an axis, and what `_check` does."""
     _check(ctx, mask=4, bias=5, past=(6, 7, 8, 9))

@@ -41,7 +41,7 @@ def _differs(body: Body, axes: frozenset[Axis]) -> bool:
     return axes_of(body) != axes or (isinstance(body, Leaf) and body.tensor.form is not None)
 
 
-@rule("FusedMatMul", domain=MICROSOFT)
+@rule("FusedMatMul", domain=MICROSOFT, splits=True)
 def matmul(ctx: Context) -> Sequence[Value | None]:
     """alpha on the operand that is constant, or varies along fewer dynamic axes.
 
@@ -69,7 +69,7 @@ def _varies(value: Value) -> int:
     return sum(isinstance(a.size, Dim) for a in axes_of(value.body)) + (not is_const(value.body))
 
 
-@rule("FusedGemm", domain=MICROSOFT)
+@rule("FusedGemm", domain=MICROSOFT, splits=True)
 def gemm(ctx: Context) -> Sequence[Value | None]:
     """f(alpha A' B' + beta C); refuses an operator that is no activation, or lacks a parameter."""
     if not any(differs(value) for value in ctx.inputs[:2]):
@@ -90,7 +90,7 @@ def _activation(ctx: Context, given: dict[str, float]) -> tuple[str, dict[str, f
     return op, {name: given[name] for name in names}
 
 
-@rule("FusedConv", domain=MICROSOFT)
+@rule("FusedConv", domain=MICROSOFT, splits=True)
 def conv(ctx: Context) -> Sequence[Value | None]:
     """f(Conv(X, W, B)); refuses a tensor that is added before the activation."""
     if ctx.has(3):
@@ -108,7 +108,7 @@ def conv(ctx: Context) -> Sequence[Value | None]:
         return [step(activation[0], x, *bounds, **activation[1])]
 
 
-@rule("BiasGelu", "FastGelu", domain=MICROSOFT)
+@rule("BiasGelu", "FastGelu", domain=MICROSOFT, splits=True)
 def gelu(ctx: Context) -> Sequence[Value | None]:
     """f(x + bias): the kernels take a bias of one dimension alone, which parts of it need not have."""
     if not ctx.has(1):
@@ -124,7 +124,7 @@ MAPPED["", "SimplifiedLayerNormalization"] = norm_axes
 rule("SimplifiedLayerNormalization")(layer_norm)  # RMSNormalization, as onnxruntime has it in every opset
 
 
-@rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
+@rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT, splits=True)
 def skip_norm(ctx: Context) -> Sequence[Value | None]:
     """The norm of a sum over the last axis; refuses the mean and the inverse deviation as outputs.
 

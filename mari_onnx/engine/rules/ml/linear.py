@@ -23,7 +23,7 @@ from mari_onnx.engine.rules.ml.preprocess import ML, rows
 TRANSFORMS = {"NONE": "Identity", "LOGISTIC": "Sigmoid", "SOFTMAX": "Softmax"}
 
 
-@rule("LinearRegressor", domain=ML)
+@rule("LinearRegressor", domain=ML, splits=True)
 def regressor(ctx: Context) -> Sequence[Value | None]:
     """As above; by rows for a post_transform of another kind, and any of one target, which onnxruntime leaves out."""
     count = int(ctx.attr("targets", 1))
@@ -33,7 +33,7 @@ def regressor(ctx: Context) -> Sequence[Value | None]:
         return [_transformed(ctx, step, _scores(ctx, step, count))]
 
 
-@rule("LinearClassifier", domain=ML)
+@rule("LinearClassifier", domain=ML, splits=True)
 def classifier(ctx: Context) -> Sequence[Value | None]:
     """As above, for a row of coefficients for each class; by rows for one row for two classes."""
     ints, strings = ctx.attr("classlabels_ints", []), ctx.attr("classlabels_strings", [])
