@@ -6,18 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import onnx
-from onnx import AttributeProto, NodeProto
 
 from mari_onnx.engine import rules  # noqa: F401  fills the table
 from mari_onnx.engine.axes.materialize import materialise
 from mari_onnx.engine.cost.flops import Cost, graph_cost
 from mari_onnx.engine.cost.time_model import TimeModel
-from mari_onnx.engine.interpreter import NodeReport, Walk, constant_of, enter, input_shapes, several_readers, visit
+from mari_onnx.engine.inputs import enter, input_shapes
+from mari_onnx.engine.interpreter import Walk, visit
 from mari_onnx.engine.ir.builder import Builder
-from mari_onnx.engine.ir.value import Decline, Leaf, Node, Tensor, Value, kind
-from mari_onnx.engine.output.assemble import assemble, fuse_gemm, live, name_outputs
+from mari_onnx.engine.ir.nodes import names
+from mari_onnx.engine.ir.value import Decline, Tensor, Value, kind
+from mari_onnx.engine.outcome import NodeReport
+from mari_onnx.engine.output.assemble import assemble, fuse_gemm, live
 from mari_onnx.engine.output.cpu import for_cpu
-from mari_onnx.engine.rule import from_tensor
+from mari_onnx.engine.output.names import name_outputs, restore_names, tensor_map
 from mari_onnx.engine.session import Options, Session
 from mari_onnx.model.dims import Size
 from mari_onnx.model.functions import inlined
@@ -97,27 +99,27 @@ def _thrifty(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
 
 def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeModel) -> Rewrite:
     graph, options = session.graph, session.options
-    walk = Walk(Builder(session.opsets[""], _names(graph), time), session, several=several_readers(graph))
-    enter(walk, sides)
-    if "user" in sides.inputs.values() and "N" not in walk.b.sources and "N" not in walk.b.fixed:
+    b = Builder(session.opsets[""], names(graph), time)
+    env, stored = enter(b, session, sides)
+    walk = Walk(b, session, env)
+    if "user" in sides.inputs.values() and "N" not in b.sources and "N" not in b.fixed:
         return Rewrite(model, False, [], reason="no input of the item or cross side tells the number of candidates")
     inputs = {info.name for info in graph.input}
-    stored = walk.inputs
-    lifted = {n for n, t in stored.items() if walk.env[n].groups is not None and t.shape != walk.env[n].shape}
+    lifted = {n for n, t in stored.items() if env[n].groups is not None and t.shape != env[n].shape}
     both = sorted(lifted & {info.name for info in graph.output})
     if both:
         reason = f"the user input {both[0]!r} is an output too, and must keep its N rows"
         return Rewrite(model, False, [], reason=reason)
     for node in graph.node:
-        _visit(walk, node)
-    wanted = [(o.name, walk.inputs.get(o.name) or _output(walk, walk.env[o.name])) for o in graph.output]
-    outputs = name_outputs(walk.b, wanted, inputs | {i.name for i in graph.initializer})
-    nodes = fuse_gemm(live(walk.b, outputs), outputs, options.target)
+        visit(walk, node)
+    wanted = [(o.name, stored.get(o.name) or _output(b, env[o.name])) for o in graph.output]
+    outputs = name_outputs(b, wanted, inputs | {i.name for i in graph.initializer})
+    nodes = fuse_gemm(live(b, outputs), outputs, options.target)
     if options.target == "cpu":
         kept = sum(report.action != "folded" for report in walk.reports)
-        nodes = for_cpu(walk.b, nodes, outputs, most=2 * kept)
-    _restore_names(walk, nodes, outputs)
-    shapes = {name: value.shape for name, value in walk.env.items() if value.groups is not None}
+        nodes = for_cpu(b, nodes, outputs, most=2 * kept)
+    restore_names(env, nodes, outputs)
+    shapes = {name: value.shape for name, value in env.items() if value.groups is not None}
     written = [t for n in nodes for t in [*n.inputs, *n.outputs] if t is not None]
     out_shapes = {t.name: t.shape for t in written if t.shape is not None}
     made = assemble(model if not model.functions else _with_graph(model, graph), nodes, outputs, stored)
@@ -125,10 +127,10 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
         made,
         True,
         walk.reports,
-        {name: kind(value.body) for name, value in walk.env.items()},
+        {name: kind(value.body) for name, value in env.items()},
         shapes,
         out_shapes,
-        _tensor_map(walk, {t.name for n in nodes for t in n.outputs}),
+        tensor_map(env, {t.name for n in nodes for t in n.outputs}),
     )
     before, after = _cost(graph, shapes, time), _cost(made.graph, out_shapes, time)
     moved = bool(lifted) or any(r.action in ("lifted", "split") for r in walk.reports)
@@ -146,60 +148,11 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     return result
 
 
-def _visit(walk: Walk, node: NodeProto) -> None:
-    """A node; an If whose condition is known at build time is the branch it takes."""
-    if node.op_type == "If" and node.domain in ("", "ai.onnx"):
-        condition = constant_of(walk, node.input[0])
-        if condition is not None and condition.size == 1:
-            wanted = "then_branch" if condition.reshape(-1)[0] else "else_branch"
-            branch = next(a.g for a in node.attribute if a.name == wanted)
-            for proto in branch.initializer:
-                walk.env[proto.name] = from_tensor(walk.b.const(onnx.numpy_helper.to_array(proto), proto.data_type))
-            for inner in branch.node:
-                _visit(walk, inner)
-            for output, result in zip(node.output, branch.output, strict=True):
-                walk.env[output] = walk.env[result.name]
-            return
-    visit(walk, node)
-
-
-def _output(walk: Walk, value: Value) -> Tensor:
+def _output(b: Builder, value: Value) -> Tensor:
     try:
-        return materialise(walk.b, value)
+        return materialise(b, value)
     except KeyError as error:
         raise Decline(f"the dimension {error} of an output is not known at run time") from error
-
-
-def _restore_names(walk: Walk, nodes: list[Node], outputs: list[Tensor]) -> None:
-    """Tensors that are the source's own keep its names, so that a diff of the two graphs reads well."""
-    taken = {t.name for n in nodes for t in [*n.inputs, *n.outputs, *n.captured] if t is not None}
-    captured = {t.name for n in nodes for t in n.captured}
-    keep = {t.name for t in outputs}
-    made = {t.name for n in nodes for t in n.outputs}
-    for name, value in walk.env.items():
-        body = value.body
-        if not isinstance(body, Leaf) or name in taken or value.groups is None:
-            continue
-        tensor = body.tensor
-        if tensor.name not in made or tensor.name in keep or tensor.name in captured or tensor.source is not None:
-            continue
-        if tensor.shape == value.shape:
-            taken.add(name)
-            tensor.name = tensor.source = name
-
-
-def _tensor_map(walk: Walk, made: set[str]) -> dict[str, str]:
-    """Source tensors that the new graph has as a tensor of the same rank, broadcast where nothing varies."""
-    found = {}
-    for name, value in walk.env.items():
-        body = value.body
-        if not isinstance(body, Leaf) or value.groups is None or body.tensor.name not in made:
-            continue
-        if any(len(group) > 1 for group in value.groups) or len(body.axes) != len(value.groups):
-            continue
-        if all(a is None or group == (a,) for a, group in zip(body.axes, value.groups, strict=True)):
-            found[name] = body.tensor.name
-    return found
 
 
 def _cost(graph: onnx.GraphProto, shapes: Mapping[str, tuple[Size, ...]], time: TimeModel) -> Cost:
@@ -207,22 +160,6 @@ def _cost(graph: onnx.GraphProto, shapes: Mapping[str, tuple[Size, ...]], time: 
     for proto in graph.initializer:
         concrete.setdefault(proto.name, tuple(proto.dims))
     return graph_cost(graph, concrete)
-
-
-def _names(graph: onnx.GraphProto) -> set[str]:
-    """Every tensor name of the graph and its subgraphs."""
-    names: set[str] = set()
-    stack = [graph]
-    while stack:
-        top = stack.pop()
-        names |= {i.name for i in top.initializer} | {i.name for i in top.input} | {o.name for o in top.output}
-        for node in top.node:
-            names |= set(node.output)
-            for attribute in node.attribute:
-                if attribute.type == AttributeProto.GRAPH:
-                    stack.append(attribute.g)
-                stack += list(attribute.graphs)
-    return names
 
 
 def _inlined(model: onnx.ModelProto) -> onnx.GraphProto:

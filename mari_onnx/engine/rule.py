@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from mari_onnx.engine.axes.materialize import materialise
 from mari_onnx.engine.ir import emit
@@ -78,6 +78,8 @@ class Context:
         self.session = session
         self.visit: Callable[[NodeProto, dict[str, Value]], None] | None = None
         """Answers a node of a subgraph; its inputs are in the environment, its outputs are put there."""
+        self.env: dict[str, Value] = {}
+        """The environment of the node itself: what is visited with it takes the node's place, in reports too."""
         self.attrs: dict[str, Any] = {
             a.name: helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name
         }
@@ -85,6 +87,16 @@ class Context:
     def on(self, node: NodeProto, inputs: Sequence[Value | None]) -> Context:
         """Another node, written under the name of this one."""
         return Context(self.b, node, inputs, self.session, {})
+
+    def walk(self, graph: GraphProto, env: dict[str, Value]) -> list[Value]:
+        """The outputs of a subgraph, whose nodes are answered. env: what it reads; all of its tensors are added."""
+        if self.visit is None or graph.sparse_initializer:
+            raise Decline("no way to look into the graph, or sparse constants in it")
+        for proto in graph.initializer:
+            env[proto.name] = from_tensor(self.b.const(numpy_helper.to_array(proto), proto.data_type))
+        for node in graph.node:
+            self.visit(node, env)
+        return [env[o.name] for o in graph.output]
 
     def write_out(self) -> list[Value | None]:
         """The default rule: all inputs written out, the node as it is."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
 
+from mari_onnx.engine.ir.nodes import captures
 from mari_onnx.engine.lookahead.masked_rows import Unread
 from mari_onnx.engine.lookahead.squeeze import Ahead
 from mari_onnx.model.dims import Size
+from mari_onnx.model.ops import Fact, having
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Session:
     """A source graph and what is looked up in it, once for all walks.
 
     opsets: versions by domain, ai.onnx as "". inputs: shapes of those of known rank, with the symbol N.
+    several: tensors that more than one node reads.
     squeezes, masked: look-aheads; neither computes anything until a rule asks.
     """
 
@@ -39,5 +43,15 @@ class Session:
         options: Options,
     ):
         self.graph, self.inputs, self.opsets, self.options = graph, inputs, dict(opsets), options
+        self.several = _several_readers(graph)
         self.squeezes = Ahead(graph, inputs, self.opsets[""])
         self.masked = Unread(graph, inputs, self.opsets[""])
+
+
+def _several_readers(graph: onnx.GraphProto) -> frozenset[str]:
+    """Tensors whose elements, not only sizes, more than one node reads on the way to an output."""
+    readers = Counter(o.name for o in graph.output)
+    for node in reversed(graph.node):
+        if node.op_type not in having(Fact.SIZES) and any(o in readers for o in node.output):
+            readers.update({name for name in node.input if name} | set(captures(node)))
+    return frozenset(name for name, count in readers.items() if count > 1)

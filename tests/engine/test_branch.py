@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from mari_onnx.engine import Rewrite
@@ -16,8 +17,11 @@ TEXT = (
 WEIGHTS = {"W": normal(8, 4), "V": normal(4, 4)}
 
 
-def branches(then: str, other: str, before: str = "", after: str = "y = MatMul(z, W)", opset: int = 17) -> Rewrite:
-    source = model(TEXT.format(before=before, then=then, other=other, after=after), opset, **WEIGHTS)
+def branches(
+    then: str, other: str, before: str = "", after: str = "y = MatMul(z, W)", opset: int = 17, **more: bool
+) -> Rewrite:
+    weights = WEIGHTS | {name: np.array(value) for name, value in more.items()}
+    source = model(TEXT.format(before=before, then=then, other=other, after=after), opset, **weights)
     assert {bool(feeds(source, n)["u_new"]) for n in COUNTS} == {True, False}
     return check(source, COUNTS)
 
@@ -89,3 +93,24 @@ def test_results_that_differ_in_shape_are_left(then: str, other: str, after: str
     assert actions(result)["If"] in (["barrier"], ["kept"])
     (report,) = [r for r in result.nodes if r.op == "If"]
     assert report.reason
+
+
+def test_a_branch_that_a_constant_chooses_stands_in_place_of_the_if() -> None:
+    text = (
+        "(float[N,4] u, float[N,4] x) => (float y) { r = Relu(u) z = If(yes) < then_branch = t () => (a) "
+        "{ c = Concat<axis=1>(r, x) m = MatMul(c, W) a = Tanh(m) }, else_branch = e () => (b) { b = Exp(u) }> "
+        "y = MatMul(z, V) }"
+    )
+    result = check(model(text, 17, **WEIGHTS, yes=np.array(True)), COUNTS)
+    assert actions(result)["If"] == ["folded"]
+    assert actions(result)["MatMul"] == ["split", "kept"]  # of the branch, and of the graph
+    assert "Exp" not in actions(result)
+    assert "If" not in ops(result.model)
+
+
+def test_a_constant_chooses_within_a_branch() -> None:
+    inner = "{} = If(yes) < then_branch = t () => (p) {{ p = Tanh(q) }}, else_branch = e () => (o) {{ o = Exp(q) }}>"
+    result = branches(
+        "q = Relu(u) " + inner.format("a"), "b = MatMul(u, V)", after="m = MatMul(z, V) y = Add(m, x)", yes=True
+    )
+    assert ops(result.model).count("If") == 1

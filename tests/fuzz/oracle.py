@@ -40,13 +40,13 @@ class Fault(AssertionError):
 @contextmanager
 def kept() -> Iterator[None]:
     """Rewrites are kept though they save nothing, so that what is compared is never the source itself."""
-    report = interpreter._report
+    outcome = interpreter.outcome
 
     def moved(*args: Any) -> interpreter.NodeReport:
-        return replace(report(*args), action="lifted")
+        return replace(outcome(*args), action="lifted")
 
     with unweighed(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter, "_report", moved)
+        patch.setattr(interpreter, "outcome", moved)
         yield
 
 

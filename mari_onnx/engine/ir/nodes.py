@@ -85,3 +85,19 @@ def _own(graph: GraphProto) -> frozenset[str]:
     """Names that a graph defines."""
     given = [*(i.name for i in graph.input), *(i.name for i in graph.initializer)]
     return frozenset([*given, *(o for node in graph.node for o in node.output)])
+
+
+def names(graph: onnx.GraphProto) -> set[str]:
+    """Every tensor name of the graph and its subgraphs."""
+    names: set[str] = set()
+    stack = [graph]
+    while stack:
+        top = stack.pop()
+        names |= {i.name for i in top.initializer} | {i.name for i in top.input} | {o.name for o in top.output}
+        for node in top.node:
+            names |= set(node.output)
+            for attribute in node.attribute:
+                if attribute.type == AttributeProto.GRAPH:
+                    stack.append(attribute.g)
+                stack += list(attribute.graphs)
+    return names

@@ -13,26 +13,6 @@ from mari_onnx.model.dims import Size
 from mari_onnx.model.tensors import FLOATS
 
 
-def name_outputs(b: Builder, wanted: Sequence[tuple[str, Tensor]], kept: set[str]) -> list[Tensor]:
-    """Give graph outputs their names: by renaming the tensor, or by an Identity where it has another name to keep.
-
-    kept: names of inputs and initializers; an output that is one of these, unchanged, needs no node.
-    """
-    out: dict[str, Tensor] = {}
-    captured = {t.name for node in b.nodes for t in node.captured}
-    for name, tensor in wanted:
-        if name in out or tensor.name == name:
-            out.setdefault(name, tensor)
-            continue
-        if tensor.node is None or tensor.name in out or tensor.name in kept or tensor.name in captured:
-            b.origin, b.label = name, name
-            proto = helper.make_node("Identity", [tensor.name], [name])
-            tensor = b._append(proto, [tensor], [tensor.dtype], [tensor.shape])[0]
-        tensor.name = name
-        out[name] = tensor
-    return list(out.values())
-
-
 def live(b: Builder, outputs: Sequence[Tensor]) -> list[Node]:
     """The nodes that outputs need, in order."""
     seen: set[int] = set()

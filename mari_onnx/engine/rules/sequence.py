@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, helper
 
 from mari_onnx.engine.ir.nodes import RANDOM
 from mari_onnx.engine.ir.value import Decline, Value
-from mari_onnx.engine.rule import RULES, Context, from_tensor, normal, rule
+from mari_onnx.engine.rule import RULES, Context, normal, rule
 from mari_onnx.engine.rules.index_series import scalar
 from mari_onnx.engine.rules.slices import positions
 from mari_onnx.engine.rules.structure import regroup
@@ -92,21 +92,17 @@ def erase(ctx: Context) -> list[Value]:
 def sequence_map(ctx: Context) -> list[Value]:
     """The function of each element, with the elements of further sequences beside it. Refuses random functions."""
     body, first = ctx.attrs["body"], _elements(ctx)
-    if ctx.visit is None or any(node.op_type in RANDOM for node in body.node):
-        raise Decline("no way to look into the function, or a random one")
+    if any(node.op_type in RANDOM for node in body.node):
+        raise Decline("a random function")
     if not 0 < len(first) <= MAX_ELEMENTS or any(v is None or len(v.listed or first) != len(first) for v in ctx.inputs):
         raise Decline("the sequences are empty, too long or of different lengths")
     results: list[list[Value]] = []
     for k in range(len(first)):
         env = dict(ctx.captured)
-        for proto in body.initializer:
-            env[proto.name] = from_tensor(ctx.b.const(numpy_helper.to_array(proto), proto.data_type))
         for given, value in zip(body.input, ctx.inputs, strict=True):
             assert value is not None
             env[given.name] = value if value.listed is None else value.listed[k]
-        for node in body.node:
-            ctx.visit(node, env)
-        results.append([env[o.name] for o in body.output])
+        results.append(ctx.walk(body, env))
     outs = ctx.write_out()
     columns = zip(*results, strict=True)
     return [replace(out, listed=column) for out, column in zip(outs, columns, strict=True) if out is not None]

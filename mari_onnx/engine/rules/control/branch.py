@@ -1,5 +1,7 @@
 """An If on one condition: both branches by their rules, and part by part the one that is taken.
 
+Where the condition is a constant, the nodes of the branch that is taken stand in the If's place. Otherwise
+
     if c: [u | x u | t]  else: [h | x h | t]   =   [if c: u else: h | if c: x u else: x h | t]
 
 c is one value (it can only be the user's, or computed from sizes). Each branch is interpreted on its own, and what is
@@ -17,13 +19,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from onnx import GraphProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, helper
 
 from mari_onnx.engine.axes.align import align
 from mari_onnx.engine.axes.blockwise import zip_bodies
 from mari_onnx.engine.axes.materialize import write
 from mari_onnx.engine.ir.value import Axis, Decline, Leaf, Node, Tensor, Value, axes_of, depends, fresh, leaves
-from mari_onnx.engine.rule import Context, from_tensor, rule
+from mari_onnx.engine.rule import Context, rule
 from mari_onnx.engine.rules.control.state_loop import depending, needed
 from mari_onnx.model.dims import Dim, symbols
 
@@ -45,6 +47,10 @@ class Branch:
 @rule("If")
 def if_(ctx: Context) -> list[Value | None]:
     """As the module's text says."""
+    known = ctx.array(0)
+    if known is not None and known.size == 1:
+        with ctx.b.named():
+            return list(ctx.walk(ctx.attrs["then_branch" if known.reshape(-1)[0] else "else_branch"], ctx.env))
     condition = ctx.input(0)
     if ctx.visit is None or axes_of(condition.body):
         raise Decline("the condition is not one value")
@@ -84,20 +90,14 @@ def _hidden(values: Iterable[Value]) -> Iterator[None]:
 def _interpreted(ctx: Context, graph: GraphProto) -> Branch:
     """A branch; equal nodes outside of it are not to read what is written in it, nor to be given forms of that."""
     b = ctx.b
-    if graph.sparse_initializer:
-        raise Decline("sparse constants in a branch")
     mark, memo = len(b.nodes), b._memo
     b._memo = {}
-    env = dict(ctx.captured)
-    env.update({p.name: from_tensor(b.const(numpy_helper.to_array(p), p.data_type)) for p in graph.initializer})
-    assert ctx.visit is not None
     try:
-        for node in graph.node:
-            ctx.visit(node, env)
+        results = ctx.walk(graph, dict(ctx.captured))
     finally:
         b._memo = memo
     nodes = b.nodes[mark:]
-    return Branch(graph, [env[o.name] for o in graph.output], nodes, {t.name for n in nodes for t in n.outputs})
+    return Branch(graph, results, nodes, {t.name for n in nodes for t in n.outputs})
 
 
 def _chosen(

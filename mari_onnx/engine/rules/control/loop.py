@@ -15,8 +15,6 @@ sequence that grows by one element, a trip count that is not known to be the num
 
 from __future__ import annotations
 
-from itertools import count as numbers
-
 import numpy as np
 from onnx import GraphProto, TensorProto, helper
 
@@ -29,9 +27,6 @@ from mari_onnx.engine.rules.control.state_loop import carried
 from mari_onnx.engine.rules.index_series import follow, only, scalar
 from mari_onnx.model.dims import Dim, Size, symbols
 from mari_onnx.model.ops import row
-
-ITERATION = numbers()
-
 
 # ---- the rules -----------------------------------------------------------------------------------------------------
 
@@ -69,7 +64,7 @@ def _independent(ctx: Context) -> list[Value | None]:
 
 
 def _start(ctx: Context) -> Body:
-    symbol = f"iteration {next(ITERATION)}"
+    symbol = ctx.b.unique("iteration")
     tensor = Tensor(symbol, TensorProto.INT64, (Dim.symbol(symbol),), frozenset({"user", "item"}))
     ctx.b.sources[symbol] = tensor, 0
     body = Body(ctx, symbol, tensor, dict(ctx.captured))

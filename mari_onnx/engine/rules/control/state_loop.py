@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnx import GraphProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, TensorProto, helper
 
 from mari_onnx.engine.axes.align import align
 from mari_onnx.engine.axes.materialize import materialise, write
@@ -127,17 +127,13 @@ def _interpret(
 
     number, going = (stand_in(n, t, ()) for n, t in (("number", TensorProto.INT64), ("going", TensorProto.BOOL)))
     env = {**ctx.captured, **fixed}
-    env.update({p.name: from_tensor(b.const(numpy_helper.to_array(p), p.data_type)) for p in graph.initializer})
     env[graph.input[0].name], env[graph.input[1].name] = from_tensor(number), from_tensor(going)
     stored = []
     for state in states:
         tensor = stand_in(state.name, state.given.dtype, tuple(a.size for a in state.order))
         stored.append(tensor)
         env[state.name] = Value(state.given.known, Leaf(tensor, tuple(state.order)), tensor.dtype)
-    assert ctx.visit is not None
-    for node in graph.node:
-        ctx.visit(node, env)
-    results = [env[o.name] for o in graph.output]
+    results = ctx.walk(graph, env)
     settled, bodies = True, []
     for state in states:
         value = results[state.place + 1]

@@ -1,0 +1,152 @@
+"""The Values that a walk begins with: the source's initializers, and its inputs as the new graph takes them.
+
+In: the inputs' sides. A user's input has 1 on the candidate axis of the new graph, and the source's N in its Value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx
+from onnx import TensorProto
+
+from mari_onnx.engine.ir import emit
+from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.value import Axis, Cat, Decline, Group, Leaf, Part, Tensor, Value
+from mari_onnx.engine.rule import from_tensor
+from mari_onnx.engine.session import Session
+from mari_onnx.model.dims import Dim, Size
+from mari_onnx.sides.resolve import Sides
+
+N = Dim.symbol("N")
+
+
+def enter(b: Builder, session: Session, sides: Sides) -> tuple[dict[str, Value], dict[str, Tensor]]:
+    """Initializers and inputs as Values, and of those that are inputs alone the new graph's tensors, by name."""
+    env: dict[str, Value] = {}
+    inputs: dict[str, Tensor] = {}
+    for proto in session.graph.initializer:
+        if proto.data_type == TensorProto.STRING:
+            tensor = b.input(proto.name, proto.data_type, tuple(proto.dims), frozenset())
+        else:
+            tensor = b.initializer(proto)
+        env[proto.name] = from_tensor(tensor)
+    for sparse in session.graph.sparse_initializer:
+        name = sparse.values.name
+        env[name] = from_tensor(b.input(name, sparse.values.data_type, tuple(sparse.dims), frozenset()))
+    for info in session.graph.input:
+        old = env.get(info.name)
+        if old is None:
+            env[info.name], inputs[info.name] = _input(b, info, sides, session.inputs.get(info.name))
+        else:  # an initializer that the caller may replace is not a constant
+            env[info.name] = from_tensor(Tensor(info.name, old.dtype, old.shape, frozenset({"item", "user"})))
+    return env, inputs
+
+
+def input_shapes(graph: onnx.GraphProto, sides: Sides) -> dict[str, tuple[Size, ...]]:
+    """Shapes of the inputs of known rank, with the symbol N for the candidates."""
+    initialized = {p.name: tuple(p.dims) for p in graph.initializer}
+    initialized |= {s.values.name: tuple(s.dims) for s in graph.sparse_initializer}
+    inputs = [i for i in graph.input if i.name not in initialized]
+    names = batch_names(inputs, sides)
+    found: dict[str, tuple[Size, ...]] = {i.name: initialized.get(i.name, ()) for i in graph.input}
+    for info in inputs:
+        if info.type.tensor_type.HasField("shape"):
+            found[info.name] = tuple(_size(info, i, sides, names) for i in range(len(info.type.tensor_type.shape.dim)))
+        else:
+            del found[info.name]
+    return found
+
+
+def _size(info: onnx.ValueInfoProto, i: int, sides: Sides, names: set[str | int]) -> Size:
+    """Dimension i of an input; N also where a fixed-batch export has the number of candidates."""
+    side, at, dim = _side(info.name, sides), sides.candidate_axis, info.type.tensor_type.shape.dim[i]
+    # in the [R, N, ...] layout the user's inputs are [R, ...]: only a name tells that one has the candidates' axis
+    candidate = side is not None and i == at and not (side == "user" and at)
+    if dim.HasField("dim_value"):
+        return N if candidate and dim.dim_value in names else dim.dim_value
+    if candidate or dim.dim_param in names:
+        return N
+    # beside tagged inputs, a free dimension that the exporter happened to call N is not the candidates'
+    name = "N (free)" if sides and dim.dim_param == "N" else dim.dim_param
+    return Dim.symbol(name or f"{info.name}[{i}]")
+
+
+def batch_names(inputs: Sequence[onnx.ValueInfoProto], sides: Sides) -> set[str | int]:
+    """What tagged inputs call the candidate axis: names, and the literal size of a fixed-batch export."""
+    names: set[str | int] = set()
+    for info in inputs:
+        side = _side(info.name, sides)
+        dims = info.type.tensor_type.shape.dim
+        if side is None or len(dims) <= sides.candidate_axis or (side == "user" and sides.candidate_axis):
+            continue
+        dim = dims[sides.candidate_axis]
+        if dim.HasField("dim_value"):
+            if dim.dim_value > 1:
+                names.add(dim.dim_value)
+        elif dim.dim_param:
+            names.add(dim.dim_param)
+    return names
+
+
+def _side(name: str, sides: Sides) -> str | None:
+    return "packed" if name in sides.columns else sides.inputs.get(name)
+
+
+DEPS = {"user": {"user"}, "item": {"item"}, "cross": {"user", "item"}, "packed": {"user", "item"}, None: {"item"}}
+
+
+def _input(
+    b: Builder, info: onnx.ValueInfoProto, sides: Sides, shape: tuple[Size, ...] | None
+) -> tuple[Value, Tensor]:
+    """What the source has of an input, and what the new graph takes for it. shape: None if the rank is not known."""
+    side, at = _side(info.name, sides), sides.candidate_axis
+    if shape is None:
+        tensor = b.input(info.name, info.type.tensor_type.elem_type, None, frozenset(DEPS[side]))
+        return from_tensor(tensor), tensor
+    for size, dim in zip(shape, info.type.tensor_type.shape.dim, strict=True):
+        if size == N and dim.HasField("dim_value"):
+            b.fixed["N"] = dim.dim_value
+    if N in shape:
+        b.rows |= {symbol for size in shape[: shape.index(N)] if isinstance(size, Dim) for symbol in size.symbols}
+    axes = [Axis(size) if size != 1 else None for size in shape]
+    groups: tuple[Group, ...] = tuple((a,) if a is not None else () for a in axes)
+    lifted = side == "user" and len(shape) > at and shape[at] == N
+    stored = tuple(1 if lifted and i == at else size for i, size in enumerate(shape))
+    # an input that no one tagged is the user's where it has no row for each candidate
+    once = side is None and not any(isinstance(size, Dim) and "N" in size.symbols for size in shape)
+    deps = DEPS["user" if once else side]
+    tensor = b.input(info.name, info.type.tensor_type.elem_type, stored, frozenset(deps))
+    for i, size in enumerate(stored):
+        if isinstance(size, Dim) and len(size.symbols) == 1:
+            (symbol,) = size.symbols
+            if not (symbol == "N" and side == "user"):
+                b.sources.setdefault(symbol, (tensor, i))
+    body: Leaf | Cat = Leaf(tensor, tuple(None if lifted and i == at else a for i, a in enumerate(axes)))
+    if side == "packed":
+        body = _packed(b, tensor, axes, sides.columns[info.name], at)
+    return Value(groups, body, tensor.dtype), tensor
+
+
+def _packed(
+    b: Builder, tensor: Tensor, axes: Sequence[Axis | None], columns: Mapping[str, Sequence[int]], at: int
+) -> Cat:
+    """``X[N, F]``: the user's columns from row 0, the others as they are. Refuses other layouts."""
+    if len(axes) != 2:
+        raise Decline("only an input [N, F] has columns of several sides")
+    rows, across = axes[at], axes[1 - at]
+    assert across is not None
+    parts = []
+    first = emit.cut(b, tensor, at, 0, 1, 1)
+    first.deps = frozenset({"user"})
+    for side, places in columns.items():
+        if not places:
+            continue
+        source = first if side == "user" else tensor
+        piece = emit.pick(b, source, 1 - at, list(places))
+        piece.deps = frozenset(DEPS[side])
+        sub = Axis(len(places)) if len(places) > 1 else None
+        own: list[Axis | None] = [sub, sub]
+        own[at] = rows if side != "user" else None
+        parts.append(Part(tuple(places), sub, Leaf(piece, tuple(own))))
+    return Cat(across, tuple(parts))

@@ -1,0 +1,70 @@
+"""What became of one source node, for reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnx import NodeProto
+
+from mari_onnx.engine.ir.value import Cat, Value, axes_of, is_const, kind
+
+
+@dataclass
+class NodeReport:
+    """What became of one source node."""
+
+    name: str
+    op: str
+    kind: str
+    action: str
+    """lifted (once a request), split (parts of it once a request), folded (at build time), kept, or barrier."""
+    rule: str
+    reason: str | None = None
+    outputs: tuple[str, ...] = ()
+
+
+def outcome(
+    node: NodeProto,
+    inputs: Sequence[Value | None],
+    outputs: Sequence[Value | None],
+    rule: str,
+    splits: bool,
+    reason: str | None,
+) -> NodeReport:
+    """The report of a node. rule: the name of the one that answered it. splits: whether it takes operands apart."""
+    first = next((v for v in outputs if v is not None), None)
+    if node.op_type == "Loop":  # its counter comes first
+        first = next((v for v in outputs if v is not None and v.groups is not None and _saves(v)), first)
+    kinds = kind(first.body) if first is not None else "Const"
+    if first is not None and is_const(first.body):
+        action = "folded"
+    elif first is not None and first.groups is not None and _saves(first):
+        action = "split" if isinstance(first.body, Cat) else "lifted"
+    elif reason is None and splits and any(_split_inputs(v) for v in inputs):
+        action = "split"
+    elif reason is not None and any(v is not None and v.groups is not None and _saves(v) for v in inputs):
+        action = "barrier"
+    else:
+        action = "kept"
+    return NodeReport(node.name or (node.output[0] if node.output else ""), node.op_type, kinds, action, rule, reason,
+                      tuple(node.output))  # fmt: skip
+
+
+def partial(value: Value) -> bool:
+    """Whether the new graph has it in parts, or without one of its axes."""
+    return value.groups is not None and (isinstance(value.body, Cat) or axes_of(value.body) != frozenset(value.axes))
+
+
+def _saves(value: Value) -> bool:
+    """Whether some of the value is computed once for positions that are equal."""
+    if is_const(value.body):
+        return False
+    axes = frozenset(value.axes)
+    if isinstance(value.body, Cat):
+        return any(axes_of(p.body) - {p.axis} != axes - {value.body.axis} for p in value.body.parts)
+    return axes_of(value.body) != axes
+
+
+def _split_inputs(value: Value | None) -> bool:
+    return value is not None and isinstance(value.body, Cat) and _saves(value)
