@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from onnx import NodeProto
 
 from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.forms import settle
 from mari_onnx.engine.ir.nodes import RANDOM, captures
-from mari_onnx.engine.ir.value import Decline, Value, leaves
+from mari_onnx.engine.ir.value import Decline, Value
 from mari_onnx.engine.outcome import NodeReport, outcome, partial
 from mari_onnx.engine.rule import RULES, Context
 from mari_onnx.engine.rules import shape as shape_rules
@@ -85,19 +86,10 @@ def visit(walk: Walk, node: NodeProto) -> None:
         if output and value is not None:
             walk.env[output] = value
             if output in walk.session.several:
-                _settle(value)
+                settle(value.body)
     report = outcome(node, inputs, outputs, name, splits, reason)
     if len(walk.reports) > before:  # others stand in its place, and have reports of their own
         report.action = "folded"
     else:
         report.reason = reason or "; ".join(dict.fromkeys(walk.b.notes)) or None
     walk.reports.append(report)
-
-
-def _settle(value: Value) -> None:
-    """A tensor with several readers is needed as it is: a bias or a scale that one of them adds comes after it.
-
-    Taken into its weights (`add_later`, `rescale`), the product would run once for each reader.
-    """
-    for leaf in leaves(value.body):
-        leaf.tensor.add_later = leaf.tensor.rescale = None

@@ -250,7 +250,7 @@ def _by_blocks(
         return whole
     cost = [_price(b, [t for t in way if isinstance(t, Term)]) for way in (apart, whole)]
     cost[0] += _fresh(b, x, mark, [t for t in apart if isinstance(t, Term)])
-    each = x.tensor.price or b.time.element_of(_maker(b, x.tensor))
+    each = x.tensor.alternatives.price or b.time.element_of(_maker(b, x.tensor))
     cost[1] += (each + b.time.element / 2) * b.time.volume(axes_of(x))  # and the row's Concat
     return apart if cost[0] < cost[1] else whole
 
@@ -261,7 +261,7 @@ def _price(b: Builder, terms: Sequence[Term]) -> float:
     for term in terms:
         total += term.cost(b.time)
         for leaf in (term.a, term.c):
-            if leaf.tensor.form is not None:
+            if leaf.tensor.alternatives.form is not None:
                 op = _maker(b, leaf.tensor)
                 share = WRITE if row(op or "").price is None else 1.0
                 total += share * b.time.element_of(op) * b.time.volume(axes_of(leaf))

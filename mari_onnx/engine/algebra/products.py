@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mari_onnx.engine.algebra.sums import MANY, absorbing, add_leaves, binary, folded, plain_add
+from mari_onnx.engine.algebra.sums import MANY, add_leaves, binary, folded, over, plain_add
 from mari_onnx.engine.axes.align import flatten
 from mari_onnx.engine.axes.materialize import as_leaf, write
 from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.forms import absorbing
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Group, Leaf, Part, Tensor, axes_of, is_const, rename
 from mari_onnx.model.ops import Fact, having
 
@@ -222,7 +223,8 @@ def _add_into_gemm(b: Builder, large: Term, others: Sequence[Leaf], order: Seque
         rest = [binary(b, "Mul", t, factor, order) for t in others]
         return _add_into_gemm(b, Term(large.outer, large.a, c, large.k), rest, order)
 
-    return absorbing(total, lambda more: _add_into_gemm(b, large, [*others, more], order), scaled_columns)
+    more = over(total.axes, lambda term: _add_into_gemm(b, large, [*others, term], order))
+    return absorbing(total, more, over(total.axes, scaled_columns))
 
 
 def _emit_term(b: Builder, term: Term, order: Sequence[Axis], addend: Leaf | None = None) -> Leaf:

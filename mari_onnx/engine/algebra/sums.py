@@ -13,8 +13,9 @@ from mari_onnx.engine.axes.materialize import write
 from mari_onnx.engine.axes.select import take
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import FOLD_LIMIT, Builder
-from mari_onnx.engine.ir.forms import with_form
+from mari_onnx.engine.ir.forms import absorbing, with_form
 from mari_onnx.engine.ir.value import (
+    Again,
     Axis,
     Body,
     Cat,
@@ -112,12 +113,14 @@ def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) ->
         return plain
     if op == "Add":
         for this, other in ((x, y), (y, x)):
-            if this.tensor.add_later is not None and axes_of(other) < axes_of(this):
-                return this.tensor.add_later(this.axes, other)
+            later = this.tensor.alternatives.add_later
+            if later is not None and axes_of(other) < axes_of(this):
+                return later(this.axes, other)
     if op == "Mul":
         for this, other in ((x, y), (y, x)):
-            if this.tensor.rescale is not None and other.tensor.const and axes_of(other) < axes_of(this):
-                folded_in = this.tensor.rescale(this.axes, other)
+            rescale = this.tensor.alternatives.rescale
+            if rescale is not None and other.tensor.const and axes_of(other) < axes_of(this):
+                folded_in = rescale(this.axes, other)
                 if folded_in.tensor is not this.tensor:
                     return folded_in
     (tx, ty), axes = broadcast_layout(b, [x, y], order)
@@ -206,14 +209,15 @@ def add_leaves(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis] = ()) ->
     total = left[-1]
     for term in left[:-1]:
         given = any(total.tensor is t.tensor for t in terms)  # not a sum made here, which would ask for this one again
-        if given and total.tensor.add_later is not None and axes_of(term) < axes_of(total):
-            total = total.tensor.add_later(total.axes, term)  # a bias joins the user's row
+        later = total.tensor.alternatives.add_later
+        if given and later is not None and axes_of(term) < axes_of(total):
+            total = later(total.axes, term)  # a bias joins the user's row
         else:
             total = plain_add(b, total, term, order)
     if any(total.tensor is t.tensor for t in terms):
         return total  # the others were neutral: it must not be asked to add_later through itself
     again = terms if len(terms) < MANY else left
-    return absorbing(total, lambda more: add_leaves(b, [*again, more], order))
+    return absorbing(total, over(total.axes, lambda more: add_leaves(b, [*again, more], order)))
 
 
 def folded(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis]) -> list[Leaf]:
@@ -243,21 +247,10 @@ def plain_add(b: Builder, x: Leaf, y: Leaf, order: Sequence[Axis]) -> Leaf:
     return with_form(leaf, Sum((x, y)))
 
 
-Again = Callable[[Leaf], Leaf]
-
-
-def absorbing(total: Leaf, more: Again, factor: Again | None = None) -> Leaf:
-    """Let a sum take in one more small term later on, and a product a constant factor of its columns."""
-    if total.tensor.add_later is None and not total.tensor.const:
-        total.tensor.add_later = _over(total.axes, more)
-        total.tensor.rescale = _over(total.axes, factor) if factor is not None else None
-    return total
-
-
-def _over(made: tuple[Axis | None, ...], again: Again) -> Callable[[tuple[Axis | None, ...], Leaf], Leaf]:
+def over(made: tuple[Axis | None, ...], again: Callable[[Leaf], Leaf]) -> Again:
     """A way to compute a tensor again, over whatever axes it has by then."""
 
-    def over(axes: tuple[Axis | None, ...], other: Leaf) -> Leaf:
+    def compute(axes: tuple[Axis | None, ...], other: Leaf) -> Leaf:
         forth = {now: then for then, now in zip(made, axes, strict=True) if then is not None and now is not None}
         clash = {a: Axis(a.size) for a in axes_of(other) if a not in forth and a in made}
         body = rename(other, {**forth, **clash})
@@ -267,7 +260,7 @@ def _over(made: tuple[Axis | None, ...], again: Again) -> Callable[[tuple[Axis |
         assert isinstance(result, Leaf)
         return result
 
-    return over
+    return compute
 
 
 def cast_size(b: Builder, axis: Axis, dtype: int) -> Tensor:

@@ -38,21 +38,28 @@ class Axis:
         return f"<{self.size}:{id(self) & 0xFFF:x}>"
 
 
-class Tensor:
-    """A tensor of the new graph.
+@dataclass(frozen=True)
+class Alternatives:
+    """Other ways to compute a tensor than the one that was written; `ir.forms` puts them there and takes them away.
 
-    form: another way to compute it, over template axes of its dimensions, or what tells it.
+    form: a Sum, a Prod or a Cat over template axes of the tensor's dimensions, or what tells it.
     cheaper: whether the form has parts that vary less (`forms.has_cheaper_form`), once that is known.
+    price: of an element of the written one, where it differs from its operator's usual one.
     add_later: for a sum, the same sum with one more small term, which then is added to the other small ones first.
     rescale: for a product with constants, the same product with its columns scaled at build time.
-    source: the source tensor whose name it has.
-    price: of an element, where it differs from the operator's usual one (`weigh`).
     """
 
-    __slots__ = (
-        "_array", "_proto", "add_later", "cheaper", "deps", "dtype", "form", "name", "node", "price", "rescale",
-        "shape", "source",
-    )  # fmt: skip
+    form: Form | Callable[[], Form | None] | None = None
+    cheaper: bool | None = None
+    price: float | None = None
+    add_later: Again | None = None
+    rescale: Again | None = None
+
+
+class Tensor:
+    """A tensor of the new graph. source: the source tensor whose name it has."""
+
+    __slots__ = ("_array", "_proto", "alternatives", "deps", "dtype", "name", "node", "shape", "source")
 
     def __init__(
         self,
@@ -66,12 +73,8 @@ class Tensor:
     ):
         self.name, self.dtype, self.shape, self.deps, self.node = name, dtype, shape, deps, node
         self._array, self._proto = array, proto
-        self.form: Form | Callable[[], Form | None] | None = None
-        self.cheaper: bool | None = None
+        self.alternatives = WRITTEN
         self.source: str | None = None
-        self.price: float | None = None
-        self.rescale: Callable[[tuple[Axis | None, ...], Leaf], Leaf] | None = None
-        self.add_later: Callable[[tuple[Axis | None, ...], Leaf], Leaf] | None = None
 
     @property
     def const(self) -> bool:
@@ -158,6 +161,10 @@ Body: TypeAlias = Leaf | Cat | Sum | Prod
 Group: TypeAlias = tuple[Axis, ...]
 Form: TypeAlias = tuple[tuple[Axis | None, ...], Body]
 """A body over template axes, one for each dimension of the tensor that it is another form of."""
+Again: TypeAlias = "Callable[[tuple[Axis | None, ...], Leaf], Leaf]"
+"""Computes a tensor that has these axes by now again, with something more."""
+WRITTEN = Alternatives()
+"""None but the written one."""
 
 
 @dataclass(frozen=True)

@@ -326,8 +326,8 @@ def _live(b: Builder, cat: Cat, weightless: tuple[bool, ...], order: list[Axis],
         ]
         form = _blocks(b, Cat(part.axis, tuple(laid), True), [part.axis if a is cat.axis else a for a in order])
         if form is not None:
-            whole = with_form(whole, form)
-            whole.tensor.price = b.time.masked if any(_masked(b, leaf.tensor) for leaf in leaves(cat)) else None
+            masked = any(_masked(b, leaf.tensor) for leaf in leaves(cat))
+            whole = with_form(whole, form, b.time.masked if masked else None)
     if part.positions == tuple(range(len(part.positions))):
         return rename(whole, {part.axis: cat.axis})
     return Cat(cat.axis, (part.with_body(whole),), True)

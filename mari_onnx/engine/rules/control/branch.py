@@ -15,8 +15,7 @@ of a branch can tell.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from onnx import GraphProto, NodeProto, helper
@@ -24,7 +23,8 @@ from onnx import GraphProto, NodeProto, helper
 from mari_onnx.engine.axes.align import align
 from mari_onnx.engine.axes.blockwise import zip_bodies
 from mari_onnx.engine.axes.materialize import write
-from mari_onnx.engine.ir.value import Axis, Decline, Leaf, Node, Tensor, Value, axes_of, depends, fresh, leaves
+from mari_onnx.engine.ir.forms import without_alternatives
+from mari_onnx.engine.ir.value import Axis, Decline, Leaf, Node, Tensor, Value, axes_of, depends, fresh
 from mari_onnx.engine.rule import Context, rule
 from mari_onnx.engine.rules.control.state_loop import depending, needed
 from mari_onnx.model.dims import Dim, symbols
@@ -55,8 +55,11 @@ def if_(ctx: Context) -> list[Value | None]:
     if ctx.visit is None or axes_of(condition.body):
         raise Decline("the condition is not one value")
     b = ctx.b
+    outside = list(ctx.captured.values())
+    if any(v.groups is None or v.items is not None or v.listed is not None for v in outside):
+        raise Decline("a branch reads a sequence, or a tensor of unknown rank")
     # nothing outside is to have another form that is first asked for in a branch, and so written there
-    with b.named(), _hidden(ctx.captured.values()):
+    with b.named(), without_alternatives(v.body for v in outside):
         branches = [_interpreted(ctx, ctx.attrs[name]) for name in ("then_branch", "else_branch")]
     mark = len(b.nodes)
     chosen: list[Choice] = []
@@ -67,24 +70,6 @@ def if_(ctx: Context) -> list[Value | None]:
     if chosen:
         _write(ctx, branches, mark, write(b, condition.body, []), chosen)
     return values
-
-
-@contextmanager
-def _hidden(values: Iterable[Value]) -> Iterator[None]:
-    """Tensors without forms, and without a way to take a bias or a factor into their weights, as long as it lasts."""
-    found: dict[str, Tensor] = {}
-    for value in values:
-        if value.groups is None or value.items is not None or value.listed is not None:
-            raise Decline("a branch reads a sequence, or a tensor of unknown rank")
-        found.update((leaf.tensor.name, leaf.tensor) for leaf in leaves(value.body) if not leaf.tensor.const)
-    kept = [(t, t.form, t.cheaper, t.add_later, t.rescale) for t in found.values()]
-    try:
-        for t in found.values():
-            t.form = t.cheaper = t.add_later = t.rescale = None
-        yield
-    finally:
-        for t, form, has_cheaper_form, add_later, rescale in kept:
-            t.form, t.cheaper, t.add_later, t.rescale = form, has_cheaper_form, add_later, rescale
 
 
 def _interpreted(ctx: Context, graph: GraphProto) -> Branch:

@@ -20,6 +20,7 @@ from onnx import GraphProto, TensorProto, helper
 from mari_onnx.engine.axes.align import align
 from mari_onnx.engine.axes.materialize import materialise, write
 from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.forms import settle
 from mari_onnx.engine.ir.nodes import is_random
 from mari_onnx.engine.ir.value import (
     Axis,
@@ -33,7 +34,6 @@ from mari_onnx.engine.ir.value import (
     depends,
     fresh,
     is_const,
-    leaves,
     rename,
 )
 from mari_onnx.engine.rule import Context, from_tensor
@@ -82,8 +82,7 @@ def carried(ctx: Context) -> list[Value | None]:
         if k not in fixed
     ]
     for value in ctx.captured.values():
-        for leaf in leaves(value.body):
-            leaf.tensor.add_later = leaf.tensor.rescale = None  # its weights are outside
+        settle(value.body)
     b, mark = ctx.b, len(ctx.b.nodes)
     with b.named():
         body = _settled(ctx, graph, states, {names[k]: ctx.input(k + 2) for k in fixed})

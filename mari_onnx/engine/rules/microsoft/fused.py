@@ -38,7 +38,7 @@ def _differs(body: Body, axes: frozenset[Axis]) -> bool:
     if isinstance(body, Cat):
         rest = axes - {body.axis}
         return any(_differs(p.body, rest | ({p.axis} if p.axis is not None else set())) for p in body.parts)
-    return axes_of(body) != axes or (isinstance(body, Leaf) and body.tensor.form is not None)
+    return axes_of(body) != axes or (isinstance(body, Leaf) and body.tensor.alternatives.form is not None)
 
 
 @rule("FusedMatMul", domain=MICROSOFT, splits=True)
