@@ -91,7 +91,10 @@ class _Check:
             sides if sides is not None else find_sides([source, optimized], [loaded, other])
         )
         self.layout = draw.Layout(self.signatures["source"], self.sides)
-        domains, notes = domains_of(loaded, self.layout)
+        theirs = self.signatures["optimized"]
+        both = {i.name for i in theirs.inputs} == {i.name for i in self.layout.signature.inputs}
+        pair = (other, draw.Layout(theirs, self.sides)) if both and theirs.inputs else None
+        domains, notes = domains_of(loaded, self.layout, pair)
         self.result.notes += notes
         self.plan = Plan(self.layout, domains, self.settings)
         self._refused: set[int] = set()
@@ -110,7 +113,7 @@ class _Check:
         exact, *seconds = self._exact(requests)
         covering = []
         if recorded is None:
-            covering = self.plan.covering(*seconds)
+            covering = self.plan.covering(*seconds) + self._steep()
             self.result.coverage = self.plan.drawer.coverage()
             self.result.values = self.plan.drawer.meeting.report()
             self.result.notes += _unmet(self.result.values)
@@ -290,6 +293,18 @@ class _Check:
         medians = {n: float(np.median(seconds)) for n, seconds in times.items()}
         return found, medians[min(medians)], medians[max(medians)] / max(medians)
 
+    def _steep(self) -> list[draw.Request]:
+        """Requests with large numbers on which the source stays finite."""
+        given = self.plan.steep()
+        if not given:
+            return []
+        runs = [self._phase("source", self.settings.providers[0], on, given, len(given)) for on in (False, True)]
+        return [
+            request
+            for request, *outputs in zip(given, *(r.outputs for r in runs), strict=True)
+            if all(not isinstance(o, MariError) and _is_finite(o) for o in outputs)
+        ]
+
     def _settle(
         self,
         requests: Sequence[draw.Request],
@@ -434,6 +449,10 @@ def _has_nan(outputs: Any) -> bool:
         for o in outputs
         if isinstance(o, np.ndarray)
     )
+
+
+def _is_finite(outputs: Any) -> bool:
+    return all(bool(np.isfinite(metrics.wide(o)).all()) for o in outputs if o.dtype.kind not in "biuOSU")
 
 
 def _first_line(error: BaseException) -> str:

@@ -72,6 +72,16 @@ class Layout:
                 found.append(free[_symbol(each, index)])
         return tuple(found)
 
+    def concrete(self, n: int, free: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """Shapes of all inputs with n rows each, the user's too where they are declared so."""
+        found = {}
+        for each in self.signature.inputs:
+            shape = list(self.shape(each, n, free))
+            if self.is_user(each.name) and len(shape) > self.axis and each.shape[self.axis] != 1:
+                shape[self.axis] = n
+            found[each.name] = tuple(shape)
+        return found
+
     def candidates_of(self, each: Input, array: np.ndarray) -> int | None:
         """The N that an untagged input has, by the names of its dimensions."""
         places = [p for p, dim in enumerate(each.shape) if dim in self._candidates]

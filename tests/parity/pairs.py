@@ -31,6 +31,7 @@ class Graph:
     outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: dict[str, np.ndarray] = field(default_factory=dict)
+    opsets: dict[str, int] = field(default_factory=lambda: {"": OPSET})
 
     def input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
         self.inputs.append(helper.make_tensor_value_info(name, dtype, shape))
@@ -50,7 +51,7 @@ class Graph:
     def model(self) -> onnx.ModelProto:
         tensors = [numpy_helper.from_array(v, k) for k, v in self.weights.items()]
         graph = helper.make_graph(self.nodes, "graph", self.inputs, self.outputs, tensors)
-        opsets = [helper.make_opsetid("", OPSET)]
+        opsets = [helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
         return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
 

@@ -9,8 +9,8 @@ from onnx import TensorProto
 
 from mari_onnx.model.signature import signature
 from mari_onnx.parity import check
-from mari_onnx.parity.domains.comparisons import counts
 from mari_onnx.parity.domains.domains import Domain, domains
+from mari_onnx.parity.domains.reactions import counts
 from mari_onnx.parity.requests.draw import Deck, Drawer, Layout
 from mari_onnx.sides.resolve import Sides
 from tests.parity.mutants import mutate, weight
@@ -132,8 +132,8 @@ def test_a_float_is_drawn_at_its_threshold_only_where_nothing_is_calculated(calc
     g = Graph()
     x = g.input("x", TensorProto.FLOAT, ["N"])
     if calculated:
-        x = g.op("Mul", [x, g.weight("tenth", np.float32(1))], "scaled")
-    g.op("Greater", [x, g.weight("c", np.float32(37.5))], "out")
+        x = g.op("Mul", [x, g.weight("two", np.float32(2))], "scaled")
+    g.op("Greater", [x, g.weight("c", np.float32(75 if calculated else 37.5))], "out")
     below, above = numbers(g)[0][0], numbers(g)[0][-1]
     assert 36 < below < 37.5 < above < 39
     assert (37.5 in numbers(g)[0]) is not calculated

@@ -16,7 +16,6 @@ from mari_onnx.errors import MariError
 if TYPE_CHECKING:
     import onnx
 
-    from mari_onnx.model.signature import Input
     from mari_onnx.parity.layout import Layout
 
 # Larger than any table, exact in float32, and odd.
@@ -30,11 +29,9 @@ class Probe:
 
     Args:
         length: of free dimensions.
-        unit: how far input elements are moved.
-        whole: the tensors hold whole numbers (int64), and are asked about very large elements too; else float64.
 
     Attributes:
-        zeros, ones: the tensors with all input elements 0, and all `unit`.
+        zeros, ones: the tensors with all input elements 0, and all 1.
         origin: for each element of a tensor, 1 + the number of the input element that moves it; 0 where none does.
         big, bigger: with all input elements very large; empty where the part refuses that.
         total: input elements in all.
@@ -49,35 +46,31 @@ class Probe:
         layout: Layout,
         tensors: Sequence[str],
         length: int,
-        unit: int = 1,
-        whole: bool = True,
     ):
         from mari_onnx.runtime import session
 
         cut, found = _cut(model, tensors)
         self.names = [t for t in dict.fromkeys(tensors) if t in found]
         used = {i.name for i in cut.graph.input}
-        self._layout, self._type = layout, np.int64 if whole else np.float64
+        self._layout = layout
         self._inputs = [i for i in layout.signature.inputs if i.name in used]
         self._numbers = [i for i in self._inputs if i.dtype.kind in "iuf"]
         if not self._numbers:
             self.names = []
         if not self.names:
             return
-        self._shapes = _shapes(layout, self._inputs, length, layout.fixed_n or 2)
+        self._shapes = layout.concrete(layout.fixed_n or 2, dict.fromkeys(layout.free, length))
         self.total = sum(int(np.prod(self._shapes[i.name])) for i in self._numbers)
         self._session = session(cut, optimize=False, what=_WHAT)
-        self.zeros, self.ones = self._answer(np.zeros(self.total)), self._answer(np.full(self.total, unit))
+        self.zeros, self.ones = self._answer(np.zeros(self.total)), self._answer(np.ones(self.total))
         codes = np.arange(1, self.total + 1)
         self.origin = {name: np.zeros(v.shape, np.int64) for name, v in self.zeros.items()}
         for bit in range(int(self.total).bit_length()):
-            moved = self._answer(unit * ((codes >> bit) & 1))
+            moved = self._answer((codes >> bit) & 1)
             for name in self.names:
                 self.origin[name] |= (moved[name] != self.zeros[name]).astype(np.int64) << bit
         self.big: dict[str, np.ndarray] = {}
         self.bigger: dict[str, np.ndarray] = {}
-        if not whole:
-            return
         try:
             self.big, self.bigger = (self._answer(np.full(self.total, _BIG + k)) for k in (0, 1))
         except MariError:
@@ -97,19 +90,6 @@ class Probe:
             yield each.name, values[start : start + size].reshape(self._shapes[each.name])
             start += size
 
-    def element(self, place: int) -> tuple[str, int]:
-        """The input that holds an input element, and its place there, in C order."""
-        for each in self._numbers:
-            size = int(np.prod(self._shapes[each.name]))
-            if place < size:
-                return each.name, place
-            place -= size
-        raise IndexError(place)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Of an input, as it is fed."""
-        return self._shapes[name]
-
     def folded(self, name: str, rows: np.ndarray) -> np.ndarray:
         """One number where all elements agree, else one along each axis of fixed length; the least that is not 0."""
         each = next(i for i in self._numbers if i.name == name)
@@ -119,10 +99,6 @@ class Probe:
                 most = np.where(rows > 0, rows, np.iinfo(np.int64).max).min(axis=index, keepdims=True)
                 rows = np.where(rows.any(axis=index, keepdims=True), most, 0)
         return rows.reshape(-1)[:1].reshape(()) if (rows == rows.reshape(-1)[0]).all() else rows
-
-    def answer(self, number: float) -> dict[str, np.ndarray]:
-        """The tensors with all input elements equal."""
-        return self._answer(np.full(self.total, number))
 
     def _answer(self, elements: np.ndarray) -> dict[str, np.ndarray]:
         from mari_onnx.runtime import run
@@ -137,47 +113,13 @@ class Probe:
             else:
                 feed[each.name] = np.zeros(shape, each.dtype)
         found = run(self._session, feed, _WHAT, [_OUTPUT + name for name in self.names])
-        return {k: np.asarray(v).astype(self._type) for k, v in zip(self.names, found, strict=True)}
-
-
-def evaluate(
-    model: onnx.ModelProto, layout: Layout, tensors: Sequence[str], length: int, n: int
-) -> dict[str, np.ndarray]:
-    """What tensors hold whose numbers no input moves, though they may be computed from inputs' shapes.
-
-    Args:
-        length: of free dimensions; `n` of the candidate axis.
-
-    Raises:
-        MariError: the part that computes them does not run.
-    """
-    from mari_onnx.runtime import run, session
-
-    cut, _ = _cut(model, tensors, True)
-    names = {i.name for i in cut.graph.input}
-    inputs = [i for i in layout.signature.inputs if i.name in names]
-    shapes = _shapes(layout, inputs, length, n)
-    feed = {i.name: np.full(shapes[i.name], "" if i.dtype.kind == "O" else 0, i.dtype) for i in inputs}
-    found = run(session(cut, optimize=False, what=_WHAT), feed, _WHAT, [_OUTPUT + name for name in tensors])
-    return {name: np.asarray(value) for name, value in zip(tensors, found, strict=True)}
-
-
-def _shapes(layout: Layout, inputs: Sequence[Input], length: int, n: int) -> dict[str, tuple[int, ...]]:
-    """Of inputs with n rows each, the user's too where they are declared so."""
-    found = {}
-    for each in inputs:
-        shape = list(layout.shape(each, n, dict.fromkeys(layout.free, length)))
-        if layout.is_user(each.name) and each.shape[layout.axis] != 1:
-            shape[layout.axis] = n
-        found[each.name] = tuple(shape)
-    return found
+        return {k: np.asarray(v).astype(np.int64) for k, v in zip(self.names, found, strict=True)}
 
 
 def _cut(
-    model: onnx.ModelProto, tensors: Sequence[str], constant: bool = False
+    model: onnx.ModelProto, tensors: Sequence[str]
 ) -> tuple[onnx.ModelProto, set[str]]:
-    """The part of the model that computes `tensors` from inputs, and those of them that depend on
-    an input, or all if `constant`."""
+    """The part of the model that computes `tensors` from inputs, and those of them that depend on an input."""
     import onnx
 
     from mari_onnx.model import tensors as tensors_
@@ -192,7 +134,7 @@ def _cut(
     for node in graph.node:
         if any(t in fed for t in reads(node)):
             fed.update(node.output)
-    wanted = {t for t in tensors if constant or t in fed}
+    wanted = {t for t in tensors if t in fed}
     needed, stack = set(), list(wanted)
     while stack:
         name = stack.pop()

@@ -1,30 +1,33 @@
-"""What values an input may have, read from the graph: which elements are ids and of how many rows.
+"""What values an input may have, and which it should have at least once, from what either graph does with it.
 
-A Gather, GatherElements, GatherND or OneHot (in the main graph or in the body of a Loop, Scan or
-If) is a *sink*: its indices must stay inside its table. `probe.py` says which input element moves which index.
+Names say nothing. `trace.py` runs the part of a graph between its inputs and what reacts to them; the rest of the
+package asks it about ids, roles, thresholds, scales and links.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mari_onnx.errors import MariError
-from mari_onnx.parity.domains import padding
-from mari_onnx.parity.domains.comparisons import Known, counts
-from mari_onnx.parity.domains.dependence import Probe
-from mari_onnx.parity.domains.scope import PASSING, Scope, attribute, constants, dims
-from mari_onnx.parity.domains.thresholds import Values, values
+from mari_onnx.parity.domains import ids, padding, spread
+from mari_onnx.parity.domains.links import Link, compared_with_themselves, links
+from mari_onnx.parity.domains.reactions import normalized, reactions
+from mari_onnx.parity.domains.roles import Role, roles, together
+from mari_onnx.parity.domains.scope import Scope, constants, dims
+from mari_onnx.parity.domains.sizes import varying
+from mari_onnx.parity.domains.spread import Knots, Spread
+from mari_onnx.parity.domains.thresholds import Gathered, Values, gather
+from mari_onnx.parity.domains.trace import folded, traced
 
 if TYPE_CHECKING:
     import onnx
 
     from mari_onnx.parity.layout import Layout
 
-_COMPARING = {"Less", "LessOrEqual", "Greater", "GreaterOrEqual"}
+__all__ = ["Domain", "Domains", "Link", "Spread", "Values", "domains"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,12 @@ class Domain:
         low: for a length: its lower bound.
         padding: int64, broadcastable to the input: the number that the graph compares its elements with, 0 where there
             is none; None where it compares none.
-        values: numbers that the graph tells apart, of elements that are no length and no mask; None where there are
-            none.
+        values: numbers or categories that a graph tells apart, each with the node, of elements that are no length and
+            no mask; None where there are none.
+        spread: where numbers lie that are not around 0 and of order one.
+        real: of a mask, that other numbers than 0 and 1 may stand in it too.
+        levels: of an input of which some places alone are masks or lengths, the numbers that stand there.
+        positive: bool, broadcastable to the input: places under a logarithm or root; None where none or all are.
     """
 
     role: str = "plain"
@@ -49,193 +56,116 @@ class Domain:
     low: int = 0
     padding: np.ndarray | None = None
     values: Values | None = None
+    spread: Spread | None = None
+    real: bool = False
+    levels: Values | None = None
+    positive: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class _Sink:
-    """A tensor of the main graph whose elements index `rows` rows."""
+class Domains(dict[str, Domain]):
+    """Domain of every input, and what several inputs share.
 
-    tensor: str
-    rows: int
+    Attributes:
+        links: elements that are compared with elements of another input.
+        steep: a graph has operators that numbers within the type's range drive beyond it: Exp, Softmax, Sigmoid, ..
+    """
+
+    def __init__(
+        self,
+        found: Mapping[str, Domain],
+        links: Sequence[Link] = (),
+        steep: bool = False,
+    ):
+        super().__init__(found)
+        self.links, self.steep = tuple(links), steep
 
 
-def domains(model: onnx.ModelProto, layout: Layout) -> tuple[dict[str, Domain], list[str]]:
+# The longest of a length whose bound is not known.
+_LENGTH = 20
+_STEEP = {"Exp", "Softmax", "LogSoftmax", "Sigmoid", "Softplus", "Tanh", "ReduceLogSumExp", "ReduceSumExp", "Gelu",
+          "Selu", "Elu", "Mish", "Sinh", "Cosh", "Erf", "HardSwish", "QuickGelu", "Pow", "Swish"}  # fmt: skip
+
+
+def domains(
+    model: onnx.ModelProto, layout: Layout, optimized: tuple[onnx.ModelProto, Layout] | None = None
+) -> tuple[Domains, list[str]]:
     """Domain of every input, and notes on what could not be found out.
 
     Args:
         model: the source; its large weights may be unloaded external data.
         layout: shapes of the inputs.
+        optimized: the model that is compared with it, which may react to what the source does not.
     """
     main = Scope(model.graph, dims(model), constants(model.graph))
-    known = Known(model, layout, main)
-    found = {each.name: _role(each.name, each.dtype, main, known) for each in layout.signature.inputs}
-    sinks = list(dict.fromkeys(_sinks(main)))
-    notes: list[str] = []
-    reason = None
-    for length in (5, 1):  # of free dimensions: a graph may refuse one
-        try:
-            rows = _probe(model, layout, sinks, length)
-            break
-        except MariError as error:
-            reason = str(error).splitlines()[0]
-    else:
-        notes.append(f"the range of ids could not be found out ({reason}); 0 and 1 are drawn")
-        rows = {i.name: np.array(2) for i in layout.signature.inputs if i.dtype.kind in "iu"}
-    for name, count in rows.items():
-        if found[name].role in ("plain", "positive"):
-            found[name] = replace(found[name], rows=count)
-    for name, number in padding.numbers(model, layout, main).items():
-        found[name] = replace(found[name], padding=number)
-    for name, numbers in values(model, layout, list(known.sites())).items():
-        if found[name].role in ("plain", "positive"):
-            ids = found[name].rows
-            found[name] = replace(found[name], values=numbers if ids is None else numbers.within(ids))
-    return found, notes
+    rows, notes = ids.rows(model, layout, main)
+    gathered = Gathered(layout)
+    parts: dict[str, dict[int, Role]] = {}
+    distributions: dict[str, dict[int, list[Knots]]] = {}
+    linked: dict[Link, None] = {}
+    steep = False
+    for graph, its_layout in [(model, layout), *([optimized] if optimized is not None else [])]:
+        first = graph is model
+        steep |= any(n.op_type in _STEEP for n in graph.graph.node)
+        moving = varying(graph, its_layout)
+        for trace in traced(graph, its_layout):
+            if any(folded(layout, i.name) != folded(its_layout, i.name) for i in trace.inputs):
+                continue
+            for (name, place), role in roles(trace, moving).items():
+                parts.setdefault(name, {}).setdefault(place, role)
+            gather(trace, gathered, list(reactions(trace)), exact=first)
+            for name, why in normalized(trace):
+                gathered.ignore_case(name, why)
+            for origin, node in compared_with_themselves(trace):
+                if trace.kinds[origin] == "f":
+                    gathered.add(*trace.owner(origin), float("nan"), 0, node)
+            for name, places in spread.spreads(trace).items():
+                mine = distributions.setdefault(name, {})
+                for place, several in places.items():
+                    mine[place] = mine.get(place, []) if not first and mine.get(place) else several
+            linked.update(dict.fromkeys(links(trace)))
+    pads = padding.numbers(model, layout, main)
+    values = gathered.values()
+    found = {}
+    for each in layout.signature.inputs:
+        kept = folded(layout, each.name)
+        own, its_roles = rows.get(each.name), parts.get(each.name, {})
+        whole = together(its_roles, int(np.prod(kept)), each.dtype)
+        if whole is None or (own is not None and whole.name != "length"):
+            positive = whole is not None and whole.name == "positive"
+            domain = Domain("positive" if positive else "plain", own)
+            if whole is None and its_roles:
+                domain = _in_places(domain, its_roles, kept)
+        else:
+            domain = Domain(whole.name, None, whole.size, whole.low, real=whole.real)
+        told_apart = values.get(each.name)
+        if domain.role in ("plain", "positive") or (domain.role == "mask" and domain.real):
+            if told_apart is not None:
+                told_apart = told_apart.without(place for place, r in its_roles.items() if r.name == "length")
+                domain = replace(domain, values=told_apart if own is None else told_apart.within(own))
+            if each.dtype.kind in "iuf":
+                its = spread.made(layout, distributions.get(each.name, {}), each.name, domain.values, own)
+                domain = replace(domain, spread=its)
+        found[each.name] = replace(domain, padding=pads.get(each.name))
+    return Domains(found, links=tuple(linked), steep=steep), notes
 
 
-def _sinks(scope: Scope) -> Iterator[_Sink]:
-    for node in scope.graph.node:
-        rows = _table_rows(node, scope)
-        if rows is not None:
-            yield from (
-                _Sink(t, rows)
-                for t in _in_main(node.input[0 if node.op_type == "OneHot" else 1], scope)
-            )
-        for each in node.attribute:
-            graphs = [each.g] if each.HasField("g") else list(each.graphs)
-            for body in graphs:
-                yield from _sinks(_body(node, body, scope))
-
-
-def _body(node: onnx.NodeProto, body: onnx.GraphProto, scope: Scope) -> Scope:
-    formal = [i.name for i in body.input]
-    actual = list(node.input) if node.op_type in ("Loop", "Scan") else []
-    dims = {t.name: list(t.dims) for t in body.initializer}
-    return Scope(body, dims, constants(body), dict(zip(formal, actual, strict=False)), scope)
-
-
-def _table_rows(node: onnx.NodeProto, scope: Scope) -> int | None:
-    """Rows of the table that a node looks up in; None where it is no lookup or its size is not
-    known."""
-    if node.op_type == "OneHot":
-        depth = scope.constants.get(node.input[1])
-        return None if depth is None else int(depth.reshape(-1)[0])
-    if (
-        node.op_type not in ("Gather", "GatherElements", "GatherND")
-        or node.input[1] in scope.constants
-    ):
-        return None
-    dims = scope.dims.get(node.input[0])
-    if dims is None:
-        return None
-    if node.op_type == "GatherND":
-        last = scope.dims.get(node.input[1]) or [None]
-        return dims[0] if last[-1] == 1 and attribute(node, "batch_dims", 0) == 0 else None
-    return dims[attribute(node, "axis", 0)] if dims else None
-
-
-def _in_main(tensor: str, scope: Scope) -> Iterator[str]:
-    """The tensors of the main graph whose values reach `tensor` of a body, along the data path."""
-    if scope.parent is None:
-        yield tensor
-        return
-    seen, stack = set(), [tensor]
-    while stack:
-        name = stack.pop()
-        if name in seen or name in scope.constants:
-            continue
-        seen.add(name)
-        node = scope.producer.get(name)
-        if name in scope.outer:
-            yield from _in_main(scope.outer[name], scope.parent)
-        elif node is None:
-            if name not in {i.name for i in scope.graph.input}:
-                yield from _in_main(name, scope.parent)
-        elif node.op_type in ("Concat", "Add", "Sub", "Where", "Mod"):
-            stack.extend(node.input)
-        else:  # Slice, Gather, Cast, Reshape, ...: their first input is the data
-            stack.append(node.input[0])
-
-
-def _probe(model: onnx.ModelProto, layout: Layout, sinks: Sequence[_Sink], length: int) -> dict[str, np.ndarray]:
-    if not sinks:
-        return {}
-    probe = Probe(model, layout, [s.tensor for s in sinks], length)
-    if not probe.names:
-        return {}
-    rows = np.zeros(probe.total, np.int64)
-    for sink in sinks:
-        if sink.tensor not in probe.names:
-            continue
-        at, base = probe.origin[sink.tensor], probe.zeros[sink.tensor]
-        slope = probe.ones[sink.tensor] - base
-        known = probe.moved(sink.tensor)
-        limit = _limits(base, slope, np.unique(base[known]), sink.rows)
-        high = np.where(slope > 0, (limit - 1 - base) // np.where(slope > 0, slope, 1) + 1, 1)
-        if sink.tensor in probe.big:
-            far, farther = probe.big[sink.tensor], probe.bigger[sink.tensor]
-            inside = (far >= -sink.rows) & (far < sink.rows) & (farther >= -sink.rows) & (farther < sink.rows)
-            # Modulo: any id will do; a clip: a little beyond the end.
-            high = np.where(inside, np.where(far != farther, 3 * sink.rows + 1, sink.rows + 2), high)
-        for place, count in zip(at[known] - 1, np.maximum(high, 1)[known], strict=True):
-            rows[place] = count if rows[place] == 0 else min(rows[place], count)
-    return {name: probe.folded(name, part) for name, part in probe.by_input(rows) if part.any()}
-
-
-def _limits(base: np.ndarray, slope: np.ndarray, offsets: np.ndarray, rows: int) -> np.ndarray:
-    """Where the rows for each place of the ids end: at the next offset that its own rows reach.
-
-    ``id + offset`` has one offset a field, ``id * fields + field`` puts rows of the fields between each other.
-    """
-    found = np.full(base.shape, rows, np.int64)
-    for place in {(int(b), int(s)) for b, s in zip(base.reshape(-1), slope.reshape(-1), strict=True)}:
-        start, step = place[0], max(place[1], 1)
-        later = offsets[(offsets > start) & ((offsets - start) % step == 0)]
-        if len(later):
-            found[(base == start) & (slope == place[1])] = min(int(later[0]), rows)
-    return found
-
-
-def _role(name: str, dtype: np.dtype, scope: Scope, known: Known) -> Domain:
-    """The role of an input by what is done with it first, else by its name."""
-    seen, stack = set(), [name]
-    role = Domain()
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in scope.graph.node:
-        for tensor in node.input:
-            readers.setdefault(tensor, []).append(node)
-    while stack:
-        tensor = stack.pop()
-        seen.add(tensor)
-        for node in readers.get(tensor, ()):
-            if node.op_type in PASSING and node.input[0] == tensor:
-                stack.extend(o for o in node.output if o not in seen)
-            elif node.op_type in _COMPARING and dtype.kind != "b":
-                other = node.input[1 - list(node.input).index(tensor)]
-                size = _counts_to(other, scope, known)
-                if size is not None:
-                    return Domain("length", size=size or None)
-            elif node.op_type in ("GRU", "LSTM", "RNN") and tensor in list(node.input)[4:5]:
-                return Domain("length", size=(scope.dims.get(node.input[0]) or [None])[0], low=1)
-            elif node.op_type in ("Log", "Sqrt") and dtype.kind == "f":
-                role = Domain("positive")
-    if "mask" in name.lower() or (dtype.kind == "b" and role.role == "plain"):
-        return Domain("mask")
-    return role
-
-
-def _counts_to(tensor: str, scope: Scope, known: Known) -> int | None:
-    """T where a tensor holds 0 to T-1 or 1 to T in any order; 0 where it counts to something not known, or as far as a
-    free dimension; None where it does not count."""
-    numbers = known.numbers(tensor)
-    if numbers is not None:
-        size = counts(numbers)
-        return 0 if size is not None and tensor in known.varying else size
-    while tensor in scope.producer:
-        node = scope.producer[tensor]
-        if node.op_type == "Range":
-            return 0
-        if node.op_type not in PASSING:
-            return None
-        tensor = node.input[0]
-    return None
+def _in_places(domain: Domain, several: Mapping[int, Role], kept: tuple[int, ...]) -> Domain:
+    """Masks, lengths and what is under a logarithm, of an input that holds other things too."""
+    ids_ = np.zeros(kept, bool) if domain.rows is None else np.broadcast_to(domain.rows != 0, kept)
+    numbers: list[tuple[float, ...]] = []
+    for place in range(int(np.prod(kept))):
+        role = several.get(place)
+        taken = role is None or bool(ids_.reshape(-1)[place])
+        if taken or role is None or role.name == "positive":
+            numbers.append(())
+        elif role.name == "mask":
+            numbers.append((0.0, 1.0))
+        else:
+            numbers.append(tuple(float(n) for n in range(role.low, (role.size or _LENGTH) + 1)))
+    positive = np.array([role is not None and role.name == "positive" for role in map(several.get, range(ids_.size))])
+    return replace(
+        domain,
+        levels=Values(kept, tuple(numbers)) if any(numbers) else None,
+        positive=positive.reshape(kept) if positive.any() else None,
+        real=any(role.real for role in several.values()),
+    )

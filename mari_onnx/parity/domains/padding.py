@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mari_onnx.errors import MariError
-from mari_onnx.parity.domains.comparisons import MIRRORED
 from mari_onnx.parity.domains.dependence import Probe
+from mari_onnx.parity.domains.reactions import MIRRORED
 from mari_onnx.parity.domains.scope import PASSING, Scope, attribute
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Meeting:
     def __init__(self, layout: Layout, domains: Mapping[str, Domain], ordinary: bool = True):
         self._layout, self._domains, self._ordinary = layout, domains, ordinary
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._numbers: dict[_Key, list[float]] = {}
+        self._numbers: dict[_Key, list[Any]] = {}
         for each in layout.signature.inputs:
             domain = domains[each.name]
             if domain.role == "length" and domain.size is not None:
@@ -40,8 +40,7 @@ class Meeting:
             elif domain.values is not None:
                 self._shapes[each.name] = domain.values.shape
                 for place, given in enumerate(domain.values.numbers):
-                    kept = [float(n) for n in np.asarray(given).astype(each.dtype)]
-                    kept = [n for n in kept if n > 0 or domain.role != "positive" or each.dtype.kind != "f"]
+                    kept = _typed(given, each.dtype, positive=domain.role == "positive")
                     if kept:
                         self._numbers[each.name, place] = list(dict.fromkeys(kept))
         self._places: dict[str, list[int]] = {}
@@ -63,6 +62,8 @@ class Meeting:
             return
         for place, elements in self._elements(each.name, places, value.shape, columns):
             numbers = self._numbers[each.name, place]
+            if not meet and each.dtype.kind == "O":
+                continue  # categories are drawn from them anyhow
             if not meet:
                 numbers = [n for n in numbers if each.dtype.kind in "iu" and abs(n) <= _ORDINARY]
             room = elements.size if meet else int(elements.size / 2 + rng.random())
@@ -76,7 +77,8 @@ class Meeting:
         places = [p for p in self._places.get(each.name, ()) if self._left[each.name, p]]
         for place, elements in self._elements(each.name, places, value.shape, columns):
             left = self._left[each.name, place]
-            for number in np.intersect1d(value.reshape(-1)[elements].astype(np.float64), list(left)).tolist():
+            met = set(value.reshape(-1)[elements].tolist())
+            for number in [n for n in left if n in met or (n != n and any(m != m for m in met))]:
                 del left[number]
 
     def missing(self, user: bool) -> int:
@@ -126,6 +128,14 @@ def _rows(domain: Domain, place: int) -> int:
     if domain.rows is None:
         return 0
     return int(domain.rows.flat[place if domain.rows.size > 1 else 0])
+
+
+def _typed(numbers: Sequence[Any], dtype: np.dtype, positive: bool) -> list[Any]:
+    """Numbers as an input holds them, NaN once; strings as they are."""
+    if dtype.kind == "O":
+        return list(numbers)
+    kept = [float(n) for n in np.asarray(numbers, np.float64).astype(dtype)]
+    return [n for n in kept if not n <= 0 or not positive or dtype.kind != "f"]
 
 
 def _lengths(low: int, longest: int) -> list[float]:

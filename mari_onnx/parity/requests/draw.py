@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mari_onnx.parity.domains.domains import Domains
 from mari_onnx.parity.layout import Layout
+from mari_onnx.parity.requests import elements
 from mari_onnx.parity.requests.coverage import Meeting
 from mari_onnx.parity.requests.edge_users import Edge, start
 from mari_onnx.parity.requests.id_deck import Deck
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["Deck", "Drawer", "Layout", "Request"]
 
 _FREE_LENGTHS = (5, 1, 12, 2, 20, 3)
-_SEQUENCE_WORDS = ("hist", "seq", "behav", "recent", "past")
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Drawer:
         positive: bool = False,
         ordinary: bool = True,
     ):
-        self.layout, self.domains, self.positive = layout, domains, positive
+        self.layout, self.domains, self.positive, self.ordinary = layout, domains, positive, ordinary
         self.rng = np.random.default_rng(seed)
         self.decks: dict[tuple[str, int], Deck] = {}
         self.meeting = Meeting(layout, domains, ordinary)
@@ -100,6 +101,7 @@ class Drawer:
         full: bool = False,
         meet: bool = False,
         edge: Edge | None = None,
+        alike: bool = False,
     ) -> Request:
         """One request of n candidates.
 
@@ -108,6 +110,7 @@ class Drawer:
             full: no padding, all lengths at their longest (for coverage of ids).
             meet: all else gives way to numbers that the graph tells apart.
             edge: what is out of the ordinary about the user.
+            alike: some elements equal those of other inputs that the graph compares them with.
         """
         free = {
             name: int(_FREE_LENGTHS[(self._drawn + i) % len(_FREE_LENGTHS)]) if not full else 20
@@ -127,7 +130,10 @@ class Drawer:
         for each in self.layout.signature.inputs:
             columns = self.layout.sides.columns.get(each.name)
             shape = self.layout.shape(each, n, free)
-            state = _State(lengths, extreme, full, max(free.values(), default=0), edge, pool, meet)
+            state = _State(lengths, extreme, full, max(free.values(), default=0), edge, pool, meet, alike)
+            # A mask beside a length says the same as it.
+            lengths_too = any(self.domains[i.name].role == "length" for i in self.layout.signature.inputs)
+            state.scattered, state.real = self._drawn % 4 == 3 and not lengths_too, self._drawn % 2 == 0
             if columns is not None:
                 mine = columns.get("user", ())
                 row = self._array(each, (1, *shape[1:]), True, state, mine)
@@ -140,6 +146,8 @@ class Drawer:
             else:
                 value = self._array(each, shape, self.layout.of_user(each.name), state)
                 (made.rows if self.layout.tagged(each.name) else made.literal)[each.name] = value
+        if alike and isinstance(self.domains, Domains):
+            elements.link(made.arrays(), self.layout.is_user_at, self.domains, self.domains.links, self.rng)
         return made
 
     def coverage(self, user: bool | None = None) -> dict[str, tuple[int, int]]:
@@ -163,7 +171,8 @@ class Drawer:
         columns: Sequence[int] | None = None,
     ) -> np.ndarray:
         value = self._filled(each, shape, user, state, columns)
-        self.meeting.seen(each, value, columns)
+        if not state.alike:
+            self.meeting.seen(each, value, columns)
         return value
 
     def _filled(
@@ -177,9 +186,12 @@ class Drawer:
         domain = self.domains[each.name]
         # numpy answers a scalar for no dimensions, which onnxruntime does not take
         value = np.asarray(self._plain(each, domain, shape, user, state), each.dtype)
+        if domain.levels is not None and not (domain.real and state.real and state.edge is None):
+            value = elements.levels(domain.levels, value, self.rng)
         padding = np.zeros((), np.int64) if domain.padding is None else domain.padding
         edge = state.edge if user else None
-        if domain.values is not None and state.edge is None and state.extreme is None:
+        usual = state.edge is None and state.extreme is None and not (domain.values and domain.values.closed)
+        if domain.values is not None and usual and (domain.role != "mask" or state.real or state.meet):
             value = np.array(value, order="C")
             self.meeting.deal(each, value, columns, self.rng, state.meet)
         if domain.rows is None:
@@ -206,7 +218,8 @@ class Drawer:
                 continue
             deck = self.decks.get((each.name, place))
             if deck is None:
-                first = [] if domain.values is None else list(domain.values.numbers[place])
+                known = [] if domain.values is None else domain.values.numbers[place]
+                first = [n for n in known if not isinstance(n, str)]
                 if len(shape) > 1 and shape[-1] > 1:  # a history should not begin with what stands for no entry
                     first = [n for n in first if n not in padding]
                 deck = self.decks[each.name, place] = Deck(count, self.rng, first)
@@ -220,6 +233,8 @@ class Drawer:
             size = int(mask.sum())
             if state.edge is not None and state.edge.repeats:
                 dealt = state.edge.deal(self.rng, state.pool, count, size, user)
+            elif state.alike:
+                dealt = self.rng.integers(0, count, size)
             else:
                 dealt = deck.deal(size, state.meet)
             if part.ndim:
@@ -232,8 +247,7 @@ class Drawer:
         last = each.shape[-1]
         if domain.rows is not None and domain.rows.size > 1:
             return False
-        named = any(w in each.name.lower() for w in _SEQUENCE_WORDS)
-        if not isinstance(last, int) or domain.padding is not None or named:
+        if not isinstance(last, int) or domain.padding is not None:
             return True
         return any(
             (d.role == "mask" and s.shape and s.shape[-1] == last)
@@ -263,7 +277,9 @@ class Drawer:
         """Everything but ids."""
         rng, dtype = self.rng, each.dtype
         if dtype.kind == "O":
-            return rng.choice(np.array(["a", "b", "c", ""], object), shape)
+            return elements.strings(domain.values, shape, rng)
+        if domain.values is not None and domain.values.closed and dtype.kind in "iuf":
+            return elements.closed(domain.values, shape, rng).astype(dtype)
         if domain.role == "length":
             longest = domain.size or state.free_length or 1
             if len(shape) > 1 and shape[-1] == 1:
@@ -272,7 +288,8 @@ class Drawer:
                 drawn = self._lengths(shape, longest, user, state)
             lengths: np.ndarray = np.maximum(drawn, domain.low).astype(dtype)
             return lengths
-        if domain.role == "mask" and len(shape) > 1:
+        mask = domain.role == "mask" and not (domain.real and state.real and state.edge is None)
+        if mask and len(shape) > 1 and not (state.scattered and state.edge is None):
             if user and state.edge is not None:
                 seen = state.edge.seen(np.arange(shape[-1]), shape[-1])
                 seen = seen if state.edge.masks is None else np.full(seen.shape, state.edge.masks)
@@ -281,15 +298,25 @@ class Drawer:
                 np.arange(shape[-1]) < self._lengths(shape[:-1], shape[-1], user, state)[..., None]
             )
             return np.broadcast_to(seen, shape).astype(dtype)
-        if dtype.kind == "b" or domain.role == "mask":
+        if dtype.kind == "b" or mask:
             return (rng.random(shape) < 0.6).astype(dtype)
         if dtype.kind in "iu":
-            return np.asarray(rng.integers(0, 10, shape)).astype(dtype)
+            whole = np.asarray(rng.integers(0, 10, shape))
+            if domain.spread is not None and self.ordinary and state.edge is None:
+                ends = np.iinfo(dtype)
+                whole = np.clip(np.round(elements.spread(domain.spread, whole, rng)), ends.min, ends.max)
+            return whole.astype(dtype)
         drawn = rng.standard_normal(shape)
         if self.positive or domain.role == "positive":
             drawn = np.abs(drawn) + 1e-3
         else:
             drawn = np.where(rng.random(shape) < 0.1, 0.0, drawn)
+        if domain.spread is not None:
+            drawn = elements.spread(domain.spread, drawn, rng)
+        if domain.values is not None and self.ordinary and state.extreme is None:
+            drawn = elements.told_apart(domain.values, drawn, rng)
+        if domain.positive is not None:
+            drawn = np.where(domain.positive, np.abs(drawn) + 1e-3, drawn)
         if state.extreme is not None:
             drawn = drawn * state.extreme
         return np.asarray(drawn).astype(dtype)
@@ -307,3 +334,7 @@ class _State:
     # The first id that repeats.
     pool: int = 0
     meet: bool = False
+    alike: bool = False
+    # Masks are no prefix; what may be a mask holds other numbers.
+    scattered: bool = False
+    real: bool = False

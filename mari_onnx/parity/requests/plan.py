@@ -3,26 +3,27 @@ and every number that the graph tells apart."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mari_onnx.parity.requests.draw import Drawer, Request
 from mari_onnx.parity.requests.edge_users import Edge, edges
 
 if TYPE_CHECKING:
-    from mari_onnx.parity.domains.domains import Domain
+    from mari_onnx.parity.domains.domains import Domains
     from mari_onnx.parity.layout import Layout
     from mari_onnx.parity.settings import Settings
 
 # Seconds that coverage of user-side ids may take, by the time one run took.
 _COVERAGE_SECONDS = 1.0
 _COVERAGE_ITEM_ROWS = 1024
+# How much larger floats are in requests that drive Exp and its kind beyond the range of the type.
+_STEEP = (10.0, 100.0, 1000.0, 1e4)
 
 
 class Plan:
     """Draws the requests of one check."""
 
-    def __init__(self, layout: Layout, domains: Mapping[str, Domain], settings: Settings):
+    def __init__(self, layout: Layout, domains: Domains, settings: Settings):
         self.layout, self.domains, self.settings = layout, domains, settings
 
     def draw(self, positive: bool, ordinary: bool = True) -> list[Request]:
@@ -40,9 +41,20 @@ class Plan:
             # A few candidates will do: what is out of the ordinary is the user.
             few = min((n for n in candidates if n > 2), default=max(candidates))
             found += [self.drawer.request(few, edge=edge) for edge in edges(self.layout, self.domains)]
+            if self.domains.links:
+                more = max((n for n in candidates if n <= 64), default=few)
+                found += [self.drawer.request(n, alike=True) for n in (few, few, more)]
         if self.settings.extremes:
             found += [self.drawer.request(n, extreme=e) for n in candidates[-2:] for e in (0.0, 1e-6, 1e3, 1e4)]
         return found
+
+    def steep(self) -> list[Request]:
+        """Requests with floats that are many times as large, where a graph has operators that they drive beyond the
+        range of the type. A source that answers NaN or infinity there says nothing."""
+        if not self.domains.steep:
+            return []
+        n = self.layout.fixed_n or 7
+        return [self.drawer.request(n, extreme=by) for by in _STEEP]
 
     def covering(self, seconds: float, row_seconds: float) -> list[Request]:
         """Further requests, so that every id is met, and every number that the graph tells apart: on the user's side

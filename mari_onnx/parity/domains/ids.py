@@ -1,0 +1,152 @@
+"""Which elements are ids, and of how many rows.
+
+A Gather, GatherElements, GatherND or OneHot (in the main graph or in the body of a Loop, Scan or
+If) is a *sink*: its indices must stay inside its table. `dependence.py` says which input element moves which index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mari_onnx.errors import MariError
+from mari_onnx.parity.domains.dependence import Probe
+from mari_onnx.parity.domains.scope import Scope, attribute, constants
+
+if TYPE_CHECKING:
+    import onnx
+
+    from mari_onnx.parity.layout import Layout
+
+
+@dataclass(frozen=True)
+class _Sink:
+    """A tensor of the main graph whose elements index `rows` rows."""
+
+    tensor: str
+    rows: int
+
+
+def rows(model: onnx.ModelProto, layout: Layout, scope: Scope) -> tuple[dict[str, np.ndarray], list[str]]:
+    """For inputs with ids, how many ids each element may have, as `Domain.rows`; and notes on what could not be found
+    out.
+
+    Args:
+        model: its large weights may be unloaded external data.
+        scope: of its main graph.
+    """
+    sinks = list(dict.fromkeys(_sinks(scope)))
+    reason = None
+    for length in (5, 1):  # of free dimensions: a graph may refuse one
+        try:
+            return _probe(model, layout, sinks, length), []
+        except MariError as error:
+            reason = str(error).splitlines()[0]
+    note = f"the range of ids could not be found out ({reason}); 0 and 1 are drawn"
+    return {i.name: np.array(2) for i in layout.signature.inputs if i.dtype.kind in "iu"}, [note]
+
+
+def _sinks(scope: Scope) -> Iterator[_Sink]:
+    for node in scope.graph.node:
+        rows = _table_rows(node, scope)
+        if rows is not None:
+            yield from (
+                _Sink(t, rows)
+                for t in _in_main(node.input[0 if node.op_type == "OneHot" else 1], scope)
+            )
+        for each in node.attribute:
+            graphs = [each.g] if each.HasField("g") else list(each.graphs)
+            for body in graphs:
+                yield from _sinks(_body(node, body, scope))
+
+
+def _body(node: onnx.NodeProto, body: onnx.GraphProto, scope: Scope) -> Scope:
+    formal = [i.name for i in body.input]
+    actual = list(node.input) if node.op_type in ("Loop", "Scan") else []
+    dims = {t.name: list(t.dims) for t in body.initializer}
+    return Scope(body, dims, constants(body), dict(zip(formal, actual, strict=False)), scope)
+
+
+def _table_rows(node: onnx.NodeProto, scope: Scope) -> int | None:
+    """Rows of the table that a node looks up in; None where it is no lookup or its size is not
+    known."""
+    if node.op_type == "OneHot":
+        depth = scope.constants.get(node.input[1])
+        return None if depth is None else int(depth.reshape(-1)[0])
+    if (
+        node.op_type not in ("Gather", "GatherElements", "GatherND")
+        or node.input[1] in scope.constants
+    ):
+        return None
+    dims = scope.dims.get(node.input[0])
+    if dims is None:
+        return None
+    if node.op_type == "GatherND":
+        last = scope.dims.get(node.input[1]) or [None]
+        return dims[0] if last[-1] == 1 and attribute(node, "batch_dims", 0) == 0 else None
+    return dims[attribute(node, "axis", 0)] if dims else None
+
+
+def _in_main(tensor: str, scope: Scope) -> Iterator[str]:
+    """The tensors of the main graph whose values reach `tensor` of a body, along the data path."""
+    if scope.parent is None:
+        yield tensor
+        return
+    seen, stack = set(), [tensor]
+    while stack:
+        name = stack.pop()
+        if name in seen or name in scope.constants:
+            continue
+        seen.add(name)
+        node = scope.producer.get(name)
+        if name in scope.outer:
+            yield from _in_main(scope.outer[name], scope.parent)
+        elif node is None:
+            if name not in {i.name for i in scope.graph.input}:
+                yield from _in_main(name, scope.parent)
+        elif node.op_type in ("Concat", "Add", "Sub", "Where", "Mod"):
+            stack.extend(node.input)
+        else:  # Slice, Gather, Cast, Reshape, ...: their first input is the data
+            stack.append(node.input[0])
+
+
+def _probe(model: onnx.ModelProto, layout: Layout, sinks: Sequence[_Sink], length: int) -> dict[str, np.ndarray]:
+    if not sinks:
+        return {}
+    probe = Probe(model, layout, [s.tensor for s in sinks], length)
+    if not probe.names:
+        return {}
+    rows = np.zeros(probe.total, np.int64)
+    for sink in sinks:
+        if sink.tensor not in probe.names:
+            continue
+        at, base = probe.origin[sink.tensor], probe.zeros[sink.tensor]
+        slope = probe.ones[sink.tensor] - base
+        known = probe.moved(sink.tensor)
+        limit = _limits(base, slope, np.unique(base[known]), sink.rows)
+        high = np.where(slope > 0, (limit - 1 - base) // np.where(slope > 0, slope, 1) + 1, 1)
+        if sink.tensor in probe.big:
+            far, farther = probe.big[sink.tensor], probe.bigger[sink.tensor]
+            inside = (far >= -sink.rows) & (far < sink.rows) & (farther >= -sink.rows) & (farther < sink.rows)
+            # Modulo: any id will do; a clip: a little beyond the end.
+            high = np.where(inside, np.where(far != farther, 3 * sink.rows + 1, sink.rows + 2), high)
+        for place, count in zip(at[known] - 1, np.maximum(high, 1)[known], strict=True):
+            rows[place] = count if rows[place] == 0 else min(rows[place], count)
+    return {name: probe.folded(name, part) for name, part in probe.by_input(rows) if part.any()}
+
+
+def _limits(base: np.ndarray, slope: np.ndarray, offsets: np.ndarray, rows: int) -> np.ndarray:
+    """Where the rows for each place of the ids end: at the next offset that its own rows reach.
+
+    ``id + offset`` has one offset a field, ``id * fields + field`` puts rows of the fields between each other.
+    """
+    found = np.full(base.shape, rows, np.int64)
+    for place in {(int(b), int(s)) for b, s in zip(base.reshape(-1), slope.reshape(-1), strict=True)}:
+        start, step = place[0], max(place[1], 1)
+        later = offsets[(offsets > start) & ((offsets - start) % step == 0)]
+        if len(later):
+            found[(base == start) & (slope == place[1])] = min(int(later[0]), rows)
+    return found

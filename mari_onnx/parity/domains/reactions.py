@@ -1,0 +1,207 @@
+"""What a graph reacts to: numbers and categories that it compares elements with, ends of its tables of categories,
+splits of its trees, bounds, NaN.
+
+Each reaction names elements of a local tensor and what they should be at least once; `thresholds.py` turns that back
+into what is fed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx
+
+    from mari_onnx.parity.domains.trace import Trace
+
+MIRRORED = {"Greater": "Less", "GreaterOrEqual": "LessOrEqual", "Less": "Greater", "LessOrEqual": "GreaterOrEqual"}
+# The bound itself is the first number that is cut, or counts anew.
+_BOUNDS = {"Clip": "Less", "Min": "Greater", "Max": "Less", "Mod": "GreaterOrEqual"}
+# Categories that an operator of ai.onnx.ml knows, and strings that StringNormalizer leaves out.
+_CATEGORIES = {
+    "LabelEncoder": ("keys_strings", "keys_int64s", "keys_floats", "keys_tensor", "classes_strings"),
+    "OneHotEncoder": ("cats_strings", "cats_int64s"),
+    "CategoryMapper": ("cats_strings", "cats_int64s"),
+    "StringNormalizer": ("stopwords",),
+    "TfIdfVectorizer": ("pool_strings", "pool_int64s"),
+}
+# How a tree goes left: by name before ai.onnx.ml 5, by number since.
+_MODES = {"BRANCH_LEQ": "LessOrEqual", "BRANCH_LT": "Less", "BRANCH_GTE": "GreaterOrEqual", "BRANCH_GT": "Greater",
+          "BRANCH_EQ": "Equal", "BRANCH_NEQ": "Equal"}  # fmt: skip
+_BY_NUMBER = ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRANCH_NEQ", "BRANCH_MEMBER")
+# Comparisons of more elements than this are not looked into.
+_ELEMENTS = 2**16
+
+
+@dataclass(frozen=True)
+class Reaction:
+    """Elements of one tensor and numbers, or strings, that they are told apart by.
+
+    Attributes:
+        tensor: a local one.
+        op: `Equal`, `Less`, .. as if the tensor stood on its left.
+        elements: in C order; `numbers` has as many.
+        node: the operator that reacts, for messages.
+        bound: of a Clip, Min or Max, which often stands there as a guard.
+        closed: no other numbers than these may be fed.
+    """
+
+    tensor: str
+    op: str
+    elements: np.ndarray
+    numbers: np.ndarray
+    node: str
+    bound: bool = False
+    closed: bool = False
+
+
+def reactions(trace: Trace) -> Iterator[Reaction]:
+    """All of a graph's."""
+    for node in trace.parts.nodes:
+        for tensor, op, number, bound in _compared(node, trace):
+            curve = trace.curves.get(tensor)
+            if curve is None:
+                continue
+            shape = trace.shape_of(tensor)
+            try:
+                if np.prod(np.broadcast_shapes(shape, number.shape)) > _ELEMENTS:
+                    continue
+                elements, numbers = np.broadcast_arrays(np.arange(curve.origin.size).reshape(shape), number)
+            except ValueError:
+                continue
+            yield Reaction(tensor, op, elements.reshape(-1), numbers.reshape(-1), label(node), bound)
+        for tensor, column, op, several in _of_columns(node):
+            if tensor not in trace.curves:
+                continue
+            shape = trace.shape_of(tensor)
+            places = np.arange(trace.curves[tensor].origin.size).reshape(shape or (1,))
+            if column is not None and not -places.shape[-1] <= column < places.shape[-1]:
+                continue
+            mine = (places if column is None else places[..., column]).reshape(-1)
+            text = bool(len(several)) and isinstance(several[0], str)
+            array = np.array(several, object if text else np.float64)
+            pairs = np.repeat(mine, array.size), np.tile(array, mine.size)
+            if pairs[0].size <= 4 * _ELEMENTS:
+                closed = node.op_type == "OneHotEncoder" and not attributes(node).get("zeros", 1)
+                yield Reaction(tensor, op, *pairs, label(node), closed=closed)
+
+
+def normalized(trace: Trace) -> Iterator[tuple[str, str]]:
+    """Inputs whose letters are made small or large, and the node."""
+    for node in trace.parts.nodes:
+        if node.op_type == "StringNormalizer" and node.input[0] in trace.curves:
+            if attributes(node).get("case_change_action", "NONE") == "NONE":
+                continue
+            yield from ((name, label(node)) for name in sorted(trace.parts.local[node.input[0]]))
+
+
+def label(node: onnx.NodeProto) -> str:
+    return f"{node.op_type} {node.name or (node.output[0] if node.output else '')}".strip()
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    import onnx
+
+    found = {}
+    for each in node.attribute:
+        value = onnx.helper.get_attribute_value(each)
+        if each.type == onnx.AttributeProto.TENSOR:
+            value = onnx.numpy_helper.to_array(value)
+        if isinstance(value, list | tuple) and value and isinstance(value[0], bytes):
+            value = [v.decode("utf-8", "replace") for v in value]
+        elif isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        found[each.name] = value
+    return found
+
+
+def _compared(node: onnx.NodeProto, trace: Trace) -> Iterator[tuple[str, str, np.ndarray, bool]]:
+    """Tensors that are compared, how, with what that no input moves, and whether it is a bound."""
+    import onnx
+
+    given = [t for t in node.input if t]
+    known = trace.constants
+    if node.op_type == "Equal" or node.op_type in MIRRORED:
+        for one, other, op in ((*given, node.op_type), (*given[::-1], MIRRORED.get(node.op_type, node.op_type))):
+            if one in trace.curves and other in known and known[other].dtype.kind in "iufO":
+                yield one, op, known[other], False
+    elif node.op_type == "Cast" and attributes(node).get("to") == onnx.TensorProto.BOOL:
+        yield given[0], "Equal", np.zeros(()), False
+    elif node.op_type in _BOUNDS:
+        for one in given if node.op_type in ("Min", "Max") else given[:1]:
+            for other in given:
+                if other != one and one in trace.curves and other in known and known[other].dtype.kind in "iuf":
+                    yield one, _BOUNDS[node.op_type], known[other], node.op_type != "Mod"
+        own = attributes(node)
+        if node.op_type == "Clip" and len(given) == 1:  # bounds were attributes before opset 11
+            yield from ((given[0], "Less", np.array(own[k]), True) for k in ("min", "max") if k in own)
+    elif node.op_type == "IsNaN":
+        yield given[0], "Equal", np.array(np.nan), False
+    elif node.op_type == "IsInf":
+        own = attributes(node)
+        ends = [sign for key, sign in (("detect_positive", np.inf), ("detect_negative", -np.inf)) if own.get(key, 1)]
+        yield from ((given[0], "Equal", np.array(each), False) for each in ends)
+
+
+def _of_columns(node: onnx.NodeProto) -> Iterator[tuple[str, int | None, str, Sequence[Any]]]:
+    """Tensors, their column or None for all, how they are compared, and with what."""
+    own = attributes(node)
+    if node.op_type in _CATEGORIES:
+        for key in _CATEGORIES[node.op_type]:
+            if key in own and len(own[key]):
+                yield node.input[0], None, "Equal", np.asarray(own[key]).reshape(-1).tolist()
+    elif node.op_type == "Binarizer":
+        yield node.input[0], None, "Greater", [own.get("threshold", 0.0)]
+    elif node.op_type == "Imputer":
+        for key in ("replaced_value_float", "replaced_value_int64"):
+            if key in own:
+                yield node.input[0], None, "Equal", [own[key]]
+        if "replaced_value_float" not in own and "replaced_value_int64" not in own:
+            yield node.input[0], None, "Equal", [0.0]
+    elif node.op_type.startswith("TreeEnsemble"):
+        yield from _splits(node, own)
+
+
+def _splits(node: onnx.NodeProto, own: dict[str, Any]) -> Iterator[tuple[str, int, str, Sequence[Any]]]:
+    features = own.get("nodes_featureids", [])
+    modes = own.get("nodes_modes", [])
+    numbers = own.get("nodes_values_as_tensor", own.get("nodes_splits", own.get("nodes_values", [])))
+    modes = [_BY_NUMBER[int(m)] if not isinstance(m, str) else m for m in modes]
+    missing = own.get("nodes_missing_value_tracks_true", [])
+    found: dict[tuple[int, str], dict[float, None]] = {}
+    members = iter(_members(own.get("membership_values")))
+    for place, (feature, mode, number) in enumerate(zip(features, modes, numbers, strict=False)):
+        if mode == "BRANCH_MEMBER":
+            found.setdefault((int(feature), "Equal"), {}).update(dict.fromkeys(next(members, [])))
+        elif mode in _MODES:
+            found.setdefault((int(feature), _MODES[mode]), {})[float(number)] = None
+        if mode != "LEAF" and place < len(missing) and missing[place]:
+            found.setdefault((int(feature), "Equal"), {})[float("nan")] = None
+    for (feature, op), several in found.items():
+        yield node.input[0], feature, op, list(several)
+
+
+def _members(values: Any) -> list[list[float]]:
+    """Sets of numbers, each ended by NaN."""
+    found: list[list[float]] = [[]]
+    for number in [] if values is None else np.asarray(values, np.float64).reshape(-1).tolist():
+        if np.isnan(number):
+            found.append([])
+        else:
+            found[-1].append(number)
+    return found
+
+
+def counts(numbers: np.ndarray) -> int | None:
+    """T where an array, or each of its rows, holds 0 to T-1 or 1 to T in any order; None else. T is at least 2."""
+    if numbers.size < 2 or numbers.dtype.kind not in "iuf":
+        return None
+    flat = numbers.reshape(-1)
+    if numbers.ndim > 1 and numbers.shape[-1] > 1 and (numbers == numbers.reshape(-1, numbers.shape[-1])[0]).all():
+        flat = numbers.reshape(-1, numbers.shape[-1])[0]
+    steps = np.arange(flat.size)
+    return int(flat.size) if any((np.sort(flat) == steps + first).all() for first in (0, 1)) else None
