@@ -24,6 +24,7 @@ from onnx.reference import ReferenceEvaluator
 
 from mari_onnx.engine import Options, Rewrite, rewrite
 from mari_onnx.engine.ir.nodes import RANDOM
+from mari_onnx.model.nodes import is_standard
 from mari_onnx.sides.resolve import Sides
 from tests.engine.graphs import unweighed
 from tests.fuzz.oracle import Fault, strictly
@@ -92,7 +93,7 @@ def _array(value: Any) -> Any:
 def _opset(op: str, stated: onnx.OperatorSetIdProto) -> onnx.OperatorSetIdProto:
     """One that is rewritten and that onnxruntime runs, where the operator is the same there."""
     version = min(max(stated.version, OLDEST), NEWEST)
-    if stated.domain not in ("", "ai.onnx") or version == stated.version or not onnx.defs.has(op):
+    if not is_standard(stated) or version == stated.version or not onnx.defs.has(op):
         return stated
     try:
         since = [onnx.defs.get_schema(op, v).since_version for v in (version, stated.version)]
@@ -254,7 +255,7 @@ def build(sample: Sample, layout: Layout, more: str) -> Built | None:
     nodes.append(node)
     outputs = [onnx.ValueInfoProto(name=o) for o in node.output if o]
     opsets = list(sample.opsets)
-    if not any(o.domain in ("", "ai.onnx") for o in opsets):
+    if not any(is_standard(o) for o in opsets):
         opsets.append(helper.make_opsetid("", 21))
     graph = helper.make_graph(nodes, "swept", inputs, outputs, weights)
     return Built(helper.make_model(graph, opset_imports=opsets, ir_version=10), Sides(sides), feeds, once)
@@ -361,7 +362,7 @@ def sweep(given: Sequence[Sample], seen: dict[str, Met], report: Callable[[str, 
     """Every layout of every sample that the source itself runs."""
     for sample in given:
         op = sample.node.op_type
-        met = seen[f"{sample.node.domain}.{op}" if sample.node.domain not in ("", "ai.onnx") else op]
+        met = seen[f"{sample.node.domain}.{op}" if not is_standard(sample.node) else op]
         for name, layout in layouts(sample):
             for more in ("as is", "rows", "added"):
                 built = build(sample, layout, more)

@@ -119,7 +119,8 @@ def _code(text: str) -> Iterator[str]:
 
 
 def _file(name: str) -> Path | None:
-    for base in (ROOT, PACKAGE, PACKAGE / "engine", PACKAGE / "parity", ROOT / "docs", ROOT / "models"):
+    inside = [PACKAGE / each for each in ("engine", "parity", "model")]
+    for base in (ROOT, PACKAGE, *inside, ROOT / "docs", ROOT / "models"):
         if (base / name).is_file():
             return base / name
     return None

@@ -14,7 +14,6 @@ from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.inputs import enter, input_shapes
 from mari_onnx.engine.interpreter import Walk, visit
 from mari_onnx.engine.ir.builder import Builder
-from mari_onnx.engine.ir.nodes import names
 from mari_onnx.engine.ir.value import Decline, Tensor, Value, kind
 from mari_onnx.engine.outcome import NodeReport
 from mari_onnx.engine.output.assemble import assemble, fuse_gemm, live
@@ -23,6 +22,7 @@ from mari_onnx.engine.output.names import name_outputs, restore_names, tensor_ma
 from mari_onnx.engine.session import Options, Session
 from mari_onnx.model.dims import Size
 from mari_onnx.model.functions import inlined
+from mari_onnx.model.nodes import all_names
 from mari_onnx.sides.resolve import Sides
 
 OLDEST = 11
@@ -99,7 +99,7 @@ def _thrifty(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
 
 def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeModel) -> Rewrite:
     graph, options = session.graph, session.options
-    b = Builder(session.opsets[""], names(graph), time)
+    b = Builder(session.opsets[""], all_names(graph), time)
     env, stored = enter(b, session, sides)
     walk = Walk(b, session, env)
     if "user" in sides.inputs.values() and "N" not in b.sources and "N" not in b.fixed:

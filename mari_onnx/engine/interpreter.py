@@ -14,13 +14,14 @@ from onnx import NodeProto
 
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import settle
-from mari_onnx.engine.ir.nodes import RANDOM, captures
+from mari_onnx.engine.ir.nodes import RANDOM
 from mari_onnx.engine.ir.value import Decline, Value
 from mari_onnx.engine.outcome import NodeReport, outcome, partial
 from mari_onnx.engine.rule import RULES, Context
 from mari_onnx.engine.rules import shape as shape_rules
 from mari_onnx.engine.rules.control import loop as loop_rules
 from mari_onnx.engine.session import Session
+from mari_onnx.model.nodes import captures, domain, operator
 
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What a rule may raise on a graph that it did not expect."""
@@ -54,7 +55,7 @@ def visit(walk: Walk, node: NodeProto) -> None:
     reason: str | None = None
     outputs: Sequence[Value | None] | None = None
     name, splits = "default", False
-    domain = "" if node.domain == "ai.onnx" else node.domain
+    owner = domain(node.domain)
     if {node.name, walk.b.label} & walk.session.options.skip:
         reason = "left alone on request"
     elif node.op_type in RANDOM:
@@ -64,9 +65,9 @@ def visit(walk: Walk, node: NodeProto) -> None:
             outputs = shape_rules.fold(ctx)
             name = "shape"
             if outputs is None:
-                found = RULES.get((domain, node.op_type))
+                found = RULES.get((owner, node.op_type))
                 if found is None:
-                    raise Decline(f"no rule for {domain + '.' if domain else ''}{node.op_type}")
+                    raise Decline(f"no rule for {operator(node)}")
                 name, splits = found.name, found.splits
                 outputs = found.answer(ctx)
         except Decline as decline:

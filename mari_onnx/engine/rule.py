@@ -17,6 +17,7 @@ from mari_onnx.engine.ir.infer import Inferred, infer
 from mari_onnx.engine.ir.value import Axis, Body, Decline, Group, Leaf, Tensor, Value, is_const, leaves
 from mari_onnx.engine.session import Session
 from mari_onnx.model.dims import Dim, Size
+from mari_onnx.model.nodes import attributes
 from mari_onnx.model.tensors import EXACT
 
 MAX_SYMBOLIC = 1024
@@ -80,9 +81,7 @@ class Context:
         """Answers a node of a subgraph; its inputs are in the environment, its outputs are put there."""
         self.env: dict[str, Value] = {}
         """The environment of the node itself: what is visited with it takes the node's place, in reports too."""
-        self.attrs: dict[str, Any] = {
-            a.name: helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name
-        }
+        self.attrs = attributes(node)
 
     def on(self, node: NodeProto, inputs: Sequence[Value | None]) -> Context:
         """Another node, written under the name of this one."""
@@ -122,8 +121,7 @@ class Context:
         return self.b.opset
 
     def attr(self, name: str, default: Any = None) -> Any:
-        value = self.attrs.get(name, default)
-        return value.decode() if isinstance(value, bytes) else value
+        return self.attrs.get(name, default)
 
     def has(self, i: int) -> bool:
         return i < len(self.inputs) and self.inputs[i] is not None

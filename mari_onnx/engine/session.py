@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import onnx
 
-from mari_onnx.engine.ir.nodes import captures
 from mari_onnx.engine.lookahead.masked_rows import Unread
 from mari_onnx.engine.lookahead.squeeze import Ahead
 from mari_onnx.model.dims import Size
+from mari_onnx.model.nodes import captures
 from mari_onnx.model.ops import Fact, having
 
 

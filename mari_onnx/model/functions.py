@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
 from mari_onnx.errors import InvalidModel
+from mari_onnx.model.nodes import all_nodes, domain
 
 if TYPE_CHECKING:
     import onnx
@@ -80,22 +81,11 @@ def _visit(key: Key, calls: dict[Key, list[Key]], done: set[Key], order: list[Ke
 
 def _called(nodes: Iterable[onnx.NodeProto], functions: dict[Key, onnx.FunctionProto]) -> Iterator[Key]:
     """The functions that nodes call, in their bodies too."""
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        key = (_domain(node.domain), node.op_type, node.overload)
+    for node in all_nodes(nodes):
+        key = (domain(node.domain), node.op_type, node.overload)
         if key in functions:
             yield key
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                stack.extend(attribute.g.node)
-            for graph in attribute.graphs:
-                stack.extend(graph.node)
 
 
 def _key(function: onnx.FunctionProto) -> Key:
-    return _domain(function.domain), function.name, function.overload
-
-
-def _domain(name: str) -> str:
-    return "" if name == "ai.onnx" else name
+    return domain(function.domain), function.name, function.overload

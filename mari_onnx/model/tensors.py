@@ -37,27 +37,17 @@ EXACT = INDICES | {_BOOL}
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor, of subgraphs and functions too; a sparse one as its values and indices."""
-    graphs = [model.graph]
-    nodes = [node for function in model.functions for node in function.node]
-    while graphs or nodes:
-        if graphs:
-            graph = graphs.pop()
-            yield from graph.initializer
-            for sparse in graph.sparse_initializer:
-                yield sparse.values
-                yield sparse.indices
-            nodes.extend(graph.node)
-            continue
-        for attribute in nodes.pop().attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            if attribute.HasField("sparse_tensor"):
-                yield attribute.sparse_tensor.values
-                yield attribute.sparse_tensor.indices
-            if attribute.HasField("g"):
-                graphs.append(attribute.g)
-            graphs.extend(attribute.graphs)
+    from mari_onnx.model.nodes import all_graphs, all_nodes, graphs, held
+
+    inner = [node for function in model.functions for node in function.node]
+    yield from held(inner)
+    bodies = [graph for node in all_nodes(inner) for graph in graphs(node)]
+    for graph in [*all_graphs(model.graph), *bodies]:
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield sparse.values
+            yield sparse.indices
+        yield from held(graph.node)
 
 
 def is_external(tensor: onnx.TensorProto) -> bool:

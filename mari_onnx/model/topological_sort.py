@@ -10,6 +10,8 @@ import heapq
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from mari_onnx.model.nodes import all_graphs, graphs
+
 if TYPE_CHECKING:
     import onnx
 
@@ -19,12 +21,12 @@ def put_in_order(model: onnx.ModelProto, *, copy: bool) -> onnx.ModelProto:
 
     Nodes keep their order as far as they can. A graph with a cycle is left as it is.
     """
-    if not any(_order(graph) for graph in _graphs(model.graph)):
+    if not any(_order(graph) for graph in all_graphs(model.graph)):
         return model
     if copy:
         original, model = model, type(model)()
         model.CopyFrom(original)
-    for graph in _graphs(model.graph):
+    for graph in all_graphs(model.graph):
         order = _order(graph)
         if order:
             count = len(graph.node)
@@ -33,28 +35,11 @@ def put_in_order(model: onnx.ModelProto, *, copy: bool) -> onnx.ModelProto:
     return model
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and those within it; a stack, as control flow may nest deeper than Python recurses."""
-    stack = [graph]
-    while stack:
-        each = stack.pop()
-        yield each
-        for node in each.node:
-            stack.extend(_bodies(node))
-
-
-def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
     """What a node reads, the names that its bodies take from around them included (and some of their own)."""
     yield from node.input
-    for body in _bodies(node):
-        for graph in _graphs(body):
+    for body in graphs(node):
+        for graph in all_graphs(body):
             for inner in graph.node:
                 yield from inner.input
             for output in graph.output:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mari_onnx.errors import InvalidModel
 from mari_onnx.model.functions import depths
+from mari_onnx.model.nodes import graphs
 
 if TYPE_CHECKING:
     import onnx
@@ -69,10 +70,7 @@ def check_structure(model: onnx.ModelProto) -> None:
             if name and name in scope.names:
                 raise InvalidModel(f"{what} writes {name!r}, which was written before")
             scope.names.add(name)
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                stack.append(_Scope.of(attribute.g, scope))
-            stack.extend(_Scope.of(graph, scope) for graph in attribute.graphs)
+        stack.extend(_Scope.of(graph, scope) for graph in graphs(node))
 
 
 def _check_outputs(scope: _Scope) -> None:

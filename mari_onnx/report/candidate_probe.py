@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mari_onnx.model.nodes import graphs, is_standard
 from mari_onnx.model.ops import Fact, having
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class _Taint:
         doubtful: set[str] = set()
         for node in self.nodes:
             involved = node.op_type not in having(Fact.SIZES) and any(x in self.data for x in node.input)
-            involved = involved or any(a.HasField("g") for a in node.attribute)
+            involved = involved or any(graphs(node))
             if involved:
                 self.data.update(node.output)
             inherits = any(x in doubtful for x in node.input)
@@ -207,7 +208,7 @@ def _probe(model: onnx.ModelProto) -> onnx.ModelProto:
             scaled = (values * (target / spread)).astype(np.float32)
             weight.CopyFrom(numpy_helper.from_array(scaled, weight.name))
     for node in copy.graph.node:
-        if node.op_type == "Relu" and node.domain in ("", "ai.onnx"):
+        if node.op_type == "Relu" and is_standard(node):
             node.op_type = "LeakyRelu"
             node.attribute.append(onnx.helper.make_attribute("alpha", -0.125))
             continue

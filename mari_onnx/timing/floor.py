@@ -6,7 +6,7 @@ less. A tensor of the user alone that was expanded to N rows is fed with its N r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from mari_onnx import runtime
 from mari_onnx.errors import MariError
 from mari_onnx.model.dims import symbols
+from mari_onnx.model.nodes import all_graphs, all_nodes
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.model.signature import Input, signature
 
@@ -106,7 +107,7 @@ def _check_safe(model: onnx.ModelProto) -> None:
     kinds = {AttributeProto.TYPE_PROTO, AttributeProto.TYPE_PROTOS}
     kinds |= {AttributeProto.GRAPHS, AttributeProto.TENSORS}
     plain = {TensorProto.DataType.Value(name) for name in _PLAIN_TYPES}
-    for graph in _graphs(model.graph):
+    for graph in all_graphs(model.graph):
         for node in graph.node:
             for attribute in node.attribute:
                 if attribute.type in kinds:
@@ -122,14 +123,6 @@ _PLAIN_TYPES = (
     *("FLOAT", "FLOAT16", "DOUBLE", "INT8", "INT16", "INT32", "INT64"),
     *("UINT8", "UINT16", "UINT32", "UINT64", "BOOL", "STRING"),
 )
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
 
 
 @dataclass(frozen=True)
@@ -159,12 +152,7 @@ def _parts(rewrite: Rewrite, sides: Sides) -> _Parts:
 
 def _inputs(node: onnx.NodeProto) -> list[str]:
     """What a node reads, its subgraphs included."""
-    found = [name for name in node.input if name]
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            for inner in _graphs(attribute.g):
-                found += [name for each in inner.node for name in each.input if name]
-    return found
+    return [name for each in all_nodes([node]) for name in each.input if name]
 
 
 def _takes_user_row(node: onnx.NodeProto, rewrite: Rewrite, sides: Sides) -> bool:

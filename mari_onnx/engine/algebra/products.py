@@ -13,6 +13,7 @@ from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import absorbing
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Group, Leaf, Part, Tensor, axes_of, is_const, rename
+from mari_onnx.model.nodes import is_standard
 from mari_onnx.model.ops import Fact, having
 
 ALIKE = 4
@@ -154,7 +155,8 @@ def _made(b: Builder, term: Term) -> tuple[str, list[Tensor]] | None:
         return None
     node = b.nodes[t.node]
     pieces = [x for x in node.inputs if x is not None and x.shape is not None]
-    if node.proto.op_type not in having(Fact.ADDS) | having(Fact.MULTIPLIES) or node.proto.domain or len(pieces) != 2:
+    arithmetic = node.proto.op_type in having(Fact.ADDS) | having(Fact.MULTIPLIES) and is_standard(node.proto)
+    if not arithmetic or len(pieces) != 2:
         return None
     if pieces[0].shape == pieces[1].shape or any(x.const or x.known[-1:] != t.known[-1:] for x in pieces):
         return None

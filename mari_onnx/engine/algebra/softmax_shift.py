@@ -35,6 +35,7 @@ from mari_onnx.engine.ir.emit import broadcast
 from mari_onnx.engine.ir.forms import form_of
 from mari_onnx.engine.ir.value import Axis, Body, Leaf, Node, Prod, Sum, Tensor, axes_of, is_const, leaves
 from mari_onnx.model.dims import Size
+from mari_onnx.model.nodes import attribute, is_standard
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.model.tensors import FLOATS
 
@@ -87,7 +88,7 @@ def _without(b: Builder, leaf: Leaf, at: At) -> Leaf:
     at = replace(at, depth=at.depth - 1)
     node = b.nodes[leaf.tensor.node] if leaf.tensor.node is not None else None
     found = leaf
-    if node is not None and node.proto.domain in ("", "ai.onnx"):
+    if node is not None and is_standard(node.proto):
         found = _through(b, node, leaf, at)
     if axes_of(found) < axes_of(leaf):
         return found
@@ -211,10 +212,10 @@ def _linear(b: Builder, inputs: Sequence[Tensor], leaf: Leaf, at: At) -> Leaf:
 def _reduced(b: Builder, node: Node, leaf: Leaf, at: At) -> Leaf:
     """A sum or mean over other axes."""
     x = node.inputs[0]
-    axes = next((list(a.ints) for a in node.proto.attribute if a.name == "axes"), None)
+    axes = attribute(node.proto, "axes")
     if len(node.inputs) > 1 and node.inputs[1] is not None and node.inputs[1].const:
         axes = [int(a) for a in node.inputs[1].array]
-    keep = next((a.i for a in node.proto.attribute if a.name == "keepdims"), 1)
+    keep = attribute(node.proto, "keepdims", 1)
     if axes is None or x is None or len(leaf.axes) != len(x.known) - (0 if keep else len(axes)):
         return leaf
     gone = {a % len(x.known) for a in axes}
@@ -246,7 +247,7 @@ def _seen(node: Node, source: Tensor, leaf: Leaf) -> Leaf | None:
     if len(leaf.axes) != len(leaf.tensor.known):
         return None
     if node.proto.op_type == "Transpose":
-        perm = next((list(a.ints) for a in node.proto.attribute if a.name == "perm"), None)
+        perm = attribute(node.proto, "perm")
         return Leaf(source, tuple(leaf.axes[perm.index(i)] for i in range(len(perm)))) if perm is not None else None
     if [s for s in source.known if s != 1] != [s for s in leaf.tensor.known if s != 1]:
         return None

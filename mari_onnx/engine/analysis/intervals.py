@@ -15,6 +15,7 @@ import onnx
 from mari_onnx.engine.analysis.magnitude import bound
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Node, Tensor
+from mari_onnx.model.nodes import attribute, attributes, is_standard
 from mari_onnx.model.ops import Fact, having, row
 
 Span = tuple[np.ndarray, np.ndarray]
@@ -52,7 +53,7 @@ def _span(b: Builder, tensor: Tensor, depth: int) -> Span | None:
             return None
         return array.astype(np.float64), array.astype(np.float64)
     node = _made(b, tensor)
-    if node is None or node.proto.domain not in ("", "ai.onnx"):
+    if node is None or not is_standard(node.proto):
         return None
     op, rank = node.proto.op_type, len(tensor.known)
     inputs = [t for t in node.inputs if t is not None]
@@ -140,7 +141,7 @@ def _regrouped(side: np.ndarray, old: Tensor, new: Tensor) -> np.ndarray | None:
 
 
 def _axis(node: Node) -> int:
-    return next(int(a.i) for a in node.proto.attribute if a.name == "axis")
+    return int(attribute(node.proto, "axis"))
 
 
 def _side_by_side(sides: list[np.ndarray], inputs: list[Tensor], axis: int) -> np.ndarray:
@@ -164,7 +165,7 @@ def _lead(array: np.ndarray, rank: int) -> np.ndarray:
 def _moved(node: Node, inputs: list[Tensor], side: np.ndarray) -> np.ndarray | None:
     """Bounds after an operator that moves elements; a dimension of 1 stands for one that does not differ."""
     op = node.proto.op_type
-    attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.proto.attribute}
+    attrs = attributes(node.proto)
     if op == "Transpose":
         return side.transpose(attrs["perm"])
     if not all(t.const for t in inputs[1:]):

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import onnx
 
 from mari_onnx.engine.analysis.norm_patterns import NORMALIZED, largest
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Node, Tensor
 from mari_onnx.model.dims import product
+from mari_onnx.model.nodes import attribute, is_standard
 from mari_onnx.model.ops import Fact, having, row
 
 STEPS = 4000
@@ -66,7 +66,7 @@ def _operands(node: Node) -> list[Tensor]:
 def _node(node: Node, known: dict[str, float]) -> float:
     op = node.proto.op_type
     inputs = [t for t in node.inputs if t is not None]
-    if node.proto.domain not in ("", "ai.onnx"):
+    if not is_standard(node.proto):
         return math.inf
     if row(op).bound < math.inf:
         return row(op).bound
@@ -74,7 +74,7 @@ def _node(node: Node, known: dict[str, float]) -> float:
     if op in KEEP:
         return values[0]
     if op == "LeakyRelu":
-        return values[0] * max(1.0, abs(_attribute(node, "alpha", 0.01)))
+        return values[0] * max(1.0, abs(float(attribute(node.proto, "alpha", 0.01))))
     if op in ADDS:
         return sum(values)
     if op == "Mul":
@@ -90,17 +90,12 @@ def _node(node: Node, known: dict[str, float]) -> float:
     if op == "MatMul":
         return _product(inputs, values)
     if op in NORMS:
-        axis = int(_attribute(node, "axis", -1))
+        axis = int(attribute(node.proto, "axis", -1))
         width = product(inputs[0].known[axis:])
         if not isinstance(width, int):
             return math.inf
         return math.sqrt(width) * values[1] + (values[2] if len(values) > 2 else 0.0)
     return math.inf
-
-
-def _attribute(node: Node, name: str, default: float) -> float:
-    found = [onnx.helper.get_attribute_value(a) for a in node.proto.attribute if a.name == name]
-    return float(found[0]) if found else default
 
 
 def _product(inputs: list[Tensor], values: list[float]) -> float:

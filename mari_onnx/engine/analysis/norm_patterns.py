@@ -12,11 +12,11 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import onnx
 
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Node, Tensor
 from mari_onnx.model.dims import Size, product
+from mari_onnx.model.nodes import attribute, attributes, is_standard
 from mari_onnx.model.ops import Fact, having
 
 VIEWS, UNIT_DIMS = having(Fact.VIEW), having(Fact.UNIT_DIMS)
@@ -96,10 +96,10 @@ def standardized_rows(b: Builder, node: Node, known: dict[str, float]) -> float:
     if any(t is None or t.shape is None for t in (x, gain, shift, mean, variance)):
         return math.inf
     assert x is not None and gain is not None and shift is not None  # noqa: PT018
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.proto.attribute}
-    epsilon = float(attributes.get("epsilon", 1e-5))
+    given = attributes(node.proto)
+    epsilon = float(given.get("epsilon", 1e-5))
     width = product(x.known[2:])
-    if attributes.get("training_mode", 0) or x.known[0] != 1 or not isinstance(width, int) or epsilon <= 0:
+    if given.get("training_mode", 0) or x.known[0] != 1 or not isinstance(width, int) or epsilon <= 0:
         return math.inf
     rows = _reduced_rows(b, mean, "ReduceMean", width)
     squares = _divided(b, variance, width)
@@ -127,7 +127,7 @@ def _reduced_rows(b: Builder, tensor: Tensor | None, op: str, width: int) -> Ten
     if given is not None:
         axes = given.array.reshape(-1).tolist() if given.const else []
     else:
-        axes = next((list(a.ints) for a in node.proto.attribute if a.name == "axes"), [])
+        axes = attribute(node.proto, "axes", [])
     over = {int(a) % len(x.known) for a in axes}
     return x if {i for i in over if x.known[i] != 1} == {len(x.known) - 1} and width > 1 else None
 
@@ -145,14 +145,14 @@ def _made(b: Builder, tensor: Tensor | None, op: str) -> Node | None:
     """The node of this operator that made a tensor, before it was given its shape."""
     tensor = _flat(b, tensor)
     node = b.nodes[tensor.node] if tensor is not None and tensor.node is not None else None
-    return node if node is not None and node.proto.op_type == op and not node.proto.domain else None
+    return node if node is not None and node.proto.op_type == op and is_standard(node.proto) else None
 
 
 def _flat(b: Builder, tensor: Tensor | None) -> Tensor | None:
     """The tensor before its elements, which stay in order, were given another shape."""
     while tensor is not None and tensor.node is not None:
         node = b.nodes[tensor.node]
-        if node.proto.op_type not in VIEWS or node.proto.domain:
+        if node.proto.op_type not in VIEWS or not is_standard(node.proto):
             break
         tensor = node.inputs[0]
     return tensor

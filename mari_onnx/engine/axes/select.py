@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnx import helper
-
 from mari_onnx.engine.axes.materialize import as_leaf, flatten_nested
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
@@ -25,6 +23,7 @@ from mari_onnx.engine.ir.value import (
     rows_first,
 )
 from mari_onnx.model.dims import Size, static
+from mari_onnx.model.nodes import attributes, is_standard
 from mari_onnx.model.ops import Fact, having
 
 MAX_SPLIT = 6
@@ -94,7 +93,7 @@ def pull(b: Builder, t: Tensor, dim: int, at: Sequence[int], depth: int) -> Tens
         assert x is not None
         assert w is not None
         return emit.matmul(b, x, emit.pick(b, w, len(w.known) - 1, at)) if w.const and len(w.known) > 1 else None
-    if op not in ELEMENTWISE or node.proto.domain:
+    if op not in ELEMENTWISE or not is_standard(node.proto):
         return None
     inputs: list[Tensor] = []
     for have in node.inputs:
@@ -108,7 +107,7 @@ def pull(b: Builder, t: Tensor, dim: int, at: Sequence[int], depth: int) -> Tens
             return None
         inputs.append(found)
     shape = (*t.known[:dim], len(at), *t.known[dim + 1 :])
-    attrs = {a.name: helper.get_attribute_value(a) for a in node.proto.attribute}
+    attrs = attributes(node.proto)
     return b.emit(op, inputs, shape, t.dtype, attrs)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from mari_onnx.model.nodes import attribute, graphs
 from mari_onnx.model.ops import TRANSCENDENTAL, Fact, row
 
 Shape = tuple[int, ...]
@@ -64,10 +65,10 @@ class _Call:
         return size(self.outs[0]) if self.outs else 0
 
     def attr(self, name: str, default: int = 0) -> int:
-        return next((a.i for a in self.node.attribute if a.name == name), default)
+        return int(attribute(self.node, name, default))
 
     def text(self, name: str) -> str:
-        return next((a.s.decode() for a in self.node.attribute if a.name == name), "")
+        return str(attribute(self.node, name, ""))
 
 
 FORMULAS: dict[str, Callable[[_Call], float]] = {}
@@ -201,7 +202,7 @@ def _linear(c: _Call) -> float:
 @flops_of("TreeEnsembleRegressor", "TreeEnsembleClassifier")
 def _trees(c: _Call) -> float:
     """ai.onnx.ml: one comparison a level of each tree, were they balanced."""
-    nodes = next((list(a.ints) for a in c.node.attribute if a.name == "nodes_treeids"), [])
+    nodes = attribute(c.node, "nodes_treeids", [])
     count = max(len(set(nodes)), 1)
     return count * math.log2(len(nodes) / count + 1) * (c.i(0)[0] if len(c.i(0)) > 1 else 1)
 
@@ -263,9 +264,8 @@ def node_costs(
         cost = node_cost(
             node, [known.get(x) for x in node.input], [known.get(x) for x in node.output], itemsize
         )
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                cost = cost + graph_cost(attribute.g, known, itemsize)
+        for inner in graphs(node):
+            cost = cost + graph_cost(inner, known, itemsize)
         yield node, cost
 
 

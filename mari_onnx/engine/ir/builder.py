@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from mari_onnx.engine.cost.time_model import TimeModel
-from mari_onnx.engine.ir.nodes import RANDOM, evaluate, is_random, rename_subgraphs
+from mari_onnx.engine.ir.nodes import RANDOM, evaluate, is_random
 from mari_onnx.engine.ir.value import Node, Tensor
 from mari_onnx.model.dims import Dim, Size, product, static, symbols
+from mari_onnx.model.nodes import graphs, is_standard, rename_captures
 from mari_onnx.model.ops import Fact, row
 
 FOLD_LIMIT = 1 << 16
@@ -180,8 +181,7 @@ class Builder:
         del proto.input[:]
         proto.input.extend(t.name if t else "" for t in inputs)
         if renamed:
-            for attribute in proto.attribute:
-                rename_subgraphs(attribute, renamed)
+            rename_captures(proto, renamed)
         folded = self._fold(proto, inputs, dtypes[0]) if len(node.output) == 1 and key is not None else None
         outs = [folded] if folded else self._append(proto, inputs, dtypes, shapes, captured)
         if key is not None:
@@ -212,7 +212,7 @@ class Builder:
         """The constant that a node on constants computes, where that is small enough and deterministic."""
         if not inputs or not dtype or not all(t is None or t.const for t in inputs) or proto.op_type in RANDOM:
             return None
-        if proto.domain not in ("", "ai.onnx") or any(a.type == AttributeProto.GRAPH for a in proto.attribute):
+        if not is_standard(proto) or any(graphs(proto)):
             return None
         facts = row(proto.op_type)
         if Fact.DOUBTFUL in facts.facts or self.opset < facts.evaluated_since:

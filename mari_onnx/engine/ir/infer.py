@@ -9,6 +9,7 @@ from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from mari_onnx.engine.ir.value import Tensor
 from mari_onnx.model.dims import Dim, Size, evaluate, symbols
+from mari_onnx.model.nodes import attribute, attributes, domain
 from mari_onnx.model.ops import Fact, having
 
 PROBE = (31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79)
@@ -33,7 +34,7 @@ def infer(
     function on a few sample sizes, and one more sample checks the fit. What depends on small sizes in another way is
     not fitted: a Slice is cut short by them, and a dimension of 1 takes what an Expand asks for.
     """
-    other = OTHERS.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
+    other = OTHERS.get((domain(node.domain), node.op_type))
     told = other(node, shapes, inputs) if other is not None else None
     if told is not None:
         return told
@@ -88,8 +89,8 @@ def _whatever(
 def _doubtful(node: NodeProto) -> set[str]:
     """What onnx and onnxruntime differ on in a pooling: a last window that lies in padding ("ceil"), and windows with
     holes under SAME padding ("holes")."""
-    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    same = given.get("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
+    given = attributes(node)
+    same = given.get("auto_pad") in ("SAME_UPPER", "SAME_LOWER")
     found = {"holes"} if same and any(d != 1 for d in given.get("dilations", [])) else set()
     return found | {"ceil"} if given.get("ceil_mode", 0) else found
 
@@ -101,7 +102,7 @@ def _pooled(node: NodeProto, shape: tuple[Size | None, ...] | None) -> tuple[Siz
         return shape
     if "holes" in doubts:
         return (*shape[:2], *[None] * len(shape[2:]))
-    strides = next((list(a.ints) for a in node.attribute if a.name == "strides"), [])
+    strides = attribute(node, "strides", [])
     steps = [1, 1, *strides, *[1] * len(shape)]
     return tuple(size if step == 1 else None for size, step in zip(shape, steps, strict=False))
 
@@ -127,9 +128,9 @@ def _run(
     unknown: int = TensorProto.UNDEFINED,
 ) -> Inferred | None:
     """None where it fails. unknown: the element type to take where none is known."""
-    domain = "" if node.domain == "ai.onnx" else node.domain
+    owner = domain(node.domain)
     try:
-        schema = onnx.defs.get_schema(node.op_type, opsets.get(domain, 1), domain)
+        schema = onnx.defs.get_schema(node.op_type, opsets.get(owner, 1), owner)
         types, data, params = {}, {}, {}
         plain = NodeProto()
         plain.CopyFrom(node)

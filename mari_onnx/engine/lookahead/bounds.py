@@ -16,6 +16,7 @@ from mari_onnx.engine.ir.value import Node, Tensor
 from mari_onnx.engine.lookahead.mask_tables import TRIPS, Tables
 from mari_onnx.engine.lookahead.shapes import Shape
 from mari_onnx.model.dims import Dim, Size
+from mari_onnx.model.nodes import attribute, attributes
 
 
 class Sourced:
@@ -83,7 +84,7 @@ class Sourced:
             self._gemm(node)
             return
         proto = node
-        if node.op_type == "Cast" and next(a.i for a in node.attribute if a.name == "to") in (1, 11):
+        if node.op_type == "Cast" and attribute(node, "to") in (1, 11):
             proto = helper.make_node("Identity", list(node.input), list(node.output))
         self._put(proto, [self._tensor(x) if x else None for x in node.input])
 
@@ -98,7 +99,7 @@ class Sourced:
 
     def _gemm(self, node: NodeProto) -> None:
         """A product and a sum, where B is a constant."""
-        attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        attrs = attributes(node)
         weights = self._tensor(node.input[1])
         plain = weights.const and attrs.get("alpha", 1.0) == attrs.get("beta", 1.0) == 1.0 and not attrs.get("transA")
         if not plain:
@@ -130,7 +131,7 @@ def sliced(nodes: Sequence[NodeProto], constants: Mapping[str, np.ndarray]) -> l
         if made is None or sizes is None or at is None or int(at.reshape(())) < 0:
             found.append(node)
             continue
-        i, axis = int(at.reshape(())), next((a.i for a in made.attribute if a.name == "axis"), 0)
+        i, axis = int(at.reshape(())), attribute(made, "axis", 0)
         ends = np.cumsum(sizes) if sizes.ndim else (np.arange(i + 1) + 1) * int(sizes)
         if i >= len(ends):
             found.append(node)

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto
 
-from mari_onnx.engine.ir.nodes import evaluate, graphs, is_random
+from mari_onnx.engine.ir.nodes import evaluate, is_random
 from mari_onnx.engine.lookahead.shapes import CHOOSING, MAX_KNOWN, Shape, infer_fallback
 from mari_onnx.model import tensors
+from mari_onnx.model.nodes import attribute, attributes, graphs, is_standard
 from mari_onnx.model.ops import Fact, having, row
 
 LIMIT = 1 << 21
@@ -141,7 +142,7 @@ class Tables:
         shapes = [self.shape(name) for name in node.output]
         if any(s is None for s in shapes):
             return None
-        attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        attrs = attributes(node)
         op, out = node.op_type, shapes[0]
         assert out is not None
         if op in having(Fact.VIEW):
@@ -169,7 +170,7 @@ class Tables:
         parts, shapes = [], [self.shape(name) for name in node.input]
         if any(s is None for s in shapes):
             return None
-        axis = next(a.i for a in node.attribute if a.name == "axis")
+        axis = attribute(node, "axis")
         for j in range(max(len(slots) for slots in operands)):
             rows = [
                 np.broadcast_to(slots[j] if j < len(slots) else np.zeros((), np.int64), shape)  # type: ignore[arg-type]
@@ -183,7 +184,7 @@ class Tables:
         key = self._key(node)
         for i, output in enumerate(node.output):
             self._names[output] = (key, i)
-        if any(graphs(node)) or is_random(node) or node.domain not in ("", "ai.onnx"):
+        if any(graphs(node)) or is_random(node) or not is_standard(node):
             return
         if None in self.shapes.get(name, (None,)):
             sizes = [self.shape(x) for x in node.input]
@@ -325,7 +326,7 @@ def _alike(tables: Sequence[Table], out: tuple[int, ...]) -> bool:
 
 
 def _to(node: NodeProto) -> int:
-    return next(int(a.i) for a in node.attribute if a.name == "to")
+    return int(attribute(node, "to"))
 
 
 def _size(shape: Sequence[int]) -> int:

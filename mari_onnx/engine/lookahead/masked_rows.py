@@ -25,7 +25,6 @@ import onnx
 from onnx import NodeProto
 
 from mari_onnx.engine.algebra.softmax_shift import RANGE
-from mari_onnx.engine.ir.nodes import graphs
 from mari_onnx.engine.lookahead.bounds import Sourced, sliced
 from mari_onnx.engine.lookahead.mask_tables import (
     MOVES,
@@ -42,6 +41,7 @@ from mari_onnx.engine.lookahead.mask_tables import (
 from mari_onnx.engine.lookahead.shapes import Inputs, integers, shapes
 from mari_onnx.engine.lookahead.squeeze import needed
 from mari_onnx.engine.lookahead.taint import Flow
+from mari_onnx.model.nodes import attribute, graphs, is_standard
 from mari_onnx.model.ops import Fact, having
 
 COUNTS = (2, 3)
@@ -86,7 +86,7 @@ class Unread:
             sourced = Sourced(self.graph, nodes, tables.shapes, both[1 - i].shapes, tables)
             facts = {}
             for node in nodes:
-                if node.op_type == "Softmax" and node.domain in ("", "ai.onnx") and node.output[0] not in inner:
+                if node.op_type == "Softmax" and is_standard(node) and node.output[0] not in inner:
                     fact = Attention.of(node, tables, sourced, self.opset)
                     if fact is not None:
                         facts[node.output[0]] = fact
@@ -133,7 +133,7 @@ class Attention:
     def of(node: NodeProto, tables: Tables, sourced: Sourced, opset: int) -> Attention | None:
         """None where a mask does not tell that there are such rows."""
         shape = tables.shape(node.output[0])
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1 if opset < 13 else -1)
+        axis = attribute(node, "axis", 1 if opset < 13 else -1)
         if shape is None or len(shape) < 2 or axis not in (-1, len(shape) - 1):
             return None
         span = _span(node.input[0], tables, sourced, DEPTH)
@@ -193,7 +193,7 @@ def _found(name: str, tables: Tables, sourced: Sourced, depth: int) -> Span | No
         return _of_table(table)
     found = None
     node = sourced.made.get(name)
-    if node is not None and depth and node.domain in ("", "ai.onnx"):
+    if node is not None and depth and is_standard(node):
         found = _of_node(node, shape, tables, sourced, depth - 1)
     if found is None:
         most = sourced.bound(name)

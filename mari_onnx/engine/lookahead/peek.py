@@ -43,6 +43,7 @@ from mari_onnx.engine.lookahead.peek_axes import (
     wide,
 )
 from mari_onnx.engine.lookahead.shapes import Shape
+from mari_onnx.model.nodes import is_standard
 
 ELEMENTWISE = {
     "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Clip", "Cos",
@@ -65,7 +66,7 @@ def peek(
     """The shapes of the node's outputs in the source. kept: those of the new model."""
     op = node.op_type
     given = [o for name, o in zip(node.input, operands, strict=True) if name]
-    if node.domain not in ("", "ai.onnx") or not given:
+    if not is_standard(node) or not given:
         return None
     p = Peek(node, operands, kept, constants, opset)
     if op == "Concat":

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto
 
 from mari_onnx.engine.lookahead.shapes import Shape
+from mari_onnx.model.nodes import attributes
 
 Operand = tuple[Shape, Shape]
 """The shape as the new model keeps it (``k``), and as the source has it (``s``)."""
@@ -29,7 +30,7 @@ class Peek:
         opset: int,
     ):
         self.node, self.operands, self.kept, self.constants, self.opset = node, operands, kept, constants, opset
-        self.attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name}
+        self.attrs = attributes(node)
 
     @property
     def source(self) -> Shape:

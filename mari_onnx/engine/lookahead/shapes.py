@@ -9,8 +9,8 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from mari_onnx.engine.ir.nodes import evaluate as evaluate_node
-from mari_onnx.engine.ir.nodes import graphs
 from mari_onnx.model.dims import Size, evaluate, symbols
+from mari_onnx.model.nodes import attributes, graphs
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.model.tensors import INDICES
 
@@ -141,7 +141,7 @@ def infer_fallback(
     if not sizes or sizes[0] is None:
         return {}
     first = sizes[0]
-    attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    attrs = attributes(node)
     listed = constants[1] if len(inputs) > 1 else np.asarray(attrs.get("split", attrs.get("axes", ())))
     found: tuple[int, ...] | None = None
     if op == "Split" and listed is not None:

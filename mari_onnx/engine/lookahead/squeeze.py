@@ -22,10 +22,10 @@ from collections.abc import Mapping
 import onnx
 from onnx import NodeProto
 
-from mari_onnx.engine.ir.nodes import captures, graphs
 from mari_onnx.engine.lookahead.peek import peek
 from mari_onnx.engine.lookahead.peek_axes import FAILS, Operand
 from mari_onnx.engine.lookahead.shapes import Inputs, Shape, integers, shapes
+from mari_onnx.model.nodes import captures, graphs, is_standard
 
 SOME = 7
 """A number of candidates at which no dimension is 1 that is not always."""
@@ -38,7 +38,7 @@ MEETING = 8
 def bare(node: NodeProto) -> bool:
     """Whether a node is a Squeeze without axes."""
     given = (len(node.input) > 1 and node.input[1]) or any(a.name == "axes" for a in node.attribute)
-    return node.op_type == "Squeeze" and node.domain in ("", "ai.onnx") and not given
+    return node.op_type == "Squeeze" and is_standard(node) and not given
 
 
 class Ahead:

@@ -12,10 +12,10 @@ from typing import Protocol
 
 import numpy as np
 import onnx
-from onnx import NodeProto, helper
+from onnx import NodeProto
 
-from mari_onnx.engine.ir.nodes import captures, graphs
 from mari_onnx.engine.lookahead.mask_tables import MOVES, Slots, Tables, union
+from mari_onnx.model.nodes import attribute, attributes, captures, graphs, is_standard
 from mari_onnx.model.ops import Fact, having, row
 
 SLOTS = 4
@@ -73,7 +73,7 @@ class Flow:
             behind = [name for name in [*node.input, *inner] if name in self.taint]
             own = {o for o in node.output if o in open_}
             mine = frozenset(own).union(*(origins[name] for name in behind))
-            known = node.domain in ("", "ai.onnx") and not inner
+            known = is_standard(node) and not inner
             if known and node.output:
                 null = self._nothing(node)
                 if null is not None:
@@ -153,7 +153,7 @@ class Flow:
         return [tuple(out) for out in outs]
 
     def _reduced(self, node: NodeProto, out: tuple[int, ...]) -> Slots | None:
-        attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        attrs = attributes(node)
         shape = self.tables.shape(node.input[0])
         if shape is None or node.input[0] not in self.taint:
             return None
@@ -187,7 +187,7 @@ class Flow:
         softmax, flat = node.op_type in SOFTMAX, self.opset < row(node.op_type).flattened_before
         if any(x in self.taint for x in node.input[1:]) or shape is None or len([o for o in node.output if o]) > 1:
             return None
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1 if flat else -1)
+        axis = attribute(node, "axis", 1 if flat else -1)
         axis %= len(shape)
         if flat and axis != len(shape) - 1:
             return None
@@ -196,7 +196,7 @@ class Flow:
 
     def _product(self, node: NodeProto, out: tuple[int, ...]) -> Slots | None:
         a, b = node.input[:2]
-        attrs = {x.name: helper.get_attribute_value(x) for x in node.attribute}
+        attrs = attributes(node)
         sizes = self.tables.shape(a), self.tables.shape(b)
         if sizes[0] is None or sizes[1] is None or min(len(sizes[0]), len(sizes[1])) < 2:
             return None
@@ -281,7 +281,7 @@ class Flow:
         if constant is not None:
             return bool(np.all(constant > 0) if strictly else np.all(constant >= 0))
         node = self.made.get(name)
-        if node is None or not depth or node.domain not in ("", "ai.onnx"):
+        if node is None or not depth or not is_standard(node):
             return False
         op, inputs = node.op_type, list(node.input)
         if op == "Add":

@@ -10,6 +10,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Node, Tensor
 from mari_onnx.model.dims import Size
+from mari_onnx.model.nodes import is_standard
 from mari_onnx.model.tensors import FLOATS
 
 
@@ -41,7 +42,7 @@ def fuse_gemm(nodes: list[Node], outputs: Sequence[Tensor], target: str) -> list
     made = {t.name: node for node in nodes for t in node.outputs}
     gone: set[int] = set()
     for node in nodes:
-        if node.proto.op_type != "Add" or node.proto.domain:
+        if node.proto.op_type != "Add" or not is_standard(node.proto):
             continue
         for k in (0, 1):
             x, c = node.inputs[k], node.inputs[1 - k]

@@ -20,6 +20,7 @@ from onnx import NodeProto, TensorProto, helper
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Axis, Node, Tensor
 from mari_onnx.model.dims import Size, product
+from mari_onnx.model.nodes import attribute, is_standard
 from mari_onnx.model.ops import row
 from mari_onnx.model.tensors import FROM_32_BITS, WITHOUT_BFLOAT16
 
@@ -48,13 +49,13 @@ def for_cpu(b: Builder, nodes: list[Node], outputs: Sequence[Tensor], most: int)
     for node in nodes:
         if _normalized(node, readers.get(node.outputs[0].name, [])):
             node.proto.op_type = "Sum"
-        if node.proto.op_type == "Softmax" and not node.proto.domain:
+        if node.proto.op_type == "Softmax" and is_standard(node.proto):
             assert node.inputs[0] is not None
             if room >= 2 and len(readers[node.inputs[0].name]) == 1 and _slow_in_place(b, node):
                 out += _not_in_place(b, node)
                 room -= 2
                 continue
-        if node.proto.op_type == "Transpose" and not node.proto.domain:
+        if node.proto.op_type == "Transpose" and is_standard(node.proto):
             swap = _swap(b, node)
             if room >= 2 and swap is not None and not _fused(node, readers.get(node.outputs[0].name, [])):
                 out += _inwards(b, node, swap)
@@ -70,7 +71,7 @@ def _as_rows(b: Builder, nodes: list[Node], readers: dict[str, list[Node | None]
     instead: dict[int, list[Node]] = {}
     room = most - len(nodes)
     for node in nodes:
-        if node.proto.op_type != "Add" or node.proto.domain or room < 1:
+        if node.proto.op_type != "Add" or not is_standard(node.proto) or room < 1:
             continue
         for product_, bias in (node.inputs, node.inputs[::-1]):
             source = made.get(product_.name) if product_ is not None else None
@@ -80,7 +81,7 @@ def _as_rows(b: Builder, nodes: list[Node], readers: dict[str, list[Node | None]
                 continue
             after = readers[node.outputs[0].name]
             last = after[0] if len(after) == 1 and after[0] is not None else node
-            if row(last.proto.op_type).activation is None or last.proto.domain:
+            if row(last.proto.op_type).activation is None or not is_standard(last.proto):
                 last = node
             room -= 1
             instead[id(source)] = []
@@ -128,7 +129,7 @@ def _gemm_of_rows(b: Builder, source: Node, add: Node, bias: Tensor, last: Node)
 
 def _normalized(node: Node, readers: Sequence[Node | None]) -> bool:
     """Whether a LayerNormalization reads a sum: as one operator, or as the mean and what is left without it."""
-    if node.proto.op_type != "Add" or node.proto.domain or node.outputs[0].dtype not in WITHOUT_BFLOAT16:
+    if node.proto.op_type != "Add" or not is_standard(node.proto) or node.outputs[0].dtype not in WITHOUT_BFLOAT16:
         return False
     shape = node.outputs[0].shape
     if shape and isinstance(shape[-1], int) and shape[-1] < NARROW:
@@ -141,7 +142,7 @@ def _slow_in_place(b: Builder, node: Node) -> bool:
     shape = node.outputs[0].shape
     if shape is None or len(shape) < 2 or node.outputs[0].dtype not in FROM_32_BITS:
         return False
-    axis = next((a.i for a in node.proto.attribute if a.name == "axis"), -1)
+    axis = attribute(node.proto, "axis", -1)
     width, free = shape[-1], sum(not isinstance(s, int) for s in shape)
     if axis not in (-1, len(shape) - 1) or not isinstance(width, int) or free != 1 or 0 in shape:
         return False
@@ -180,7 +181,7 @@ Swap = tuple[Size, Size, Size, Size]
 def _swap(b: Builder, node: Node) -> Swap | None:
     """The blocks of a Transpose that lets two neighbours change places, where each row behind them is short."""
     x = node.inputs[0]
-    perm = next((list(a.ints) for a in node.proto.attribute if a.name == "perm"), None)
+    perm = attribute(node.proto, "perm")
     if x is None or x.shape is None or perm is None or 0 in x.shape:
         return None
     shape = x.known
@@ -206,7 +207,7 @@ def _swap(b: Builder, node: Node) -> Swap | None:
 def _fused(node: Node, readers: Sequence[Node | None]) -> bool:
     """Whether onnxruntime makes the Transpose a part of the products that read it."""
     rank = len(node.outputs[0].known)
-    perm = next(list(a.ints) for a in node.proto.attribute if a.name == "perm")
+    perm = attribute(node.proto, "perm")
     rows_first = perm == [*range(1, rank - 1), 0, rank - 1]
     return rows_first and all(reader is not None and reader.proto.op_type == "MatMul" for reader in readers)
 

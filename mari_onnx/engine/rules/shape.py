@@ -24,6 +24,7 @@ from mari_onnx.engine.rule import (
     symbolic,
 )
 from mari_onnx.model.dims import Dim, Size, divide, product, static
+from mari_onnx.model.nodes import is_standard
 from mari_onnx.model.ops import Fact, having, row
 from mari_onnx.model.tensors import EXACT
 
@@ -101,7 +102,7 @@ def range_(ctx: Context) -> list[Value]:
 def fold(ctx: Context) -> list[Value] | None:
     """The node on symbolic elements, where all inputs have them and at least one is not a plain constant."""
     op = ctx.node.op_type
-    if ctx.node.domain not in ("", "ai.onnx") or not ctx.inputs:
+    if not is_standard(ctx.node) or not ctx.inputs:
         return None
     if any(v is None or v.groups is None or v.dtype not in EXACT for v in ctx.inputs):
         return None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mari_onnx.errors import MariError
+from mari_onnx.model.nodes import attribute_graphs
 
 if TYPE_CHECKING:
     import onnx
@@ -165,7 +166,7 @@ def reads(node: onnx.NodeProto) -> Iterator[str]:
     """All tensors that a node reads, in its bodies too."""
     yield from (t for t in node.input if t)
     for attribute in node.attribute:
-        for body in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
+        for body in attribute_graphs(attribute):
             own = {i.name for i in body.input} | {t.name for t in body.initializer}
             for each in body.node:
                 yield from (t for t in reads(each) if t not in own)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mari_onnx.errors import MariError
+from mari_onnx.model.nodes import attribute, attribute_graphs
 from mari_onnx.parity.domains.dependence import Probe
-from mari_onnx.parity.domains.scope import Scope, attribute, constants
+from mari_onnx.parity.domains.scope import Scope, constants
 
 if TYPE_CHECKING:
     import onnx
@@ -58,7 +59,7 @@ def _sinks(scope: Scope) -> Iterator[_Sink]:
                 for t in _in_main(node.input[0 if node.op_type == "OneHot" else 1], scope)
             )
         for each in node.attribute:
-            graphs = [each.g] if each.HasField("g") else list(each.graphs)
+            graphs = attribute_graphs(each)
             for body in graphs:
                 yield from _sinks(_body(node, body, scope))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mari_onnx.model.nodes import attribute_graphs
 from mari_onnx.parity.domains.scope import SMALL
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def _flattened(
         copy.input[:] = [scope.get(t, t) for t in node.input]
         copy.output[:] = [scope.get(t, t) for t in node.output]
         for attribute in node.attribute:
-            for body in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
+            for body in attribute_graphs(attribute):
                 prefix = f"{node.name or node.output[0]}/body{len(bodies)}/"
                 own = [*(i.name for i in body.input), *(t.name for t in body.initializer)]
                 own += [o for n in body.node for o in n.output if o]

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mari_onnx.errors import MariError
+from mari_onnx.model.nodes import attribute
 from mari_onnx.parity.domains.dependence import Probe
 from mari_onnx.parity.domains.reactions import MIRRORED
-from mari_onnx.parity.domains.scope import PASSING, Scope, attribute
+from mari_onnx.parity.domains.scope import PASSING, Scope
 
 if TYPE_CHECKING:
     import onnx

@@ -89,9 +89,3 @@ def constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
                 each.i if each.name == "value_int" else list(each.ints)
             )
     return small
-
-
-def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    return next((a.i for a in node.attribute if a.name == name), default)
-
-

@@ -16,6 +16,7 @@ from mari_onnx.engine.rule import Context, constant, from_sizes, from_tensor, no
 from mari_onnx.engine.rules.index_series import linear, only, progression, scalar, solved, substitute
 from mari_onnx.engine.rules.structure import regroup
 from mari_onnx.model.dims import Dim, Size, divide, product, symbols
+from mari_onnx.model.nodes import attribute, attributes, operator
 from mari_onnx.model.ops import Fact, having, row
 from mari_onnx.model.tensors import EXACT, FLOATS
 
@@ -86,7 +87,7 @@ class Body:
         if node.op_type in RANDOM:
             raise Decline("the body of the Loop draws random numbers")
         values = [self.input(name) for name in node.input if name]
-        op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        op = operator(node)
         if op == "If":
             self.choose(node)
             return
@@ -144,7 +145,7 @@ class Body:
 
     def choose(self, node: NodeProto) -> None:
         """One branch where the condition is known; both, and they must agree, where one iteration takes another."""
-        branches = {a.name: a.g for a in node.attribute}
+        branches = attributes(node)
         known = constant(self.b, self.input(node.input[0]))
         if known is not None:
             results = self.branch(branches["then_branch" if known.reshape(-1)[0] else "else_branch"], self.swap)
@@ -276,7 +277,7 @@ class Body:
     # ---- a Loop inside that picks positions
     def search(self, node: NodeProto) -> None:
         """``for j in range(start, end): if mask[j]: found = concat(found, j)``: the mask, for all j."""
-        graph = next(a.g for a in node.attribute if a.name == "body")
+        graph = attribute(node, "body")
         _, going, *states = (i.name for i in graph.input)
         op, start, end = self.conditions.get(node.input[1], ("", 0, 0))
         given = [self.input(name) for name in node.input[2:]]
@@ -335,7 +336,7 @@ class Body:
             mask = self.emit("Reshape", mask, shape)
         rest = from_tensor(self.b.const(neutral, rows.dtype))
         kept = self.emit("Where", mask, rows, rest)
-        attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        attrs = attributes(node)
         if op != "ReduceMean":
             return self.emit(op, kept, *axes, **attrs)
         # the mean's axes are an attribute in opsets in which the sum's are an input

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import wraps
 
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto
 
 from mari_onnx.engine.batching import Through, mapped
 from mari_onnx.engine.ir.infer import OTHERS, Inferred, Known, infer
 from mari_onnx.engine.ir.value import Decline, Tensor
 from mari_onnx.engine.rule import Context
 from mari_onnx.model.dims import Size
+from mari_onnx.model.nodes import attribute
 
 MICROSOFT = "com.microsoft"
 Shape = tuple[Size, ...]
@@ -39,10 +40,6 @@ def shape_of(*ops: str, domain: str = MICROSOFT) -> Callable[[Known], Known]:
         return known
 
     return register
-
-
-def attribute(node: NodeProto, name: str, default: object = None) -> object:
-    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
 def first(shapes: Shapes, i: int = 0) -> Shape:

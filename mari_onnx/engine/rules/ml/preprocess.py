@@ -23,8 +23,9 @@ from mari_onnx.engine.ir.value import Decline, Leaf, Value
 from mari_onnx.engine.rule import Context, lowered, rule
 from mari_onnx.engine.rules.elementwise import plain
 from mari_onnx.engine.rules.microsoft.fused import differs
-from mari_onnx.engine.rules.microsoft.shapes import Shapes, Tensors, attribute, dtype_of, first, outputs, shape_of
+from mari_onnx.engine.rules.microsoft.shapes import Shapes, Tensors, dtype_of, first, outputs, shape_of
 from mari_onnx.model.dims import Size
+from mari_onnx.model.nodes import attribute
 from mari_onnx.model.tensors import FROM_32_BITS
 
 ML = "ai.onnx.ml"
@@ -49,7 +50,7 @@ def _labels(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred | None
     kinds = {"floats": TensorProto.FLOAT, "int64s": TensorProto.INT64, "strings": TensorProto.STRING}
     found = next((kind for name, kind in kinds.items() if f"values_{name}" in names), None)
     if "values_tensor" in names:
-        found = next(a.t.data_type for a in node.attribute if a.name == "values_tensor")
+        found = attribute(node, "values_tensor").data_type
     if "classes_strings" in names:
         found = TensorProto.INT64 if dtype_of(inputs) == TensorProto.STRING else TensorProto.STRING
     return None if found is None else outputs(node, (found, first(shapes)))
