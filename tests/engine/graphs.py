@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -300,8 +300,15 @@ def check(
     weighed: bool = False,
     tolerance: float = 1e-9,
     skip: frozenset[str] = frozenset(),
+    expect: Expected | None = None,
 ) -> Rewrite:
-    """Rewrite, and compare with the source at each N. Answers the rewrite."""
+    """Rewrite, and compare with the source at each N. Answers the rewrite.
+
+    expect: what has to have become of every node beside, so that a rule that only ever declines fails the test:
+        "batched": no node was merely copied on inputs that are written out
+        "split": the same, and an operator was taken apart into the user's part and the candidates'
+        "lifted": the same as "batched", and nothing of the user's part is computed for each candidate
+    """
     source = g.model()
     onnx.checker.check_model(source)
     before = source.SerializeToString(deterministic=True)
@@ -313,24 +320,41 @@ def check(
             result = rewrite(source, g.sides, options)
     assert source.SerializeToString(deterministic=True) == before, "the source was written to"
     onnx.checker.check_model(result.model)
-    for was, new in (
-        (source.graph.input, result.model.graph.input),
-        (source.graph.output, result.model.graph.output),
+    for what, was, new in (
+        ("inputs", source.graph.input, result.model.graph.input),
+        ("outputs", source.graph.output, result.model.graph.output),
     ):
-        assert [(i.name, i.type.tensor_type.elem_type) for i in was] == [
-            (i.name, i.type.tensor_type.elem_type) for i in new
-        ]
+        before_, after = ([(i.name, i.type.tensor_type.elem_type) for i in each] for each in (was, new))
+        assert before_ == after, f"names, order or types of the {what} changed: {before_} -> {after}"
     for n in (g.fixed,) if g.fixed else counts:
         want = run(source, g.feeds(n))
         have = run(result.model, g.feeds(n, once=result.changed))
         for name, a, b in zip(g.outputs, want, have, strict=True):
-            same(a, b, tolerance, f"{name} at N={n}")
+            same(a, b, tolerance, f"output {name!r} at N={n}")
+    if expect is not None:
+        expected(g, result, expect)
     return result
 
 
+Expected = Literal["batched", "split", "lifted"]
+
+
+def expected(g: Graph, result: Rewrite, expect: Expected) -> None:
+    """Fails, with a line for each node that is not what `check` was told to expect."""
+    copied = [r for r in result.nodes if r.rule == "default" or r.action == "barrier"]
+    lines = [f"  {r.op} {r.name!r} was only copied: {r.reason or 'no reason given'}" for r in copied]
+    assert not lines, "\n".join([f"expected {expect}, but", *lines])
+    if expect == "split":
+        found = [f"  {r.op} {r.name!r}: {r.action}, rule {r.rule}" for r in result.nodes]
+        assert any(r.action == "split" for r in result.nodes), "\n".join(["no operator was split:", *found])
+    if expect == "lifted":
+        lifted(g, result)
+
+
 def same(want: np.ndarray, have: np.ndarray, tolerance: float, where: str) -> None:
-    assert want.shape == have.shape, f"{where}: {have.shape} is not {want.shape}"
-    assert want.dtype == have.dtype, f"{where}: {have.dtype} is not {want.dtype}"
+    """Fails where shapes, types or values differ by more than the tolerance, and says where and by how much."""
+    assert want.shape == have.shape, f"{where}: the rewrite has shape {have.shape}, the source {want.shape}"
+    assert want.dtype == have.dtype, f"{where}: the rewrite has type {have.dtype}, the source {want.dtype}"
     scale = (
         max(1.0, float(np.abs(want[np.isfinite(want)]).max(initial=0)))
         if want.dtype.kind == "f"
@@ -403,18 +427,32 @@ def repeated(g: Graph, result: Rewrite) -> list[str]:
             if node.op_type not in MOVES and any(
                 few[o].shape != many[o].shape for o in node.output if o
             ):
-                found.append(node.op_type)
+                shape = list(many[node.output[0]].shape)
+                found.append(f"{node.op_type} {node.name!r} {shape} at 7 candidates")
     return found
 
 
 def lifted(g: Graph, result: Rewrite | None = None, per_candidate: int | None = None) -> Rewrite:
     """Checked, and nothing of the user's part is computed again for each candidate."""
     result = result or check(g)
-    assert result.changed, result.reason
-    assert repeated(g, result) == []
+    assert result.changed, f"the model was left as it is: {result.reason}"
+    again = repeated(g, result)
+    assert not again, f"computed again for each candidate, though they read the user's inputs alone: {', '.join(again)}"
     if per_candidate is not None:
-        assert macs_each(g, result) == per_candidate
+        each = macs_each(g, result)
+        assert each == per_candidate, (
+            f"one more candidate costs {each:g} multiply-adds in products, and {per_candidate} were expected:\n"
+            f"{products(g, result)}"
+        )
     return result
+
+
+def products(g: Graph, result: Rewrite) -> str:
+    """The products of a rewrite, a line each: operator, name, shapes at N = 7."""
+    seen = traced(result.model, g.feeds(7, once=result.changed))
+    rows = [n for n in result.model.graph.node if n.op_type in ("MatMul", "Gemm")]
+    shown = [(n, *(list(seen[x].shape) for x in (n.input[0], n.input[1], n.output[0]))) for n in rows]
+    return "\n".join(f"  {n.op_type} {n.name!r}: {a} x {b} -> {out}" for n, a, b, out in shown) or "  none"
 
 
 def actions(result: Rewrite) -> dict[str, list[str]]:
