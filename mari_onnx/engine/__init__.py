@@ -7,12 +7,15 @@ from dataclasses import dataclass, field, replace
 
 import onnx
 
-from mari_onnx.engine import rules  # noqa: F401  fills the table
+from mari_onnx.engine import (
+    interpreter,
+    rules,  # noqa: F401  fills the table
+)
 from mari_onnx.engine.axes.materialize import materialise
 from mari_onnx.engine.cost.flops import Cost, graph_cost
 from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.inputs import enter, input_shapes
-from mari_onnx.engine.interpreter import Walk, visit
+from mari_onnx.engine.interpreter import FAILURES, Walk, visit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Decline, Tensor, Value, kind
 from mari_onnx.engine.outcome import NodeReport
@@ -78,6 +81,10 @@ def rewrite(model: onnx.ModelProto, sides: Sides, options: Options | None = None
         return _thrifty(model, sides, session, time, result) if result.changed and result.grown > GROWTH else result
     except Decline as why:  # an output, or what a node reads, that cannot be written
         return Rewrite(model, False, [], reason=str(why))
+    except FAILURES as error:  # a graph that nobody expected: the source is right as it is
+        if interpreter.STRICT:
+            raise
+        return Rewrite(model, False, [], reason=f"the rewrite failed ({type(error).__name__}: {error})")
 
 
 def _thrifty(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeModel, first: Rewrite) -> Rewrite:

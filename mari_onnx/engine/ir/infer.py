@@ -56,13 +56,14 @@ def infer(
     samples = [base] + [{**base, name: base[name] + 12} for name in names]
     samples.append({name: value + 24 + 12 * k for k, (name, value) in enumerate(base.items())})
     runs = [_run(node, shapes, inputs, opsets, sample) for sample in samples]
-    if any(run is None for run in runs):
-        return found
     out: Inferred = []
     for k, (dtype, shape) in enumerate(found):
-        if shape is not None:
+        # a sample of sizes may tell less than their symbols: a Split by lengths that only the run knows
+        sampled = [run[k][1] for run in runs if run is not None]
+        agreed = [sizes for sizes in sampled if shape is not None and sizes is not None and len(sizes) == len(shape)]
+        if shape is not None and len(agreed) == len(runs):
             shape = tuple(
-                size if size is not None else _fit(names, samples, [run[k][1][i] for run in runs])  # type: ignore
+                size if size is not None else _fit(names, samples, [sizes[i] for sizes in agreed])
                 for i, size in enumerate(shape)
             )
         out.append((dtype, shape))

@@ -145,18 +145,20 @@ def split_op(ctx: Context) -> list[Value]:
     """Ranges of an axis, each of which keeps the parts it covers.
 
     Of a dynamic dimension equal shares: `[h * N]` is [h, N], and each takes a row. Refuses other ranges of one.
+    Shares may be given as lengths that the run computes, of parts that were joined before.
     """
     x = ctx.input(0)
     at = normal(ctx.attr("axis", 0), x.rank)
     size = x.shape[at]
-    sizes = ctx.axes_arg(1, "split")
     n = len(ctx.node.output)
     if not isinstance(size, int):
-        share = divide(size, n) if sizes is None else None
-        if share is None:
+        share = divide(size, n)
+        given = ctx.attr("split") or (ctx.sizes(1) if ctx.has(1) else [share] * n)
+        if share is None or not all(length is not None and ctx.b.same(length, share) for length in given):
             raise Decline(f"a Split of the dynamic dimension {size}")
         rows = regroup(ctx, x, [*x.shape[:at], n, share, *x.shape[at + 1 :]])
         return [positions(ctx, rows, at, [i], drop=True) for i in range(n)]
+    sizes = ctx.axes_arg(1, "split")
     if sizes is None:
         each = -(-size // n)
         sizes = [min(each, size - i * each) for i in range(n)]

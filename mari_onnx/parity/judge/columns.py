@@ -82,6 +82,6 @@ def _axis(arrays: Sequence[np.ndarray], counts: Sequence[int], candidate_axis: i
         sizes = {s[axis] for s in shapes}
         if axis == candidate_axis and all(s[axis] == n for s, n in zip(shapes, counts, strict=True)):
             continue
-        if len(sizes) == 1 and sizes != {1}:
+        if len(sizes) == 1 and max(sizes) > 1:
             return axis
     return None
