@@ -135,6 +135,19 @@ def test_facts_of_weights(op: str, numbers: list[float]) -> None:
     check_values(op, run(op, x), x)
 
 
+@pytest.mark.parametrize("op", sorted(having(Fact.KEEPS_NAN) & {*UNARY, *BINARY, *REDUCES, "Softmax", "MatMul"}))
+def test_a_nan_is_kept(op: str) -> None:
+    """In either operand, at every place; a 0 does not hide it."""
+    clean = np.zeros((1, 4)) if op != "MatMul" else np.zeros((4, 4))
+    for place in range(4):
+        x = np.array([0.5, 1.0, 2.0, 3.0])[None].repeat(len(clean), 0)
+        x[:, place] = np.nan
+        pairs = [(x,)] if op in {*UNARY, *REDUCES, "Softmax"} else [(x, clean), (clean, x)]
+        for inputs in pairs:
+            out = run(op, *inputs)
+            assert np.isnan(out[:, place] if op in {*UNARY, *BINARY} or inputs[0] is clean else out).all()
+
+
 X = np.arange(1.0, 25.0).reshape(1, 4, 3, 2)
 AT = np.asarray([1, 0])
 ALL = np.broadcast_to(AT.reshape(1, 2, 1, 1), (1, 2, 3, 2))

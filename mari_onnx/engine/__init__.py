@@ -11,6 +11,7 @@ from mari_onnx.engine import (
     interpreter,
     rules,  # noqa: F401  fills the table
 )
+from mari_onnx.engine.analysis.finite import carried
 from mari_onnx.engine.axes.materialize import materialise
 from mari_onnx.engine.cost.flops import Cost, graph_cost
 from mari_onnx.engine.cost.time_model import TimeModel
@@ -107,6 +108,7 @@ def _thrifty(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
 def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeModel) -> Rewrite:
     graph, options = session.graph, session.options
     b = Builder(session.opsets[""], all_names(graph), time)
+    b.carried = carried(graph)
     env, stored = enter(b, session, sides)
     walk = Walk(b, session, env)
     if "user" in sides.inputs.values() and "N" not in b.sources and "N" not in b.fixed:

@@ -38,7 +38,8 @@ def enter(b: Builder, session: Session, sides: Sides) -> tuple[dict[str, Value],
         old = env.get(info.name)
         if old is None:
             env[info.name], inputs[info.name] = _input(b, info, sides, session.inputs.get(info.name))
-        else:  # an initializer that the caller may replace is not a constant
+        else:  # an initializer that the caller may replace is not a constant, but a weight
+            b.given[info.name] = False
             env[info.name] = from_tensor(Tensor(info.name, old.dtype, old.shape, frozenset({"item", "user"})))
     return env, inputs
 

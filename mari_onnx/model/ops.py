@@ -66,6 +66,7 @@ class Fact(Flag):
     NONNEGATIVE = auto()  # at least 0
     KEEPS_SIGN = auto()  # at least 0 if the first input is
     KEEPS_POSITIVE = auto()  # KEEPS_SIGN, and above 0 if the first input is
+    KEEPS_NAN = auto()  # NaN wherever an element is read that is NaN
     SATURATES = auto()  # many different inputs may have one result
     # ---- how it is computed here and by others
     NOT_AFFINE = auto()  # sizes of the result are cut short by others, or broadcast
@@ -148,8 +149,9 @@ def _rows(names: str, facts: Fact = Fact.NONE, *domains: str, **fields: object) 
 def _table() -> None:
     """All rows, by family."""
     f = Fact
-    element = f.ELEMENT | f.CARRIES | f.TOTAL
+    element = f.ELEMENT | f.CARRIES | f.TOTAL | f.KEEPS_NAN
     finite = element | f.FINITE
+    asks = finite & ~f.KEEPS_NAN  # a NaN is but a case of it
     slow = TRANSCENDENTAL
 
     # ---- element-wise, of one input
@@ -158,8 +160,8 @@ def _table() -> None:
     _rows("Relu", finite | f.NO_LARGER | f.NONNEGATIVE, activation=())
     _rows("LeakyRelu", finite, flops=2.0, activation=("alpha",))
     _rows("PRelu", finite, flops=2.0)
-    _rows("ThresholdedRelu", finite | f.NO_LARGER | f.SATURATES, activation=("alpha",))
-    _rows("Shrink", finite | f.SATURATES)
+    _rows("ThresholdedRelu", asks | f.NO_LARGER | f.SATURATES, activation=("alpha",))
+    _rows("Shrink", asks | f.SATURATES)
     _rows("Sign", finite | f.WHOLE | f.SATURATES, bound=1.0)
     _rows("Floor Ceil Round", finite | f.WHOLE | f.SATURATES)
     _rows("Clip", finite | f.SATURATES, flops=2.0)
@@ -185,39 +187,39 @@ def _table() -> None:
     _rows("Sin Cos", finite, flops=slow, bound=1.0)
     _rows("Atan Asinh", finite, flops=slow)
     _rows("Tan Asin Acos Sinh Cosh Acosh Atanh", element, flops=slow)
-    _rows("Not", finite | f.BOOLEAN | f.LOGIC | f.SATURATES)
-    _rows("IsNaN IsInf", finite | f.BOOLEAN | f.SATURATES)
-    _rows("BitwiseNot", finite)
+    _rows("Not", asks | f.BOOLEAN | f.LOGIC | f.SATURATES)
+    _rows("IsNaN IsInf", asks | f.BOOLEAN | f.SATURATES)
+    _rows("BitwiseNot", asks)
 
     # ---- element-wise, of several inputs
     _rows("Add", finite | f.ADDS | f.COMMUTES, neutral=0.0, function=operator.add)
     _rows("Sub", finite | f.ADDS, neutral=0.0, function=operator.sub)
     _rows("Mul", finite | f.MULTIPLIES | f.COMMUTES | f.LINEAR, neutral=1.0, function=operator.mul)
     _rows("Div", finite | f.MULTIPLIES | f.LINEAR | f.NEEDS_NONZERO, price=15.0, neutral=1.0)
-    _rows("Mod", finite | f.NEEDS_NONZERO | f.SATURATES)
-    _rows("Pow", element, flops=slow, price=40.0)
+    _rows("Mod", asks | f.NEEDS_NONZERO | f.SATURATES)
+    _rows("Pow", element & ~f.KEEPS_NAN, flops=slow, price=40.0)
     _rows("Sum", finite | f.ADDS | f.COMMUTES | f.VARIADIC)
     _rows("Mean", finite | f.COMMUTES | f.VARIADIC)
     _rows("Max", finite | f.COMMUTES | f.VARIADIC | f.SATURATES, function=max)
     _rows("Min", finite | f.COMMUTES | f.VARIADIC | f.SATURATES, function=min)
-    _rows("Equal", finite | f.COMMUTES | f.BOOLEAN | f.SATURATES, holds=frozenset({0}))
-    _rows("Less", finite | f.BOOLEAN | f.SATURATES, holds=frozenset({-1}))
-    _rows("Greater", finite | f.BOOLEAN | f.SATURATES, holds=frozenset({1}))
-    _rows("LessOrEqual", finite | f.BOOLEAN | f.SATURATES, holds=frozenset({-1, 0}))
-    _rows("GreaterOrEqual", finite | f.BOOLEAN | f.SATURATES, holds=frozenset({0, 1}))
-    logic = finite | f.COMMUTES | f.BOOLEAN | f.LOGIC | f.SATURATES
+    _rows("Equal", asks | f.COMMUTES | f.BOOLEAN | f.SATURATES, holds=frozenset({0}))
+    _rows("Less", asks | f.BOOLEAN | f.SATURATES, holds=frozenset({-1}))
+    _rows("Greater", asks | f.BOOLEAN | f.SATURATES, holds=frozenset({1}))
+    _rows("LessOrEqual", asks | f.BOOLEAN | f.SATURATES, holds=frozenset({-1, 0}))
+    _rows("GreaterOrEqual", asks | f.BOOLEAN | f.SATURATES, holds=frozenset({0, 1}))
+    logic = asks | f.COMMUTES | f.BOOLEAN | f.LOGIC | f.SATURATES
     _rows("And", logic, function=min)
     _rows("Or", logic, function=max)
     _rows("Xor", logic)
-    _rows("BitwiseAnd BitwiseOr BitwiseXor", finite | f.COMMUTES)
-    _rows("BitShift", finite | f.SATURATES)
-    _rows("Where", finite, flops=0.0)
-    _rows("Cast", finite | f.CONVERTS | f.SATURATES, flops=0.0, type_attribute="to")
-    _rows("CastLike", finite | f.CONVERTS, flops=0.0)
+    _rows("BitwiseAnd BitwiseOr BitwiseXor", asks | f.COMMUTES)
+    _rows("BitShift", asks | f.SATURATES)
+    _rows("Where", asks, flops=0.0)
+    _rows("Cast", asks | f.CONVERTS | f.SATURATES, flops=0.0, type_attribute="to")
+    _rows("CastLike", asks | f.CONVERTS, flops=0.0)
     _rows("Identity", finite | f.SAME | f.FREE | f.NO_LARGER | f.KEEPS_SIGN | f.KEEPS_POSITIVE, flops=0.0)
 
     # ---- movement
-    moves = f.MOVES | f.LINEAR | f.NO_LARGER | f.KEEPS_SIGN | f.KEEPS_POSITIVE
+    moves = f.MOVES | f.LINEAR | f.KEEPS_NAN | f.NO_LARGER | f.KEEPS_SIGN | f.KEEPS_POSITIVE
     view = moves | f.VIEW | f.FREE | f.CARRIES | f.TOTAL
     part = moves | f.PICKS | f.READS_PART
     _rows("Reshape", view, flops=0.0, shape_input=1)
@@ -232,9 +234,9 @@ def _table() -> None:
     _rows("GatherElements GatherND", part | f.LOOKUP, flops=0.0)
     _rows("GatherBlockQuantized EmbedLayerNormalization", f.READS_PART, MICROSOFT)
     _rows("DepthToSpace SpaceToDepth ReverseSequence", moves, flops=0.0)
-    _rows("Pad", f.MOVES | f.FILLS, flops=0.0)
+    _rows("Pad", f.MOVES | f.FILLS | f.KEEPS_NAN, flops=0.0)
     _rows("Trilu", f.MOVES | f.FILLS, flops=0.0)
-    _rows("Concat", f.TOTAL, flops=0.0)
+    _rows("Concat", f.TOTAL | f.KEEPS_NAN, flops=0.0)
     _rows("Compress Unique ScatterElements ScatterND Scatter SplitToSequence ConcatFromSequence "
           "SequenceConstruct SequenceAt", flops=0.0)  # fmt: skip
     _rows("Shape Size", f.SIZES | f.FREE | f.CARRIES | f.TOTAL, flops=0.0)
@@ -243,7 +245,7 @@ def _table() -> None:
     _rows("Range", f.GROWS, flops=0.0)
     _rows("OneHot", f.GROWS | f.SATURATES, flops=0.0)
     _rows("NonZero", f.SATURATES, flops=0.0)
-    _rows("Dropout", f.SAME | f.FREE | f.FINITE, flops=0.0)
+    _rows("Dropout", f.KEEPS_NAN | f.SAME | f.FREE | f.FINITE, flops=0.0)
     _rows("Optional", f.FREE, flops=0.0)
 
     # ---- random numbers, and what is of a type that an attribute names
@@ -258,44 +260,45 @@ def _table() -> None:
     # ---- over axes
     reduces = f.REDUCES | f.CARRIES | f.TOTAL
     sums = reduces | f.FINITE
-    _rows("ReduceSum", sums | f.LINEAR | f.KEEPS_SIGN, per_input=True, neutral=0.0, function=sum)
-    _rows("ReduceMean", sums | f.LINEAR | f.NO_LARGER | f.KEEPS_SIGN, per_input=True, neutral=0.0)
+    _rows("ReduceSum", f.KEEPS_NAN | sums | f.LINEAR | f.KEEPS_SIGN, per_input=True, neutral=0.0, function=sum)
+    _rows("ReduceMean", f.KEEPS_NAN | sums | f.LINEAR | f.NO_LARGER | f.KEEPS_SIGN, per_input=True, neutral=0.0)
     _rows("ReduceMax", sums | f.NO_LARGER | f.KEEPS_SIGN, per_input=True, neutral=-math.inf)
     _rows("ReduceMin", sums | f.NO_LARGER | f.KEEPS_SIGN, per_input=True, neutral=math.inf)
-    _rows("ReduceProd", reduces | f.KEEPS_SIGN, per_input=True, neutral=1.0, function=math.prod)
-    _rows("ReduceL1", sums | f.NONNEGATIVE, per_input=True, neutral=0.0)
-    _rows("ReduceL2 ReduceSumSquare", sums | f.NONNEGATIVE, flops=2.0, per_input=True, neutral=0.0)
+    _rows("ReduceProd", f.KEEPS_NAN | reduces | f.KEEPS_SIGN, per_input=True, neutral=1.0, function=math.prod)
+    _rows("ReduceL1", f.KEEPS_NAN | sums | f.NONNEGATIVE, per_input=True, neutral=0.0)
+    _rows("ReduceL2 ReduceSumSquare", f.KEEPS_NAN | sums | f.NONNEGATIVE, flops=2.0, per_input=True, neutral=0.0)
     _rows("ReduceLogSum", reduces, flops=slow + 1, per_input=True, neutral=0.0)
     _rows("ReduceLogSumExp", reduces, flops=slow + 1, per_input=True, neutral=-math.inf)
     _rows("ArgMax ArgMin", f.SATURATES, per_input=True)
-    _rows("CumSum", per_input=True)
+    _rows("CumSum", f.KEEPS_NAN, per_input=True)
     _rows("TopK", f.SATURATES, flops=4.0, per_input=True)
-    _rows("Softmax", f.ROWS | f.SOFTMAX | f.NONNEGATIVE | f.SATURATES, flops=slow + 4, per_input=True, price=25.0,
-          bound=1.0, flattened_before=13, evaluated_since=13)  # fmt: skip
-    _rows("LogSoftmax", f.ROWS | f.SOFTMAX | f.DOUBTFUL, flops=slow + 4, per_input=True, flattened_before=13)
+    weights = f.ROWS | f.SOFTMAX | f.KEEPS_NAN
+    _rows("Softmax", weights | f.NONNEGATIVE | f.SATURATES, flops=slow + 4, per_input=True, price=25.0, bound=1.0,
+          flattened_before=13, evaluated_since=13)  # fmt: skip
+    _rows("LogSoftmax", weights | f.DOUBTFUL, flops=slow + 4, per_input=True, flattened_before=13)
     _rows("Hardmax", f.ROWS | f.NONNEGATIVE | f.SATURATES, per_input=True, bound=1.0, flattened_before=13,
           evaluated_since=13)  # fmt: skip
     _rows("BiasSoftmax", f.NONE, MICROSOFT, flops=slow + 4, per_input=True)
-    _rows("LpNormalization", f.ROWS | f.DOUBTFUL, flops=2.0, per_input=True)
-    norm = f.ROWS | f.NORM
+    _rows("LpNormalization", f.KEEPS_NAN | f.ROWS | f.DOUBTFUL, flops=2.0, per_input=True)
+    norm = f.ROWS | f.NORM | f.KEEPS_NAN
     _rows("LayerNormalization", norm, STANDARD, MICROSOFT, flops=8.0, per_input=True, price=40.0)
     _rows("RMSNormalization", norm, flops=5.0, per_input=True)
     _rows("SimplifiedLayerNormalization", norm, STANDARD, MICROSOFT, flops=5.0, per_input=True)
-    _rows("SkipLayerNormalization SkipSimplifiedLayerNormalization", f.NONE, MICROSOFT, flops=9.0, per_input=True)
-    _rows("InstanceNormalization GroupNormalization MeanVarianceNormalization", flops=8.0, per_input=True)
-    _rows("BatchNormalization", flops=2.0, evaluated_since=14)
+    _rows("SkipLayerNormalization SkipSimplifiedLayerNormalization", f.KEEPS_NAN, MICROSOFT, flops=9.0, per_input=True)
+    _rows("InstanceNormalization GroupNormalization MeanVarianceNormalization", f.KEEPS_NAN, flops=8.0, per_input=True)
+    _rows("BatchNormalization", f.KEEPS_NAN, flops=2.0, evaluated_since=14)
     _rows("MaxPool AveragePool LpPool", f.POOL | f.DOUBTFUL, per_input=True)
     _rows("GlobalAveragePool GlobalMaxPool", f.NO_LARGER, per_input=True)
     _rows("GlobalLpPool", f.DOUBTFUL, per_input=True)
     _rows("DFT", flops=20.0, per_input=True)
 
     # ---- products and recurrences (formulas: engine/cost/flops.py)
-    _rows("MatMul Gemm", f.PRODUCT | f.MATMUL)
-    _rows("FusedMatMul FusedMatMulActivation TransposeMatMul FusedGemm", f.PRODUCT | f.MATMUL, MICROSOFT)
+    _rows("MatMul Gemm", f.KEEPS_NAN | f.PRODUCT | f.MATMUL)
+    _rows("FusedMatMul FusedMatMulActivation TransposeMatMul FusedGemm", f.KEEPS_NAN | f.PRODUCT | f.MATMUL, MICROSOFT)
     _rows("MatMulInteger QLinearMatMul", f.PRODUCT | f.QUANTIZED)
     _rows("MatMulNBits", f.PRODUCT | f.QUANTIZED, MICROSOFT)
-    _rows("Einsum", f.PRODUCT)
-    _rows("Conv", f.PRODUCT | f.CONV)
+    _rows("Einsum", f.KEEPS_NAN | f.PRODUCT)
+    _rows("Conv", f.KEEPS_NAN | f.PRODUCT | f.CONV)
     _rows("FusedConv NhwcFusedConv", f.PRODUCT | f.CONV, MICROSOFT)
     _rows("ConvTranspose", f.PRODUCT | f.CONV | f.DOUBTFUL)
     _rows("ConvInteger QLinearConv", f.PRODUCT | f.CONV | f.QUANTIZED)
@@ -303,7 +306,7 @@ def _table() -> None:
     _rows("LSTM", f.DOUBTFUL, gates=4)
     _rows("RNN", f.DOUBTFUL, gates=1)
     _rows("DynamicQuantizeLSTM", f.NONE, MICROSOFT, gates=4)
-    _rows("Attention RotaryEmbedding", f.DOUBTFUL, STANDARD, MICROSOFT)
+    _rows("Attention RotaryEmbedding", f.KEEPS_NAN | f.DOUBTFUL, STANDARD, MICROSOFT)
     _rows("DequantizeLinear", flops=2.0)
     _rows("QuantizeLinear", flops=3.0)
 

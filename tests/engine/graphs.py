@@ -49,7 +49,8 @@ class Input:
 class Graph:
     """A model being written: ``g.MatMul(a, b)`` is a node, its result the name of the first output.
 
-    fixed: the literal batch of the export, None for a symbolic one. tag: whether inputs of
+    fixed: the literal batch of the export, None for a symbolic one. apart: every tagged input has a batch symbol of
+    its own. tag: whether inputs of
     [R, N, ...] graphs are tagged. pool: what was drawn, by shape.
     """
 
@@ -70,6 +71,7 @@ class Graph:
         self.outputs: list[str] = []
         self.pool: dict[Shape, list[str]] = {}
         self.tag: bool = True
+        self.apart: bool = False
         self._names = itertools.count()
 
     def __repr__(self) -> str:
@@ -184,7 +186,8 @@ class Graph:
     def model(self) -> onnx.ModelProto:
         infos = []
         for name, given in self.inputs.items():
-            shape = [self.fixed or N if d == N else d for d in given.shape]
+            own = f"s_{name}" if self.apart and given.side is not None else N
+            shape = [self.fixed or own if d == N else d for d in given.shape]
             infos.append(
                 helper.make_tensor_value_info(
                     name, helper.np_dtype_to_tensor_dtype(np.dtype(given.dtype)), shape
@@ -211,8 +214,14 @@ class Graph:
             graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8
         )
 
-    def feeds(self, n: int, once: bool = False) -> dict[str, np.ndarray]:
-        """Inputs for n candidates; ``once``: as the new model takes them, one row of the user's."""
+    def feeds(
+        self, n: int, once: bool = False, loud: int | None = None, spoilt: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Inputs for n candidates; ``once``: as the new model takes them, one row of the user's.
+
+        loud: the seed of scales up to 1e6 around a number that inputs have in common. spoilt: the seed of a NaN
+        in one float input, in the row of a single candidate, or of the user.
+        """
         out = {}
         for k, (name, given) in enumerate(self.inputs.items()):
             rng = np.random.default_rng((k, n))
@@ -227,7 +236,12 @@ class Graph:
             ]
             shape = [int(d) for d in at]
             if given.high is None:
-                array = rng.standard_normal(shape).astype(given.dtype)
+                values = rng.standard_normal(shape)
+                if loud is not None:
+                    values = _louder(values, np.random.default_rng((loud, k)), 10.0 ** (loud % 7))
+                if spoilt is not None and spoilt % len(self.inputs) == k:
+                    values = _spoilt(values, np.random.default_rng(spoilt), min(self.axis, values.ndim - 1))
+                array = values.astype(given.dtype)
             else:
                 array = rng.integers(0, given.high, shape).astype(given.dtype)
             if user and not once:
@@ -237,6 +251,20 @@ class Graph:
                 array[:, places] = array[:1, places]
             out[name] = array
         return out
+
+
+def _louder(values: np.ndarray, rng: np.random.Generator, far: float) -> np.ndarray:
+    return values * rng.choice((1.0, 1.0, far)) + rng.choice((0.0, far, -far))
+
+
+def _spoilt(values: np.ndarray, rng: np.random.Generator, axis: int) -> np.ndarray:
+    """One element is no number, in the first row along the axis: of a candidate, or the only one of a user."""
+    if values.size:
+        at = [int(rng.integers(0, size)) for size in values.shape]
+        if values.ndim:
+            at[axis] = 0
+        values[tuple(at)] = np.nan
+    return values
 
 
 # ---- running and comparing --------------------

@@ -323,7 +323,8 @@ def test_a_constant_of_other_groups_is_regrouped(candidates: int) -> None:
 def test_pairs_that_a_mask_leaves_out_are_not_multiplied() -> None:
     """The lower triangle by a product with zeros and ones (TensorFlow's DotInteraction): its rows of W alone."""
     g = Graph()
-    x = g.Tanh(g.Concat(g.user(6, 4), g.item(6, 4), axis=1))
+    table = g.weight(20, 4)
+    x = g.Concat(g.Gather(table, g.user(6, high=20)), g.Gather(table, g.item(6, high=20)), axis=1)
     pairs = g.Mul(g.MatMul(x, g.Transpose(x, perm=[0, 2, 1])), g.const(np.tril(np.ones((12, 12)), -1)))
     g.output(g.MatMul(g.reshape(pairs, -1, 144), g.weight(144, 256)))
     result = check(g, candidates=5000)

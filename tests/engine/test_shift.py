@@ -25,10 +25,15 @@ def _scores(draw: Draw, g: Graph, depth: int) -> str:
     if which == 3:
         factor = g.const(np.array(draw(st.sampled_from((0.5, -2.0))))) if draw(st.booleans()) else g.item(1, 1)
         return g.Mul(_scores(draw, g, depth - 1), factor)
-    common = g.item(1, D) if draw(st.booleans()) else g.Relu(g.user(1, D))
+    common = g.Relu(g.user(1, D)) if draw(st.booleans()) else _common(draw, g)
     common = g.Tanh(common) if draw(st.booleans()) else common
     pair = [_scores(draw, g, depth - 1), common][:: 1 if draw(st.booleans()) else -1]
     return getattr(g, draw(st.sampled_from(("Add", "Sub"))))(*pair)
+
+
+def _common(draw: Draw, g: Graph) -> str:
+    """The candidate's, looked up or as it is given."""
+    return g.item(1, D) if draw(st.booleans()) else g.Gather(g.weight(9, D), g.item(1, high=9))
 
 
 def _masked(draw: Draw, g: Graph, x: str) -> str:
@@ -72,7 +77,7 @@ def test_softmax_of_scores_with_something_in_common_is_the_same(g: Graph) -> Non
 @pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
 def test_a_linear_scorer_gives_weights_of_the_history_alone(op: str, opset: int) -> None:
     g = Graph(opset)
-    history, target = g.Relu(g.user(T, D)), g.item(D)
+    history, target = g.Relu(g.user(T, D)), g.Gather(g.weight(9, D), g.item(high=9))
     both = g.Concat(g.expand(g.unsqueeze(target, 1), 1, T, 1), history, axis=2)
     hidden = g.Add(g.MatMul(both, g.weight(2 * D, 5)), g.weight(5))
     score = g.Div(g.Add(g.MatMul(hidden, g.weight(5, 1)), g.weight(1)), g.const(np.array(2.0)))
@@ -84,7 +89,7 @@ def test_a_linear_scorer_gives_weights_of_the_history_alone(op: str, opset: int)
 def _weights(fill: float, bounded: bool, order: str, op: str = "Softmax") -> Graph:
     """Masked scores of the user's and one of the item's; rows of the user's may be masked throughout."""
     g = Graph(18)
-    own, common = g.user(T), g.item(1)
+    own, common = g.user(T), g.Cast(g.item(1, high=9), to=11)  # a count has no bound, but is no NaN
     if bounded:
         own, common = g.Tanh(own), g.Tanh(common)
     mask = g.Equal(g.user(T, high=2), g.const(0))
@@ -125,6 +130,13 @@ def test_a_finite_mask_that_is_not_proven_to_be_far_below(fill: float, bounded: 
 def test_the_log_of_a_finite_mask_depends_on_what_is_common() -> None:
     assert actions(check(_weights(-1e9, True, "scale last", "LogSoftmax")))["LogSoftmax"] == ["kept"]
     assert actions(check(_weights(-np.inf, True, "scale last", "LogSoftmax")))["LogSoftmax"] == ["lifted"]
+
+
+def test_what_is_common_stays_where_it_may_be_nan() -> None:
+    """All weights of a row are NaN then: a float input of the candidate's is no number that any score could lose."""
+    g = Graph(18)
+    result = check(g.output(g.Softmax(g.Add(g.user(T), g.item(1)), axis=1)))
+    assert actions(result)["Softmax"] == ["kept"]
 
 
 @pytest.mark.parametrize("fill", [-np.inf, -1e9])

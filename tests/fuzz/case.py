@@ -54,6 +54,7 @@ class Case:
             "why": why,
             "axis": g.axis,
             "fixed": g.fixed,
+            "apart": g.apart,
             "inputs": inputs,
             "columns": {n: {side: list(c) for side, c in cs.items()} for n, cs in g.columns.items()},
             "counts": list(self.counts),
@@ -73,6 +74,7 @@ def load(path: Path) -> Case:
     for name, (side, shape, dtype, high) in content["inputs"].items():
         g.inputs[name] = Input(side, tuple(shape), np.dtype(dtype).type, high)
     g.columns = {n: {s: tuple(c) for s, c in cs.items()} for n, cs in content["columns"].items()}
+    g.apart = content.get("apart", False)
     g.outputs = [o.name for o in model.graph.output]
     return Case(g, model, tuple(content["counts"]), True, content["weighed"], content["candidates"])
 
@@ -90,6 +92,7 @@ def cases(draw: Draw, most: int = 16) -> Case:
         draw, draw(st.sampled_from(OPSETS)), dtype=dtype, axis=int(requests), fixed=fixed, seed=draw(st.integers(0, 3))
     )
     g.tag = not requests or draw(st.booleans())
+    g.apart = not requests and draw(st.integers(0, 9)) == 0
     f = Forge(draw, g, (R, N) if requests else (N,), smooth)
     for _ in range(draw(st.integers(1, 3))):
         f.leaf(*f.own())

@@ -15,17 +15,24 @@ import numpy as np
 import onnx
 import pytest
 
+from mari_onnx import engine
 from mari_onnx.engine import Options, Rewrite, interpreter, rewrite
+from mari_onnx.parity.float64 import float64
 from tests.engine.graphs import run, unweighed
 from tests.fuzz.case import Case
 
 TOLERANCE = {"float64": 1e-9, "float32": 3e-5, "float16": 3e-2, "bfloat16": 2e-1}
+TIMES = 16
+"""How many times the source's own error an output may have."""
 ROUNDING = {"float64": 1e-13, "float32": 1e-7, "float16": 5e-4, "bfloat16": 4e-3}
 """How far the arithmetic of a type is off at each step."""
 
 
 class Fault(AssertionError):
-    """A case that fails. kind: crash, trip, invalid, signature, load, wrong, nan, empty (at N = 0) or written."""
+    """A case that fails.
+
+    kind: crash, trip, invalid, signature, load, wrong, nan, empty (at N = 0), finite (in one alone), cancels, written.
+    """
 
     def __init__(self, kind: str, what: str):
         super().__init__(f"{kind}: {what}")
@@ -74,6 +81,10 @@ def judge(case: Case, tally: Counter[str] | None = None) -> None:
     for n in case.counts:
         _equal(case, result, n, seen)
     _loads(case, result, seen)
+    if np.dtype(case.graph.dtype).name in ("float32", "float64") and not case.graph.columns:
+        _finite(case, seen)
+    if np.dtype(case.graph.dtype).name == "float32":
+        _as_precise(case, result, seen)
 
 
 def _rewritten(case: Case) -> Rewrite:
@@ -131,6 +142,51 @@ def _equal(case: Case, result: Rewrite, n: int, seen: Counter[str]) -> None:
     seen[f"compared, {kind}"] += 1
     if n == 0:
         seen["compared, N=0"] += 1
+
+
+def _finite(case: Case, seen: Counter[str]) -> None:
+    """Finite exactly where the source is, whatever one candidate or the user has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "carried", lambda _: False)  # attention over tokens that are no numbers is told apart
+        result = _rewritten(case)
+    n = max(case.counts)
+    for spoilt in range(2 * len(case.graph.inputs)):
+        try:
+            want = run(case.model, case.graph.feeds(n, spoilt=spoilt))
+            have = run(result.model, case.graph.feeds(n, once=result.changed, spoilt=spoilt))
+        except Exception:
+            seen["does not run on NaN"] += 1
+            return
+        for name, a, b in zip(case.graph.outputs, want, have, strict=True):
+            if a.dtype.kind == "f" and not np.array_equal(np.isfinite(a), np.isfinite(b)):
+                where = ("source", "output")[int((np.isfinite(a) & ~np.isfinite(b)).any())]
+                raise Fault("finite", f"finite in the {where} alone ({name} at N={n}, spoilt={spoilt})")
+    seen["compared, NaN"] += 1
+
+
+def _as_precise(case: Case, result: Rewrite, seen: Counter[str]) -> None:
+    """In float32 as near to the source in float64 as the source is, on inputs of large scales."""
+    source, made, n = session(case.model), session(result.model), max(case.counts)
+    if source is None or made is None or not n:
+        return
+    known = {i.name for i in source.get_inputs()}
+    for loud in (0, 3, 6):
+        feeds, once = ({k: v for k, v in case.graph.feeds(n, o, loud).items() if k in known} for o in (False, True))
+        try:
+            with float64(case.model) as precise:
+                exact = precise.run(feeds)
+            want, have = source.run(None, feeds), made.run(None, once)
+        except Exception:
+            seen["does not run on large inputs"] += 1
+            return
+        for name, e, a, b in zip(case.graph.outputs, exact, want, have, strict=True):
+            if a.dtype.kind != "f" or not np.isfinite(a).all() or not np.isfinite(e).all() or not a.size:
+                continue
+            own, new, scale = np.abs(a - e).max(), np.abs(b - e).max(), np.abs(e).max()
+            if own > 1e-3 * scale or new <= TIMES * own + ROUNDING["float32"] * 20 * scale:
+                continue
+            raise Fault("cancels", f"error {new:.1e}, the source's is {own:.1e} at scale {scale:.1e} ({name}, {loud})")
+    seen["compared, large inputs"] += 1
 
 
 def _by_onnxruntime(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray] | None:

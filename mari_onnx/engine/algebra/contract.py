@@ -20,6 +20,7 @@ from onnx import TensorProto
 
 from mari_onnx.engine.algebra.products import Term, merge, same_terms, total
 from mari_onnx.engine.algebra.sums import add, cast_size, dtype_of, multiply, repeat, times
+from mari_onnx.engine.analysis.finite import given
 from mari_onnx.engine.analysis.magnitude import bound
 from mari_onnx.engine.axes.align import flatten
 from mari_onnx.engine.axes.materialize import as_block, as_leaf
@@ -112,7 +113,7 @@ def _zero_rows(b: Builder, x: Body, y: Body, k: frozenset[Axis]) -> tuple[Axis, 
         return None
     free = [a for a in y.axes if a is not None and a not in k]
     array = y.tensor.array
-    if len(free) != 1 or array.dtype == object or array.size > MAX_READ or array.all():
+    if len(free) != 1 or array.dtype == object or array.size > MAX_READ or array.all() or given(b, x):
         return None
     joined = coalesce(b, x)
     if not isinstance(joined, Cat) or joined.axis is not x.axis:
@@ -147,10 +148,13 @@ def _expand(
                     return _lost(b, *pair, k, outer, depth, order)
                 this = joined
             out: list[Term | Body] = []
+            hidden = b.carried and not is_const(this) and not is_const(other)  # attention's, see `finite`
             for part in this.parts:
                 cell = take(b, other, this.axis, part.positions, part.axis)
                 inner = k - {this.axis} | ({part.axis} if part.axis else frozenset())
-                if _zero(part.body) or _zero(cell):
+                if (_zero(part.body) and (hidden or not given(b, cell))) or (
+                    _zero(cell) and (hidden or not given(b, part.body))
+                ):
                     continue
                 pair = (cell, part.body) if flip else (part.body, cell)
                 out += _lost(b, *pair, inner, outer, depth, order)
@@ -177,7 +181,11 @@ def _expand(
     cost = _price(b, [direct])
     for this, other in ((x, y), (y, x)):
         form = form_of(this) if depth else None
+        if isinstance(form, Sum) and x.tensor is y.tensor:
+            continue  # a square is not negative, as a^2 - 2 a b + b^2 may come out
         if form is None:
+            if b.closed.get(this.tensor.name):
+                b.notes.append(b.closed[this.tensor.name])
             continue
         mark = len(b.nodes)
         other_way = _lost(b, form, other, k, outer, depth - 1, order)
@@ -203,7 +211,7 @@ def _representable(b: Builder, term: Term) -> bool:
 
 def _read(b: Builder, x: Leaf, y: Leaf, k: frozenset[Axis]) -> tuple[Leaf, Leaf, frozenset[Axis]]:
     """Without the positions along k at which a constant operand is zero throughout (pairs that a mask leaves out)."""
-    if is_const(y) == is_const(x):
+    if is_const(y) == is_const(x) or given(b, x) or given(b, y):
         return x, y, k
     w, other = (y, x) if is_const(y) else (x, y)
     array = w.tensor.array

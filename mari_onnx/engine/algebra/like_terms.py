@@ -4,27 +4,20 @@
 
 Layer by layer the sum keeps its length, so that a product behind any number of layers reads ``u W`` once a request.
 
-A product opens a sum, ``(x + y) W = x W + y W``, only where no two terms can be large and cancel: a difference of times
-in seconds must be taken before the product. Where all terms but one are known to be small, the other is no larger than
-the sum, or small as well.
+A product opens a sum, ``(x + y) W = x W + y W``, only where no two terms can be large and cancel (`cancellation`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mari_onnx.engine.analysis.magnitude import bound
+from mari_onnx.engine.analysis.cancellation import cancels
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import form_of, has_cheaper_form
 from mari_onnx.engine.ir.value import Body, Leaf, Prod, Sum, axes_of
 
-LARGE = 1e4
-"""Terms of which two may exceed it are added before a product, not after: they could cancel."""
-TINY = 1e-30
-"""For a bound of 0, which an unknown one may be multiplied by."""
 MOST = 8
 """Terms beyond which a sum is left as it is."""
 Entry = tuple[Leaf, Leaf | None]
@@ -38,10 +31,7 @@ def collected(b: Builder, x: Leaf, y: Leaf, plus: Plus) -> Sum | None:
     plus: adds up coefficients. None where terms could cancel.
     """
     terms = _like_terms(b, x, y, plus)
-    for found in (terms, (x, y)):
-        if found is not None and sum(_size(b, term) > LARGE for term in found) < 2:
-            return Sum(tuple(found))
-    return None
+    return next((Sum(tuple(found)) for found in (terms, (x, y)) if found and cancels(b, found) is None), None)
 
 
 def _like_terms(b: Builder, x: Leaf, y: Leaf, plus: Plus) -> list[Body] | None:
@@ -65,14 +55,6 @@ def _like_terms(b: Builder, x: Leaf, y: Leaf, plus: Plus) -> list[Body] | None:
             one = Leaf(b.const(np.asarray(1), base.tensor.dtype), ())
             terms.append(Prod((base, plus([one if f is None else f for _, f in group]))))
     return terms
-
-
-def _size(b: Builder, body: Body) -> float:
-    """A bound of the elements' absolute values."""
-    if isinstance(body, Leaf):
-        return bound(b, body.tensor)
-    assert isinstance(body, Prod)
-    return math.prod(_size(b, factor) or TINY for factor in body.factors)
 
 
 def _entries(b: Builder, leaf: Leaf) -> list[Entry]:

@@ -14,8 +14,8 @@ proven to be above f by more than the exponent's range (`bounds`), with c and wi
 
 A mask that is added, a_t + f m_t + c, is one more addend with the axis: nothing is asked of it.
 
-c is taken to be finite, as everywhere scores that a model computes are; but not where it is computed from constants
-that are no weights (-inf, NaN, 1e8 and beyond): masks, with which the source's softmax may be NaN, or lose its scores.
+c must be finite: it is not computed from float inputs, which may be NaN (`finite`), nor from constants that are no
+weights (-inf, NaN, 1e8 and beyond): masks, with which the source's softmax may be NaN, or lose its scores.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 
 from mari_onnx.engine.algebra.contract import contract, reduce_sum
 from mari_onnx.engine.algebra.sums import add, binary, multiply, scaled
+from mari_onnx.engine.analysis.finite import given
 from mari_onnx.engine.analysis.magnitude import bound
 from mari_onnx.engine.analysis.norm_patterns import largest
 from mari_onnx.engine.axes.materialize import as_leaf, write
@@ -82,7 +83,7 @@ def unshifted(b: Builder, leaf: Leaf, k: Axis, log: bool = False) -> Leaf:
 def _without(b: Builder, leaf: Leaf, at: At) -> Leaf:
     """The leaf, less something that does not vary along ``k``."""
     if at.k not in axes_of(leaf):
-        return Leaf(b.const(0, leaf.tensor.dtype), ()) if _finite(b, leaf.tensor) else leaf
+        return Leaf(b.const(0, leaf.tensor.dtype), ()) if _finite(b, leaf.tensor) and not given(b, leaf) else leaf
     if not at.depth or leaf.tensor.const:
         return leaf
     at = replace(at, depth=at.depth - 1)
@@ -143,7 +144,7 @@ def _flat(b: Builder, term: Body, at: At, order: Sequence[Axis]) -> Leaf:
         inside = [f for f in term.factors if at.k in axes_of(f)]
         sure = all(_finite(b, leaf.tensor) for f in term.factors for leaf in leaves(f))
         factors = list(term.factors)
-        if not inside and sure:
+        if not inside and sure and not given(b, term):
             return Leaf(b.const(0, next(leaves(term)).tensor.dtype), ())
         if len(inside) == 1 and isinstance(inside[0], Leaf) and sure:
             factors = [_without(b, inside[0], at) if f is inside[0] else f for f in factors]

@@ -8,6 +8,8 @@ from functools import reduce
 import numpy as np
 
 from mari_onnx.engine.algebra.like_terms import collected
+from mari_onnx.engine.analysis.cancellation import cancels
+from mari_onnx.engine.analysis.finite import given
 from mari_onnx.engine.axes.blockwise import zip_bodies
 from mari_onnx.engine.axes.materialize import write
 from mari_onnx.engine.axes.select import take
@@ -108,7 +110,7 @@ def _filled(b: Builder, leaf: Leaf, axes: Sequence[Axis | None], union: frozense
 def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) -> Leaf:
     """One arithmetic operator on two leaves, with the form that contractions can look through."""
     x, y = drop_uniform_axes(b, x), drop_uniform_axes(b, y)
-    plain = _neutral(op, x, y)
+    plain = _neutral(b, op, x, y)
     if plain is not None:
         return plain
     if op == "Add":
@@ -128,8 +130,12 @@ def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) ->
     if leaf.tensor.const:
         return leaf
     if op in having(Fact.ADDS) and x.tensor.dtype in FLOATS:
-        form = collected(b, x, y if op == "Add" else scaled(b, y, -1), lambda ls: add_leaves(b, ls))
-        return with_form(leaf, form) if form is not None else leaf
+        y = y if op == "Add" else scaled(b, y, -1)
+        form = collected(b, x, y, lambda ls: add_leaves(b, ls))
+        if form is not None:
+            return with_form(leaf, form)
+        b.closed[leaf.tensor.name] = cancels(b, (x, y)) or ""
+        return leaf
     if op == "Mul":
         return with_form(leaf, Prod((x, y)))
     if op == "Div" and y.tensor.dtype in WIDE_RANGE and axes_of(y) < axes_of(leaf):
@@ -142,8 +148,8 @@ def keep(b: Builder, t: Tensor, axes: tuple[Axis | None, ...]) -> Tensor:
     return t if len(t.known) == len(axes) else emit.reshape(b, t, [a.size if a is not None else 1 for a in axes])
 
 
-def _neutral(op: str, x: Leaf, y: Leaf) -> Leaf | None:
-    """x + 0, x * 1, x - 0, x / 1 are x; x * 0 is 0 and x - inf is -inf for the finite x that a model computes."""
+def _neutral(b: Builder, op: str, x: Leaf, y: Leaf) -> Leaf | None:
+    """x + 0, x * 1, x - 0, x / 1 are x; x * 0 is 0 and x - inf is -inf where x is finite, as far as `finite` tells."""
     for this, other in ((x, y), (y, x)):
         value = other.tensor.scalar if not axes_of(other) else None
         if value is None or this.tensor.dtype != other.tensor.dtype or (this is y and op not in having(Fact.COMMUTES)):
@@ -151,7 +157,7 @@ def _neutral(op: str, x: Leaf, y: Leaf) -> Leaf | None:
         if value == row(op).neutral:
             return this
         if (op == "Mul" and value == 0) or (op == "Add" and value == -np.inf):
-            return other
+            return other if (b.carried and op == "Add") or not given(b, this) else None
     return None
 
 
@@ -216,6 +222,8 @@ def add_leaves(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis] = ()) ->
             total = plain_add(b, total, term, order)
     if any(total.tensor is t.tensor for t in terms):
         return total  # the others were neutral: it must not be asked to add_later through itself
+    if cancels(b, terms, of_product=True):
+        return total
     again = terms if len(terms) < MANY else left
     return absorbing(total, over(total.axes, lambda more: add_leaves(b, [*again, more], order)))
 
@@ -239,12 +247,12 @@ def folded(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis]) -> list[Lea
 
 def plain_add(b: Builder, x: Leaf, y: Leaf, order: Sequence[Axis]) -> Leaf:
     x, y = drop_uniform_axes(b, x), drop_uniform_axes(b, y)
-    plain = _neutral("Add", x, y)
+    plain = _neutral(b, "Add", x, y)
     if plain is not None:
         return plain
     (tx, ty), axes = broadcast_layout(b, [x, y], order)
     leaf = Leaf(keep(b, emit.binary(b, "Add", tx, ty), axes), axes)
-    return with_form(leaf, Sum((x, y)))
+    return leaf if leaf.tensor.const or cancels(b, (x, y), of_product=True) else with_form(leaf, Sum((x, y)))
 
 
 def over(made: tuple[Axis | None, ...], again: Callable[[Leaf], Leaf]) -> Again:

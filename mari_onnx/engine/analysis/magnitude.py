@@ -14,7 +14,7 @@ import numpy as np
 from mari_onnx.engine.analysis.norm_patterns import NORMALIZED, largest
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Node, Tensor
-from mari_onnx.model.dims import product
+from mari_onnx.model.dims import Size, divide, product
 from mari_onnx.model.nodes import attribute, is_standard
 from mari_onnx.model.ops import Fact, having, row
 
@@ -46,7 +46,8 @@ def bound(b: Builder, tensor: Tensor) -> float:
             if needed:
                 stack += needed
                 continue
-            known[top.name] = min(_node(node, known), *(tell(b, node, known) for tell in NORMALIZED))
+            first = top is node.outputs[0] or node.proto.op_type == "Split"  # a mean, a spread and a mask are unlike it
+            known[top.name] = min(_node(node, known), *(t(b, node, known) for t in NORMALIZED)) if first else math.inf
         stack.pop()
     return known[tensor.name]
 
@@ -89,6 +90,9 @@ def _node(node: Node, known: dict[str, float]) -> float:
         return max(values[1:])
     if op == "MatMul":
         return _product(inputs, values)
+    if op == "ReduceSum":
+        count = added(inputs[0], node.outputs[0])
+        return values[0] * count if isinstance(count, int) else math.inf
     if op in NORMS:
         axis = int(attribute(node.proto, "axis", -1))
         width = product(inputs[0].known[axis:])
@@ -96,6 +100,13 @@ def _node(node: Node, known: dict[str, float]) -> float:
             return math.inf
         return math.sqrt(width) * values[1] + (values[2] if len(values) > 2 else 0.0)
     return math.inf
+
+
+def added(x: Tensor, total: Tensor) -> Size | None:
+    """How many elements a reduction adds up each time; None where that is not known."""
+    if x.shape is None or total.shape is None:
+        return None
+    return divide(product(x.known), product(total.known))
 
 
 def _product(inputs: list[Tensor], values: list[float]) -> float:

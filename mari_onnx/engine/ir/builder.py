@@ -49,6 +49,12 @@ class Builder:
         # what a tensor is a reshape, a transposition, a range or a choice of: chains of these become one node
         self.bounds: dict[str, float] = {}
         self.spans: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+        # whether tensors are computed from float inputs (see `finite`)
+        self.given: dict[str, bool] = {}
+        self.carried = False
+        """Whether a NaN of an input stays one up to the outputs."""
+        # why sums are not opened (see `cancellation`)
+        self.closed: dict[str, str] = {}
         self.reshaped: dict[str, Tensor] = {}
         self.transposed: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
         self.cuts: dict[str, tuple[Tensor, int, int]] = {}

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from mari_onnx.engine.algebra.sums import binary, broadcast_layout, drop_uniform_axes, keep
+from mari_onnx.engine.analysis.cancellation import cancels
 from mari_onnx.engine.axes.align import align
 from mari_onnx.engine.axes.blockwise import zip_bodies
 from mari_onnx.engine.batching import Through, run
@@ -19,6 +20,9 @@ from mari_onnx.engine.rule import Context, from_array, rule
 from mari_onnx.model.dims import Size
 from mari_onnx.model.ops import MICROSOFT, STANDARD, Fact, having
 from mari_onnx.model.tensors import INDICES
+
+FAR = 4.0
+"""Deviations that a BatchNormalization's mean may be from 0: so many times its rounding may grow in weights."""
 
 
 @rule(*sorted(
@@ -60,7 +64,7 @@ def _copy(ctx: Context, leaves: list[Leaf], order: list[Axis], dtype: int) -> Le
     if op == "Neg" and dtype == TensorProto.FLOAT:
         return with_form(leaf, Prod((leaves[0], Leaf(ctx.b.const(-1, dtype), ()))))
     if op == "Sum" and len(leaves) > 1:
-        return with_form(leaf, Sum(tuple(leaves)))
+        return leaf if cancels(ctx.b, leaves) else with_form(leaf, Sum(tuple(leaves)))
     if op == "Pow" and leaves[1].tensor.scalar == 2:
         return with_form(leaf, Prod((leaves[0], leaves[0])))
     return leaf
@@ -181,7 +185,8 @@ def dropout(ctx: Context) -> list[Value | None]:
 def batch_normalization(ctx: Context) -> list[Value]:
     """In inference ``x * a + c`` with a = scale / sqrt(var + eps), c = bias - mean * a for each channel (axis 1).
 
-    With computed statistics (tf2onnx's LayerNormalization: rows as channels) the node itself, on channels that differ.
+    With computed statistics (tf2onnx's LayerNormalization: rows as channels) the node itself, on channels that differ;
+    likewise where a mean is far above its deviation: ``x a`` and ``c`` would cancel, in the weights behind them too.
     """
     if ctx.attr("training_mode", 0) or len([o for o in ctx.node.output if o]) > 1:
         raise Decline("BatchNormalization in training mode mixes the candidates")
@@ -189,11 +194,12 @@ def batch_normalization(ctx: Context) -> list[Value]:
     arrays = [ctx.array(i) for i in range(1, 5)]
     if x.rank > 2 and isinstance(x.body, Leaf) and axes_of(x.body) == frozenset(x.axes):
         raise Decline("nothing of it is the same for all candidates")  # one kernel, not a Mul and an Add
-    if any(a is None for a in arrays):
+    if any(a is None for a in arrays) or _far(arrays[2], arrays[3], ctx.attr("epsilon", 1e-5)):
         out = run(ctx, [Through((0, *[None] * 4), (0,)), Through((1, 0, 0, 0, 0), (1,))])
         return [value for value in out if value is not None]
     scale, bias, mean, var = (np.asarray(a, dtype=np.float64) for a in arrays)
     a = scale / np.sqrt(var + ctx.attr("epsilon", 1e-5))
+    a = a.astype(helper.tensor_dtype_to_np_dtype(x.dtype)).astype(np.float64)  # as it is written, so that c fits it
     c = bias - mean * a
     shape = (-1, *([1] * (x.rank - 2)))
     factor, shift = (from_array(ctx.b, v.reshape(shape), x.dtype) for v in (a, c))
@@ -205,6 +211,13 @@ def batch_normalization(ctx: Context) -> list[Value]:
         return binary(ctx.b, "Add", scaled, leaves[2], order)
 
     return [ctx.value(groups, zip_bodies(ctx.b, [bx, bf, bs], visit, order=order), x.dtype)]
+
+
+def _far(mean: np.ndarray | None, var: np.ndarray | None, epsilon: float) -> bool:
+    """Whether a mean exceeds `FAR` deviations in some channel."""
+    if mean is None or var is None:
+        return True
+    return bool(np.any(mean.astype(np.float64) ** 2 > FAR**2 * (var.astype(np.float64) + epsilon)))
 
 
 def _quantized(ctx: Context) -> list[Value]:

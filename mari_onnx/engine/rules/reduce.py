@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 from mari_onnx.engine.algebra.contract import reduce_sum, weighted_sum
 from mari_onnx.engine.algebra.sums import binary, cast_size, multiply
+from mari_onnx.engine.analysis.finite import given
 from mari_onnx.engine.analysis.magnitude import bound
 from mari_onnx.engine.axes.blockwise import zip_bodies
 from mari_onnx.engine.axes.select import coalesce
@@ -140,7 +141,17 @@ def extremes(ctx: Context) -> list[Value]:
     if x.dtype not in FLOATS and ctx.opset < 12 and op != "Prod":
         raise Decline("Max and Min of integers are not in this opset")
     _filled(ctx.b, x.body, k)
+    if op != "Prod":
+        _whole_row(ctx.b, x.body, k)
     return [ctx.value(groups, extreme(ctx.b, op, x.body, k), x.dtype)]
+
+
+def _whole_row(b: Builder, body: Body, k: frozenset[Axis]) -> None:
+    """Raises `Decline` where a row of a maximum would be cut that may have NaN: onnxruntime's depends on its place."""
+    while isinstance(body, Cat) and body.axis not in k:
+        body = max((p.body for p in body.parts), key=lambda part: isinstance(part, Cat))
+    if isinstance(body, Cat) and given(b, body):
+        raise Decline("of numbers and NaN the largest is what the kernel finds in a whole row")
 
 
 @rule("GlobalAveragePool", "GlobalMaxPool", splits=True)
@@ -151,6 +162,7 @@ def global_pool(ctx: Context) -> list[Value]:
         raise Decline("a pool without axes to pool over, or of integers")
     k = frozenset(a for g in x.known[2:] for a in g)
     if ctx.node.op_type == "GlobalMaxPool":
+        _whole_row(ctx.b, x.body, k)
         body = extreme(ctx.b, "Max", x.body, k)
     else:
         body = mean(ctx.b, x.body, k, [a for a in x.axes if a not in k])

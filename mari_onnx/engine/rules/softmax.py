@@ -23,6 +23,7 @@ from onnx import helper
 from mari_onnx.engine.algebra.contract import reduce_sum
 from mari_onnx.engine.algebra.softmax_shift import RANGE, unshifted
 from mari_onnx.engine.algebra.sums import add, binary, multiply
+from mari_onnx.engine.analysis.finite import masked
 from mari_onnx.engine.analysis.intervals import span
 from mari_onnx.engine.analysis.magnitude import bound
 from mari_onnx.engine.axes.blockwise import zip_bodies
@@ -246,14 +247,16 @@ def _weightless(b: Builder, cat: Cat, floor: float) -> tuple[Axis | None, list[P
         lows.append(_over(low, part))
     rows = {a for array, axes in [*highs, *lows] for a, size in zip(axes, array.shape, strict=True) if size > 1}
     # -inf has no weight whatever else is in the row: a row that is all -inf is NaN either way
-    sure = tuple(bool(np.all(np.isneginf(high))) for high, _ in highs)
+    # (unless it is added to one that may be NaN itself)
+    seen = [not isinstance(p.body, Leaf) or masked(b, p.body.tensor) for p in cat.parts]
+    sure = tuple(bool(np.all(np.isneginf(high))) and not s for (high, _), s in zip(highs, seen, strict=True))
     if len(rows) > 1:
         return None, [(sure, [])]
     axis = rows.pop() if rows else None
     flat = [[_along(array, axes, axis) for array, axes in side] for side in (highs, lows)]
     best = np.maximum(np.max(np.broadcast_arrays(*flat[1]), axis=0), floor)
     with np.errstate(invalid="ignore"):
-        dead = [np.isneginf(high) | (high < best - RANGE) for high in flat[0]]
+        dead = [(np.isneginf(high) | (high < best - RANGE)) & (not s) for high, s in zip(flat[0], seen, strict=True)]
         if any(np.any((high < -RANGE) & ~off) for high, off in zip(flat[0], dead, strict=True)):
             b.notes.append(MASKED_ROWS)
     if axis is None or not isinstance(axis.size, int):

@@ -1,0 +1,81 @@
+"""Where a NaN or an infinity of an input can get to, so that what it is multiplied by must not be left out.
+
+Ids and flags are finite, and what is computed of them and of weights the model itself answers for; a float input holds
+what it is given. ``0 * x``, ``-inf + x`` and a softmax whose scores all have x added are not finite where x is not.
+
+Attention is the exception. A token that a causal mask hides still makes every row NaN, as 0 * NaN is, and so does it
+make its own row, which the output reads. So where no operator of the model turns a NaN into a number, the rows that do
+not see the token may do without it: the output is NaN by the token's own row.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import NodeProto, TensorProto
+
+from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.value import Body, Leaf, Tensor, leaves
+from mari_onnx.model.nodes import attribute, domain, reads
+from mari_onnx.model.ops import Fact, having, row
+
+FLOATS = {TensorProto.UNDEFINED, TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
+
+
+def carried(graph: onnx.GraphProto) -> bool:
+    """Whether a NaN of a float input stays one: nothing that is computed of such an input asks for it, or casts it."""
+    weights = {t.name for t in graph.initializer}
+    raw = {i.name for i in graph.input if i.name not in weights and i.type.tensor_type.elem_type in FLOATS}
+    for node in graph.node:
+        if node.op_type in having(Fact.SIZES) or raw.isdisjoint(reads(node)):
+            continue
+        if _swallows(node):
+            return False
+        raw.update(node.output)
+    return True
+
+
+def _swallows(node: NodeProto) -> bool:
+    if node.op_type == "Where":
+        return False  # it chooses by a condition that no operator made of a float input
+    if node.op_type == "Cast":
+        return attribute(node, "to") not in FLOATS
+    known = row(node.op_type)
+    return domain(node.domain) not in known.domains or Fact.KEEPS_NAN not in known.facts
+
+
+def masked(b: Builder, tensor: Tensor) -> bool:
+    """Whether a score may be NaN where a mask hides it: one that is chosen is not, one that is added up is."""
+    if b.carried or not given(b, Leaf(tensor, ())):
+        return False
+    node = b.nodes[tensor.node] if tensor.node is not None else None
+    while node is not None and node.proto.op_type in having(Fact.MOVES):
+        before = node.inputs[0]
+        node = b.nodes[before.node] if before is not None and before.node is not None else None
+    return node is None or node.proto.op_type != "Where" or not any(t is not None and t.const for t in node.inputs[1:])
+
+
+def given(b: Builder, body: Body) -> bool:
+    """Whether a body is computed from float inputs, so that it may be NaN or infinite as they are."""
+    return any(_given(b, leaf.tensor) for leaf in leaves(body))
+
+
+def _given(b: Builder, tensor: Tensor) -> bool:
+    known = b.given
+    stack = [tensor]
+    while stack:
+        top = stack[-1]
+        if top.name not in known:
+            node = b.nodes[top.node] if top.node is not None else None
+            if top.const or top.dtype not in FLOATS or node is None:
+                known[top.name] = not top.const and top.dtype in FLOATS
+            else:
+                read = [t for t in (*node.inputs, *node.captured) if t is not None]
+                if any(known.get(t.name) for t in read):
+                    known[top.name] = True
+                elif more := [t for t in read if t.name not in known]:
+                    stack += more
+                    continue
+                else:
+                    known[top.name] = False
+        stack.pop()
+    return known[tensor.name]
