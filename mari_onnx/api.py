@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mari_onnx.errors import OutputsDiffer, SidesUnknown
+from mari_onnx.errors import CannotCompare, OutputsDiffer, SidesUnknown
 from mari_onnx.model.load import Source, read
 from mari_onnx.model.provenance import carry_over, differences, set_metadata
 from mari_onnx.model.save import Staged, stage, stage_copy
@@ -111,7 +111,7 @@ def optimize(
     Raises:
         SidesUnknown, UsageError: see `mari_onnx.sides.resolve`.
         ModelError: the model cannot be read or run.
-        OutputsDiffer: the check failed.
+        OutputsDiffer, CannotCompare: the check failed, or could not be made.
     """
     source = as_source(model)
     found = _sides(source, sides, user=user, item=item, cross=cross, rest=rest)
@@ -191,9 +191,11 @@ def checked(
     Raises:
         SidesUnknown: as `rewritten`.
         OutputsDiffer: outputs differ whatever is dropped.
+        CannotCompare: the source gives nothing to compare with.
     """
     from mari_onnx.engine import Options
     from mari_onnx.parity.guard import optimize_checked
+    from mari_onnx.parity.result import CANNOT_COMPARE
 
     staged: list[Staged] = []
 
@@ -214,6 +216,11 @@ def checked(
             progress=progress,
         )
         if answer.result is not None and not answer.result.ok:
+            if answer.result.verdict == CANNOT_COMPARE:
+                raise CannotCompare(
+                    f"the optimized model cannot be compared with the source: {answer.result}",
+                    "nothing was written; --no-check writes the model without comparing it",
+                )
             raise OutputsDiffer(
                 f"the optimized model's outputs differ from the source's: {answer.result}",
                 "nothing was written. First make sure that inputs tagged user are equal for all "

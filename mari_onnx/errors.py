@@ -5,6 +5,8 @@ A message says what is wrong and where (file, input, node by name); the hint wha
 
 from __future__ import annotations
 
+import errno
+
 
 class MariError(Exception):
     """Base of every error that a user can meet.
@@ -105,3 +107,19 @@ class TimeLimit(MariError):
     """The time given with --timeout ran out; nothing was written."""
 
     exit_code = 7
+
+
+class CannotCompare(MariError):
+    """The source gives nothing to compare with: it fails, or answers the same request differently each time."""
+
+    exit_code = 8
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong in one line, for a message that has more to say."""
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+
+def without_room(error: BaseException) -> bool:
+    """Whether a disk, a quota or a limit on file size had no room for what was written."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

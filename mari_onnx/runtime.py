@@ -40,6 +40,8 @@ STAGE_BYTES = 256 * 2**20
 # Weights smaller than this stay inside the staged file.
 _EXTERNAL_BYTES = 4096
 
+# Stands for the CPU, and CUDA where a GPU answers.
+AUTO = "auto"
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -65,6 +67,32 @@ def provider_name(provider: str) -> str:
             f"no provider is called {provider!r}", f"one of {known}, or onnxruntime's full name"
         )
     return name
+
+
+def chosen(providers: Sequence[str]) -> list[str]:
+    """`auto` as what it stands for on this machine: the CPU, and CUDA where a GPU answers; others as they are."""
+    found: list[str] = []
+    for each in providers:
+        automatic = each.lower() == AUTO
+        found += ["cpu", *(["cuda"] if gpu_answers() else [])] if automatic else [each]
+    return list(dict.fromkeys(found))
+
+
+def gpu_answers() -> bool:
+    """Whether onnxruntime runs a node on CUDA here: has it, loads it, and finds a GPU with its driver."""
+    import onnxruntime as ort
+    from onnx import TensorProto, helper
+
+    if _PROVIDERS["cuda"] not in ort.get_available_providers():
+        return False
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "gpu", info[:1], info[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    try:
+        run(session(model, "cuda"), {"x": np.ones(1, np.float32)}, "a test of CUDA")
+    except (ModelError, ProviderError):
+        return False
+    return True
 
 
 def session(

@@ -62,10 +62,9 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
 @click.option(
     "--candidates",
     type=_Numbers(),
-    default="1,2,7,64,500",
-    show_default=True,
     metavar="N,...",
-    help="Numbers of candidates of drawn requests.",
+    help="Numbers of candidates of drawn requests; ORIGINAL must run at each.  [default: those of 1,2,7,64,500 "
+    "that it runs at]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the drawn requests.")
 @click.option(
@@ -144,7 +143,8 @@ def check(
     quiet: bool,
     **rest: Any,
 ) -> None:
-    """Compare ORIGINAL and OPTIMIZED on the same requests; exit with 1 where outputs differ.
+    """Compare ORIGINAL and OPTIMIZED on the same requests; exit with 1 if outputs differ, with 8 if they cannot be
+    compared.
 
     The sides are those of ORIGINAL's inputs: from the flags, from the side file beside either
     model, or from either model's metadata.
@@ -166,7 +166,7 @@ def check(
         requests = load(data, signature(model), sides, request_id)
     del model
     known = set(Settings.__dataclass_fields__)
-    settings = Settings(**{k: v for k, v in rest.items() if k in known})
+    settings = Settings(**{k: v for k, v in rest.items() if k in known and v is not None})
     with progress_bar(quiet) as progress:
         result = compare(
             source, optimized, sides, requests=requests, settings=settings, progress=progress

@@ -63,7 +63,8 @@ def _exists(name: str) -> bool:
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 1 outputs differ, 2 usage, 3 model unreadable or invalid, "
-    "4 nothing to lift (--fail-unchanged), 5 provider not there, 6 cannot write, 7 time is up.",
+    "4 nothing to lift (--fail-unchanged), 5 provider not there, 6 cannot write, 7 time is up, "
+    "8 cannot be compared.",
 )
 @click.version_option(__version__, prog_name="mari-onnx")
 def cli() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,12 +20,16 @@ class Input:
         dtype: element type; `object` for strings, sequences, optionals and maps.
         shape: a dimension is an int, the name of a symbol, or None where nothing is said.
         rank_known: False where the graph gives no shape (`shape` is then empty) or no tensor.
+        type: for people, as `float32`, `string` or `seq(map(int64, float32))`.
+        held: element type of the tensors in a sequence, or of the values of a map; `dtype` of a tensor.
     """
 
     name: str
     dtype: np.dtype
     shape: tuple[int | str | None, ...]
     rank_known: bool = True
+    type: str = ""
+    held: np.dtype = field(default_factory=lambda: np.dtype(object))
 
     @property
     def text(self) -> str:
@@ -62,18 +66,35 @@ def signature(model: onnx.ModelProto) -> Signature:
 
 
 def _read(value: onnx.ValueInfoProto) -> Input:
+    text, held = _type(value.type)
+    if value.type.WhichOneof("value") != "tensor_type":
+        return Input(value.name, np.dtype(object), (), rank_known=False, type=text, held=held)
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return Input(value.name, held, (), rank_known=False, type=text, held=held)
+    return Input(value.name, held, tuple(_dimension(d) for d in tensor.shape.dim), type=text, held=held)
+
+
+def _type(of: onnx.TypeProto) -> tuple[str, np.dtype]:
+    """A type for people, and the element type of what it holds in the end."""
+    which = of.WhichOneof("value")
+    if which in ("sequence_type", "optional_type"):
+        inner, held = _type(getattr(of, which).elem_type)
+        return f"{which[:3]}({inner})", held
+    if which == "map_type":
+        inner, held = _type(of.map_type.value_type)
+        return f"map({_element(of.map_type.key_type)[0]}, {inner})", held
+    return _element(getattr(of, which).elem_type) if which else ("unknown", np.dtype(object))
+
+
+def _element(elem_type: int) -> tuple[str, np.dtype]:
     from onnx.helper import tensor_dtype_to_np_dtype
 
-    if value.type.WhichOneof("value") != "tensor_type":
-        return Input(value.name, np.dtype(object), (), rank_known=False)
-    tensor = value.type.tensor_type
     try:
-        dtype = np.dtype(tensor_dtype_to_np_dtype(tensor.elem_type))
+        dtype = np.dtype(tensor_dtype_to_np_dtype(elem_type))
     except (KeyError, TypeError, ValueError):
         dtype = np.dtype(object)
-    if not tensor.HasField("shape"):
-        return Input(value.name, dtype, (), rank_known=False)
-    return Input(value.name, dtype, tuple(_dimension(d) for d in tensor.shape.dim))
+    return ("string" if dtype.kind == "O" else str(dtype)), dtype
 
 
 def _dimension(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:

@@ -1,37 +1,33 @@
-"""Are two models equal? Same requests through both, against a float64 run of the source.
-
-Every run is its own phase: one session is made, all requests go through it, it is let go. So a
-large model is never in memory more than once (in float64: twice).
-"""
+"""Are two models equal? Same requests through both, against a float64 run of the source."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mari_onnx import runtime
-from mari_onnx.errors import MariError, ModelError, ProviderError, UsageError
+from mari_onnx.errors import CannotCompare, MariError, ModelError, ProviderError, UsageError, first_line
 from mari_onnx.model.signature import Signature, signature
 from mari_onnx.parity import float64
 from mari_onnx.parity.domains.domains import domains as domains_of
-from mari_onnx.parity.judge import metrics
-from mari_onnx.parity.judge.verdict import FLOOR_BLIND_ULPS, Verdict
+from mari_onnx.parity.judge import metrics, values
+from mari_onnx.parity.judge.verdict import Verdict
+from mari_onnx.parity.phases import Phases, Runs
 from mari_onnx.parity.requests import draw
 from mari_onnx.parity.requests.plan import Plan
 from mari_onnx.parity.result import CheckResult
 from mari_onnx.parity.settings import Settings
 
 if TYPE_CHECKING:
+    from mari_onnx.parity.phases import Progress
     from mari_onnx.runtime import ModelLike
     from mari_onnx.sides.resolve import Sides
-
-    Progress = Callable[[str, int, int], None]
 
 # Requests that only complete the coverage: so many of them are run in float64 too.
 _SETTLED = 32
@@ -43,6 +39,7 @@ def check(
     sides: Sides | None = None,
     *,
     requests: Iterable[draw.Request] | None = None,
+    drawing: bool | None = None,
     settings: Settings | None = None,
     progress: Progress | None = None,
     **changes: Any,
@@ -52,24 +49,19 @@ def check(
     Args:
         source, optimized: paths (preferred for large models) or ModelProtos.
         sides: of the source's inputs; read from the models' metadata or side file where None.
-        requests: recorded requests (`parity.recorded.load`) instead of drawn ones.
+        requests: recorded requests (`parity.recorded.load`).
+        drawing: draw requests; by default where none are recorded.
         settings: see `Settings`; `changes` are fields of it.
         progress: called with (phase, done, total).
 
     Raises:
-        ModelError: a model cannot be read, or the source runs on no request.
-        ProviderError: a provider is not there, or no node ran on it.
+        ModelError: a model cannot be read, or the source cannot be loaded.
+        ProviderError: a provider asked for by name is not there, or no node ran on it.
+        WriteError: there is no room for the temporary files of a large model.
     """
     chosen = replace(settings or Settings(), **changes)
-    return _Check(source, optimized, sides, chosen, progress).run(requests)
-
-
-@dataclass
-class _Runs:
-    """Outputs of one session: [request][output], and whether a second run gave other bits."""
-
-    outputs: list[list[np.ndarray] | MariError]
-    unstable: set[str]
+    drawing = requests is None if drawing is None else drawing
+    return _Check(source, optimized, sides, chosen, progress).run(list(requests or ()), drawing)
 
 
 class _Check:
@@ -81,9 +73,9 @@ class _Check:
         settings: Settings,
         progress: Progress | None,
     ):
-        self.models = {"source": source, "optimized": optimized}
-        self.settings, self.progress = settings, progress or (lambda *_: None)
-        self.names = {k: _name(m, k) for k, m in self.models.items()}
+        models = {"source": source, "optimized": optimized}
+        self.settings = settings
+        self.names = {k: _name(m, k) for k, m in models.items()}
         self.result = CheckResult(self.names["source"], self.names["optimized"], settings)
         loaded, other = float64.light(source), float64.light(optimized)
         self.signatures = {"source": signature(loaded), "optimized": signature(other)}
@@ -97,55 +89,94 @@ class _Check:
         domains, notes = domains_of(loaded, self.layout, pair)
         self.result.notes += notes
         self.plan = Plan(self.layout, domains, self.settings)
+        self.phases = Phases(models, self.names, self.signatures, self.result, progress)
         self._refused: set[int] = set()
 
-    def run(self, recorded: Iterable[draw.Request] | None) -> CheckResult:
+    def run(self, recorded: Sequence[draw.Request], drawing: bool) -> CheckResult:
         started = time.perf_counter()
+        try:
+            self._run(recorded, drawing)
+        except CannotCompare as error:
+            self.result.cannot_compare.append(error.message)
+        self.result.seconds = time.perf_counter() - started
+        return self.result
+
+    def _run(self, recorded: Sequence[draw.Request], drawing: bool) -> None:
         self._structure()
-        first = self.settings.providers[0]
-        requests, source_off = self._requests(recorded, first)
+        providers = runtime.chosen(self.settings.providers)
+        requests, source_off = self._requests(recorded, drawing, providers[0])
         self.result.requests, self.result.candidates = (
             len(requests),
             sorted({r.n for r in requests}),
         )
         if self.result.failures:
-            return self._done(started)
-        exact, *seconds = self._exact(requests)
+            return
+        exact, *seconds = self.phases.exact(requests)
         covering = []
-        if recorded is None:
-            covering = self.plan.covering(*seconds) + self._steep()
+        if drawing:
+            covering = self.plan.covering(*seconds) + self._steep(providers[0])
             self.result.coverage = self.plan.drawer.coverage()
             self.result.values = self.plan.drawer.meeting.report()
             self.result.notes += _unmet(self.result.values)
-        once = len(covering)
-        for provider in self.settings.providers:
-            off = (
-                source_off
-                if provider == first
-                else self._phase("source", provider, False, requests)
-            )
-            on = self._phase("source", provider, True, requests + covering, once)
-            runs = {
-                "off": self._phase("optimized", provider, False, requests),
-                "on": self._phase("optimized", provider, True, requests + covering, once),
-            }
-            self._left_out(covering, on.outputs[len(requests) :])
-            exact += [None] * (len(requests) + len(covering) - len(exact))
-            self._settle(requests + covering, exact, on, runs["on"])
-            self._compare(provider, requests + covering, len(requests), exact, [off, on], runs)
-            if runtime.provider_name(provider) != "CPUExecutionProvider":
-                self._verify(provider, requests[0])
-        return self._done(started)
+        exact += [None] * len(covering)
+        for provider in providers:
+            before = self.result.mark()
+            try:
+                if runtime.provider_name(provider) != "CPUExecutionProvider":
+                    self._verify(provider, requests[0])
+                off = source_off if provider == providers[0] else self._source(provider, False, requests)
+                self._on(provider, requests, covering, exact, off)
+            except (ProviderError, ModelError, CannotCompare) as error:
+                if provider in self.settings.providers or provider == "cpu":
+                    raise
+                self.result.reset(before)  # nobody asked for it by name
+                self.result.notes.append(f"{provider} is left out: {first_line(error)}")
+                continue
+            self.result.providers.append(provider)
+        self._compared(requests)
 
-    def _done(self, started: float) -> CheckResult:
-        self.result.seconds = time.perf_counter() - started
-        return self.result
+    def _on(
+        self,
+        provider: str,
+        requests: Sequence[draw.Request],
+        covering: Sequence[draw.Request],
+        exact: list[list[np.ndarray] | None],
+        off: Runs,
+    ) -> None:
+        """Runs and compares all on one provider."""
+        failing = next((o for o in off.outputs if isinstance(o, MariError)), None)
+        if failing is not None:
+            raise CannotCompare(f"the source itself fails on {provider}: {first_line(failing)}")
+        everything, once = [*requests, *covering], len(covering)
+        on = self._source(provider, True, everything, once)
+        runs = {
+            "off": self.phases.run("optimized", provider, False, requests),
+            "on": self.phases.run("optimized", provider, True, everything, once),
+        }
+        names = [*runs["off"].differing, *(n for n in runs["on"].differing if n not in runs["off"].differing)]
+        self.result.failures += [
+            f"the optimized model answers the same request differently each time: output {n} ({provider})"
+            for n in names
+        ]
+        self._left_out(covering, on.outputs[len(requests) :])
+        self._settle(everything, exact, on, runs["on"])
+        self._compare(provider, everything, len(requests), exact, [off, on], runs)
+
+    def _source(self, provider: str, optimize: bool, requests: Sequence[draw.Request], once: int = 0) -> Runs:
+        """Runs of the source, which must answer a request in one way and, on a further provider, at all."""
+        runs = self.phases.run("source", provider, optimize, requests, once)
+        if runs.differing:
+            raise CannotCompare(
+                f"the source answers the same request differently each time, in {', '.join(runs.differing)} "
+                f"on {provider}: Dropout in training mode, a random operator, or values that an operator does not write"
+            )
+        return runs
 
     def _structure(self) -> None:
         """Names, count, order and types of inputs and outputs."""
         a, b = self.signatures["source"], self.signatures["optimized"]
         for kind, mine, theirs in (("input", a.inputs, b.inputs), ("output", a.outputs, b.outputs)):
-            types, others = {i.name: i.dtype for i in mine}, {i.name: i.dtype for i in theirs}
+            types, others = {i.name: i.type for i in mine}, {i.name: i.type for i in theirs}
             self.result.failures += [f"{kind} {n} is missing" for n in types if n not in others]
             self.result.failures += [
                 f"{kind} {n} is not in the source" for n in others if n not in types
@@ -161,38 +192,32 @@ class _Check:
                 )
 
     def _requests(
-        self, recorded: Iterable[draw.Request] | None, provider: str
-    ) -> tuple[list[draw.Request], _Runs]:
+        self, recorded: Sequence[draw.Request], drawing: bool, provider: str
+    ) -> tuple[list[draw.Request], Runs]:
         """Requests that the source can run, and its outputs on them."""
         positive, ordinary = False, True
         before = None  # requests with NaN where floats are of both signs
-        if recorded is None and self.layout.fixed_n is not None:
-            self.result.notes.append(f"the source takes N = {self.layout.fixed_n} alone")
         while True:
-            given = list(recorded) if recorded is not None else self.plan.draw(positive, ordinary)
-            recorded = given if recorded is not None else None
+            drawn = self.plan.draw(positive, ordinary) if drawing else []
+            given = [*drawn, *recorded]
             if not given:
                 raise UsageError(
                     "there is no request to check with", "give --candidates or recorded requests"
                 )
-            runs = self._phase("source", provider, False, given)
-            kept = [
-                (r, o)
-                for r, o in zip(given, runs.outputs, strict=True)
-                if not isinstance(o, MariError)
-            ]
-            lost = [
-                (r, o) for r, o in zip(given, runs.outputs, strict=True) if isinstance(o, MariError)
-            ]
-            told_apart = recorded is None and self.plan.drawer.meeting.report()
-            if told_apart and ordinary and any(r.edge is None for r, _ in lost):
+            runs = self._source(provider, False, given)
+            pairs = list(zip(given, runs.outputs, strict=True))
+            kept = [(r, o) for r, o in pairs if not isinstance(o, MariError)]
+            lost = [(r, o) for r, o in pairs if isinstance(o, MariError)]
+            own = {id(r) for r in drawn}
+            told_apart = drawing and self.plan.drawer.meeting.report()
+            if told_apart and ordinary and any(r.edge is None and id(r) in own for r, _ in lost):
                 # Perhaps for a number that it is compared with: such numbers then have requests of their own alone.
                 ordinary = False
                 continue
             if not kept:
-                raise ModelError(f"the source runs on no request; the first: {lost[0][1]}")
-            nan = [r.edge for r, o in kept if _has_nan(o)]
-            if recorded is None and before is None and None in nan:
+                raise CannotCompare(f"the source runs on no request; the first: {first_line(lost[0][1])}")
+            nan = [r.edge for r, o in kept if _has_nan(o) and id(r) in own]
+            if before is None and None in nan:
                 # Logarithms and roots: with NaN everywhere nothing would be compared.
                 positive, before = True, nan.count(None)
                 continue
@@ -200,105 +225,66 @@ class _Check:
                 positive = False  # it is not the sign: negative numbers are worth having
                 continue
             break
-        where = {(f"at N={r.n}" if r.edge is None else f"for a user with {r.edge.label}"): o for r, o in reversed(lost)}
-        for place, error in sorted(where.items()):
-            self.result.notes.append(f"the source itself fails {place}, which is left out: {_first_line(error)}")
-        if None in nan:
+        self._told(drawn, [r for r, _ in kept], lost)
+        if any(_has_nan(o) for r, o in kept if r.edge is None):
             self.result.notes.append("the source answers NaN on some requests")
         else:
             labels = ", ".join(dict.fromkeys(e.label for e in nan if e is not None))
             self.result.notes += [f"the source answers NaN for a user with {labels}"] if nan else []
-        return [r for r, _ in kept], _Runs([o for _, o in kept], runs.unstable)
+        return [r for r, _ in kept], Runs([o for _, o in kept])
 
-    def _phase(
-        self,
-        which: str,
-        provider: str,
-        optimize: bool,
-        requests: Sequence[draw.Request],
-        once: int = 0,
-    ) -> _Runs:
-        """All requests through one session, each twice but the last `once`."""
-        model, name = self.models[which], self.names[which]
-        large = _size(model) > runtime.STAGE_BYTES
-        try:
-            made = runtime.session(
-                model, provider, optimize, self.settings.threads, lean=large, what=name
+    def _told(
+        self, drawn: Sequence[draw.Request], kept: Sequence[draw.Request], lost: Sequence[tuple[draw.Request, Any]]
+    ) -> None:
+        """Says where the source itself fails: of what was asked for nothing may be left out."""
+        result, own, fixed = self.result, {id(r) for r in drawn}, self.layout.fixed_n
+        if drawn and fixed is not None:
+            others = [str(n) for n in self.settings.candidates if n != fixed]
+            if self.settings.asked and others:
+                result.cannot_compare.append(f"the source takes N = {fixed} alone, so not at N = {', '.join(others)}")
+            else:
+                result.notes.append(f"the source takes N = {fixed} alone")
+        runs_at = {r.n for r in kept if r.edge is None and id(r) in own}
+        said: dict[str, str] = {}
+        for request, error in lost:
+            text = first_line(error)
+            if id(request) not in own:
+                said.setdefault(f"on {request.label or 'a recorded request'}, which is left out", text)
+            elif request.edge is not None:
+                said.setdefault(f"for a user with {request.edge.label}, which is left out", text)
+            elif request.n in runs_at:
+                said.setdefault(f"on some requests at N={request.n}, which are left out", text)
+            elif self.settings.asked:
+                said.setdefault(f"at N={request.n}", text)
+            else:
+                said.setdefault(f"at N={request.n}, which is left out", text)
+        for place, text in sorted(said.items()):
+            to = result.notes if "left out" in place else result.cannot_compare
+            to.append(f"the source itself fails {place}: {text}")
+        if any(id(r) not in own for r, _ in lost) and all(id(r) in own for r in kept):
+            result.cannot_compare.append("the source itself fails on every recorded request")
+        tried = {r.n for r in drawn if r.edge is None}
+        if runs_at == {1} and tried - runs_at and all(r.n <= 1 for r in kept):
+            result.cannot_compare.append(
+                "only requests of N = 1 are left, which cannot tell a user's row from a candidate's"
             )
-        except ModelError as error:
-            if which == "source":
-                raise
-            self.result.failures.append(_first_line(error))
-            return _Runs([], set())
-        outputs = [o.name for o in self.signatures["source"].outputs]
-        has = {o.name for o in self.signatures[which].outputs}
-        outputs = [o for o in outputs if o in has]
-        found: list[list[np.ndarray] | MariError] = []
-        unstable: set[str] = set()
-        phase = f"{which}, {provider}, optimizations {'on' if optimize else 'off'}"
-        for index, request in enumerate(requests):
-            self.progress(phase, index, len(requests))
-            feed = request.feed(made.get_inputs())
-            try:
-                found.append(runtime.run(made, feed, f"{name} at N={request.n}", outputs))
-                if index >= len(requests) - once:
-                    continue
-                again = runtime.run(made, feed, name, outputs)
-            except MariError as error:
-                if provider != "cpu" and not isinstance(error, ModelError):
-                    raise
-                found[index:] = [error]  # of either run
-                continue
-            first: Any = found[-1]
-            unstable |= {
-                n
-                for n, a, b in zip(outputs, first, again, strict=True)
-                if not metrics.same_bits(a, b)
-            }
-        self.progress(phase, len(requests), len(requests))
-        if unstable:
-            names = ", ".join(sorted(unstable))
-            self.result.notes.append(
-                f"{name} is not deterministic: two runs ({phase}) differ in {names}"
-            )
-        return _Runs(found, unstable)
 
-    def _exact(
-        self, requests: Sequence[draw.Request]
-    ) -> tuple[list[list[np.ndarray] | None], float, float]:
-        """The float64 outputs of the source, the median seconds of a run of the fewest candidates,
-        and the seconds a candidate of the most."""
-        found: list[list[np.ndarray] | None] = []
-        times: dict[int, list[float]] = {}
-        try:
-            with float64.float64(self.models["source"], threads=self.settings.threads) as model:
-                self.result.reference = model.text
-                for index, request in enumerate(requests):
-                    self.progress("source, float64", index, len(requests))
-                    feed = request.feed(self.signatures["source"].inputs)
-                    begun = time.perf_counter()
-                    found.append(model.run(feed))
-                    times.setdefault(request.n, []).append(time.perf_counter() - begun)
-        except Exception as error:
-            # No verdict hangs on it alone: the source's own answers are what is left
-            # to compare with.
-            self.result.reference = "none"
-            self.result.notes.append(
-                f"the source cannot be run in float64 ({_first_line(error)}): compared with its "
-                f"own answers, within {FLOOR_BLIND_ULPS:g} units in the last place of their scale"
-            )
-            found = [None] * len(requests)
-        if not times:
-            return found, 2e-3, 2e-5
-        medians = {n: float(np.median(seconds)) for n, seconds in times.items()}
-        return found, medians[min(medians)], medians[max(medians)] / max(medians)
+    def _compared(self, requests: Sequence[draw.Request]) -> None:
+        """Equal is only what was compared."""
+        if all(r.n == 0 for r in requests):
+            self.result.cannot_compare.append("every request has 0 candidates, so no score was compared")
+            return
+        for each in self.result.outputs:
+            if each.ok and (each.compared == 0 or (each.values and not each.numbers)):
+                what = "was compared on no request" if each.compared == 0 else "is NaN wherever it was compared"
+                self.result.cannot_compare.append(f"output {each.name} {what} ({each.provider})")
 
-    def _steep(self) -> list[draw.Request]:
+    def _steep(self, provider: str) -> list[draw.Request]:
         """Requests with large numbers on which the source stays finite."""
         given = self.plan.steep()
         if not given:
             return []
-        runs = [self._phase("source", self.settings.providers[0], on, given, len(given)) for on in (False, True)]
+        runs = [self.phases.run("source", provider, on, given, len(given)) for on in (False, True)]
         return [
             request
             for request, *outputs in zip(given, *(r.outputs for r in runs), strict=True)
@@ -309,8 +295,8 @@ class _Check:
         self,
         requests: Sequence[draw.Request],
         exact: list[list[np.ndarray] | None],
-        source: _Runs,
-        optimized: _Runs,
+        source: Runs,
+        optimized: Runs,
     ) -> None:
         """Runs those requests in float64 too that only complete the coverage of ids and are the
         furthest apart: where the source itself errs as much, nothing is wrong."""
@@ -324,7 +310,7 @@ class _Check:
                 apart.append((metrics.furthest(mine, theirs), place))
         places = [place for far, place in sorted(apart, reverse=True)[:_SETTLED] if far > 0]
         if places:
-            found, *_ = self._exact([requests[place] for place in places])
+            found, *_ = self.phases.exact([requests[place] for place in places])
             for place, outputs in zip(places, found, strict=True):
                 exact[place] = outputs
 
@@ -334,32 +320,34 @@ class _Check:
         requests: Sequence[draw.Request],
         drawn: int,
         exact: Sequence[list[np.ndarray] | None],
-        sources: Sequence[_Runs],
-        optimized: dict[str, _Runs],
+        sources: Sequence[Runs],
+        optimized: dict[str, Runs],
     ) -> None:
         failed = set()
         for mode, runs in optimized.items():
             for request, outputs in zip(requests, runs.outputs, strict=False):
                 if isinstance(outputs, MariError) and request.n not in failed and id(request) not in self._refused:
                     failed.add(request.n)
+                    self.result.worst_request = self.result.worst_request or request
                     self.result.failures.append(
                         f"the optimized model fails at N={request.n} (optimizations {mode}): "
-                        f"{_first_line(outputs)}"
+                        f"{first_line(outputs)}"
                     )
-        for index, output in enumerate(self.signatures["source"].outputs):
-            verdict = Verdict(
-                output.name, str(output.dtype), provider, self.settings, self.layout.axis, drawn
-            )
-            verdict.judge(
-                index,
-                requests,
-                exact,
-                [s.outputs for s in sources],
-                [r.outputs for r in optimized.values()],
-            )
+        all_outputs = self.signatures["source"].outputs
+        for output, place in zip(all_outputs, values.places(all_outputs), strict=True):
+            verdict = Verdict(output.name, output.type, provider, self.settings, self.layout.axis, drawn)
+            for index in range(place.start, place.stop):
+                verdict.judge(
+                    index,
+                    requests,
+                    exact,
+                    [s.outputs for s in sources],
+                    [r.outputs for r in optimized.values()],
+                    index > place.start,
+                )
             result = verdict.result
-            answers = [o[index] for s in sources for o in s.outputs if isinstance(o, list)]
-            if provider == self.settings.providers[0] and len(requests) > 1 and metrics.constant(answers):
+            answers = [o[place.start] for s in sources for o in s.outputs if isinstance(o, list)]
+            if not self.result.providers and len(requests) > 1 and metrics.constant(answers):
                 self.result.notes.append(
                     f"output {output.name} is the same for all candidates of all requests: nothing that is fed moves "
                     "it, so little of it is checked"
@@ -377,7 +365,7 @@ class _Check:
         if refused and not self._refused:
             self.result.notes.append(
                 f"the source itself fails on {len(refused)} of {len(covering)} requests that meet further ids and "
-                f"numbers, which are left out: {_first_line(refused[0][1])}"
+                f"numbers, which are left out: {first_line(refused[0][1])}"
             )
         self._refused.update(id(r) for r, _ in refused)
 
@@ -393,13 +381,12 @@ class _Check:
         """At least one node of the optimized model must have run on the provider."""
         made = {i.name: i for i in self.signatures["optimized"].inputs}
         feed = request.feed(list(made.values()))
-        counts = runtime.nodes_by_provider(
-            self.models["optimized"], feed, provider, self.names["optimized"]
-        )
+        model, name = self.phases.models["optimized"], self.names["optimized"]
+        counts = runtime.nodes_by_provider(model, feed, provider, name)
         wanted = runtime.provider_name(provider)
         if not counts.get(wanted):
             raise ProviderError(
-                f"no node of {self.names['optimized']} ran on {wanted}: {counts or 'none ran'}",
+                f"no node of {name} ran on {wanted}: {counts or 'none ran'}",
                 "the provider loaded but took no node; see its log, or check on cpu",
             )
         ran = ", ".join(f"{v} on {k}" for k, v in sorted(counts.items()))
@@ -424,18 +411,8 @@ def find_sides(paths: Sequence[ModelLike], models: Sequence[Any]) -> Sides:
     return Sides({k: v for k, v in other.inputs.items() if k in named}, {}, other.candidate_axis)
 
 
-def _name(model: ModelLike, kind: str) -> str:
+def _name(model: Any, kind: str) -> str:
     return os.fspath(model) if isinstance(model, str | os.PathLike) else f"the {kind} model"
-
-
-def _size(model: ModelLike) -> int:
-    if not isinstance(model, str | os.PathLike):
-        return runtime.weight_bytes(model)
-    path = Path(os.fspath(model))
-    beside = (
-        [p.stat().st_size for p in path.parent.glob(path.name + ".data")] if path.exists() else []
-    )
-    return (path.stat().st_size if path.exists() else 0) + sum(beside)
 
 
 def _unmet(values: Mapping[str, tuple[int, int]]) -> list[str]:
@@ -453,7 +430,3 @@ def _has_nan(outputs: Any) -> bool:
 
 def _is_finite(outputs: Any) -> bool:
     return all(bool(np.isfinite(metrics.wide(o)).all()) for o in outputs if o.dtype.kind not in "biuOSU")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mari_onnx.errors import MariError
 from mari_onnx.parity.bisect import first_divergence
 from mari_onnx.parity.check import check
-from mari_onnx.parity.result import CheckResult
+from mari_onnx.parity.result import DIFFERENT, CheckResult
 from mari_onnx.parity.settings import Settings
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def optimize_checked(
             return Checked(made, None, options, incidents)
         output = place(made) if place is not None else made.model
         result = check(given, output, sides, settings=settings, progress=progress, **changes)
-        if result.ok or attempt == attempts:
+        if result.verdict != DIFFERENT or attempt == attempts:
             return Checked(made, result, options, incidents)
         dropped = set() if attempt == attempts - 1 else _responsible(given, output, made, result)
         dropped -= options.skip

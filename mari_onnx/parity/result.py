@@ -6,7 +6,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mari_onnx.errors import OutputsDiffer
+from mari_onnx.errors import CannotCompare, OutputsDiffer
 from mari_onnx.parity.judge.metrics import OutputResult
 from mari_onnx.parity.settings import Settings
 
@@ -17,14 +17,19 @@ if TYPE_CHECKING:
 SCHEMA = "mari-onnx/check"
 SCHEMA_VERSION = 1
 
+EQUAL, DIFFERENT, CANNOT_COMPARE = "equal", "different", "cannot be compared"
+
+
 @dataclass
 class CheckResult:
-    """What a check found; `ok` is the verdict.
+    """What a check found; `verdict` is its answer, `ok` whether that is "equal".
 
     Attributes:
         outputs: one a provider and output.
         failures: what is wrong beside outputs: names, types, runs that fail.
+        cannot_compare: why the two could not be compared on all that was asked for, though nothing was found to differ.
         notes: what a reader should know though it fails nothing.
+        providers: on what both models ran.
         requests, candidates: how many requests were compared with float64, and of which N.
         coverage: input -> (ids met, ids in all).
         values: input -> (numbers met, numbers in all) that the graph tells apart.
@@ -38,6 +43,8 @@ class CheckResult:
     settings: Settings
     outputs: list[OutputResult] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    cannot_compare: list[str] = field(default_factory=list)
+    providers: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     requests: int = 0
     candidates: list[int] = field(default_factory=list)
@@ -49,14 +56,31 @@ class CheckResult:
     worst_request: Request | None = None
 
     @property
+    def verdict(self) -> str:
+        """EQUAL, DIFFERENT or CANNOT_COMPARE. A difference that was found counts whatever else was left out."""
+        if self.failures or not all(o.ok for o in self.outputs):
+            return DIFFERENT
+        return CANNOT_COMPARE if self.cannot_compare else EQUAL
+
+    @property
     def ok(self) -> bool:
-        return not self.failures and all(o.ok for o in self.outputs)
+        return self.verdict == EQUAL
 
     @property
     def reasons(self) -> list[str]:
-        """Why it fails, one line each."""
+        """Why it is not equal, one line each."""
         failing = [o for o in self.outputs if not o.ok]
-        return self.failures + [f"output {o.name} ({o.provider}): {o.reason}" for o in failing]
+        found = self.failures + [f"output {o.name} ({o.provider}): {o.reason}" for o in failing]
+        return found + self.cannot_compare
+
+    def mark(self) -> tuple[int, int, int]:
+        """For `reset`."""
+        return len(self.outputs), len(self.failures), len(self.notes)
+
+    def reset(self, mark: tuple[int, int, int]) -> None:
+        """Takes back what was found since `mark`."""
+        for found, length in zip((self.outputs, self.failures, self.notes), mark, strict=True):
+            del found[length:]  # type: ignore[attr-defined]
 
     @property
     def max_error(self) -> float:
@@ -64,14 +88,15 @@ class CheckResult:
         return max((o.max_abs for o in self.outputs), default=0.0)
 
     def raise_if_different(self) -> None:
-        """Raises OutputsDiffer with the reasons."""
-        if not self.ok:
-            raise OutputsDiffer(
-                f"{self.optimized} differs from {self.source}:\n  " + "\n  ".join(self.reasons[:20])
-            )
+        """Raises OutputsDiffer or CannotCompare with the reasons, unless the verdict is "equal"."""
+        reasons = "\n  ".join(self.reasons[:20])
+        if self.verdict == DIFFERENT:
+            raise OutputsDiffer(f"{self.optimized} differs from {self.source}:\n  {reasons}")
+        if self.verdict == CANNOT_COMPARE:
+            raise CannotCompare(f"{self.optimized} cannot be compared with {self.source}:\n  {reasons}")
 
     def __str__(self) -> str:
-        return "equal" if self.ok else "; ".join(self.reasons[:5])
+        return self.verdict if self.ok else "; ".join(self.reasons[:5])
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; docs/parity.md documents it."""
@@ -82,6 +107,7 @@ class CheckResult:
                 "schema": SCHEMA,
                 "version": SCHEMA_VERSION,
                 "ok": self.ok,
+                "verdict": self.verdict,
                 "source": self.source,
                 "optimized": self.optimized,
                 "settings": settings,
@@ -90,7 +116,9 @@ class CheckResult:
                 "candidates": self.candidates,
                 "coverage": {k: {"met": a, "of": b} for k, (a, b) in self.coverage.items()},
                 "values": {k: {"met": a, "of": b} for k, (a, b) in self.values.items()},
+                "providers": self.providers,
                 "failures": self.failures,
+                "cannot_compare": self.cannot_compare,
                 "notes": self.notes,
                 "outputs": [asdict(o) for o in self.outputs],
                 "divergence": None if self.divergence is None else asdict(self.divergence),
@@ -109,7 +137,7 @@ class CheckResult:
             name="mari-onnx check",
             tests=str(len(self.outputs) + 1),
             failures=str(failing),
-            errors="0",
+            errors=str(int(bool(self.cannot_compare))),
             skipped="0",
             time=f"{self.seconds:.3f}",
         )
@@ -123,6 +151,9 @@ class CheckResult:
                 message = reason.splitlines()[0]
                 failure = ElementTree.SubElement(case, "failure", message=_xml(message))
                 failure.text = _xml(reason)
+            if name == cases[0][0] and self.cannot_compare:
+                error = ElementTree.SubElement(case, "error", message=_xml(self.cannot_compare[0]))
+                error.text = _xml("\n".join(self.cannot_compare))
         notes = ElementTree.SubElement(suite, "system-out")
         notes.text = _xml("\n".join([f"seed {self.settings.seed}", *self.notes]))
         return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(

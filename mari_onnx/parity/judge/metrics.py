@@ -128,6 +128,9 @@ class OutputResult:
         by_request: errors relative to its largest magnitude in each request (but no less than a
             usual one), likewise.
         nonfinite: elements that are NaN or infinite in one model only.
+        compared: requests on which it was compared.
+        values: elements compared, each as often as the optimized model was run on them.
+        numbers: of the source's elements those that are no NaN.
         dumped: file with the inputs of the worst request.
     """
 
@@ -143,7 +146,9 @@ class OutputResult:
     overall: Errors = field(default_factory=Errors)
     by_request: Errors = field(default_factory=Errors)
     nonfinite: int = 0
+    compared: int = 0
     values: int = 0
+    numbers: int = 0
     worst: Worst | None = None
     ranking: Ranking | None = None
     dumped: str | None = None
@@ -199,6 +204,18 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     return bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
+
+
+def same_but_for_rounding(a: np.ndarray, b: np.ndarray, ulps: float) -> bool:
+    """Equal, floats up to so many units in the last place of their scale."""
+    if a.shape != b.shape or a.dtype != b.dtype or a.dtype.kind != "f":
+        return same_bits(a, b)
+    mine, theirs = wide(a), wide(b)
+    if unequal_nonfinite(mine, theirs).any():
+        return False
+    finite = np.isfinite(mine)
+    apart = np.abs(mine[finite] - theirs[finite])
+    return float(apart.max(initial=0)) <= ulps * epsilon(a.dtype) * (scale_of(mine) or 1.0)
 
 
 def constant(answers: Sequence[np.ndarray]) -> bool:

@@ -50,12 +50,14 @@ class Verdict:
         exact: Sequence[list[np.ndarray] | None],
         sources: Sequence[Sequence[Any]],
         optimized: Sequence[Sequence[Any]],
+        arrangement: bool = False,
     ) -> None:
-        """Compares output `index` of all runs.
+        """Compares array `index` of all runs; the arrays of one output (`values.arrays`) come one after the other.
 
         Args:
             exact: float64 outputs; where there are none a request is compared with the source.
-            sources, optimized: [mode][request][output]; an error stands where a run failed.
+            sources, optimized: [mode][request][array]; an error stands where a run failed.
+            arrangement: the array holds keys or shapes.
         """
         triples = []
         for place, request in enumerate(requests):
@@ -76,6 +78,11 @@ class Verdict:
                 )
         if not triples:
             return
+        if arrangement:
+            self._exactly(triples, "keys or shapes")
+            return
+        self.result.compared = len(triples)
+        self.result.numbers = sum(int(np.count_nonzero(_is_number(mine[0]))) for _, _, mine, *_ in triples)
         if triples[0][2][0].dtype.kind == "f" or triples[0][2][0].dtype.name == "bfloat16":
             self._floats(triples)
         else:
@@ -93,23 +100,24 @@ class Verdict:
                 return False
         return True
 
-    def _exactly(self, triples: Sequence[Any]) -> None:
+    def _exactly(self, triples: Sequence[Any], what: str = "values") -> None:
         """Integers, booleans, text: equal, but where the source itself disagrees with its float64
         run."""
-        wrong = 0
+        wrong = total = 0
         for place, request, mine, theirs, truth in triples:
             settled = np.ones(mine[0].shape, bool)
             if truth is not None and truth.shape == mine[0].shape:
                 settled = np.asarray(mine[0] == truth)
             for each in theirs:
                 differs = (each != mine[0]) & settled
-                self.result.values += each.size
+                total += each.size
                 if differs.any():
                     wrong += int(differs.sum())
                     at = tuple(int(i) for i in np.argwhere(differs)[0])
                     self._worst_at(place, request, at, mine[0], each, None)
         if wrong:
-            self.result.fail(f"{wrong} of {self.result.values} values differ{self._place()}")
+            self.result.fail(f"{wrong} of {total} {what} differ{self._place()}")
+        self.result.values += total
 
     def _floats(self, triples: Sequence[Any]) -> None:
         result, settings = self.result, self.settings
@@ -317,6 +325,10 @@ def _error(values: np.ndarray, truth: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", over="ignore"):
         difference = np.abs(values - truth)
     return np.where(np.isfinite(values) & np.isfinite(truth), difference, 0.0)
+
+
+def _is_number(values: np.ndarray) -> np.ndarray:
+    return ~np.isnan(wide(values)) if values.dtype.kind == "f" else np.ones(values.shape, bool)
 
 
 def _number(value: Any) -> Any:

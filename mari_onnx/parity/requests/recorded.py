@@ -184,6 +184,9 @@ def _typed(each: Input, array: np.ndarray, label: str) -> np.ndarray:
 
 
 def _one_row(name: str, array: np.ndarray, axis: int, label: str) -> np.ndarray:
+    if array.shape[axis] == 0:  # no candidates: the optimized model takes a row all the same, and any will do
+        shape = [1 if at == axis else size for at, size in enumerate(array.shape)]
+        return np.full(shape, "" if array.dtype.kind in "OU" else 0, array.dtype)
     first = array.take([0], axis=axis)
     same = array == first
     if array.dtype.kind == "f":
