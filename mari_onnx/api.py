@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import onnx
 
     from mari_onnx.engine import Options, Rewrite
+    from mari_onnx.parity.requests.draw import Request
     from mari_onnx.report import Report
 
 VERSION_KEY = "mari_onnx.version"
@@ -95,6 +96,8 @@ def optimize(
     rest: str | None = None,
     candidates: int = 500,
     check: bool = True,
+    requests: str | Path | Iterable[Request] | None = None,
+    providers: Sequence[str] = ("auto",),
     target: str = "cpu",
 ) -> Optimized:
     """Rewrites a model so that what depends on the user alone is computed once a request.
@@ -106,6 +109,8 @@ def optimize(
         user, item, cross, rest: as the flags of the command line.
         candidates: the N that rewrites have to pay for.
         check: run both models and compare; a difference raises.
+        requests: recorded requests, or their file, to compare on in addition to drawn ones.
+        providers: what to run the check on; see `parity.Settings`.
         target: the kind of machine that rewrites are chosen for, "cpu" or "cuda".
 
     Raises:
@@ -120,7 +125,13 @@ def optimize(
     with (
         tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder,
         checked(
-            source, found, Path(folder, "optimized.onnx"), candidates=candidates, target=target
+            source,
+            found,
+            Path(folder, "optimized.onnx"),
+            candidates=candidates,
+            target=target,
+            requests=requests,
+            providers=providers,
         ) as (done, _),
     ):
         return done
@@ -181,6 +192,8 @@ def checked(
     *,
     candidates: int = 500,
     target: str = "cpu",
+    requests: str | Path | Iterable[Request] | None = None,
+    providers: Sequence[str] = ("auto",),
     progress: Any = None,
 ) -> Iterator[tuple[Optimized, Staged]]:
     """The rewrite of `source`, checked on what is staged for `path`; the caller may commit it.
@@ -195,8 +208,13 @@ def checked(
     """
     from mari_onnx.engine import Options
     from mari_onnx.parity.guard import optimize_checked
+    from mari_onnx.parity.requests.recorded import as_requests
     from mari_onnx.parity.result import CANNOT_COMPARE
+    from mari_onnx.runtime import require
 
+    recorded = as_requests(requests, signature(source.model), sides)
+    for provider in providers:
+        require(provider)  # before minutes of work
     staged: list[Staged] = []
 
     def place(rewrite: Rewrite) -> Path:
@@ -213,6 +231,8 @@ def checked(
             source=source.path if source.path.is_file() else None,
             engine=_engine(source),
             place=place,
+            requests=recorded,
+            providers=tuple(providers),
             progress=progress,
         )
         if answer.result is not None and not answer.result.ok:

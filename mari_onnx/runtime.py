@@ -80,19 +80,27 @@ def chosen(providers: Sequence[str]) -> list[str]:
 
 def gpu_answers() -> bool:
     """Whether onnxruntime runs a node on CUDA here: has it, loads it, and finds a GPU with its driver."""
-    import onnxruntime as ort
-    from onnx import TensorProto, helper
-
-    if _PROVIDERS["cuda"] not in ort.get_available_providers():
-        return False
-    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "gpu", info[:1], info[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     try:
-        run(session(model, "cuda"), {"x": np.ones(1, np.float32)}, "a test of CUDA")
+        require("cuda")
     except (ModelError, ProviderError):
         return False
     return True
+
+
+def require(provider: str) -> None:
+    """Makes sure that a provider is there and loads; `auto` always is.
+
+    Raises:
+        ProviderError: it is not there.
+    """
+    if provider.lower() == AUTO or provider_name(provider) == _PROVIDERS["cpu"]:
+        return
+    from onnx import TensorProto, helper
+
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "provider", info[:1], info[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    run(session(model, provider), {"x": np.ones(1, np.float32)}, f"a test of {provider}")
 
 
 def session(

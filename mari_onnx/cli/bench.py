@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,6 @@ import click
 from mari_onnx.cli.options import common_options, side_options, sides_from
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from mari_onnx.model.load import Source
     from mari_onnx.parity.requests.draw import Request
     from mari_onnx.sides.resolve import Sides
@@ -116,6 +114,7 @@ def bench(
     from mari_onnx.cli.check import progress_bar
     from mari_onnx.model.load import read
     from mari_onnx.parity.check import find_sides
+    from mari_onnx.report import summary
     from mari_onnx.report.terminal import console
     from mari_onnx.timing.measure import measure
 
@@ -156,14 +155,14 @@ def bench(
                 memory=memory,
                 progress=progress,
             )
-    _show(results, notes, out)
+    summary.write(out, summary.of_bench([each.to_dict() for each in results], notes))
     if json_file is not None:
         _write_json(json_file, results, notes, models[0], provider)
     if plot_file is not None:
         from mari_onnx.timing.plot import plot
 
         plot(results, plot_file, models[0].name)
-        out.print(f"wrote {plot_file}", markup=False)
+        summary.write(out, [f"wrote {plot_file}"])
 
 
 def _typical(candidates: Sequence[int]) -> int:
@@ -227,59 +226,6 @@ def _requests(
     for request in load(data, signature(source.model), sides):
         found.setdefault(request.n, []).append(request)
     return dict(sorted(found.items()))
-
-
-def _show(results: Sequence[Measured], notes: Sequence[str], out: Console) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from mari_onnx.report.terminal import quantity
-
-    shown = [each.to_dict() for each in results]
-    entries = [figures for each in shown for figures in each["variants"].values()]
-    extra: dict[str, tuple[str, Callable[[float], str]]] = {
-        "transfer_median_ms": ("transfers", lambda v: f"{v:.3f} ms"),
-        "of_floor_speed": ("of floor", lambda v: f"{v:.2f}"),
-        "flops_per_candidate": ("FLOPs a candidate", quantity),
-        "bytes_per_candidate": ("bytes a candidate", quantity),
-        "peak_memory_bytes": ("peak memory", lambda v: f"{v / 1e6:.0f} MB"),
-        "max_difference": ("max difference", lambda v: f"{v:.1e}"),
-    }
-    extra = {key: how for key, how in extra.items() if any(e.get(key) is not None for e in entries)}
-    several = len({each.threads for each in results}) > 1
-    table = Table(box=None, pad_edge=False)
-    for name in ["N", *(["threads"] if several else [])]:
-        table.add_column(name, justify="right")
-    table.add_column("model")
-    for name in [
-        "median",
-        "p99",
-        "spread",
-        "faster",
-        "(middle half)",
-        *(h for h, _ in extra.values()),
-    ]:
-        table.add_column(name, justify="right", no_wrap=True)
-    for each in shown:
-        for index, (name, figures) in enumerate(each["variants"].items()):
-            low, high = figures["speedup_quartiles"]
-            setting = [str(each["candidates"]), *([str(each["threads"])] if several else [])]
-            table.add_row(
-                *(setting if not index else [""] * len(setting)),
-                escape(name),
-                f"{figures['median_ms']:.3f} ms",
-                f"{figures['p99_ms']:.3f} ms",
-                f"{figures['spread']:.0%}",
-                f"{figures['speedup']:.2f}x" if index else "",
-                f"{low:.2f}-{high:.2f}" if index else "",
-                *(
-                    "" if figures.get(key) is None else text(figures[key])
-                    for key, (_, text) in extra.items()
-                ),
-            )
-    out.print(table)
-    for note in notes:
-        out.print(f"note: {note}", markup=False)
 
 
 def _write_json(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mari_onnx.cli.options import common_options, side_options, sides_from
+from mari_onnx.cli.options import common_options, provider_option, request_id_option, side_options, sides_from
 
 if TYPE_CHECKING:
     from mari_onnx.parity.result import CheckResult
@@ -43,13 +43,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
     metavar="FILE",
     help="Recorded requests instead of drawn ones: .npz, a folder of them, or .parquet.",
 )
-@click.option(
-    "--request-id",
-    default="request_id",
-    show_default=True,
-    metavar="COLUMN",
-    help="The .parquet column that tells requests apart.",
-)
+@request_id_option
 @click.option(
     "--requests",
     "count",
@@ -76,16 +70,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
     help="At most so many further requests (and about a second a run), to meet every id.",
 )
 @click.option("--extremes", is_flag=True, help="Also draw floats of 0, 1e-6, 1e3 and 1e4.")
-@click.option(
-    "--provider",
-    "providers",
-    multiple=True,
-    default=("cpu",),
-    show_default=True,
-    metavar="NAME",
-    help="cpu, cuda, tensorrt, or onnxruntime's full name; repeatable. One that is not there, or "
-    "runs no node, is an error (exit code 5). TF32 is off.",
-)
+@provider_option
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--rtol", type=click.FloatRange(min=0), help="Instead of the measured tolerance.")
 @click.option("--atol", type=click.FloatRange(min=0), help="Instead of the measured tolerance.")
@@ -154,6 +139,8 @@ def check(
     from mari_onnx.parity import check as compare
     from mari_onnx.parity.check import find_sides
     from mari_onnx.parity.float64 import light
+    from mari_onnx.report import summary
+    from mari_onnx.report.terminal import console
 
     model = light(source)
     sides = sides_from(rest, model, source)
@@ -183,7 +170,7 @@ def check(
     if junit is not None:
         _write(junit, result.to_junit())
     if not quiet:
-        show(result)
+        summary.write(console(), summary.of_check(result))
     if not result.ok and json_file is None and quiet:
         click.echo("\n".join(result.reasons), err=True)
     result.raise_if_different()
@@ -233,49 +220,3 @@ def progress_bar(quiet: bool = False) -> Iterator[Callable[[str, int, int], None
             bar.update(task, description=phase, completed=done, total=total)
 
         yield progress
-
-
-def show(result: CheckResult) -> None:
-    """Prints a result: a line an output, then what else is to be known."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=120)
-    table = Table(box=None, pad_edge=False)
-    headings = ["output", "on", "", "max abs", "mean abs", "max rel", "max ulp", "error", "allowed"]
-    for heading in [*headings, "tau", "swaps", "top k"]:
-        table.add_column(heading, no_wrap=heading != "output")
-    for each in result.outputs:
-        rank = each.ranking
-        shares = {} if rank is None else rank.top_k
-        table.add_row(
-            Text(each.name),
-            each.provider,
-            Text("ok", "green") if each.ok else Text("DIFFERS", "red"),
-            *(f"{x:.1e}" for x in (each.max_abs, each.mean_abs, each.max_rel)),
-            f"{each.max_ulp:.0f}" if each.max_ulp < 1e5 else f"{each.max_ulp:.0e}",
-            f"{each.overall.error:.1e}",
-            f"{each.overall.allowed:.1e}",
-            "" if rank is None else f"{rank.tau:.4f}",
-            "" if rank is None else str(rank.swaps),
-            " ".join(f"{k}: {share:.0%}" for k, share in shares.items()),
-        )
-    console.print(table)
-    missed = {k: (a, b) for k, (a, b) in result.coverage.items() if a < b}
-    ids = f"; ids met: all of {len(result.coverage)} inputs" if result.coverage else ""
-    if missed:
-        ids = "; ids met: " + ", ".join(f"{k} {a} of {b}" for k, (a, b) in missed.items())
-    numbers = ",".join(map(str, result.candidates))
-    lines = [
-        f"{result.requests} requests, N = {numbers}, seed {result.settings.seed}{ids}; "
-        f"against {result.reference}; {result.seconds:.1f} s",
-        *(f"note: {note}" for note in result.notes),
-        *(f"inputs of the worst request: {o.dumped}" for o in result.outputs if o.dumped),
-    ]
-    if result.divergence is not None:
-        lines.append(f"first divergence: {result.divergence}")
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)

@@ -51,13 +51,8 @@ def inspect(
     from mari_onnx.api import rewritten
     from mari_onnx.errors import SidesUnknown
     from mari_onnx.model.load import read
-    from mari_onnx.report.terminal import (
-        console,
-        print_inputs,
-        print_products,
-        print_residual,
-        print_summary,
-    )
+    from mari_onnx.report import summary
+    from mari_onnx.report.terminal import console, inputs_table
 
     if html_file is not None:
         check_beside(html_file, {"MODEL": model})
@@ -68,7 +63,7 @@ def inspect(
         done = rewritten(source, found, candidates=candidates)
     except SidesUnknown:
         if not as_json:
-            print_inputs(_untagged(source.model), out)
+            summary.write(out, [inputs_table(_untagged(source.model))])
         raise
     report = done.report
     if measure:
@@ -80,16 +75,8 @@ def inspect(
     if as_json:
         click.echo(report.to_json(), nl=False)
         return
-    print_inputs(tuple(report.inputs), out)
-    out.print()
-    print_products(report, out)
-    out.print()
-    print_summary(report, out)
-    if measure:
-        out.print()
-        print_residual(report, out)
-    if html_file is not None:
-        out.print(f"wrote {html_file}", markup=False)
+    blocks = summary.of_inspect(report)
+    summary.write(out, [*blocks, *([f"wrote {html_file}"] if html_file is not None else [])])
 
 
 def _untagged(model: Any) -> Any:

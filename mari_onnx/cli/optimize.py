@@ -13,13 +13,13 @@ from mari_onnx.cli.options import (
     check_beside,
     common_options,
     html_option,
+    provider_option,
+    request_id_option,
     side_options,
     sides_from,
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from mari_onnx.api import Optimized
     from mari_onnx.model.load import Source
     from mari_onnx.model.save import Staged
@@ -52,6 +52,14 @@ if TYPE_CHECKING:
     "[default: check]",
 )
 @click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Recorded requests, checked in addition to drawn ones: .npz, a folder of them, or .parquet.",
+)
+@request_id_option
+@provider_option
+@click.option(
     "--report",
     "report_file",
     type=click.Path(path_type=Path),
@@ -70,6 +78,9 @@ def optimize(
     candidates: int,
     target: str,
     check: bool,
+    data: Path | None,
+    request_id: str,
+    providers: tuple[str, ...],
     report_file: Path | None,
     html_file: Path | None,
     dry_run: bool,
@@ -85,20 +96,26 @@ def optimize(
     inputs whose batch dimension is 1.
     """
     from mari_onnx.model.load import read
-    from mari_onnx.report.terminal import console, print_inputs
+    from mari_onnx.report import summary
+    from mari_onnx.report.terminal import console
 
     _check_paths(source, output, {"the report": report_file, "the page": html_file}, force)
     loaded = read(source)
     found = sides_from(sides, loaded.model, source)
     out = console()
     out.quiet = quiet
-    with _staged(loaded, found, output, candidates, target, check, dry_run, quiet) as (
-        done,
-        staged,
-    ):
-        if sides["guess"]:
-            print_inputs(tuple(done.report.inputs), out)
-        _summary(done, out)
+    if not check and (data is not None or providers != ("auto",)):
+        raise click.UsageError("--data and --provider are for the check, which --no-check leaves out")
+    requests = None
+    if data is not None:
+        from mari_onnx.model.signature import signature
+        from mari_onnx.parity.requests.recorded import load
+
+        requests = load(data, signature(loaded.model), found, request_id)
+    how = {"candidates": candidates, "target": target}
+    checking = {"requests": requests, "providers": providers} if check else None
+    with _staged(loaded, found, output, how, checking, dry_run, quiet) as (done, staged):
+        summary.write(out, summary.of_optimize(done.report, show_inputs=sides["guess"], target=target))
         if not dry_run:
             done.report.output = _facts(staged, output)
             staged.commit()
@@ -109,10 +126,9 @@ def optimize(
     if html_file is not None:
         write_text(html_file, done.html())
     if done.report.output is None:
-        out.print(f"dry run: {output} was not written", markup=False)
+        summary.write(out, [f"dry run: {output} was not written"])
     else:
-        size = done.report.output["bytes"] / 1e6
-        out.print(f"wrote {output} ({size:.2f} MB)", markup=False)
+        summary.write(out, [f"wrote {output} ({done.report.output['bytes'] / 1e6:.2f} MB)"])
     if fail_unchanged and not done.changed:
         from mari_onnx.errors import Unchanged
 
@@ -145,13 +161,17 @@ def _staged(
     source: Source,
     sides: Sides,
     output: Path,
-    candidates: int,
-    target: str,
-    check: bool,
+    how: Mapping[str, Any],
+    checking: Mapping[str, Any] | None,
     dry_run: bool,
     quiet: bool,
 ) -> Iterator[tuple[Optimized, Staged]]:
-    """The output written beside OUT; in a folder for temporary files on a dry run."""
+    """The output written beside OUT; in a folder for temporary files on a dry run.
+
+    Args:
+        how: arguments of `api.rewritten`.
+        checking: further ones of `api.checked`; None for no check.
+    """
     import tempfile
 
     from mari_onnx import api
@@ -162,46 +182,13 @@ def _staged(
         if dry_run:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mari-onnx-"))
             place = Path(folder, output.name)
-        if not check:
-            done = api.rewritten(source, sides, candidates=candidates, target=target)
+        if checking is None:
+            done = api.rewritten(source, sides, **how)
             yield done, stack.enter_context(done.stage(place))
             return
         with progress_bar(quiet) as progress:
-            answer = stack.enter_context(
-                api.checked(
-                    source,
-                    sides,
-                    place,
-                    candidates=candidates,
-                    target=target,
-                    progress=progress,
-                )
-            )
+            answer = stack.enter_context(api.checked(source, sides, place, **how, **checking, progress=progress))
         yield answer
-
-
-def _summary(done: Optimized, out: Console) -> None:
-    from mari_onnx.report.terminal import print_reasons, print_summary
-
-    report = done.report
-    for incident in report.incidents:
-        out.print(f"taken back: {incident}", markup=False)
-    if done.changed:
-        print_summary(report, out)
-        if report.check is not None:
-            sizes = ", ".join(map(str, report.check["candidates"]))
-            out.print(f"outputs are equal for N = {sizes}", markup=False)
-        if not done.sides and done.sides.candidate_axis == 0:
-            out.print(
-                "no input is tagged: only what the graph itself repeats was lifted; where the user's rows are\n"
-                "repeated by the caller, --user and --item say so (--guess: by the names)",
-                markup=False,
-            )
-        return
-    out.print("nothing to lift: the model is written as it is")
-    if report.reason:
-        out.print(f"  {report.reason}", markup=False)
-    print_reasons(report, out, most=3)
 
 
 def _facts(staged: Staged, path: Path) -> dict[str, Any]:

@@ -107,6 +107,34 @@ def sides_from(
     )
 
 
+def request_id_option(command: F) -> F:
+    """--request-id."""
+    option = click.option(
+        "--request-id",
+        default="request_id",
+        show_default=True,
+        metavar="COLUMN",
+        help="The .parquet column that tells requests apart.",
+    )
+    return option(command)
+
+
+def provider_option(command: F) -> F:
+    """--provider, as `providers`."""
+    option = click.option(
+        "--provider",
+        "providers",
+        multiple=True,
+        default=("auto",),
+        show_default=True,
+        metavar="NAME",
+        help="What to run the check on: auto (the CPU, and CUDA if a GPU answers), cpu, cuda, tensorrt, or "
+        "onnxruntime's full name; repeatable. One that is named but not there, or runs no node, is an error (exit "
+        "code 5). TF32 is off.",
+    )
+    return option(command)
+
+
 def html_option(command: F) -> F:
     """--html, as `html_file`."""
     option = click.option(

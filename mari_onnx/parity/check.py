@@ -21,8 +21,10 @@ from mari_onnx.parity.judge.verdict import Verdict
 from mari_onnx.parity.phases import Phases, Runs
 from mari_onnx.parity.requests import draw
 from mari_onnx.parity.requests.plan import Plan
+from mari_onnx.parity.requests.recorded import as_requests
 from mari_onnx.parity.result import CheckResult
 from mari_onnx.parity.settings import Settings
+from mari_onnx.sides.doubts import unseen_tags
 
 if TYPE_CHECKING:
     from mari_onnx.parity.phases import Progress
@@ -38,7 +40,7 @@ def check(
     optimized: ModelLike,
     sides: Sides | None = None,
     *,
-    requests: Iterable[draw.Request] | None = None,
+    requests: str | os.PathLike[str] | Iterable[draw.Request] | None = None,
     drawing: bool | None = None,
     settings: Settings | None = None,
     progress: Progress | None = None,
@@ -49,7 +51,7 @@ def check(
     Args:
         source, optimized: paths (preferred for large models) or ModelProtos.
         sides: of the source's inputs; read from the models' metadata or side file where None.
-        requests: recorded requests (`parity.recorded.load`).
+        requests: recorded requests (`parity.requests.recorded.load`), or their file.
         drawing: draw requests; by default where none are recorded.
         settings: see `Settings`; `changes` are fields of it.
         progress: called with (phase, done, total).
@@ -61,7 +63,8 @@ def check(
     """
     chosen = replace(settings or Settings(), **changes)
     drawing = requests is None if drawing is None else drawing
-    return _Check(source, optimized, sides, chosen, progress).run(list(requests or ()), drawing)
+    made = _Check(source, optimized, sides, chosen, progress)
+    return made.run(as_requests(requests, made.signatures["source"], made.sides), drawing)
 
 
 class _Check:
@@ -109,6 +112,9 @@ class _Check:
             len(requests),
             sorted({r.n for r in requests}),
         )
+        own = {id(r) for r in recorded}
+        self.result.recorded = sum(id(r) in own for r in requests)
+        self.result.notes += [] if recorded else unseen_tags(self.signatures["source"], self.sides)
         if self.result.failures:
             return
         exact, *seconds = self.phases.exact(requests)

@@ -6,7 +6,7 @@ So a user gets a right model, or none; never a wrong one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import onnx
 
     from mari_onnx.engine import Options, Rewrite
-    from mari_onnx.parity.check import Progress
+    from mari_onnx.parity.phases import Progress
+    from mari_onnx.parity.requests.draw import Request
     from mari_onnx.runtime import ModelLike
     from mari_onnx.sides.resolve import Sides
 
@@ -59,6 +60,7 @@ def optimize_checked(
     attempts: int = ATTEMPTS,
     engine: Callable[..., Rewrite] | None = None,
     place: Callable[[Rewrite], ModelLike] | None = None,
+    requests: Sequence[Request] = (),
     progress: Progress | None = None,
     **changes: Any,
 ) -> Checked:
@@ -70,6 +72,7 @@ def optimize_checked(
         settings, changes: of the check.
         engine: the engine's `rewrite`, or a stand-in.
         place: what to check of a rewrite, by default its model; a path is better for large ones.
+        requests: recorded requests, compared on in addition to drawn ones.
 
     Raises:
         ModelError: the source cannot be run.
@@ -89,7 +92,16 @@ def optimize_checked(
         if not made.changed:
             return Checked(made, None, options, incidents)
         output = place(made) if place is not None else made.model
-        result = check(given, output, sides, settings=settings, progress=progress, **changes)
+        result = check(
+            given,
+            output,
+            sides,
+            requests=requests,
+            drawing=True,
+            settings=settings,
+            progress=progress,
+            **changes,
+        )
         if result.verdict != DIFFERENT or attempt == attempts:
             return Checked(made, result, options, incidents)
         dropped = set() if attempt == attempts - 1 else _responsible(given, output, made, result)

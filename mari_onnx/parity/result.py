@@ -30,7 +30,8 @@ class CheckResult:
         cannot_compare: why the two could not be compared on all that was asked for, though nothing was found to differ.
         notes: what a reader should know though it fails nothing.
         providers: on what both models ran.
-        requests, candidates: how many requests were compared with float64, and of which N.
+        requests, candidates: how many requests were compared with float64, and of which N; `recorded` of them were
+            not drawn.
         coverage: input -> (ids met, ids in all).
         values: input -> (numbers met, numbers in all) that the graph tells apart.
         reference: how precise the float64 run was.
@@ -47,6 +48,7 @@ class CheckResult:
     providers: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     requests: int = 0
+    recorded: int = 0
     candidates: list[int] = field(default_factory=list)
     coverage: dict[str, tuple[int, int]] = field(default_factory=dict)
     values: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -113,6 +115,7 @@ class CheckResult:
                 "settings": settings,
                 "reference": self.reference,
                 "requests": self.requests,
+                "recorded": self.recorded,
                 "candidates": self.candidates,
                 "coverage": {k: {"met": a, "of": b} for k, (a, b) in self.coverage.items()},
                 "values": {k: {"met": a, "of": b} for k, (a, b) in self.values.items()},

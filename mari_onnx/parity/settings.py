@@ -19,7 +19,7 @@ class Settings:
     Attributes:
         candidates: the N of drawn requests; one that is given must be one that the source runs at.
         count: drawn requests for each N.
-        providers: each is run and compared on its own.
+        providers: each is run and compared on its own; `auto` is the CPU, and CUDA if a GPU answers.
         rtol, atol: `|optimized - source| <= atol + rtol * |source|` instead of the tolerance
             from float64.
         multiple: how many times the source's own error is allowed.
@@ -31,7 +31,7 @@ class Settings:
     candidates: Sequence[int] = CANDIDATES
     count: int = 2
     seed: int = 0
-    providers: Sequence[str] = ("cpu",)
+    providers: Sequence[str] = ("auto",)
     rtol: float | None = None
     atol: float | None = None
     multiple: float = MULTIPLE

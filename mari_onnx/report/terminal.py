@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from typing import IO
+from collections.abc import Sequence
+from typing import IO, TypeAlias
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,6 +13,9 @@ from rich.table import Table
 
 from mari_onnx.report.records import Input, Stop
 from mari_onnx.report.report import Report
+
+# What a summary is made of: a line of text, taken as it is, or a table.
+Block: TypeAlias = str | Table
 
 # Wide enough that no table is cut where nobody can widen the window.
 _PIPED_WIDTH = 200
@@ -40,7 +44,7 @@ def change(before: float, after: float) -> str:
     return "=" if abs(percent) < 0.5 else f"{percent:+.0f}%"
 
 
-def print_summary(report: Report, out: Console) -> None:
+def totals(report: Report) -> list[Block]:
     """Before and after, what was lifted, and the most frequent reasons why not more."""
     table = Table(box=None, pad_edge=False)
     table.add_column("")
@@ -48,9 +52,7 @@ def print_summary(report: Report, out: Console) -> None:
         table.add_column(name, justify="right")
     for row in total_rows(report):
         table.add_row(*row)
-    out.print(table)
-    out.print(summary_line(report))
-    print_reasons(report, out, most=3)
+    return [table, summary_line(report), *reasons(report, most=3)]
 
 
 def total_rows(report: Report) -> list[tuple[str, str, str, str]]:
@@ -90,11 +92,12 @@ def summary_line(report: Report) -> str:
     )
 
 
-def print_reasons(report: Report, out: Console, most: int | None = None) -> None:
+def reasons(report: Report, most: int | None = None) -> list[Block]:
     """Why nodes were kept as they are, the most frequent first, and which operators stopped it."""
     stops: dict[str, list[Stop]] = {}
     for stop in report.stops:
         stops.setdefault(stop.reason, []).append(stop)
+    lines: list[Block] = []
     for reason, count in report.reasons[:most]:
         found = stops.get(reason, [])
         names = ", ".join(f"{stop.op} {stop.name}" for stop in found[:2])
@@ -102,16 +105,17 @@ def print_reasons(report: Report, out: Console, most: int | None = None) -> None
         after = sum(stop.after for stop in found)
         tail = f"; {after} nodes after it take its N rows" if after else ""
         where = f" ({names}{more}{tail})" if names else ""
-        out.print(f"  kept {count}: {escape(reason + where)}")
+        lines.append(f"  kept {count}: {reason + where}")
     left = len(report.reasons) - most if most is not None else 0
     if left > 0:
-        out.print(f"  and {left} more reasons; --report or inspect --json has them all")
+        lines.append(f"  and {left} more reasons; --report or inspect --json has them all")
+    return lines
 
 
-def print_residual(report: Report, out: Console, most: int = 15) -> None:
+def residual(report: Report, most: int = 15) -> list[Block]:
     """The residual share before and after, and the nodes with most redundant work."""
     if report.residual is None:
-        return
+        return []
     before, after = report.residual["before"], report.residual["after"]
     table = Table(box=None, pad_edge=False)
     table.add_column(f"equal for all of {before['candidates']} candidates")
@@ -120,13 +124,11 @@ def print_residual(report: Report, out: Console, most: int = 15) -> None:
     shown = [each for each in (before, after) if each]
     for name, key in (("residual share of FLOPs", "share"), ("of bytes", "byte_share")):
         table.add_row(name, *(f"{each[key]:.1%}" for each in shown))
-    out.print(table)
+    blocks: list[Block] = ["", table]
     left = after or before
     nodes = left["nodes"][:most]
     if not nodes:
-        out.print("no node has redundant work" + (" left" if after else ""))
-        return
-    out.print()
+        return [*blocks, "no node has redundant work" + (" left" if after else "")]
     table = Table(box=None, pad_edge=False)
     table.add_column("left in the output" if after else "redundant work", overflow="fold")
     table.add_column("op")
@@ -144,12 +146,13 @@ def print_residual(report: Report, out: Console, most: int = 15) -> None:
             node["found"],
             escape(node["why"]),
         )
-    out.print(table)
+    blocks += ["", table]
     if len(left["nodes"]) > most:
-        out.print(f"and {len(left['nodes']) - most} more; --json has them all")
+        blocks.append(f"and {len(left['nodes']) - most} more; --json has them all")
+    return blocks
 
 
-def print_inputs(inputs: list[Input] | tuple[Input, ...], out: Console) -> None:
+def inputs_table(inputs: Sequence[Input]) -> Table:
     """Every input with its side."""
     table = Table(box=None, pad_edge=False)
     for name in ("input", "side", "type", "shape"):
@@ -161,10 +164,10 @@ def print_inputs(inputs: list[Input] | tuple[Input, ...], out: Console) -> None:
         else:
             side = each.side or "as the graph says"
         table.add_row(escape(each.name), side, each.dtype, escape(shape))
-    out.print(table)
+    return table
 
 
-def print_products(report: Report, out: Console) -> None:
+def products_table(report: Report) -> Table:
     """Every product with its kind, what becomes of it, and why not more."""
     table = Table(box=None, pad_edge=False)
     table.add_column("product", overflow="fold")
@@ -177,4 +180,4 @@ def print_products(report: Report, out: Console) -> None:
         after = f"after {node.stopped_by}" if node.stopped_by else ""
         reason = escape(node.reason or after)
         table.add_row(escape(node.name), node.op, node.kind, node.action, flops, reason)
-    out.print(table)
+    return table

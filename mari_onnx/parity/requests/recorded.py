@@ -7,7 +7,8 @@ no optimized model could be right.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,15 @@ def load(
     if not found:
         raise UsageError(f"{path} holds no request")
     return found
+
+
+def as_requests(
+    requests: str | os.PathLike[str] | Iterable[Request] | None, signature: Signature, sides: Sides
+) -> list[Request]:
+    """Requests as they are, or those of a file."""
+    if isinstance(requests, str | os.PathLike):
+        return load(os.fspath(requests), signature, sides)
+    return list(requests or ())
 
 
 def _read(

@@ -1,0 +1,148 @@
+"""What every command says at its end: tables and lines, put together here and written by one function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from mari_onnx.report.report import Report
+from mari_onnx.report.terminal import Block, inputs_table, products_table, quantity, reasons, residual, totals
+
+if TYPE_CHECKING:
+    from mari_onnx.parity.result import CheckResult
+
+
+def write(out: Console, blocks: Iterable[Block]) -> None:
+    """Writes the summary of a command; lines are not wrapped, so that a log can be searched."""
+    for block in blocks:
+        if isinstance(block, str):
+            out.print(block, markup=False, soft_wrap=True)
+        else:
+            out.print(block)
+
+
+def of_optimize(report: Report, *, show_inputs: bool = False, target: str = "cpu") -> list[Block]:
+    """What `optimize` did and what the check of it found.
+
+    Args:
+        show_inputs: list the inputs with their sides.
+        target: the kind of machine that rewrites were chosen for.
+    """
+    blocks: list[Block] = [inputs_table(report.inputs)] if show_inputs else []
+    blocks += [f"taken back: {incident}" for incident in report.incidents]
+    if not report.changed:
+        blocks.append("nothing to lift: the model is written as it is")
+        blocks += [f"  {report.reason}"] if report.reason else []
+        return blocks + reasons(report, most=3)
+    blocks += totals(report)
+    if report.check is not None:
+        blocks += _equal(report.check, target)
+    if not report.sides and report.sides.candidate_axis == 0:
+        blocks.append(
+            "no input is tagged: only what the graph itself repeats was lifted; where the user's rows are\n"
+            "repeated by the caller, --user and --item say so (--guess: by the names)"
+        )
+    return blocks
+
+
+def _equal(check: Mapping[str, Any], target: str) -> list[Block]:
+    """On what the outputs were found equal, and what else the check says."""
+    sizes = ", ".join(map(str, check["candidates"]))
+    recorded = f", {check['recorded']} recorded requests among them" if check["recorded"] else ""
+    ran = " and ".join(check["providers"])
+    blocks: list[Block] = [f"outputs are equal for N = {sizes} on {ran}{recorded}"]
+    if "cuda" in check["providers"] and target == "cpu":
+        blocks.append("a GPU was found: --target cuda chooses rewrites for it, --target cpu (default) for the CPU")
+    return blocks + [f"note: {note}" for note in check["notes"]]
+
+
+def of_inspect(report: Report) -> list[Block]:
+    """Inputs, products, totals, and what was measured."""
+    return [inputs_table(report.inputs), "", products_table(report), "", *totals(report), *residual(report)]
+
+
+def of_check(result: CheckResult) -> list[Block]:
+    """A line per output, the verdict, then what else is to be known."""
+    table = Table(box=None, pad_edge=False)
+    headings = ["output", "on", "", "max abs", "mean abs", "max rel", "max ulp", "error", "allowed"]
+    for heading in [*headings, "tau", "swaps", "top k"]:
+        table.add_column(heading, no_wrap=heading != "output")
+    for each in result.outputs:
+        rank = each.ranking
+        shares = {} if rank is None else rank.top_k
+        table.add_row(
+            Text(each.name),
+            each.provider,
+            Text("ok", "green") if each.ok else Text("DIFFERS", "red"),
+            *(f"{x:.1e}" for x in (each.max_abs, each.mean_abs, each.max_rel)),
+            f"{each.max_ulp:.0f}" if each.max_ulp < 1e5 else f"{each.max_ulp:.0e}",
+            f"{each.overall.error:.1e}",
+            f"{each.overall.allowed:.1e}",
+            "" if rank is None else f"{rank.tau:.4f}",
+            "" if rank is None else str(rank.swaps),
+            " ".join(f"{k}: {share:.0%}" for k, share in shares.items()),
+        )
+    missed = {k: (a, b) for k, (a, b) in result.coverage.items() if a < b}
+    ids = f"; ids met: all of {len(result.coverage)} inputs" if result.coverage else ""
+    if missed:
+        ids = "; ids met: " + ", ".join(f"{k} {a} of {b}" for k, (a, b) in missed.items())
+    numbers = ",".join(map(str, result.candidates))
+    on = f" on {' and '.join(result.providers)}" if result.providers else ""
+    recorded = f" ({result.recorded} recorded)" if result.recorded else ""
+    lines = [
+        f"{result.verdict}{on}: {result.requests} requests{recorded}, N = {numbers}, seed {result.settings.seed}{ids}; "
+        f"against {result.reference}; {result.seconds:.1f} s",
+        *(f"note: {note}" for note in result.notes),
+        *(f"inputs of the worst request: {o.dumped}" for o in result.outputs if o.dumped),
+    ]
+    if result.divergence is not None:
+        lines.append(f"first divergence: {result.divergence}")
+    return [*([table] if result.outputs else []), *lines]
+
+
+# Figures that a variant may have, with the heading of their column.
+_FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
+    "transfer_median_ms": ("transfers", lambda v: f"{v:.3f} ms"),
+    "of_floor_speed": ("of floor", lambda v: f"{v:.2f}"),
+    "flops_per_candidate": ("FLOPs a candidate", quantity),
+    "bytes_per_candidate": ("bytes a candidate", quantity),
+    "peak_memory_bytes": ("peak memory", lambda v: f"{v / 1e6:.0f} MB"),
+    "max_difference": ("max difference", lambda v: f"{v:.1e}"),
+}
+
+
+def of_bench(results: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> list[Block]:
+    """A row per N, number of threads and variant.
+
+    Args:
+        results: `Measured.to_dict()` of each.
+    """
+    entries = [figures for each in results for figures in each["variants"].values()]
+    extra = {key: how for key, how in _FIGURES.items() if any(e.get(key) is not None for e in entries)}
+    several = len({each["threads"] for each in results}) > 1
+    table = Table(box=None, pad_edge=False)
+    for name in ["N", *(["threads"] if several else [])]:
+        table.add_column(name, justify="right")
+    table.add_column("model")
+    for name in ["median", "p99", "spread", "faster", "(middle half)", *(h for h, _ in extra.values())]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in results:
+        for index, (name, figures) in enumerate(each["variants"].items()):
+            low, high = figures["speedup_quartiles"]
+            setting = [str(each["candidates"]), *([str(each["threads"])] if several else [])]
+            table.add_row(
+                *(setting if not index else [""] * len(setting)),
+                escape(name),
+                f"{figures['median_ms']:.3f} ms",
+                f"{figures['p99_ms']:.3f} ms",
+                f"{figures['spread']:.0%}",
+                f"{figures['speedup']:.2f}x" if index else "",
+                f"{low:.2f}-{high:.2f}" if index else "",
+                *("" if figures.get(key) is None else text(figures[key]) for key, (_, text) in extra.items()),
+            )
+    return [table, *(f"note: {note}" for note in notes)]
