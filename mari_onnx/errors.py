@@ -97,6 +97,10 @@ class ProviderError(MariError):
     exit_code = 5
 
 
+class BrokenRuntime(ProviderError):
+    """onnxruntime cannot be imported: not installed, half removed, or overwritten by another of its packages."""
+
+
 class WriteError(MariError):
     """The output cannot be written (no folder, read-only, disk full); nothing was left behind."""
 
@@ -122,4 +126,16 @@ def first_line(error: BaseException) -> str:
 
 def without_room(error: BaseException) -> bool:
     """Whether a disk, a quota or a limit on file size had no room for what was written."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if not isinstance(error, OSError):
+        return False
+    # How Python says that no folder for temporary files could take one.
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No usable temporary directory" in str(error)
+
+
+def no_room(error: BaseException) -> WriteError:
+    """The error to raise where `without_room` and the file was a temporary one."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return WriteError(
+        f"cannot write {getattr(error, 'filename', None) or 'a temporary file'}: {reason}",
+        "free some space on that disk, or set TMPDIR to a folder that has more; nothing was left behind",
+    )

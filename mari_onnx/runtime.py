@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 
-from mari_onnx.errors import ModelError, ModelNotFound, ProviderError
+from mari_onnx.errors import BrokenRuntime, ModelError, ModelNotFound, ProviderError, first_line
 from mari_onnx.model.tensors import (
     byte_size,
     external_bytes,
@@ -40,6 +41,8 @@ STAGE_BYTES = 256 * 2**20
 # Weights smaller than this stay inside the staged file.
 _EXTERNAL_BYTES = 4096
 
+# onnxruntime's levels of logging.
+_WARNING, _FATAL = 2, 4
 # Stands for the CPU, and CUDA where a GPU answers.
 AUTO = "auto"
 _PROVIDERS = {
@@ -52,6 +55,67 @@ _PROVIDERS = {
     "rocm": "ROCMExecutionProvider",
     "migraphx": "MIGraphXExecutionProvider",
 }
+
+
+# Packages that install the module `onnxruntime`, each over the other's files; the first that is there is kept.
+_PACKAGES = (
+    "onnxruntime-gpu",
+    "onnxruntime",
+    *(f"onnxruntime-{kind}" for kind in ("directml", "openvino", "rocm", "migraphx", "qnn", "training")),
+)
+_silent = False
+
+
+def load(silent: bool = False) -> Any:
+    """The module `onnxruntime`.
+
+    Args:
+        silent: its log is not wanted, from here to the end of the process.
+
+    Raises:
+        BrokenRuntime: it cannot be imported, with the command that mends it.
+    """
+    global _silent
+    try:
+        import onnxruntime
+
+        # What is left of a removed package can be imported, as a folder of that name.
+        onnxruntime.InferenceSession, onnxruntime.get_available_providers  # noqa: B018
+    except (ImportError, AttributeError, OSError) as error:
+        there = installed()
+        what = f"{' and '.join(there)} cannot be imported" if there else "onnxruntime is not installed"
+        raise BrokenRuntime(f"{what}: {first_line(error)}", mend(there)) from error
+    if silent:
+        _silent = True
+        onnxruntime.set_default_logger_severity(_FATAL)
+    return onnxruntime
+
+
+def installed() -> list[str]:
+    """The packages of onnxruntime that pip knows of; there should be one."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    found = []
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            distribution(name)
+            found.append(name)
+    return found
+
+
+def mend(there: Sequence[str]) -> str:
+    """The command that leaves one whole package of onnxruntime where there are several, a broken one, or none."""
+    if not there:
+        return f"pip install {_PACKAGES[0] if sys.platform in ('linux', 'win32') else _PACKAGES[1]}"
+    return f"pip uninstall -y {' '.join(there)} && pip install {there[0]}"
+
+
+def conflict() -> str | None:
+    """Several packages of onnxruntime at once, in words; None where there is one."""
+    there = installed()
+    if len(there) < 2:
+        return None
+    return f"{' and '.join(there)} are both installed and overwrite each other's files; to mend it: {mend(there)}"
 
 
 def provider_name(provider: str) -> str:
@@ -129,21 +193,20 @@ def session(
         ProviderError: the provider is not in this onnxruntime, or did not load.
         ModelError: the model cannot be made into a session.
     """
-    import onnxruntime as ort
-
+    ort = load()
     wanted = provider_name(provider)
     what = what or ("the model" if _is_proto(model) else os.fspath(model))
     if wanted not in ort.get_available_providers():
         raise ProviderError(
             f"this onnxruntime has no {wanted} (it has {', '.join(ort.get_available_providers())})",
-            "install an onnxruntime built with it, for CUDA: pip install 'mari-onnx[cuda]'",
+            conflict() or "install an onnxruntime built with it, for CUDA: pip install 'mari-onnx[cuda]'",
         )
     options = ort.SessionOptions()
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4
+    options.log_severity_level = _FATAL
     if lean:
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
@@ -160,14 +223,15 @@ def session(
         providers.append(_PROVIDERS["cpu"])
         # TensorRT has no option for TF32: the CUDA libraries read this one.
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
-    ort.set_default_logger_severity(4)  # the fall-back's log line; it is raised below instead
+    ort.set_default_logger_severity(_FATAL)  # the fall-back's log line; it is raised below instead
     try:
         with as_file(model) as source:
             made = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:
         raise _translated(error, what, "cannot be loaded by onnxruntime") from error
     finally:
-        ort.set_default_logger_severity(2)
+        if not _silent:
+            ort.set_default_logger_severity(_WARNING)
     if made.get_providers()[0] != wanted:
         others = ", ".join(made.get_providers())
         raise ProviderError(

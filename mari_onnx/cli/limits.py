@@ -66,15 +66,35 @@ _asked: list[int] = []
 
 
 def load_libraries(*names: str) -> None:
-    """Imports libraries with signals held back: an exception within their C++ would abort the process."""
+    """Imports libraries with signals held back: an exception within their C++ would abort the process.
+
+    What they write to standard error meanwhile is dropped: onnxruntime warns of machines without a GPU. One that is
+    missing or broken is left to whoever needs it.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         return
     held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
-        for name in names:
-            importlib.import_module(name)
+        with _unheard():
+            for name in names:
+                with contextlib.suppress(ImportError, OSError):
+                    importlib.import_module(name)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Standard error goes nowhere, also what C++ writes to it."""
+    before = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
 
 
 def end_on_signals() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ import click
 
 from mari_onnx import __version__
 from mari_onnx.cli.limits import asked_to_end, end_on_signals
-from mari_onnx.errors import MariError
+from mari_onnx.cli.streams import outlast
+from mari_onnx.errors import MariError, WriteError, no_room, without_room
 
 INTERRUPTED = 130
 INTERNAL = 70
@@ -74,7 +76,16 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits the process with the code that docs/cli.md lists."""
     end_on_signals()
-    sys.exit(run(arguments))
+    outlets = outlast()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # of libraries; what a user should know is a note
+    code = run(arguments)
+    sys.stdout.flush()
+    lost = next((each.lost for each in outlets if each.lost is not None), None)
+    if lost is not None:
+        _complain(f"cannot write what was printed: {lost.strerror}")
+        code = code or WriteError.exit_code
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -96,15 +107,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         _complain("interrupted; nothing was written")
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone; the interpreter need not say so
-        return 0
     except MemoryError:
         _show_traceback(state)
         _complain("not enough memory for this model; nothing was written")
         return MariError.exit_code
     except Exception as error:
         _show_traceback(state)
+        if without_room(error):
+            full = no_room(error)
+            _complain(str(full))
+            return full.exit_code
         if (code := asked_to_end()) is not None:
             _complain("interrupted; nothing was written")
             return code

@@ -170,6 +170,10 @@ def common_options(command: F) -> F:
     def limited(*args: Any, timeout: float | None, **kwargs: Any) -> Any:
         runs = kwargs.get("check", kwargs.get("measure", True))
         load_libraries("onnx", *(["onnxruntime"] if runs else []))
+        if runs:
+            from mari_onnx.runtime import load
+
+            load(silent=True)
         with time_limit(timeout):
             return command(*args, **kwargs)
 

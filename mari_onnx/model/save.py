@@ -133,9 +133,10 @@ def stage_copy(source: str | Path, path: str | Path) -> Staged:
 
 def write_text(path: str | Path, text: str) -> None:
     """Writes a report atomically, UTF-8, or straight into a device or a pipe; raises WriteError."""
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file() and not target.is_dir():
-        with _errors(target), open(path, "wb", buffering=0) as stream:
+    target, given = Path(os.path.realpath(path)), Path(path)  # /dev/stdout may lead to a name that is nowhere
+    if given.exists() and not given.is_file() and not given.is_dir():
+        # Whoever reads a pipe may go when it has enough.
+        with _errors(target), contextlib.suppress(BrokenPipeError), open(path, "wb") as stream:
             stream.write(text.encode())
         return
     target = check_target(path)

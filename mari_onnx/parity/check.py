@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mari_onnx import runtime
-from mari_onnx.errors import CannotCompare, MariError, ModelError, ProviderError, UsageError, first_line
+from mari_onnx.errors import (
+    CannotCompare,
+    MariError,
+    ModelError,
+    ProviderError,
+    UsageError,
+    WriteError,
+    first_line,
+    no_room,
+    without_room,
+)
 from mari_onnx.model.signature import Signature, signature
 from mari_onnx.parity import float64
 from mari_onnx.parity.domains.domains import domains as domains_of
@@ -91,6 +101,8 @@ class _Check:
         pair = (other, draw.Layout(theirs, self.sides)) if both and theirs.inputs else None
         domains, notes = domains_of(loaded, self.layout, pair)
         self.result.notes += notes
+        conflict = runtime.conflict()
+        self.result.notes += [conflict] if conflict else []
         self.plan = Plan(self.layout, domains, self.settings)
         self.phases = Phases(models, self.names, self.signatures, self.result, progress)
         self._refused: set[int] = set()
@@ -101,6 +113,10 @@ class _Check:
             self._run(recorded, drawing)
         except CannotCompare as error:
             self.result.cannot_compare.append(error.message)
+        except OSError as error:
+            if without_room(error):
+                raise no_room(error) from error
+            raise
         self.result.seconds = time.perf_counter() - started
         return self.result
 
@@ -377,10 +393,13 @@ class _Check:
 
     def _dump(self, request: draw.Request, output: str) -> str:
         folder = Path(os.fspath(self.settings.dump or "."))
-        folder.mkdir(parents=True, exist_ok=True)
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in output)
         path = folder / f"{safe}-N{request.n}.npz"
-        np.savez(path, **request.arrays())  # type: ignore[arg-type]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            np.savez(path, **request.arrays())  # type: ignore[arg-type]
+        except OSError as error:
+            raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
         return str(path)
 
     def _verify(self, provider: str, request: draw.Request) -> None:

@@ -246,10 +246,11 @@ def _run(probe: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]]) -> I
 
 def _session_runs(model: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]], path: Path) -> list[list[Any]]:
     import onnx
-    import onnxruntime
 
     from mari_onnx.errors import ModelError
+    from mari_onnx.runtime import load
 
+    onnxruntime = load()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
