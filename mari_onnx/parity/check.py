@@ -130,7 +130,7 @@ class _Check:
         )
         own = {id(r) for r in recorded}
         self.result.recorded = sum(id(r) in own for r in requests)
-        self.result.notes += [] if recorded else unseen_tags(self.signatures["source"], self.sides)
+        self.result.doubts = [] if recorded else unseen_tags(self.signatures["source"], self.sides)
         if self.result.failures:
             return
         exact, *seconds = self.phases.exact(requests)
@@ -350,7 +350,7 @@ class _Check:
             for request, outputs in zip(requests, runs.outputs, strict=False):
                 if isinstance(outputs, MariError) and request.n not in failed and id(request) not in self._refused:
                     failed.add(request.n)
-                    self.result.worst_request = self.result.worst_request or request
+                    self.result.failing.append(request)
                     self.result.failures.append(
                         f"the optimized model fails at N={request.n} (optimizations {mode}): "
                         f"{first_line(outputs)}"
@@ -376,7 +376,8 @@ class _Check:
                 )
             if not result.ok and result.worst is not None:
                 worst = requests[result.worst.request]
-                self.result.worst_request = self.result.worst_request or worst
+                if all(worst is not each for each in self.result.failing):
+                    self.result.failing.append(worst)
                 if self.settings.dump is not None:
                     result.dumped = self._dump(worst, output.name)
             self.result.outputs.append(result)

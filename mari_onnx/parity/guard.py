@@ -1,4 +1,4 @@
-"""A rewrite that is checked: where outputs differ, the responsible rewrite is dropped and all is
+"""A rewrite that is checked: where outputs differ, the rewrites to blame are undone and all is
 done again.
 
 So a user gets a right model, or none; never a wrong one.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mari_onnx.errors import MariError
 from mari_onnx.parity.bisect import first_divergence
+from mari_onnx.parity.blame import guilty
 from mari_onnx.parity.check import check
 from mari_onnx.parity.result import DIFFERENT, CheckResult
 from mari_onnx.parity.settings import Settings
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from mari_onnx.runtime import ModelLike
     from mari_onnx.sides.resolve import Sides
 
-ATTEMPTS = 8
+ATTEMPTS = 4
+# Rewrites that the search for what is to blame may make and check in each attempt: on the requests that have shown a
+# difference, and on all of them.
+RUNS, FULL_RUNS = 60, 20
 _REWRITTEN = ("lifted", "split", "folded")
 
 
@@ -36,8 +40,8 @@ class Checked:
     Attributes:
         rewrite: the last one made.
         result: of its check; None where nothing was changed, so that nothing can differ.
-        incidents: one line for each rewrite that was dropped, and why.
-        options: as given, with the dropped nodes in `skip`.
+        incidents: one line for each time that rewrites were undone, and why.
+        options: as given, with the nodes of those in `skip`.
     """
 
     rewrite: Rewrite
@@ -64,11 +68,12 @@ def optimize_checked(
     progress: Progress | None = None,
     **changes: Any,
 ) -> Checked:
-    """Rewrites and checks, up to `attempts` times, then once more with every rewrite dropped.
+    """Rewrites and checks. Where outputs differ, finds the fewest rewrites to undo, up to `attempts` times, as a full
+    check may show what the last search had no request for; then undoes all.
 
     Args:
         model: the source; `source` is its path where it has one (less memory for large models).
-        options: the engine's; `skip` grows by what is dropped.
+        options: the engine's; `skip` grows by what is undone.
         settings, changes: of the check.
         engine: the engine's `rewrite`, or a stand-in.
         place: what to check of a rewrite, by default its model; a path is better for large ones.
@@ -85,51 +90,103 @@ def optimize_checked(
         from mari_onnx.engine import Options
 
         options = Options()
-    given = source if source is not None else model
+    work = _Work(model, sides, options, source if source is not None else model, engine, place)
+    work.settings, work.progress = replace(settings or Settings(), **changes), progress
     incidents: list[str] = []
     for attempt in range(attempts + 1):
-        made = engine(model, sides, options)
-        if not made.changed:
+        made, output = work.rewritten(options.skip)
+        if output is None:
             return Checked(made, None, options, incidents)
-        output = place(made) if place is not None else made.model
-        result = check(
-            given,
-            output,
-            sides,
-            requests=requests,
-            drawing=True,
-            settings=settings,
-            progress=progress,
-            **changes,
-        )
-        if result.verdict != DIFFERENT or attempt == attempts:
+        result = work.check(output, requests, True)
+        if result.verdict != DIFFERENT:
             return Checked(made, result, options, incidents)
-        dropped = set() if attempt == attempts - 1 else _responsible(given, output, made, result)
-        dropped -= options.skip
-        reason = result.reasons[0]
-        if not dropped:
-            dropped = {n.name for n in made.nodes if n.action in _REWRITTEN} - options.skip
-            if not dropped:
-                return Checked(made, result, options, incidents)
-            incidents.append(f"all rewrites were dropped: {reason}")
+        left = [n.name for n in made.nodes if n.action in _REWRITTEN and n.name not in options.skip]
+        if not left or attempt == attempts:
+            return Checked(made, result, options, incidents)
+        reason, undone = result.reasons[0], frozenset(left)
+        if attempt < attempts - 1:
+            undone = work.to_blame(made, output, result, requests, options.skip, left)
+        if len(undone) == len(left):
+            incidents.append(f"all {len(left)} rewrites were undone: {reason}")
         else:
             where = "" if result.divergence is None else f"; {result.divergence}"
-            names = ", ".join(sorted(dropped))
-            incidents.append(f"the rewrite of {names} was dropped: {reason}{where}")
-        options = replace(options, skip=frozenset(options.skip | dropped))
+            names = ", ".join(n for n in left if n in undone)
+            incidents.append(f"the rewrite of {names} was undone: {reason}{where}")
+        options = replace(options, skip=options.skip | undone)
     raise AssertionError("the last attempt answers")
 
 
-def _responsible(
-    source: ModelLike, optimized: ModelLike, made: Rewrite, result: CheckResult
-) -> set[str]:
-    """Names of the source nodes whose rewrite is at fault; empty where that cannot be told."""
-    request = result.worst_request
-    if request is None:
-        return set()
-    try:
-        found = first_divergence(source, optimized, made.tensor_map, request, made.nodes)
-    except MariError:
-        return set()
-    result.divergence = found
-    return set() if found is None else {found.node}
+@dataclass
+class _Work:
+    """Rewrites of one source, each with its check."""
+
+    model: onnx.ModelProto
+    sides: Sides
+    options: Options
+    source: ModelLike
+    engine: Callable[..., Rewrite]
+    place: Callable[[Rewrite], ModelLike] | None
+    settings: Settings = field(default_factory=Settings)
+    progress: Progress | None = None
+    # Requests that have shown a difference.
+    telling: list[Request] = field(default_factory=list)
+
+    def rewritten(self, skip: frozenset[str]) -> tuple[Rewrite, ModelLike | None]:
+        """A rewrite, and what to check of it: nothing where it is the source."""
+        made = self.engine(self.model, self.sides, replace(self.options, skip=skip))
+        if not made.changed:
+            return made, None
+        return made, self.place(made) if self.place is not None else made.model
+
+    def check(self, output: ModelLike, requests: Sequence[Request], drawing: bool) -> CheckResult:
+        return check(
+            self.source,
+            output,
+            self.sides,
+            requests=requests,
+            drawing=drawing,
+            settings=self.settings,
+            progress=self.progress,
+        )
+
+    def to_blame(
+        self,
+        made: Rewrite,
+        output: ModelLike,
+        result: CheckResult,
+        requests: Sequence[Request],
+        skip: frozenset[str],
+        nodes: Sequence[str],
+    ) -> frozenset[str]:
+        """The fewest of `nodes` that have to be left alone beside `skip`; all where that does not help either.
+
+        Asked of the requests that have shown a difference; of all where these alone do not show it, as what is
+        allowed depends on all.
+        """
+        self.telling += [r for r in result.failing if all(r is not known for known in self.telling)]
+        suspect = self._suspect(made, output, result)
+        every = False
+
+        def equal(more: frozenset[str]) -> bool:
+            _, written = self.rewritten(skip | more)
+            if written is None:
+                return True
+            return self.check(written, requests if every else self.telling, every).verdict != DIFFERENT
+
+        if not equal(frozenset(nodes)):
+            return frozenset(nodes)
+        every = not self.telling or equal(frozenset())
+        # Later nodes first: with an early one, as the Concat of all inputs, all that follows from it is lost.
+        return guilty(nodes[::-1], equal, FULL_RUNS if every else RUNS, suspect)
+
+    def _suspect(self, made: Rewrite, output: ModelLike, result: CheckResult) -> str | None:
+        """The source node with the first tensor that diverges, if that can be told."""
+        if result.worst_request is None:
+            return None
+        try:
+            result.divergence = first_divergence(
+                self.source, output, made.tensor_map, result.worst_request, made.nodes
+            )
+        except MariError:
+            return None
+        return None if result.divergence is None else result.divergence.node

@@ -29,6 +29,7 @@ class CheckResult:
         failures: what is wrong beside outputs: names, types, runs that fail.
         cannot_compare: why the two could not be compared on all that was asked for, though nothing was found to differ.
         notes: what a reader should know though it fails nothing.
+        doubts: what no drawn request can show of the sides; none where requests were recorded.
         providers: on what both models ran.
         requests, candidates: how many requests were compared with float64, and of which N; `recorded` of them were
             not drawn.
@@ -36,7 +37,7 @@ class CheckResult:
         values: input -> (numbers met, numbers in all) that the graph tells apart.
         reference: how precise the float64 run was.
         divergence: the first tensor that diverges, where it was looked for.
-        worst_request: the request of the largest error of the first output that fails.
+        failing: requests on which outputs differ most, one for each output that fails and each N it fails at.
     """
 
     source: str
@@ -47,6 +48,7 @@ class CheckResult:
     cannot_compare: list[str] = field(default_factory=list)
     providers: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
     requests: int = 0
     recorded: int = 0
     candidates: list[int] = field(default_factory=list)
@@ -55,7 +57,12 @@ class CheckResult:
     reference: str = "float64"
     seconds: float = 0.0
     divergence: Divergence | None = None
-    worst_request: Request | None = None
+    failing: list[Request] = field(default_factory=list)
+
+    @property
+    def worst_request(self) -> Request | None:
+        """The request of the largest error of the first output that fails."""
+        return self.failing[0] if self.failing else None
 
     @property
     def verdict(self) -> str:
@@ -75,14 +82,17 @@ class CheckResult:
         found = self.failures + [f"output {o.name} ({o.provider}): {o.reason}" for o in failing]
         return found + self.cannot_compare
 
-    def mark(self) -> tuple[int, int, int]:
+    def mark(self) -> tuple[int, ...]:
         """For `reset`."""
-        return len(self.outputs), len(self.failures), len(self.notes)
+        return tuple(map(len, self._found()))
 
-    def reset(self, mark: tuple[int, int, int]) -> None:
+    def reset(self, mark: tuple[int, ...]) -> None:
         """Takes back what was found since `mark`."""
-        for found, length in zip((self.outputs, self.failures, self.notes), mark, strict=True):
-            del found[length:]  # type: ignore[attr-defined]
+        for found, length in zip(self._found(), mark, strict=True):
+            del found[length:]
+
+    def _found(self) -> tuple[list[Any], ...]:
+        return self.outputs, self.failures, self.notes, self.failing
 
     @property
     def max_error(self) -> float:
@@ -123,6 +133,7 @@ class CheckResult:
                 "failures": self.failures,
                 "cannot_compare": self.cannot_compare,
                 "notes": self.notes,
+                "doubts": self.doubts,
                 "outputs": [asdict(o) for o in self.outputs],
                 "divergence": None if self.divergence is None else asdict(self.divergence),
                 "seconds": self.seconds,
@@ -158,7 +169,7 @@ class CheckResult:
                 error = ElementTree.SubElement(case, "error", message=_xml(self.cannot_compare[0]))
                 error.text = _xml("\n".join(self.cannot_compare))
         notes = ElementTree.SubElement(suite, "system-out")
-        notes.text = _xml("\n".join([f"seed {self.settings.seed}", *self.notes]))
+        notes.text = _xml("\n".join([f"seed {self.settings.seed}", *self.notes, *self.doubts]))
         return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(
             suite, encoding="unicode"
         )
