@@ -23,10 +23,11 @@ from mari_onnx.errors import (
     no_room,
     without_room,
 )
-from mari_onnx.model.signature import Signature, signature
+from mari_onnx.model.signature import Input, Signature, signature
 from mari_onnx.parity import float64
 from mari_onnx.parity.domains.domains import domains as domains_of
 from mari_onnx.parity.judge import metrics, values
+from mari_onnx.parity.judge.rounding import Rounding, rounding
 from mari_onnx.parity.judge.verdict import Verdict
 from mari_onnx.parity.phases import Phases, Runs
 from mari_onnx.parity.requests import draw
@@ -357,17 +358,7 @@ class _Check:
                     )
         all_outputs = self.signatures["source"].outputs
         for output, place in zip(all_outputs, values.places(all_outputs), strict=True):
-            verdict = Verdict(output.name, output.type, provider, self.settings, self.layout.axis, drawn)
-            for index in range(place.start, place.stop):
-                verdict.judge(
-                    index,
-                    requests,
-                    exact,
-                    [s.outputs for s in sources],
-                    [r.outputs for r in optimized.values()],
-                    index > place.start,
-                )
-            result = verdict.result
+            result = self._judged(output, place, provider, requests, drawn, exact, sources, optimized)
             answers = [o[place.start] for s in sources for o in s.outputs if isinstance(o, list)]
             if not self.result.providers and len(requests) > 1 and metrics.constant(answers):
                 self.result.notes.append(
@@ -381,6 +372,47 @@ class _Check:
                 if self.settings.dump is not None:
                     result.dumped = self._dump(worst, output.name)
             self.result.outputs.append(result)
+
+    def _judged(
+        self,
+        output: Input,
+        place: slice,
+        provider: str,
+        requests: Sequence[draw.Request],
+        drawn: int,
+        exact: Sequence[list[np.ndarray] | None],
+        sources: Sequence[Runs],
+        optimized: Mapping[str, Runs],
+    ) -> metrics.OutputResult:
+        """The verdict on one output, whose arrays are at `place`.
+
+        One that is rounded is judged with its steps taken out: the source's own steps against float64 would excuse
+        any of the optimized model's.
+        """
+
+        def judged(rounded: Rounding | None) -> metrics.OutputResult:
+            verdict = Verdict(output.name, output.type, provider, self.settings, self.layout.axis, drawn, rounded)
+            for index in range(place.start, place.stop):
+                verdict.judge(
+                    index,
+                    requests,
+                    exact,
+                    [s.outputs for s in sources],
+                    [r.outputs for r in optimized.values()],
+                    index > place.start,
+                )
+            return verdict.result
+
+        rounded = None
+        if place.stop - place.start == 1:
+            rounded = rounding(self.phases.models["source"], output.name, output.dtype, self.layout.axis)
+        result = judged(rounded)
+        if rounded is not None and result.ok and result.stepped:
+            self.result.notes.append(
+                f"output {output.name} ({provider}): {result.stepped} of {rounded.rows} rows are one step of the "
+                f"rounding away"
+            )
+        return result
 
     def _left_out(self, covering: Sequence[draw.Request], outputs: Sequence[Any]) -> None:
         """Notes those requests for further ids and numbers that the source itself refuses."""

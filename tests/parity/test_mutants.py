@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from mari_onnx.parity import check
-from tests.parity.mutants import MUTANTS as ALGEBRAIC
+from tests.parity import mutants, pairs
 from tests.parity.mutants import mutate
-from tests.parity.pairs import PAIRS as ALGEBRA
 from tests.parity.pairs import Pair
 from tests.parity.reacting import REACTING
 from tests.parity.reacting_mutants import REACTING_MUTANTS
+from tests.parity.typed import TYPED_MUTANTS, TYPED_PAIRS
 
-PAIRS = {**ALGEBRA, **REACTING}
-MUTANTS = {**ALGEBRAIC, **REACTING_MUTANTS}
+PAIRS = {**pairs.PAIRS, **REACTING, **TYPED_PAIRS}
+MUTANTS = {**mutants.MUTANTS, **REACTING_MUTANTS, **TYPED_MUTANTS}
 DOCS = Path(__file__).parents[2] / "docs" / "parity.md"
 
 
@@ -45,7 +45,7 @@ def test_mutants_fail(name: str) -> None:
 
 def test_there_are_enough_mutants_and_the_table_names_them() -> None:
     assert len(MUTANTS) >= 150
-    assert len(MUTANTS) == len(ALGEBRAIC) + len(REACTING_MUTANTS)
+    assert len(MUTANTS) == len(mutants.MUTANTS) + len(REACTING_MUTANTS) + len(TYPED_MUTANTS)
     text = DOCS.read_text(encoding="utf-8")
     listed = re.findall(r"^\| ([^|]+) \| `(\w+)` \|", text, re.MULTILINE)
     assert {(name, base) for name, (base, _) in MUTANTS.items()} == {(a, b) for a, b in listed}

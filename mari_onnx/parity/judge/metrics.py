@@ -131,6 +131,7 @@ class OutputResult:
         compared: requests on which it was compared.
         values: elements compared, each as often as the optimized model was run on them.
         numbers: of the source's elements those that are no NaN.
+        stepped: rows of a rounded output that are one step away, with nothing near the boundary of two steps.
         dumped: file with the inputs of the worst request.
     """
 
@@ -146,6 +147,7 @@ class OutputResult:
     overall: Errors = field(default_factory=Errors)
     by_request: Errors = field(default_factory=Errors)
     nonfinite: int = 0
+    stepped: int = 0
     compared: int = 0
     values: int = 0
     numbers: int = 0

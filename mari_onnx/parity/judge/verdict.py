@@ -22,6 +22,7 @@ from mari_onnx.parity.judge.metrics import (
 )
 
 if TYPE_CHECKING:
+    from mari_onnx.parity.judge.rounding import Rounding
     from mari_onnx.parity.requests.draw import Request
     from mari_onnx.parity.settings import Settings
 
@@ -37,9 +38,17 @@ class Verdict:
     """Judges one output on one provider; `result` is what comes of it."""
 
     def __init__(
-        self, name: str, dtype: str, provider: str, settings: Settings, axis: int, drawn: int
+        self,
+        name: str,
+        dtype: str,
+        provider: str,
+        settings: Settings,
+        axis: int,
+        drawn: int,
+        rounding: Rounding | None = None,
     ):
         self.result = OutputResult(name, provider, dtype)
+        self.rounding = rounding
         # The first `drawn` requests are the check's own; others only meet further ids.
         self.settings, self.axis, self.drawn = settings, axis, drawn
 
@@ -83,6 +92,13 @@ class Verdict:
             return
         self.result.compared = len(triples)
         self.result.numbers = sum(int(np.count_nonzero(_is_number(mine[0]))) for _, _, mine, *_ in triples)
+        if self.rounding is not None:
+            triples = self.rounding.settle(triples)
+            self.result.stepped = self.rounding.away
+            if self.rounding.fault is not None and self.rounding.first is not None:
+                place, request, at, source, values = self.rounding.first
+                self._worst_at(place, request, at, source, values, None)
+                self.result.fail(self.rounding.fault + self._place())
         if triples[0][2][0].dtype.kind == "f" or triples[0][2][0].dtype.name == "bfloat16":
             self._floats(triples)
         else:
