@@ -20,8 +20,9 @@ from mari_onnx.engine.outcome import NodeReport, outcome, partial
 from mari_onnx.engine.rule import RULES, Context
 from mari_onnx.engine.rules import shape as shape_rules
 from mari_onnx.engine.rules.control import loop as loop_rules
+from mari_onnx.engine.rules.definition import by_definition
 from mari_onnx.engine.session import Session
-from mari_onnx.model.nodes import captures, domain, operator
+from mari_onnx.model.nodes import captures, domain
 
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What a rule may raise on a graph that it did not expect."""
@@ -67,9 +68,10 @@ def visit(walk: Walk, node: NodeProto) -> None:
             if outputs is None:
                 found = RULES.get((owner, node.op_type))
                 if found is None:
-                    raise Decline(f"no rule for {operator(node)}")
-                name, splits = found.name, found.splits
-                outputs = found.answer(ctx)
+                    name, outputs = "definition", by_definition(ctx)
+                else:
+                    name, splits = found.name, found.splits
+                    outputs = found.answer(ctx)
         except Decline as decline:
             reason, name, outputs = str(decline), "default", None
         except FAILURES as error:
