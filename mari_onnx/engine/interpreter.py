@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onnx import NodeProto
 
@@ -22,7 +22,7 @@ from mari_onnx.engine.rules import shape as shape_rules
 from mari_onnx.engine.rules.control import loop as loop_rules
 from mari_onnx.engine.rules.definition import by_definition
 from mari_onnx.engine.session import Session
-from mari_onnx.model.nodes import captures, domain
+from mari_onnx.model.nodes import domain
 
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What a rule may raise on a graph that it did not expect."""
@@ -44,11 +44,12 @@ class Walk:
 
 def visit(walk: Walk, node: NodeProto) -> None:
     """Answer one node."""
+
+    def within(inner: NodeProto, env: dict[str, Value]) -> None:
+        visit(walk if env is walk.env else replace(walk, env=env, reports=[]), inner)
+
     inputs = [walk.env[name] if name else None for name in node.input]
-    captured = {name: walk.env[name] for name in captures(node) if name in walk.env}
-    ctx = Context(walk.b, node, inputs, walk.session, captured)
-    ctx.env = walk.env
-    ctx.visit = lambda inner, env: visit(walk if env is walk.env else Walk(walk.b, walk.session, env), inner)
+    ctx = Context(walk.b, walk.session, node, list(inputs), walk.env, within)
     before = len(walk.reports)
     walk.b.origin = node.name or next((o for o in node.output if o), "")
     walk.b.label = next((o for o in node.output if o), node.name)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from mari_onnx.engine.ir.infer import Inferred, infer
 from mari_onnx.engine.ir.value import Axis, Body, Decline, Group, Leaf, Tensor, Value, is_const, leaves
 from mari_onnx.engine.session import Session
 from mari_onnx.model.dims import Dim, Size
-from mari_onnx.model.nodes import attributes
+from mari_onnx.model.nodes import attributes, captures
 from mari_onnx.model.tensors import EXACT
 
 MAX_SYMBOLIC = 1024
@@ -61,36 +62,38 @@ def rule(*ops: str, domain: str = "", splits: bool = False) -> Callable[[AnswerT
     return register
 
 
+@dataclass
 class Context:
-    """One source node with the Values of its inputs (None where an optional input is left out)."""
+    """One source node with the Values of its inputs (None where an optional input is left out).
 
-    def __init__(
-        self,
-        b: Builder,
-        node: NodeProto,
-        inputs: Sequence[Value | None],
-        session: Session,
-        captured: dict[str, Value],
-    ):
-        self.b = b
-        self.captured = captured
-        self.node = node
-        self.inputs = list(inputs)
-        self.session = session
-        self.visit: Callable[[NodeProto, dict[str, Value]], None] | None = None
-        """Answers a node of a subgraph; its inputs are in the environment, its outputs are put there."""
-        self.env: dict[str, Value] = {}
-        """The environment of the node itself: what is visited with it takes the node's place, in reports too."""
-        self.attrs = attributes(node)
+    env: Values by name around the node. What is visited with it takes the node's place, in reports too.
+    visit: answers a node of a subgraph; its inputs are in the environment given, its outputs are put there.
+    """
+
+    b: Builder
+    session: Session
+    node: NodeProto
+    inputs: list[Value | None]
+    env: dict[str, Value]
+    visit: Callable[[NodeProto, dict[str, Value]], None]
+
+    @cached_property
+    def attrs(self) -> dict[str, Any]:
+        return attributes(self.node)
+
+    @cached_property
+    def captured(self) -> dict[str, Value]:
+        """What subgraphs of the node read."""
+        return {name: self.env[name] for name in captures(self.node) if name in self.env}
 
     def on(self, node: NodeProto, inputs: Sequence[Value | None]) -> Context:
         """Another node, written under the name of this one."""
-        return Context(self.b, node, inputs, self.session, {})
+        return replace(self, node=node, inputs=list(inputs))
 
     def walk(self, graph: GraphProto, env: dict[str, Value]) -> list[Value]:
         """The outputs of a subgraph, whose nodes are answered. env: what it reads; all of its tensors are added."""
-        if self.visit is None or graph.sparse_initializer:
-            raise Decline("no way to look into the graph, or sparse constants in it")
+        if graph.sparse_initializer:
+            raise Decline("sparse constants in a subgraph")
         for proto in graph.initializer:
             env[proto.name] = from_tensor(self.b.const(numpy_helper.to_array(proto), proto.data_type))
         for node in graph.node:
@@ -255,7 +258,6 @@ class Steps:
             self.env[names[-1]] = value
         out = self._name(op)
         node = helper.make_node(op, names, [out], name=self.ctx.node.name or self._base, **attrs)
-        assert self.ctx.visit is not None
         self.ctx.visit(node, self.env)
         return self.env[out]
 
@@ -273,7 +275,5 @@ class Steps:
 @contextmanager
 def lowered(ctx: Context) -> Iterator[Steps]:
     """Steps under the name of the source node."""
-    if ctx.visit is None:
-        raise Decline("no way to write its parts")
     with ctx.b.named():
         yield Steps(ctx)

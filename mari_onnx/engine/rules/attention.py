@@ -38,7 +38,7 @@ def attention(ctx: Context) -> list[Value | None]:
     be as long as the keys, heads or widths that are not known, a causal mask behind a cache of dynamic length or on top
     of a mask that is one for all queries.
     """
-    if ctx.visit is None or not _gains(ctx):
+    if not _gains(ctx):
         return _whole(ctx)
     with lowered(ctx) as step:
         found = _parts(ctx, step)

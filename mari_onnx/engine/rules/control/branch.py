@@ -52,7 +52,7 @@ def if_(ctx: Context) -> list[Value | None]:
         with ctx.b.named():
             return list(ctx.walk(ctx.attrs["then_branch" if known.reshape(-1)[0] else "else_branch"], ctx.env))
     condition = ctx.input(0)
-    if ctx.visit is None or axes_of(condition.body):
+    if axes_of(condition.body):
         raise Decline("the condition is not one value")
     b = ctx.b
     outside = list(ctx.captured.values())

@@ -106,7 +106,6 @@ class Body:
             raise Decline(f"{op} of the rows of a Loop")
         if self.filter is not None and op not in ELEMENTWISE | VIEWS and op != "Constant":
             raise Decline(f"{op} in a Loop within a Loop")
-        assert self.ctx.visit is not None
         self.ctx.visit(node, self.env)
         if row(op).holds:
             left, right = (only(self.b, v) for v in values)
