@@ -74,7 +74,10 @@ def rewrite_all(folder: Path, out: Path) -> None:
             said["sides"]["candidate_axis"],
         )
         try:
-            done = rewrite(onnx.load(path), sides, Options(candidates=said["candidates"]))
+            how = {"candidates": said["candidates"]}
+            if "assume" in Options.__dataclass_fields__:  # as `inspect` does; older revisions prove instead
+                how["assume"] = True
+            done = rewrite(onnx.load(path), sides, Options(**how))
             data = done.model.SerializeToString(deterministic=True)
             figures = {"flops": done.flops, "changed": done.changed, "nodes": len(done.model.graph.node)}
         except Exception as error:

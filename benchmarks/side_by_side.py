@@ -36,7 +36,7 @@ class Setting:
 
 def optimized(model: onnx.ModelProto, sides: Sides, n: int, target: str = "cpu") -> engine.Rewrite:
     """The rewrite of `model`; it has to change something."""
-    result = engine.rewrite(model, sides, engine.Options(n, target))
+    result = engine.rewrite(model, sides, engine.Options(n, target, assume=True))
     if not result.changed:
         raise RuntimeError(f"nothing was rewritten: {result.reason}")
     return result

@@ -108,7 +108,7 @@ def optimize(
             the model's metadata, a side file beside the model, and its dimensions are asked.
         user, item, cross, rest: as the flags of the command line.
         candidates: the N that rewrites have to pay for.
-        check: run both models and compare; a difference raises.
+        check: run both models and compare; a difference raises. Without it nothing is assumed that a run has to tell.
         requests: recorded requests, or their file, to compare on in addition to drawn ones.
         providers: what to run the check on; see `parity.Settings`.
         target: the kind of machine that rewrites are chosen for, "cpu" or "cuda".
@@ -146,12 +146,14 @@ def inspect(
 ) -> Report:
     """What `optimize` would do with the model, and why not more; nothing is written.
 
+    What `optimize` would assume, for its check to verify, is assumed here too and marked in the report (`assumptions`).
+
     Args:
         model, sides, candidates: as for `optimize`.
         measure: run source and output, and see which work gives results equal for all candidates.
     """
     source = as_source(model)
-    done = rewritten(source, _sides(source, sides), candidates=candidates)
+    done = rewritten(source, _sides(source, sides), candidates=candidates, assume=True)
     if measure:
         done.measure()
     return done.report
@@ -171,16 +173,25 @@ def as_source(model: str | Path | onnx.ModelProto) -> Source:
 
 
 def rewritten(
-    source: Source, sides: Sides, *, candidates: int = 500, target: str = "cpu"
+    source: Source,
+    sides: Sides,
+    *,
+    candidates: int = 500,
+    target: str = "cpu",
+    assume: bool = False,
 ) -> Optimized:
     """The rewrite of `source`, not checked.
+
+    Args:
+        assume: facts that a run can tell are assumed, as `optimize` does, whose check verifies them; the report has
+            them as `assumptions`.
 
     Raises:
         SidesUnknown: neither tags nor the graph say whose inputs are whose.
     """
     from mari_onnx.engine import Options
 
-    options = Options(candidates=candidates, target=target)
+    options = Options(candidates=candidates, target=target, assume=assume)
     return _finished(source, sides, candidates, _engine(source)(source.model, sides, options))
 
 
@@ -272,7 +283,7 @@ def _engine(source: Source) -> Callable[[onnx.ModelProto, Sides, Options], Rewri
         if own and metadata.get(METADATA_KEY) == sides.to_json():
             # Written by this very version for these sides: what it left, it leaves again.
             return dataclasses.replace(
-                result, changed=False, reason="it was optimized by this version already"
+                result, changed=False, reason="it was optimized by this version already", assumptions=[]
             )
         if not sides and not result.changed and _could_be_tagged(model):
             raise unknown_sides(source)

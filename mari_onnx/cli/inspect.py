@@ -60,7 +60,7 @@ def inspect(
     out = console()
     try:
         found = sides_from(sides, source.model, model)
-        done = rewritten(source, found, candidates=candidates)
+        done = rewritten(source, found, candidates=candidates, assume=True)
     except SidesUnknown:
         if not as_json:
             summary.write(out, [inputs_table(_untagged(source.model))])

@@ -12,6 +12,7 @@ from mari_onnx.engine import (
     rules,  # noqa: F401  fills the table
 )
 from mari_onnx.engine.analysis.finite import carried
+from mari_onnx.engine.assumptions import Assumption, Assumptions
 from mari_onnx.engine.axes.materialize import materialise
 from mari_onnx.engine.cost.flops import Cost, graph_cost
 from mari_onnx.engine.cost.time_model import TimeModel
@@ -58,6 +59,8 @@ class Rewrite:
     """Why nothing was changed."""
     flops: float = 0.0
     """Of the new graph, for the candidates asked for."""
+    assumptions: list[Assumption] = field(default_factory=list)
+    """What the new graph takes for granted; to be verified by a run. Empty where nothing was changed."""
 
     @property
     def grown(self) -> float:
@@ -110,7 +113,8 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     b = Builder(session.opsets[""], all_names(graph), time)
     b.carried = carried(graph)
     env, stored = enter(b, session, sides)
-    walk = Walk(b, session, env)
+    assumptions = Assumptions(options.assume, options.declined)
+    walk = Walk(b, session, env, assumptions)
     if "user" in sides.inputs.values() and "N" not in b.sources and "N" not in b.fixed:
         return Rewrite(model, False, [], reason="no input of the item or cross side tells the number of candidates")
     inputs = {info.name for info in graph.input}
@@ -144,9 +148,9 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     before, after = _cost(graph, shapes, time), _cost(made.graph, out_shapes, time)
     moved = bool(lifted) or any(r.action in ("lifted", "split") for r in walk.reports)
     less = after.flops < before.flops or (after.flops == before.flops and after.bytes < before.bytes)
-    result.flops = after.flops
+    result.flops, result.assumptions = after.flops, assumptions.made
     if not moved or not less:
-        result.model, result.changed, result.out_shapes = model, False, shapes
+        result.model, result.changed, result.out_shapes, result.assumptions = model, False, shapes, []
         result.tensor_map = {name: name for name in shapes}
         result.reason = (
             "nothing in it is computed more often than once a request"

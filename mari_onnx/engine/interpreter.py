@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from onnx import NodeProto
 
+from mari_onnx.engine.assumptions import Assumptions
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import settle
 from mari_onnx.engine.ir.nodes import RANDOM
@@ -39,6 +40,8 @@ class Walk:
     b: Builder
     session: Session
     env: dict[str, Value]
+    assumptions: Assumptions | None = None
+    """What may be assumed, and what was; None in a body, which a run may not reach."""
     reports: list[NodeReport] = field(default_factory=list)
 
 
@@ -46,10 +49,10 @@ def visit(walk: Walk, node: NodeProto) -> None:
     """Answer one node."""
 
     def within(inner: NodeProto, env: dict[str, Value]) -> None:
-        visit(walk if env is walk.env else replace(walk, env=env, reports=[]), inner)
+        visit(walk if env is walk.env else replace(walk, env=env, assumptions=None, reports=[]), inner)
 
     inputs = [walk.env[name] if name else None for name in node.input]
-    ctx = Context(walk.b, walk.session, node, list(inputs), walk.env, within)
+    ctx = Context(walk.b, walk.session, node, list(inputs), walk.env, within, walk.assumptions)
     before = len(walk.reports)
     walk.b.origin = node.name or next((o for o in node.output if o), "")
     walk.b.label = next((o for o in node.output if o), node.name)

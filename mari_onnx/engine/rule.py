@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
+from mari_onnx.engine.assumptions import IN_A_BODY, Assumption, Assumptions
 from mari_onnx.engine.axes.materialize import materialise
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
@@ -68,6 +69,7 @@ class Context:
 
     env: Values by name around the node. What is visited with it takes the node's place, in reports too.
     visit: answers a node of a subgraph; its inputs are in the environment given, its outputs are put there.
+    assumptions: what may be assumed, and what was; None in a subgraph, which a run may not reach.
     """
 
     b: Builder
@@ -76,6 +78,7 @@ class Context:
     inputs: list[Value | None]
     env: dict[str, Value]
     visit: Callable[[NodeProto, dict[str, Value]], None]
+    assumptions: Assumptions | None = None
 
     @cached_property
     def attrs(self) -> dict[str, Any]:
@@ -99,6 +102,13 @@ class Context:
         for node in graph.node:
             self.visit(node, env)
         return [env[o.name] for o in graph.output]
+
+    def assume(self, what: str, why: str) -> None:
+        """Takes for granted what a run at one candidate verifies. Raises `Decline` where none will, with the reason."""
+        if self.assumptions is None:
+            raise Decline(f"{why}: {IN_A_BODY}")
+        output = next((o for o in self.node.output if o), "")
+        self.assumptions.make(Assumption(self.node.name or output, output, what, why))
 
     def write_out(self) -> list[Value | None]:
         """The default rule: all inputs written out, the node as it is."""

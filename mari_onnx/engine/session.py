@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx
 
 from mari_onnx.engine.lookahead.masked_rows import Unread
-from mari_onnx.engine.lookahead.squeeze import Ahead
 from mari_onnx.model.dims import Size
 from mari_onnx.model.nodes import captures
 from mari_onnx.model.ops import Fact, having
@@ -20,11 +19,15 @@ class Options:
     """How to rewrite.
 
     candidates: N for which the cost model weighs rewrites. target: "cpu" or "cuda". skip: source nodes left alone.
+    assume: facts may be assumed that a run can tell; the caller verifies `Rewrite.assumptions`. declined: source nodes
+    for which nothing is assumed, with the reason.
     """
 
     candidates: int = 500
     target: str = "cpu"
     skip: frozenset[str] = frozenset()
+    assume: bool = False
+    declined: Mapping[str, str] = field(default_factory=dict)
 
 
 class Session:
@@ -32,7 +35,7 @@ class Session:
 
     opsets: versions by domain, ai.onnx as "". inputs: shapes of those of known rank, with the symbol N.
     several: tensors that more than one node reads.
-    squeezes, masked: look-aheads; neither computes anything until a rule asks.
+    masked: a look-ahead; nothing is computed until a rule asks.
     """
 
     def __init__(
@@ -44,7 +47,6 @@ class Session:
     ):
         self.graph, self.inputs, self.opsets, self.options = graph, inputs, dict(opsets), options
         self.several = _several_readers(graph)
-        self.squeezes = Ahead(graph, inputs, self.opsets[""])
         self.masked = Unread(graph, inputs, self.opsets[""])
 
 

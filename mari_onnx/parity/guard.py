@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mari_onnx.errors import MariError
+from mari_onnx.parity.assumptions import Refuted, settle
 from mari_onnx.parity.bisect import first_divergence
 from mari_onnx.parity.blame import guilty
 from mari_onnx.parity.check import check
-from mari_onnx.parity.result import DIFFERENT, CheckResult
+from mari_onnx.parity.result import CANNOT_COMPARE, DIFFERENT, CheckResult
 from mari_onnx.parity.settings import Settings
 
 if TYPE_CHECKING:
     import onnx
 
     from mari_onnx.engine import Options, Rewrite
+    from mari_onnx.engine.assumptions import Assumption
     from mari_onnx.parity.phases import Progress
     from mari_onnx.parity.requests.draw import Request
     from mari_onnx.runtime import ModelLike
@@ -41,7 +44,7 @@ class Checked:
         rewrite: the last one made.
         result: of its check; None where nothing was changed, so that nothing can differ.
         incidents: one line for each time that rewrites were undone, and why.
-        options: as given, with the nodes of those in `skip`.
+        options: as given, with the nodes of those in `skip`, and in `declined` what was assumed and does not hold.
     """
 
     rewrite: Rewrite
@@ -71,6 +74,8 @@ def optimize_checked(
     """Rewrites and checks. Where outputs differ, finds the fewest rewrites to undo, up to `attempts` times, as a full
     check may show what the last search had no request for; then undoes all.
 
+    What a rewrite assumes is verified first, by a check at N = 1 alone, and declined where it does not hold.
+
     Args:
         model: the source; `source` is its path where it has one (less memory for large models).
         options: the engine's; `skip` grows by what is undone.
@@ -90,11 +95,14 @@ def optimize_checked(
         from mari_onnx.engine import Options
 
         options = Options()
-    work = _Work(model, sides, options, source if source is not None else model, engine, place)
+    work = _Work(model, sides, replace(options, assume=True), source if source is not None else model, engine, place)
     work.settings, work.progress = replace(settings or Settings(), **changes), progress
     incidents: list[str] = []
+    made, output = work.settled()
+    options = work.options
     for attempt in range(attempts + 1):
-        made, output = work.rewritten(options.skip)
+        if attempt:
+            made, output = work.rewritten(options.skip)
         if output is None:
             return Checked(made, None, options, incidents)
         result = work.check(output, requests, True)
@@ -131,12 +139,49 @@ class _Work:
     # Requests that have shown a difference.
     telling: list[Request] = field(default_factory=list)
 
+    def settled(self) -> tuple[Rewrite, ModelLike | None]:
+        """The first rewrite, whose assumptions hold, and what to check of it; `options` have what does not hold."""
+        output: ModelLike | None = None
+
+        def verify(made: Rewrite) -> Refuted | None:
+            nonlocal output
+            output = self.written(made)
+            return None if output is None else self._refuted(output, made.assumptions)
+
+        made, self.options = settle(self.model, self.options, partial(self.engine, self.model, self.sides), verify)
+        counts = [each.candidates for each in made.assumptions]
+        candidates = tuple(dict.fromkeys([*counts, *self.settings.candidates]))
+        self.settings = replace(self.settings, candidates=candidates)
+        return made, output
+
+    def _refuted(self, output: ModelLike, assumptions: Sequence[Assumption]) -> Refuted | None:
+        """What source and rewrite say of assumptions where these are to be verified.
+
+        An assumption is declined where the source itself fails there: then no run tells whether it holds.
+        """
+        for n in sorted({each.candidates for each in assumptions}):
+            there = replace(self.settings, candidates=(n,), coverage=0, dump=None)
+            result = check(self.source, output, self.sides, settings=there, progress=self.progress)
+            if result.verdict == DIFFERENT:
+                outputs = {each.name for each in result.outputs if not each.ok}
+                reason = f"outputs differ there ({result.reasons[0]})"
+                return Refuted(reason, outputs if not result.failures else None)
+            if result.candidates not in ([], [n]):
+                return Refuted(f"the source takes no other N than {result.candidates[0]}, so no run can tell")
+            if result.verdict == CANNOT_COMPARE or not result.candidates:
+                return Refuted(f"the source itself fails at N = {n}, so no run can tell whether that matters")
+        return None
+
     def rewritten(self, skip: frozenset[str]) -> tuple[Rewrite, ModelLike | None]:
         """A rewrite, and what to check of it: nothing where it is the source."""
         made = self.engine(self.model, self.sides, replace(self.options, skip=skip))
+        return made, self.written(made)
+
+    def written(self, made: Rewrite) -> ModelLike | None:
+        """What to check of a rewrite: nothing where it is the source."""
         if not made.changed:
-            return made, None
-        return made, self.place(made) if self.place is not None else made.model
+            return None
+        return self.place(made) if self.place is not None else made.model
 
     def check(self, output: ModelLike, requests: Sequence[Request], drawing: bool) -> CheckResult:
         return check(

@@ -27,6 +27,7 @@ def page(source: onnx.ModelProto, rewrite: Rewrite, report: Report) -> str:
         "candidates": report.candidates,
         "residual": report.residual,
         "incidents": report.incidents,
+        "assumed": report.assumed,
     }
     parts = {
         "css": _asset("page.css"),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import onnx
 
     from mari_onnx.engine import Rewrite
+    from mari_onnx.engine.assumptions import Assumption
 
 SCHEMA = "mari-onnx/report"
 SCHEMA_VERSION = 1
@@ -42,6 +43,7 @@ class Report:
         source, output: path, sha256 and bytes of the files, as far as there are any.
         check: the parity check's result as a dictionary, None where it was not run.
         incidents: rewrites that were taken back because the check failed with them.
+        assumptions: what the output takes for granted; verified if `check` is there.
         residual: what `report.left.measured` found, None where nothing was measured.
     """
 
@@ -57,6 +59,7 @@ class Report:
     output: dict[str, Any] | None = None
     check: dict[str, Any] | None = None
     incidents: list[str] = field(default_factory=list)
+    assumptions: Sequence[Assumption] = ()
     reason: str | None = None
     residual: dict[str, Any] | None = None
 
@@ -74,6 +77,13 @@ class Report:
     def reasons(self) -> list[tuple[str, int]]:
         """Why nodes were not lifted, the most frequent first."""
         return Counter(node.reason for node in self.nodes if node.reason).most_common()
+
+    @property
+    def assumed(self) -> list[str]:
+        """What the output takes for granted, a sentence each, and who verifies it."""
+        verified = "the check ran both models there, and they agree"
+        told = verified if self.check is not None else "the check that `optimize` runs verifies it there"
+        return [f"assumed at {each.node}: {each.what} ({each.why}; {told})" for each in self.assumptions]
 
     @property
     def stops(self) -> list[Stop]:
@@ -113,6 +123,11 @@ class Report:
             "tensors": dict(self.tensors),
             "check": self.check,
             "incidents": self.incidents,
+            "assumptions": [
+                {"node": each.node, "what": each.what, "why": each.why, "candidates": each.candidates}
+                | {"verified": self.check is not None}
+                for each in self.assumptions
+            ],
         }
 
     def to_json(self) -> str:
@@ -161,6 +176,7 @@ def build(source: onnx.ModelProto, rewrite: Rewrite, sides: Sides, candidates: i
         ),
         tensors=dict(rewrite.tensor_map),
         reason=rewrite.reason,
+        assumptions=rewrite.assumptions,
     )
 
 

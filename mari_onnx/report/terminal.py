@@ -52,7 +52,7 @@ def totals(report: Report) -> list[Block]:
         table.add_column(name, justify="right")
     for row in total_rows(report):
         table.add_row(*row)
-    return [table, summary_line(report), *reasons(report, most=3)]
+    return [table, summary_line(report), *report.assumed, *reasons(report, most=3)]
 
 
 def total_rows(report: Report) -> list[tuple[str, str, str, str]]:

@@ -162,7 +162,8 @@ def one_less(f: Forge) -> Made:
     if 1 not in shape:
         return None
     axis = shape.index(1)
-    return f.put(f.g.squeeze(x, [f.sign(axis, len(shape))]), (*shape[:axis], *shape[axis + 1 :]))
+    axes = None if list(shape).count(1) == 1 and f.int(0, 2) == 0 else [f.sign(axis, len(shape))]
+    return f.put(f.g.squeeze(x, axes), (*shape[:axis], *shape[axis + 1 :]))
 
 
 def flatten(f: Forge) -> Made:

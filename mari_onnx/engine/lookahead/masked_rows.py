@@ -38,8 +38,7 @@ from mari_onnx.engine.lookahead.mask_tables import (
     union,
     ways,
 )
-from mari_onnx.engine.lookahead.shapes import Inputs, integers, shapes
-from mari_onnx.engine.lookahead.squeeze import needed
+from mari_onnx.engine.lookahead.shapes import Inputs, integers, needed, shapes
 from mari_onnx.engine.lookahead.taint import Flow
 from mari_onnx.model.nodes import attribute, graphs, is_standard
 from mari_onnx.model.ops import Fact, having
@@ -78,7 +77,7 @@ class Unread:
     def _look(self) -> dict[str, float]:
         nodes = sliced(needed(self.graph), integers(self.graph))
         inner = _inner(nodes)
-        sized = [shapes(self.graph, nodes, self.inputs, {}, count, self.opset) for count in COUNTS]
+        sized = [shapes(self.graph, nodes, self.inputs, count, self.opset) for count in COUNTS]
         found = []
         both = [Tables(self.graph, nodes, here, self.opset) for here in sized]
         forget(nodes, *both)

@@ -10,7 +10,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from mari_onnx.engine.ir.nodes import evaluate as evaluate_node
 from mari_onnx.model.dims import Size, evaluate, symbols
-from mari_onnx.model.nodes import attributes, graphs
+from mari_onnx.model.nodes import attributes, captures, graphs
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.model.tensors import INDICES
 
@@ -32,15 +32,25 @@ Inputs = Mapping[str, Sequence[Size] | None]
 """Shapes of a graph's inputs, with the symbol N for the candidates."""
 
 
+def needed(graph: onnx.GraphProto) -> list[NodeProto]:
+    """Nodes that an output needs: others are not run."""
+    wanted = {o.name for o in graph.output}
+    found = []
+    for node in reversed(graph.node):
+        if any(o in wanted for o in node.output):
+            found.append(node)
+            wanted.update(node.input, captures(node))
+    return found[::-1]
+
+
 def shapes(
     graph: onnx.GraphProto,
     nodes: Sequence[NodeProto],
     inputs: Inputs,
-    drops: Mapping[str, tuple[int, ...]],
     candidates: int,
     opset: int,
 ) -> dict[str, Shape]:
-    """What is known of the tensors of `nodes`. drops: axes of Squeezes, by output; others stay as they are.
+    """What is known of the tensors of `nodes`.
 
     Large constants and operators with graphs are left out, so that what is copied is small.
     """
@@ -50,7 +60,7 @@ def shapes(
         if large is not None:
             light.input.append(helper.make_tensor_value_info(node.output[0], large.data_type, list(large.dims)))
         elif not any(graphs(node)):
-            _copy(light, node, drops.get(node.output[0]), opset)
+            light.node.append(node)
     given = {info.name: info for info in graph.input}  # an initializer that is an input may be replaced
     for name, info in given.items():
         sizes = None if (shape := inputs.get(name)) is None else [_at(size, candidates) for size in shape]
@@ -174,22 +184,6 @@ def infer_fallback(
         except Exception:  # whatever the reference evaluator raises
             return {}
     return {outputs[0]: tuple(int(d) for d in found)} if found is not None else {}
-
-
-def _copy(light: onnx.GraphProto, node: NodeProto, axes: tuple[int, ...] | None, opset: int) -> None:
-    copy = light.node.add()
-    copy.CopyFrom(node)
-    if axes is None:
-        return
-    if not axes:
-        copy.op_type = "Identity"
-    elif opset < 13:
-        copy.attribute.append(helper.make_attribute("axes", axes))
-    else:
-        name = f"{node.output[0]}//axes"
-        light.initializer.append(numpy_helper.from_array(np.asarray(axes, np.int64), name))
-        del copy.input[1:]
-        copy.input.append(name)
 
 
 def _at(size: Size, candidates: int) -> int | None:

@@ -17,7 +17,9 @@ from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Group, Part, Val
 from mari_onnx.engine.rule import Context, normal, rule
 from mari_onnx.model.dims import Dim, Size, divide, product
 
-MAY_BE_ONE = "Squeeze without axes, and a dimension that may be 1"
+MAY_BE_ONE = "a Squeeze without axes, and a dimension that may be 1"
+KEEPS = "the Squeeze keeps the candidates' axis at N = 1 too"
+DROPS = "a Squeeze without axes drops the candidates' axis at N = 1"
 MAX_DEPTH = 16
 """Cats within each other; beyond it they are written out, as walks over a body recurse."""
 
@@ -158,8 +160,7 @@ def squeeze(ctx: Context) -> list[Value]:
     """The groups without those of size 1; the one position of a dimension that only the run can tell to be 1.
 
     The source fails where it is not. Refuses a dimension that is not 1, or is at one candidate alone.
-    Without axes, a dimension that is 1 at one candidate stays where `ahead` shows that it does not matter: the source
-    fails there, or does the same.
+    Without axes, a dimension that is 1 at one candidate is assumed to stay; a run at N = 1 tells whether that matters.
     """
     x = ctx.input(0)
     axes = ctx.axes_arg(1)
@@ -168,8 +169,8 @@ def squeeze(ctx: Context) -> list[Value]:
         dims = [s for s in x.shape if isinstance(s, Dim)]
         if any(not _multiple(d) for d in dims):
             raise Decline(MAY_BE_ONE)
-        if dims and not ctx.b.fixed and ctx.session.squeezes.axes.get(ctx.node.output[0]) != tuple(axes):
-            raise Decline(MAY_BE_ONE)
+        if dims and not ctx.b.fixed:
+            ctx.assume(KEEPS, DROPS)
     gone = {normal(a, x.rank) for a in axes}
     left = [axis for a in gone for axis in x.known[a]]
     if any(not isinstance(axis.size, Dim) or "N" in axis.size.symbols for axis in left):

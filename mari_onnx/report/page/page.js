@@ -466,6 +466,7 @@
   const residual = data.residual;
   byId("notes").textContent = [
     ...data.incidents.map((text) => `taken back: ${text}`),
+    ...data.assumed,
     ...(residual ? [`equal for all candidates: ${(100 * residual.before.share).toFixed(1)}% of FLOPs before`
       + (residual.after ? `, ${(100 * residual.after.share).toFixed(1)}% after` : "")] : []),
   ].join("\n");

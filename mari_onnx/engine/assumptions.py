@@ -1,0 +1,57 @@
+"""What a rewrite takes for granted because a run can tell: recorded, so that the check runs exactly that case.
+
+Some facts matter at one number of candidates alone, and a proof of them would be longer than all rules that need them:
+whether a Squeeze without axes may keep the candidates' axis where N is 1, say. A rule assumes such a fact with
+`Assumptions.make`. Whoever asked for the rewrite runs source and output there, and declines what does not hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mari_onnx.engine.ir.value import Decline
+
+UNCHECKED = "only a run of both models can tell whether that matters, and none is made (no check)"
+IN_A_BODY = "only a run of both models can tell whether that matters, and one may not reach this subgraph"
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """A fact that a rewrite needs, and where a run tells whether it holds.
+
+    Attributes:
+        node: name of the source node whose rule assumed it.
+        output: the node's first output.
+        what: what is assumed.
+        why: why it may not hold.
+        candidates: the N at which outputs of source and rewrite, shapes included, tell.
+    """
+
+    node: str
+    output: str
+    what: str
+    why: str
+    candidates: int = 1
+
+
+@dataclass
+class Assumptions:
+    """What one walk may assume, and what it did assume.
+
+    Attributes:
+        allowed: whether a run follows that verifies what is assumed.
+        declined: reasons, by name of the source node: there nothing is assumed.
+        made: the assumptions, in the order of the walk.
+    """
+
+    allowed: bool
+    declined: Mapping[str, str]
+    made: list[Assumption] = field(default_factory=list)
+
+    def make(self, assumption: Assumption) -> None:
+        """Assumes it. Raises `Decline` with the reason where that may not be."""
+        reason = UNCHECKED if not self.allowed else self.declined.get(assumption.node)
+        if reason is not None:
+            raise Decline(f"{assumption.why}: {reason}")
+        self.made.append(assumption)
