@@ -20,7 +20,6 @@ from ml_dtypes import finfo
 from onnx import helper
 
 from mari_onnx.engine.algebra.contract import reduce_sum
-from mari_onnx.engine.algebra.softmax_shift import RANGE, unshifted
 from mari_onnx.engine.algebra.sums import add, binary, multiply
 from mari_onnx.engine.analysis.finite import masked
 from mari_onnx.engine.analysis.intervals import span
@@ -56,6 +55,8 @@ WIDTH = 16
 MASKED_ROWS = (
     "a row that a finite number masks throughout spreads over all columns, and nothing shows that there is no such row"
 )
+RANGE = 800.0
+"""exp(-RANGE) is 0 in every floating-point type."""
 ROWS = 5
 """Nodes that a softmax of all rows at once, and the product after it, save."""
 MAX_PATTERNS = 4
@@ -70,22 +71,12 @@ def _finite(b: Builder, leaf: Leaf) -> Leaf:
 
 @rule("Softmax")
 def softmax(ctx: Context) -> list[Value | None]:
-    """The row of blocks of the module, less what its scores have in common; a row of several axes is mapped whole."""
+    """The row of blocks of the module; a row of several axes is mapped whole."""
     x = ctx.input(0)
     k = _row_axis(ctx, x)
     if k is None:
         return run(ctx, MAPPED["", "Softmax"](ctx))
     return [ctx.value(x.known, _softmax_body(ctx.b, x.body, k, list(x.axes)), x.dtype)]
-
-
-@rule("LogSoftmax")
-def log_softmax(ctx: Context) -> list[Value | None]:
-    """Mapped whole, less what all scores of a row have in common."""
-    x = ctx.input(0)
-    k = _row_axis(ctx, x)
-    if k is not None and isinstance(x.body, Leaf):
-        ctx.inputs[0] = Value(x.known, unshifted(ctx.b, x.body, k, log=True), x.dtype)
-    return run(ctx, MAPPED["", "LogSoftmax"](ctx))
 
 
 def _row_axis(ctx: Context, x: Value) -> Axis | None:
@@ -114,7 +105,7 @@ def _softmax_body(b: Builder, body: Body, k: Axis, order: list[Axis]) -> Body:
             return Cat(joined.axis, tuple(parts), True)
         return _row(b, joined, order)
     assert isinstance(body, Leaf)
-    return _plain(b, unshifted(b, body, k), k)
+    return _plain(b, body, k)
 
 
 def _whole_grid(b: Builder, grid: Cat, k: Axis, order: list[Axis]) -> Body | None:
