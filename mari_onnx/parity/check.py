@@ -237,6 +237,12 @@ class _Check:
                 # Perhaps for a number that it is compared with: such numbers then have requests of their own alone.
                 ordinary = False
                 continue
+            if not kept and all("Got invalid dimensions" in str(error) for _, error in lost):
+                raise UsageError(
+                    f"the inputs do not take the shapes that their sides ask for: {first_line(lost[0][1])}",
+                    f"candidates are taken to be along axis {self.layout.axis}; if they are along another one, give "
+                    "--candidate-axis; an input with a length of its own there is no item or cross input",
+                )
             if not kept:
                 raise CannotCompare(f"the source runs on no request; the first: {first_line(lost[0][1])}")
             nan = [r.edge for r, o in kept if _has_nan(o) and id(r) in own]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mari_onnx import runtime
+from mari_onnx.parity.judge.values import parts
 from mari_onnx.timing.clock import Clock, Timing, interleaved
 from mari_onnx.timing.floor import Floor, NoFloor, floor
 from mari_onnx.timing.peers import peers
@@ -256,7 +257,7 @@ def _apart(
 ) -> dict[str, float]:
     """Largest difference to the first variant's outputs, for the first request."""
     found: dict[str, float] = {}
-    expected: dict[str, np.ndarray] = {}
+    expected: dict[str, Any] = {}
     for each in variants:
         names = [output.name for output in sessions[each.name].get_outputs()]
         answers = runtime.run(sessions[each.name], feeds[each.name][0], each.name)
@@ -269,14 +270,16 @@ def _apart(
     return found
 
 
-def _difference(a: np.ndarray, b: np.ndarray) -> float:
-    if a.shape != b.shape:
+def _difference(a: Any, b: Any) -> float:
+    """Between outputs of any type; infinite where their shapes or keys differ."""
+    left, right = parts(a), parts(b)
+    if not np.array_equal(left[1], right[1]) or left[0].shape != right[0].shape:
         return float("inf")
-    if a.dtype.kind not in "fiub":
-        return float(np.any(a != b))
-    left, right = a.astype(np.float64), b.astype(np.float64)
+    if left[0].dtype.kind not in "fiub":
+        return float(np.any(left[0] != right[0]))
+    mine, theirs = left[0].astype(np.float64), right[0].astype(np.float64)
     with np.errstate(invalid="ignore"):
-        apart = np.where((left == right) | (np.isnan(left) & np.isnan(right)), 0, left - right)
+        apart = np.where((mine == theirs) | (np.isnan(mine) & np.isnan(theirs)), 0, mine - theirs)
     return float(np.max(np.abs(apart), initial=0.0))
 
 

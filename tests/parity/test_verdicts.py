@@ -110,6 +110,8 @@ def test_every_type_of_output_is_compared(name: str, tmp_path: Path) -> None:
     onnx.save(source, tmp_path / "in.onnx")
     assert run(["optimize", str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), *TAGS]) == 0
     assert run(["check", str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), *TAGS, "--candidates", "1,9"]) == 0
+    bench = ["bench", str(tmp_path / "in.onnx"), *TAGS, "--candidates", "3", "--seconds", "0.01", "--no-memory"]
+    assert run(bench) == 0
 
 
 @pytest.mark.parametrize(
@@ -175,6 +177,18 @@ def test_an_n_of_the_default_is_left_out_and_named_one_that_was_typed_is_not() -
 def test_a_verdict_needs_requests_of_more_than_one_candidate(sizes: list[int]) -> None:
     model = squares_at(sizes)
     assert check(model, model, SIDES).verdict == "cannot be compared"
+
+
+def test_a_wrong_candidate_axis_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fields first: [5, N]."""
+    g = Graph()
+    g.op("Concat", [g.input("user_x", 1, [5, "N"]), g.input("item_x", 1, [3, "N"])], "y", axis=0)
+    g.output("y", [8, "N"])
+    onnx.save(g.model(), tmp_path / "in.onnx")
+    line = ["check", str(tmp_path / "in.onnx"), str(tmp_path / "in.onnx"), *TAGS]
+    assert run(line) == 2
+    assert "--candidate-axis" in capsys.readouterr().err
+    assert run([*line, "--candidates", "3", "--candidate-axis", "1"]) == 0
 
 
 def test_a_fixed_batch_is_not_compared_at_another_n() -> None:

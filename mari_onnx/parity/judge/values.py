@@ -33,20 +33,26 @@ def arrays(values: Sequence[Any], outputs: Sequence[Input]) -> list[np.ndarray]:
     """
     found: list[np.ndarray] = []
     for value, each in zip(values, outputs, strict=True):
-        if _is_tensor(each):
-            found.append(np.asarray(value))
-        elif isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
-            found += _of_maps(value, each.held)
-        else:
-            found += _of_sequence(value, each.held)
+        found += [np.asarray(value)] if _is_tensor(each) else parts(value, each.held)
     return found
+
+
+def parts(value: Any, held: np.dtype | None = None) -> list[np.ndarray]:
+    """The numbers and the arrangement of one sequence or map; of a tensor itself the latter is its shape.
+
+    Args:
+        held: element type of the numbers, where it is known though there may be none.
+    """
+    if isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
+        return _of_maps(value, held)
+    return _of_sequence(value, held)
 
 
 def _is_tensor(output: Input) -> bool:
     return "(" not in output.type
 
 
-def _of_maps(value: dict[Any, Any] | list[dict[Any, Any]], held: np.dtype) -> list[np.ndarray]:
+def _of_maps(value: dict[Any, Any] | list[dict[Any, Any]], held: np.dtype | None) -> list[np.ndarray]:
     """Numbers by map and key, and the keys. Maps of the same keys make a matrix with a row per map."""
     alone = isinstance(value, dict)
     maps: list[dict[Any, Any]] = [value] if isinstance(value, dict) else value
@@ -65,7 +71,7 @@ def _keys(keys: Sequence[Any]) -> np.ndarray:
     return found
 
 
-def _of_sequence(value: Any, held: np.dtype) -> list[np.ndarray]:
+def _of_sequence(value: Any, held: np.dtype | None) -> list[np.ndarray]:
     """The tensors joined along their last axis where they fit, else end to end; and their shapes."""
     tensors = [np.asarray(each) for each in value] if isinstance(value, list) else [np.asarray(value, held)]
     if value is None or not tensors:
