@@ -1,4 +1,4 @@
-"""What holds for all walks over one source graph: how to rewrite it, shapes of inputs, and who reads a tensor."""
+"""What holds for all walks over one source graph: how to rewrite it, and what it tells rules about later nodes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
+from mari_onnx.engine.lookahead.masked_rows import Unread
 from mari_onnx.model.dims import Size
 from mari_onnx.model.nodes import captures
 from mari_onnx.model.ops import Fact, having
@@ -34,6 +35,7 @@ class Session:
 
     opsets: versions by domain, ai.onnx as "". inputs: shapes of those of known rank, with the symbol N.
     several: tensors that more than one node reads.
+    masked: a look-ahead; nothing is computed until a rule asks.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Session:
     ):
         self.graph, self.inputs, self.opsets, self.options = graph, inputs, dict(opsets), options
         self.several = _several_readers(graph)
+        self.masked = Unread(graph, inputs, self.opsets[""])
 
 
 def _several_readers(graph: onnx.GraphProto) -> frozenset[str]:

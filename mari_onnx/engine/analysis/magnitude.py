@@ -18,6 +18,8 @@ from mari_onnx.model.dims import Size, divide, product
 from mari_onnx.model.nodes import attribute, is_standard
 from mari_onnx.model.ops import Fact, having, row
 
+EXP_RANGE = 800.0
+"""exp(-EXP_RANGE) is 0 in every floating-point type."""
 STEPS = 4000
 """Nodes looked at for one bound; beyond it nothing is claimed."""
 NORMS, KEEP, ADDS = having(Fact.NORM), having(Fact.NO_LARGER), having(Fact.ADDS)

@@ -8,7 +8,8 @@ and the weights of block p are g_p P_p: where a_p is the user's alone, P_p and i
 
 A block of a large finite constant c (-1e9) has weights of exactly 0 too where its row provably has another score above
 c by more than the range of exp: `bounds` says how large scores can be, the constant mask of the block beside it which
-of a row's scores count. A row without such a score (all of it masked: its weights are all equal) is left as it is.
+of a row's scores count. A row without such a score (all of it masked: its weights are all equal) is left as it is,
+unless it is a padded one that no output reads (`lookahead.masked_rows`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mari_onnx.engine.algebra.contract import reduce_sum
 from mari_onnx.engine.algebra.sums import add, binary, multiply
 from mari_onnx.engine.analysis.finite import masked
 from mari_onnx.engine.analysis.intervals import span
-from mari_onnx.engine.analysis.magnitude import bound
+from mari_onnx.engine.analysis.magnitude import EXP_RANGE, bound
 from mari_onnx.engine.axes.blockwise import zip_bodies
 from mari_onnx.engine.axes.materialize import as_block, as_leaf, flatten_nested
 from mari_onnx.engine.axes.select import coalesce, take
@@ -55,8 +56,6 @@ WIDTH = 16
 MASKED_ROWS = (
     "a row that a finite number masks throughout spreads over all columns, and nothing shows that there is no such row"
 )
-RANGE = 800.0
-"""exp(-RANGE) is 0 in every floating-point type."""
 ROWS = 5
 """Nodes that a softmax of all rows at once, and the product after it, save."""
 MAX_PATTERNS = 4
@@ -76,7 +75,15 @@ def softmax(ctx: Context) -> list[Value | None]:
     k = _row_axis(ctx, x)
     if k is None:
         return run(ctx, MAPPED["", "Softmax"](ctx))
-    return [ctx.value(x.known, _softmax_body(ctx.b, x.body, k, list(x.axes)), x.dtype)]
+    order = list(x.axes)
+    before = len(ctx.b.notes)
+    body = _softmax_body(ctx.b, x.body, k, order)
+    if MASKED_ROWS in ctx.b.notes[before:]:
+        floor = ctx.session.masked.floors.get(ctx.node.output[0], -math.inf)
+        if floor > -math.inf:
+            del ctx.b.notes[before:]
+            body = _softmax_body(ctx.b, x.body, k, order, floor)
+    return [ctx.value(x.known, body, x.dtype)]
 
 
 def _row_axis(ctx: Context, x: Value) -> Axis | None:
@@ -86,36 +93,39 @@ def _row_axis(ctx: Context, x: Value) -> Axis | None:
     return row[0] if len(row) == 1 else None
 
 
-def _softmax_body(b: Builder, body: Body, k: Axis, order: list[Axis]) -> Body:
-    """Softmax along ``k``: row blocks apart, then the blocks within a row."""
+def _softmax_body(b: Builder, body: Body, k: Axis, order: list[Axis], floor: float = -math.inf) -> Body:
+    """Softmax along ``k``: row blocks apart, then the blocks within a row.
+
+    floor: what the largest score of each row is at least.
+    """
     if isinstance(body, Cat):
         joined = coalesce(b, body, order)
         if not isinstance(joined, Cat):
-            return _softmax_body(b, joined, k, order)
+            return _softmax_body(b, joined, k, order, floor)
         p = joined.parts[0]
         if len(joined.parts) == 1 and joined.axis is k and p.axis is not None:
-            return Cat(k, (p.with_body(_softmax_body(b, p.body, p.axis, within(order, k, p.axis))),), True)
+            return Cat(k, (p.with_body(_softmax_body(b, p.body, p.axis, within(order, k, p.axis), floor)),), True)
         if joined.axis is not k:
-            whole = _whole_grid(b, joined, k, order)
+            whole = _whole_grid(b, joined, k, order, floor)
             if whole is not None:
                 return whole
             parts = []
             for p in joined.parts:
-                parts.append(p.with_body(_softmax_body(b, p.body, k, within(order, joined.axis, p.axis))))
+                parts.append(p.with_body(_softmax_body(b, p.body, k, within(order, joined.axis, p.axis), floor)))
             return Cat(joined.axis, tuple(parts), True)
-        return _row(b, joined, order)
+        return _row(b, joined, order, floor)
     assert isinstance(body, Leaf)
     return _plain(b, body, k)
 
 
-def _whole_grid(b: Builder, grid: Cat, k: Axis, order: list[Axis]) -> Body | None:
+def _whole_grid(b: Builder, grid: Cat, k: Axis, order: list[Axis], floor: float) -> Body | None:
     """A grid of scores of which no block saves anything, as one tensor with its blocks in order; None for any other."""
     rows = []
     places: tuple[int, ...] | None = None
     for p in grid.parts:
         row = flatten_nested(p.body) if isinstance(p.body, Cat) else p.body
         if isinstance(row, Cat):
-            if row.axis is not k or any(not isinstance(q.body, Leaf) for q in row.parts) or _pays(b, row):
+            if row.axis is not k or any(not isinstance(q.body, Leaf) for q in row.parts) or _pays(b, row, floor):
                 return None
             row = as_block(b, row, within(order, grid.axis, p.axis))
             (q,) = row.parts
@@ -146,9 +156,9 @@ def _whole_grid(b: Builder, grid: Cat, k: Axis, order: list[Axis]) -> Body | Non
     return Cat(grid.axis, (part.with_body(Cat(k, (weights,), True)),), True)
 
 
-def _pays(b: Builder, row: Cat) -> bool:
+def _pays(b: Builder, row: Cat, floor: float) -> bool:
     """Whether a row's blocks save anything: weights that are 0, a row of the user's alone, or a long user block."""
-    axis, patterns = _weightless(b, row)
+    axis, patterns = _weightless(b, row, floor)
     if axis is not None or any(patterns[0][0]):
         return True
     kinds = [axes_of(p.body) - {p.axis} for p in row.parts]
@@ -194,25 +204,25 @@ def _alone(b: Builder, body: Body) -> Body:
     return _share(b, next(leaves(body)), 1)
 
 
-def _row(b: Builder, cat: Cat, order: list[Axis]) -> Body:
+def _row(b: Builder, cat: Cat, order: list[Axis], floor: float) -> Body:
     """Softmax along the Cat's own axis: blocks without weight apart, rows apart in which they differ."""
     cat = flatten_nested(cat)
-    axis, patterns = _weightless(b, cat)
+    axis, patterns = _weightless(b, cat, floor)
     if axis is None:
-        return _live(b, cat, patterns[0][0], order)
+        return _live(b, cat, patterns[0][0], order, floor)
     parts = []
     for dead, at in patterns:
         sub = Axis(len(at)) if len(at) > 1 else None
         row = take(b, cat, axis, at, sub)
         assert isinstance(row, Cat)
-        parts.append(Part(tuple(at), sub, _live(b, row, dead, within(order, axis, sub))))
+        parts.append(Part(tuple(at), sub, _live(b, row, dead, within(order, axis, sub), floor)))
     return Cat(axis, tuple(parts), True)
 
 
 Pattern = tuple[tuple[bool, ...], list[int]]
 
 
-def _weightless(b: Builder, cat: Cat) -> tuple[Axis | None, list[Pattern]]:
+def _weightless(b: Builder, cat: Cat, floor: float) -> tuple[Axis | None, list[Pattern]]:
     """Which parts have weights of exactly 0, and the rows (positions along an axis) for which that holds."""
     highs: list[tuple[np.ndarray, tuple[Axis | None, ...]]] = []
     lows: list[tuple[np.ndarray, tuple[Axis | None, ...]]] = []
@@ -233,10 +243,11 @@ def _weightless(b: Builder, cat: Cat) -> tuple[Axis | None, list[Pattern]]:
         return None, [(sure, [])]
     axis = rows.pop() if rows else None
     flat = [[_along(array, axes, axis) for array, axes in side] for side in (highs, lows)]
-    best = np.max(np.broadcast_arrays(*flat[1]), axis=0)
+    best = np.maximum(np.max(np.broadcast_arrays(*flat[1]), axis=0), floor)
     with np.errstate(invalid="ignore"):
-        dead = [(np.isneginf(high) | (high < best - RANGE)) & (not s) for high, s in zip(flat[0], seen, strict=True)]
-        if any(np.any((high < -RANGE) & ~off) for high, off in zip(flat[0], dead, strict=True)):
+        low = best - EXP_RANGE
+        dead = [(np.isneginf(high) | (high < low)) & (not s) for high, s in zip(flat[0], seen, strict=True)]
+        if any(np.any((high < -EXP_RANGE) & ~off) for high, off in zip(flat[0], dead, strict=True)):
             b.notes.append(MASKED_ROWS)
     if axis is None or not isinstance(axis.size, int):
         return None, [(tuple(bool(d.all()) for d in dead), [])]
@@ -271,7 +282,7 @@ def _along(array: np.ndarray, axes: tuple[Axis | None, ...], axis: Axis | None) 
     return array.reshape(-1) if axis is not None and axis in axes else array.reshape(-1)[:1]
 
 
-def _live(b: Builder, cat: Cat, weightless: tuple[bool, ...], order: list[Axis]) -> Body:
+def _live(b: Builder, cat: Cat, weightless: tuple[bool, ...], order: list[Axis], floor: float) -> Body:
     """Softmax along the Cat's own axis; parts without weight are 0 and take no part."""
     dead = [p for p, off in zip(cat.parts, weightless, strict=True) if off]
     live = [p for p, off in zip(cat.parts, weightless, strict=True) if not off]
@@ -282,19 +293,19 @@ def _live(b: Builder, cat: Cat, weightless: tuple[bool, ...], order: list[Axis])
             if part.axis is None:
                 body = _alone(b, part.body)
             else:
-                body = _softmax_body(b, part.body, part.axis, within(order, cat.axis, part.axis))
+                body = _softmax_body(b, part.body, part.axis, within(order, cat.axis, part.axis), floor)
             return Cat(cat.axis, (part.with_body(body), *_zeros(dead, zero)))
         sub = Axis(sum(len(p.positions) for p in live))
         places = sorted(q for p in live for q in p.positions)
         index = {q: i for i, q in enumerate(places)}
         rest = Cat(sub, tuple(Part(tuple(index[q] for q in p.positions), p.axis, p.body) for p in live))
         inner = within(order, cat.axis, sub)
-        body = _live(b, rest, (False,) * len(live), inner)
+        body = _live(b, rest, (False,) * len(live), inner, floor)
         return Cat(cat.axis, (Part(tuple(places), sub, body), *_zeros(dead, zero)))
     if any(isinstance(p.body, Cat) for p in cat.parts):
         other = next(p.body.axis for p in cat.parts if isinstance(p.body, Cat))
         if all(p.axis is not other for p in cat.parts):
-            return _interchanged(b, cat, other, order)
+            return _interchanged(b, cat, other, order, floor)
     block = as_block(b, cat, order)
     (part,) = block.parts
     assert isinstance(part.body, Leaf)
@@ -323,7 +334,7 @@ def _masked(b: Builder, tensor: Tensor) -> bool:
         seen += 1
         if top.const:
             array = top.array
-            if array.dtype.kind == "f" and array.size and array.min() < -RANGE:
+            if array.dtype.kind == "f" and array.size and array.min() < -EXP_RANGE:
                 return True
         elif top.node is not None and depth:
             stack += [(t, depth - 1) for t in b.nodes[top.node].inputs if t is not None]
@@ -334,7 +345,7 @@ def _zeros(dead: list[Part], zero: Leaf) -> list[Part]:
     return [p.with_body(zero) for p in dead]
 
 
-def _interchanged(b: Builder, cat: Cat, other: Axis, order: list[Axis]) -> Body:
+def _interchanged(b: Builder, cat: Cat, other: Axis, order: list[Axis], floor: float) -> Body:
     """The grid with its rows outside: a row's softmax must see all of its columns."""
     cells: dict[tuple[int, ...], list[int]] = {}
     owners: dict[int, list[int]] = {}
@@ -353,7 +364,7 @@ def _interchanged(b: Builder, cat: Cat, other: Axis, order: list[Axis]) -> Body:
         row = flatten_nested(row) if isinstance(row, Cat) else row
         if isinstance(row, Cat) and any(isinstance(p.body, Cat) for p in row.parts):
             row = as_leaf(b, row, inner)  # a grid within the grid
-        parts.append(Part(tuple(at), sub, _softmax_body(b, row, cat.axis, inner)))
+        parts.append(Part(tuple(at), sub, _softmax_body(b, row, cat.axis, inner, floor)))
     return Cat(other, tuple(parts))
 
 
