@@ -60,12 +60,14 @@ def roles(trace: Trace, varying: set[str]) -> dict[tuple[str, int], Role]:
         for key, role in _of_node(node, trace, varying):
             if key not in found or role.rank < found[key].rank:
                 found[key] = role
-        for tensor in _ends(node, trace):
+    for tensor in trace.curves:
+        readers = trace.parts.readers.get(tensor, [])
+        if not readers or not all(_goes_on(node, trace) for node in readers):
             for name, place, element in trace.owners(tensor):
                 ends.setdefault((name, place), []).append((tensor, element))
     for key, several in ends.items():
         if key not in found:
-            curves = [_at(trace.curves[t], e) for t, e in dict.fromkeys(several)]
+            curves = [_at(trace.curves[t], e) for t, e in several]
             by_ends = _of_ends(trace.input(key[0]).dtype, curves)
             if by_ends is not None:
                 found[key] = by_ends
@@ -137,11 +139,10 @@ def _as_operand(node: onnx.NodeProto, zero: float, one: float, straight: bool) -
     return Role("mask") if large >= far and small <= 1e-3 * min(large, _LARGE) else None
 
 
-def _ends(node: onnx.NodeProto, trace: Trace) -> list[str]:
-    """Operands of a node behind which an element is no longer that of one input element."""
-    mine = [t for t in node.input if t in trace.curves]
-    alone = all(o in trace.curves and not trace.curves[o].several.any() for o in node.output if o)
-    return [] if alone and node.op_type != "Concat" else mine
+def _goes_on(node: onnx.NodeProto, trace: Trace) -> bool:
+    """Whether an element behind a node is still that of one input element."""
+    outputs = [trace.curves.get(o) for o in node.output if o]
+    return node.op_type != "Concat" and all(curve is not None and not curve.several.any() for curve in outputs)
 
 
 def _at(curve: Curve, element: int) -> tuple[np.ndarray, np.ndarray]:
