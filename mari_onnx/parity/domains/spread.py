@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mari_onnx.parity.domains.inverse import invert
 from mari_onnx.parity.domains.reactions import attributes
 from mari_onnx.parity.domains.trace import folded
 
@@ -68,7 +69,7 @@ def spreads(trace: Trace) -> dict[str, dict[int, list[Knots]]]:
                 jobs.append((origin, [(tensor, element, float(n), False) for n in numbers]))
             if stated:
                 explained.add(origin)
-        answers = trace.invert([job for _, each in jobs for job in each])
+        answers = invert(trace, [job for _, each in jobs for job in each])
         for origin, each in jobs:
             pairs = [next(answers) for _ in each]
             straight.append((origin, tuple(sorted((low + high) / 2 for low, high in filter(None, pairs)))))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mari_onnx.parity.domains.inverse import invert
 from mari_onnx.parity.domains.trace import Trace, folded
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def gather(trace: Trace, found: Gathered, reactions: Sequence[Reaction], exact: 
             numbers = _wanted(each.op, (number - base) / slope, slope, dtype, whole, same, most, few)
             for order, at in enumerate(numbers):
                 found.add(name, place, at, int(each.op == "Equal" and order > 0), each.node)
-    answers = trace.invert(jobs)
+    answers = invert(trace, jobs)
     for (name, place, op, dtype, node), reach, pass_ in zip(wanted, answers, answers, strict=True):
         for order, at in enumerate(_around(reach, pass_, dtype)):
             found.add(name, place, at, int(op == "Equal" and order > 0), node)

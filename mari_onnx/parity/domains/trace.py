@@ -6,7 +6,7 @@ else lies between need no rule, and a number that is wanted inside the graph is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,9 +34,6 @@ _BELOW = [-n for n in (*_SMALL[:6], 8.0, 16.0, *_POWERS)]
 GRID = np.array(sorted({*_SMALL, *_POWERS, *_BELOW, 0.5, -0.5, 0.25, 1.5, 2.75}))
 # Tensors of more elements are not looked into, nor more tensors than this.
 _ELEMENTS, _TENSORS = 2**14, 1500
-# Of one input element so many numbers are turned back where its way is no straight line.
-_ROUNDS = 96
-_HALVINGS = 64
 _WHAT = "the part of the model between inputs and what reacts to them"
 
 
@@ -61,20 +58,6 @@ class Curve:
     base: np.ndarray
     whole: np.ndarray
     same: np.ndarray
-
-
-@dataclass
-class _Job:
-    """A number of an element that is turned back: `low` and `high` close in on where it is crossed."""
-
-    name: str
-    element: int
-    number: float
-    beyond: bool
-    origin: int
-    low: float
-    high: float
-    rising: bool
 
 
 class Trace:
@@ -111,7 +94,7 @@ class Trace:
         self.places = self._numbered()
         kinds = [np.full(size, i.dtype.kind) for i, size in zip(self._inputs, self._sizes, strict=True)]
         self.kinds = np.concatenate(kinds) if kinds else np.empty(0, "U1")
-        zero = self._answer(np.zeros(self.total))
+        zero = self.answer(np.zeros(self.total))
         self.constants = {k: zero[k] for k in zero if k in parts.static}
         self._zero = {k: v for k, v in zero.items() if k not in parts.static and v.size <= _ELEMENTS}
         # By bits of its number each input element tells which tensors it moves.
@@ -194,55 +177,6 @@ class Trace:
         """Of a tensor that has a curve."""
         return self._zero[tensor].shape
 
-    def invert(self, wanted: Iterable[tuple[str, int, float, bool]]) -> Iterator[tuple[float, float] | None]:
-        """For elements whose way is no straight line: neighbouring numbers to feed, the lower one first, between which
-        they cross a number; None where they do not.
-
-        Args:
-            wanted: tensor, element, the number, and whether to reach it (`>=`) or to go beyond it (`>`).
-        """
-        jobs: list[_Job | None] = []
-        rounds: dict[int, int] = {}
-        for name, element, number, beyond in wanted:
-            curve = self.curves[name]
-            origin = int(curve.origin[element])
-            found = _bracket(curve.x[:, element], curve.y[:, element], number, beyond) if origin >= 0 else None
-            rounds[origin] = rounds.get(origin, 0) + 1
-            within = found is not None and rounds[origin] <= _ROUNDS
-            jobs.append(_Job(name, element, number, beyond, origin, *found) if found and within else None)
-        left = [job for job in jobs if job is not None]
-        while left:  # in each round one number of each input element
-            busy: dict[int, _Job] = {}
-            for job in left:
-                busy.setdefault(job.origin, job)
-            self._halve(list(busy.values()))
-            left = [job for job in left if busy[job.origin] is not job]
-        return iter([None if job is None else (job.low, job.high) for job in jobs])
-
-    def _halve(self, jobs: list[_Job]) -> None:
-        for _ in range(_HALVINGS):
-            fed = np.zeros(self.total)
-            open_: list[tuple[_Job, float]] = []
-            for job in jobs:
-                middle = (job.low + job.high) / 2
-                dtype = self.place(job.origin)[0].dtype
-                middle = float(np.asarray(np.floor(middle) if dtype.kind in "iu" else middle).astype(dtype))
-                if middle not in (job.low, job.high):
-                    fed[job.origin] = middle
-                    open_.append((job, middle))
-            if not open_:
-                return
-            try:
-                found = self._answer(fed)
-            except MariError:
-                return
-            for job, middle in open_:
-                at = float(found[job.name].reshape(-1)[job.element])
-                if (at > job.number if job.beyond else at >= job.number) == job.rising:
-                    job.high = middle
-                else:
-                    job.low = middle
-
     def _origins(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """By the bits of their numbers: an element that one input element moves does so exactly where that one is
         among those that are moved."""
@@ -272,7 +206,7 @@ class Trace:
         return origin, several
 
     def _moved(self, elements: np.ndarray) -> dict[str, np.ndarray]:
-        found = self._answer(elements)
+        found = self.answer(elements)
         return {k: _differ(found[k].reshape(-1), v.reshape(-1)) for k, v in self._zero.items()}
 
     def _curves(self, origin: dict[str, np.ndarray], several: dict[str, np.ndarray]) -> None:
@@ -280,7 +214,7 @@ class Trace:
         for number in GRID:
             fed = np.full(self.total, number)
             try:
-                answers.append(self._answer(fed))
+                answers.append(self.answer(fed))
             except MariError:
                 continue
             xs.append(self._typed(fed))
@@ -307,7 +241,7 @@ class Trace:
         """Origins of a tensor of strings: each element of a string input is fed its own number."""
         if not hasattr(self, "_texts"):
             try:
-                self._texts = self._answer(np.zeros(self.total), numbered=True)
+                self._texts = self.answer(np.zeros(self.total), numbered=True)
             except MariError:
                 self._texts = {}
         found = self._texts.get(name, np.full(self._zero[name].shape, "")).reshape(-1)
@@ -321,7 +255,15 @@ class Trace:
             found[part] = _cast(elements[part], each.dtype).astype(np.float64) if each.dtype.kind in "biuf" else 0
         return found
 
-    def _answer(self, elements: np.ndarray, numbered: bool = False) -> dict[str, np.ndarray]:
+    def answer(self, elements: np.ndarray, numbered: bool = False) -> dict[str, np.ndarray]:
+        """Local and static tensors for one number an input element.
+
+        Args:
+            numbered: each element of a string input holds its own number, else "0".
+
+        Raises:
+            MariError: the part does not run.
+        """
         from mari_onnx.runtime import run
 
         feed = dict(self._beside)
@@ -382,18 +324,6 @@ def _line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         near = np.abs(y - base - slope * x) <= 1e-5 * (np.abs(slope * x) + np.abs(base)) + 1e-30
         good = near.all(axis=0) & np.isfinite(slope) & np.isfinite(base) & (slope != 0)
     return np.where(good, slope, np.nan), np.where(good, base, np.nan)
-
-
-def _bracket(x: np.ndarray, y: np.ndarray, number: float, beyond: bool) -> tuple[float, float, bool] | None:
-    """The neighbours on the grid between which a number is crossed, those nearest to 0, and whether upwards."""
-    known = np.isfinite(x) & ~np.isnan(y)
-    x, y = x[known], y[known]
-    passed = y > number if beyond else y >= number
-    at = np.flatnonzero((passed[1:] != passed[:-1]) & (x[1:] != x[:-1]))
-    if not len(at):
-        return None
-    best = min(at, key=lambda k: min(abs(x[k]), abs(x[k + 1])))
-    return float(x[best]), float(x[best + 1]), bool(passed[best + 1])
 
 
 def traced(model: onnx.ModelProto, layout: Layout) -> list[Trace]:
