@@ -39,7 +39,7 @@ def main() -> int:
     out = console()
     table = Table(box=None, pad_edge=False)
     table.add_column("model")
-    for name in ("nodes", "products split", "FLOPs a candidate", "", "max error", "time", "faster"):
+    for name in ("nodes", "products split", "FLOPs per candidate", "", "max error", "time", "faster"):
         table.add_column(name, justify="right", no_wrap=True)
     failed = []
     paths = args.models or sorted(MODELS.glob("*.onnx"))

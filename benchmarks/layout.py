@@ -64,7 +64,7 @@ def candidate_part(features: int, dtype: type = np.float32) -> onnx.ModelProto:
 
 
 def user_part(features: int, dtype: type = np.float32) -> onnx.ModelProto:
-    """The user's row of the first layer: what has to be done besides, once a request."""
+    """The user's row of the first layer: what has to be done besides, once per request."""
     g = Graph(dtype=dtype)
     users = [g.input(f"user_{i}", [1, USER // features]) for i in range(features)]
     g.dense(g.op("Concat", *users, axis=1), USER, HIDDEN[0], relu=False)

@@ -124,7 +124,7 @@ def section(nodes: Sequence[int] = NODES, megabytes: Sequence[int] = MEGABYTES) 
         "judged by these. Nodes: towers over pieces of both sides, added up in a chain. Weights: half in "
         f"an embedding table, half in layers; from {EXTERNAL_MB} MB on as external data.",
         COMMAND,
-        ["model", "seconds", "busy", "busy ms a node", "peak memory", "times its size"],
+        ["model", "seconds", "busy", "busy ms per node", "peak memory", "times its size"],
     )
     by_nodes: dict[int, Run] = {}
     by_size: dict[int, Run] = {}

@@ -40,7 +40,7 @@ CANDIDATES = (500, 2000)
 # sessions of a model with attention over the history keep more memory than machines have.
 PATIENCE_MS = 400.0
 WRONG = 1e-3
-# How tables and JSON call what is computed once a request, alone: ours less the floor.
+# How tables and JSON call what is computed once per request, alone: ours less the floor.
 USER_PART = "user part"
 ENOUGH = 0.9
 
@@ -143,7 +143,7 @@ def run(
         if first and not full and first.timing.median("source") * 1e3 > PATIENCE_MS:
             result.notes.append(f"{name}: source and peers not run at N = {n}, too large (--full).")
             continue
-        least = 3 if full else 1  # the slowest take seconds a run
+        least = 3 if full else 1  # the slowest take seconds per run
         (measured,) = measure(everything, just, least=least, **how)
         for peer in [peer for peer, apart in measured.apart.items() if not apart < wrong]:
             result.notes.append(f"{name}: outputs of {peer} differ by {measured.apart[peer]:.1e}.")
@@ -239,7 +239,7 @@ def _row(model: Model, n: int) -> tuple[list[str], float | None, float | None]:
 
 
 def _bound(name: str, measured: Measured | None) -> str:
-    """Why ours is no closer to its floor: the time of what is done once a request."""
+    """Why ours is no closer to its floor: the time of what is done once per request."""
     if measured is None:
         return f"{name}: the floor is fed nothing, so all that is above it could be saved."
     timing = measured.timing

@@ -1,4 +1,4 @@
-"""Makes ONNX ranking models compute the user's part once a request, not once a candidate.
+"""Makes ONNX ranking models compute the user's part once per request, not once per candidate.
 
 The Python API; each name loads what it needs when it is first used:
 

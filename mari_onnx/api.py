@@ -100,7 +100,7 @@ def optimize(
     providers: Sequence[str] = ("auto",),
     target: str = "cpu",
 ) -> Optimized:
-    """Rewrites a model so that what depends on the user alone is computed once a request.
+    """Rewrites a model so that what depends on the user alone is computed once per request.
 
     Args:
         model: a path or a model; it is only read.

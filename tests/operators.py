@@ -402,8 +402,8 @@ operators**, each equal to its source or left as it was.
 
 | word | meaning |
 |---|---|
-| lifted | runs once a request where its inputs are the user's |
-| split | where an input is a concatenation of user and item parts, the user's part runs once a request |
+| lifted | runs once per request where its inputs are the user's |
+| split | where an input is a concatenation of user and item parts, the user's part runs once per request |
 | passes through | moves elements, computes nothing: regroups axes or picks positions of parts that stay apart |
 | barrier | is copied as it is, and sees the N rows that it sees in the source |
 

@@ -195,7 +195,7 @@ def test_differing_outputs_write_nothing(source, out, monkeypatch, capsys):
 def test_a_wrong_rewrite_is_taken_back_and_told(source, out, monkeypatch, capsys):
     break_engine(monkeypatch, honours_skip=True)
     assert run(["optimize", str(source), str(out), *TAGS]) == 0
-    assert "taken back: " in capsys.readouterr().out
+    assert "undone: " in capsys.readouterr().out
     assert out.read_bytes() == source.read_bytes()
 
 

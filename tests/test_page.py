@@ -96,7 +96,7 @@ def test_both_graphs_are_drawn_and_a_click_tells_the_reason(show):
     assert "chosen" in one.get_attribute("class")
     said = details(page)
     assert "node_MatMul_23" in said
-    assert "split: its user part runs once a request" in said
+    assert "split: its user part runs once per request" in said
     assert "[N, 16, 64]" in said
     assert page.find_element("id", "reason").text
     assert page.find_elements("css selector", "#after .twin")

@@ -93,7 +93,7 @@ def test_every_node_with_redundant_work_left_says_why(stopped):
 def test_the_source_says_what_becomes_of_its_redundant_work(stopped):
     before = stopped.report.residual["before"]
     (product,) = [each for each in before["nodes"] if each["name"] == "h"]
-    assert product["why"] == "runs once a request in the output"
+    assert product["why"] == "runs once per request in the output"
     assert product["redundant_flops"] == 2 * before["candidates"] * 30 * 20
     assert stopped.report.residual["after"]["share"] < before["share"]
 
@@ -157,16 +157,16 @@ def test_terminal_json_and_page_tell_the_same_figures(written, tmp_path, capsys)
     page = page_data(html.read_text())
     before, after = told["before"], told["after"]
     for name, key in (
-        ("FLOPs a candidate", "flops_per_candidate"),
-        ("bytes a candidate", "bytes_per_candidate"),
+        ("FLOPs per candidate", "flops_per_candidate"),
+        ("bytes per candidate", "bytes_per_candidate"),
     ):
         row = [name, quantity(before[key]), quantity(after[key]), change(before[key], after[key])]
         assert row in page["totals"]
         assert re.search(r" +".join(map(re.escape, row)), said)
     sizes = [str(before["nodes"]), str(after["nodes"]), change(before["nodes"], after["nodes"])]
     assert ["nodes", *sizes] in page["totals"]
-    assert ["  once a request", str(before["once_nodes"]), str(after["once_nodes"]), ""] in page["totals"]
-    assert f"{after['once_nodes']} of the output's {after['nodes']} nodes run once a request" in said
+    assert ["  once per request", str(before["once_nodes"]), str(after["once_nodes"]), ""] in page["totals"]
+    assert f"{after['once_nodes']} of the output's {after['nodes']} nodes run once per request" in said
     assert page["summary"] in said
     assert page["residual"] == told["residual"]
     share = told["residual"]["before"]["share"]

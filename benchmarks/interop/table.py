@@ -25,7 +25,7 @@ and 128. `make interop` exports, optimizes, checks and measures them all and wri
 
 
 def render(found: list[dict[str, Any]], failed: dict[str, str], machine: str = "") -> str:
-    """The whole page: what is in the corpus, a summary, a row a graph, what is left and why.
+    """The whole page: what is in the corpus, a summary, a row per graph, what is left and why.
 
     Args:
         found: the record of each graph (`run.one`).

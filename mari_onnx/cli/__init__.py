@@ -1,1 +1,1 @@
-"""The command line: one module a command; heavy libraries are imported when a command runs."""
+"""The command line: one module per command; heavy libraries are imported when a command runs."""

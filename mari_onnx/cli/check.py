@@ -113,7 +113,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
     "--junit",
     type=click.Path(path_type=Path),
     metavar="FILE.xml",
-    help="Write the result as JUnit XML, a test case an output.",
+    help="Write the result as JUnit XML, a test case per output.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but why it fails.")
 @common_options

@@ -20,7 +20,7 @@ INTERNAL = 70
 
 # Help lines are here, so that listing the commands imports none of them.
 _COMMANDS = {
-    "optimize": "Rewrite a model so that the user's part runs once a request.",
+    "optimize": "Rewrite a model so that the user's part runs once per request.",
     "check": "Compare two models on the same requests.",
     "inspect": "Show what would be lifted, and why not more.",
     "bench": "Time models against each other.",
@@ -70,7 +70,7 @@ def _exists(name: str) -> bool:
 )
 @click.version_option(__version__, prog_name="mari-onnx")
 def cli() -> None:
-    """Make ONNX ranking models compute the user's part once a request, not once a candidate."""
+    """Make ONNX ranking models compute the user's part once per request, not once per candidate."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

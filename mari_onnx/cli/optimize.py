@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     default=500,
     show_default=True,
     metavar="N",
-    help="The candidates a request that rewrites have to pay for; the output takes any N.",
+    help="The candidates per request that rewrites have to pay for; the output takes any N.",
 )
 @click.option(
     "--target",
@@ -89,7 +89,7 @@ def optimize(
     quiet: bool,
     **sides: Any,
 ) -> None:
-    """Rewrite IN so that what depends on the user alone is computed once a request, into OUT.
+    """Rewrite IN so that what depends on the user alone is computed once per request, into OUT.
 
     OUT takes user inputs with one row; names, order and types of inputs and outputs stay. The
     sides come from the flags, from IN.sides.toml beside the model, from its metadata, or from

@@ -42,7 +42,7 @@ def side_options(command: F) -> F:
             "--cross",
             multiple=True,
             metavar="PATTERN",
-            help="Inputs that depend on both; right for any input with a row a candidate.",
+            help="Inputs that depend on both; right for any input with a row per candidate.",
         ),
         click.option(
             "--rest", type=click.Choice(_SIDE_WORDS), help="The side of whatever is not tagged."

@@ -1,4 +1,4 @@
-"""The engine: `rewrite` a model so that what depends on the user alone is computed once a request."""
+"""The engine: `rewrite` a model so that what depends on the user alone is computed once per request."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Rewrite:
 
 
 def rewrite(model: onnx.ModelProto, sides: Sides, options: Options | None = None) -> Rewrite:
-    """A model that computes once a request what depends on the user alone. The source is only read.
+    """A model that computes once per request what depends on the user alone. The source is only read.
 
     Inputs tagged ``user`` have 1 on the candidate axis in the new model; names, order and types stay.
     """
@@ -153,7 +153,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
         result.model, result.changed, result.out_shapes, result.assumptions = model, False, shapes, []
         result.tensor_map = {name: name for name in shapes}
         result.reason = (
-            "nothing in it is computed more often than once a request"
+            "nothing in it is computed more often than once per request"
             if not moved
             else f"no work is saved ({before.flops:.0f} FLOPs before, {after.flops:.0f} after "
             f"at {options.candidates} candidates)"

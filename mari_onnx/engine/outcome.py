@@ -18,7 +18,7 @@ class NodeReport:
     op: str
     kind: str
     action: str
-    """lifted (once a request), split (parts of it once a request), folded (at build time), kept, or barrier."""
+    """lifted (once per request), split (parts of it once per request), folded (at build time), kept, or barrier."""
     rule: str
     reason: str | None = None
     outputs: tuple[str, ...] = ()

@@ -25,7 +25,7 @@ class CheckResult:
     """What a check found; `verdict` is its answer, `ok` whether that is "equal".
 
     Attributes:
-        outputs: one a provider and output.
+        outputs: one per provider and output.
         failures: what is wrong beside outputs: names, types, runs that fail.
         cannot_compare: why the two could not be compared on all that was asked for, though nothing was found to differ.
         notes: what a reader should know though it fails nothing.
@@ -142,7 +142,7 @@ class CheckResult:
         return found
 
     def to_junit(self) -> str:
-        """JUnit XML: one test case an output and provider, and one for names, types and runs."""
+        """JUnit XML: one test case per output and provider, and one for names, types and runs."""
         from xml.etree import ElementTree
 
         failing = sum(not o.ok for o in self.outputs) + bool(self.failures)

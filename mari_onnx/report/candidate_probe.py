@@ -44,7 +44,7 @@ class Seen:
 
     Attributes:
         shape: shape with n candidates.
-        axis: the axis that holds the candidates, None for a tensor that has one row a request.
+        axis: the axis that holds the candidates, None for a tensor that has one row per request.
         fold: `(before, n, after)`, the factors of that axis' length.
         equal: bool, True where equal for all candidates; the shape with the candidate axis written
             as `before, 1, after`. None where `axis` is None or nothing could be told.
@@ -121,7 +121,7 @@ def _look(arrays: list[Any], order: np.ndarray) -> Seen:
         equal = np.logical_and.reduce([_close(a, h, at) for a, h in zip(unlike, heads, strict=True)])
         constant = np.logical_and.reduce([_close(h, heads[0]) for h in heads[1:]]) if others else None
         return Seen(shape, axis, fold, equal, None if constant is None else constant & equal)
-    # No axis follows the permutation: one row a request, or sorted or otherwise mixed by position.
+    # No axis follows the permutation: one row per request, or sorted or otherwise mixed by position.
     return Seen(shape, None if np.all(_close(first, permuted)) else _any_axis(shape, n))
 
 

@@ -22,8 +22,8 @@ NOT_WORTH = "by parts it was not found to pay"
 TOGETHER = "takes what is equal for all together with what differs by candidate"
 _WRITES_OUT = having(Fact.REPEATS) | {"Concat"}
 _DONE = {
-    "lifted": "runs once a request in the output",
-    "split": "its user part runs once a request in the output",
+    "lifted": "runs once per request in the output",
+    "split": "its user part runs once per request in the output",
     "folded": "is gone from the output",
 }
 

@@ -1,4 +1,4 @@
-"""What nodes of the output depend on, and which nodes of a graph run once a request."""
+"""What nodes of the output depend on, and which nodes of a graph run once per request."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def input_kinds(inputs: Sequence[Input]) -> dict[str, str]:
 
 
 def output_kinds(graph: onnx.GraphProto, rewrite: Rewrite, inputs: Sequence[Input]) -> list[str]:
-    """The kind of each node of the output graph; what runs once a request is Shared."""
+    """The kind of each node of the output graph; what runs once per request is Shared."""
     known = {mapped: rewrite.kinds[x] for x, mapped in rewrite.tensor_map.items()}
     kinds: dict[str, str] = {**dict.fromkeys((t.name for t in graph.initializer), "Const")}
     kinds.update(input_kinds(inputs))

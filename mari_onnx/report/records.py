@@ -52,9 +52,9 @@ class Stop:
 
 @dataclass(frozen=True)
 class Totals:
-    """Size of a graph: nodes, products (MatMul and the like), FLOPs and bytes a candidate.
+    """Size of a graph: nodes, products (MatMul and the like), FLOPs and bytes per candidate.
 
-    `once_nodes` are those that run once a request, on one row; `once_flops` their share of `flops`.
+    `once_nodes` are those that run once per request, on one row; `once_flops` their share of `flops`.
     """
 
     nodes: int

@@ -42,7 +42,7 @@ class Report:
         tensors: source tensor -> output tensor of equal value.
         source, output: path, sha256 and bytes of the files, as far as there are any.
         check: the parity check's result as a dictionary, None where it was not run.
-        incidents: rewrites that were taken back because the check failed with them.
+        incidents: rewrites that were undone because the check failed with them.
         assumptions: what the output takes for granted; verified if `check` is there.
         residual: what `report.left.measured` found, None where nothing was measured.
     """
@@ -186,7 +186,7 @@ def totals(
     """Totals of `graph` for the given shapes, FLOPs and bytes divided by `candidates`.
 
     Args:
-        once: for each node, whether it runs once a request.
+        once: for each node, whether it runs once per request.
     """
     from mari_onnx.engine.cost.flops import Cost, node_costs
 

@@ -71,7 +71,7 @@ class NodeResidual:
 class Residual:
     """The redundant work of one model for `n` candidates; nodes in graph order.
 
-    `once` is what nodes cost that work on one row a request: no part of any share.
+    `once` is what nodes cost that work on one row per request: no part of any share.
     """
 
     n: int

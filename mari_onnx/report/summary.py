@@ -34,7 +34,7 @@ def of_optimize(report: Report, *, show_inputs: bool = False, target: str = "cpu
         target: the kind of machine that rewrites were chosen for.
     """
     blocks: list[Block] = [inputs_table(report.inputs)] if show_inputs else []
-    blocks += [f"taken back: {incident}" for incident in report.incidents]
+    blocks += [f"undone: {incident}" for incident in report.incidents]
     if not report.changed:
         blocks.append("nothing to lift: the model is written as it is")
         blocks += [f"  {report.reason}"] if report.reason else []
@@ -109,8 +109,8 @@ def of_check(result: CheckResult) -> list[Block]:
 _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "transfer_median_ms": ("transfers", lambda v: f"{v:.3f} ms"),
     "of_floor_speed": ("of floor", lambda v: f"{v:.2f}"),
-    "flops_per_candidate": ("FLOPs a candidate", quantity),
-    "bytes_per_candidate": ("bytes a candidate", quantity),
+    "flops_per_candidate": ("FLOPs per candidate", quantity),
+    "bytes_per_candidate": ("bytes per candidate", quantity),
     "peak_memory_bytes": ("peak memory", lambda v: f"{v / 1e6:.0f} MB"),
     "max_difference": ("max difference", lambda v: f"{v:.1e}"),
 }

@@ -62,11 +62,11 @@ def total_rows(report: Report) -> list[tuple[str, str, str, str]]:
     rows = []
     for name, key in (
         ("nodes", "nodes"),
-        ("  once a request", "once_nodes"),
+        ("  once per request", "once_nodes"),
         ("products", "products"),
-        ("FLOPs a candidate", "flops_per_candidate"),
-        ("  once a request", "once_flops_per_candidate"),
-        ("bytes a candidate", "bytes_per_candidate"),
+        ("FLOPs per candidate", "flops_per_candidate"),
+        ("  once per request", "once_flops_per_candidate"),
+        ("bytes per candidate", "bytes_per_candidate"),
     ):
         old, new = before[key], after[key]
         shown = (quantity(old), quantity(new)) if "_per_" in key else (str(old), str(new))
@@ -79,7 +79,7 @@ _COMPARED = ("nodes", "flops_per_candidate", "bytes_per_candidate")
 
 
 def summary_line(report: Report) -> str:
-    """What became of the products, and what of the output runs once a request."""
+    """What became of the products, and what of the output runs once per request."""
     if not report.changed:
         return f"nothing to lift: {report.reason or 'see the reasons'}"
     actions = Counter(node.action for node in report.products)
@@ -88,7 +88,7 @@ def summary_line(report: Report) -> str:
     share = f", {after.once_flops / after.flops:.1%} of its FLOPs" if after.flops else ""
     return (
         f"for N = {report.candidates}: {actions['split']} of {len(report.products)} products split{lifted}; "
-        f"{after.once_nodes} of the output's {after.nodes} nodes run once a request{share}"
+        f"{after.once_nodes} of the output's {after.nodes} nodes run once per request{share}"
     )
 
 

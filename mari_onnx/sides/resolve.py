@@ -2,7 +2,7 @@
 
 A tag `user` promises that all N rows of the input are equal, so a wrong tag is a wrong model:
 nothing is tagged from names alone unless the caller asks for it. `cross` is right for every input
-that has one row a candidate, `item` for those that do not depend on the user.
+that has one row per candidate, `item` for those that do not depend on the user.
 """
 
 from __future__ import annotations
@@ -134,12 +134,12 @@ def resolve(
     elif guess:
         from mari_onnx.sides.guess import guess_side
 
-        # `cross` is never wrong for an input with one row a candidate.
+        # `cross` is never wrong for an input with one row per candidate.
         tagged.update((unit, guess_side(unit[0]) or "cross") for unit in left)
     elif left and said:
         raise _untagged(left, units)
     elif left and tagged:
-        # One row against N says who is the user; the others have a row a candidate.
+        # One row against N says who is the user; the others have a row per candidate.
         tagged.update((unit, "cross") for unit in left)
     return _collect(units, tagged, axis)
 
@@ -220,5 +220,5 @@ def _untagged(left: Sequence[Unit], units: Sequence[Unit]) -> UntaggedInput:
     return UntaggedInput(
         f"{len(left)} of {len(units)} inputs or columns have no side: {listed(texts)}",
         "tag them with --user, --item or --cross, or all at once with --rest cross "
-        "(right for every input with one row a candidate)",
+        "(right for every input with one row per candidate)",
     )

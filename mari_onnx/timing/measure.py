@@ -60,7 +60,7 @@ class Measured:
         timing: seconds of each variant in turns, without transfers on a device.
         transfers: seconds of moving inputs to the device and outputs back, None on the CPU.
         memory: peak bytes of a process that loads and runs the variant, where asked for.
-        work: FLOPs and bytes a candidate, None where shapes are not known.
+        work: FLOPs and bytes per candidate, None where shapes are not known.
         apart: largest absolute difference of any output to the first variant's; nan without one in common.
     """
 

@@ -11,7 +11,7 @@ from tests.engine.graphs import Draw, Graph, N, check, starts, tensor, traced
 
 @st.composite
 def crosses(draw: Draw) -> Graph:
-    """x_l = x_0 s_l (+ b_l) (+ x_{l-1}), s_l a number or a row a candidate, then something that reads x_L."""
+    """x_l = x_0 s_l (+ b_l) (+ x_{l-1}), s_l a number or a row per candidate, then something that reads x_L."""
     g = draw(starts())
     width = draw(st.integers(1, 6))
     x0 = tensor(draw, g, (N, width), 3)

@@ -75,7 +75,7 @@ def test_the_scale_is_put_on_what_varies_least() -> None:
     made = check(source).model
     scaled = next(node for node in made.graph.node if node.op_type == "Mul")
     before = {o: node for node in made.graph.node for o in node.output}
-    assert before[scaled.input[0]].op_type in ("Relu", "Transpose")  # the user's keys, once a request
+    assert before[scaled.input[0]].op_type in ("Relu", "Transpose")  # the user's keys, once per request
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

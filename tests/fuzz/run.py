@@ -1,8 +1,8 @@
 """Fuzzing for hours: ``python -m tests.fuzz.run --examples 20000``.
 
 Each failing case is shrunk and written to ``--keep`` (a folder; tests/fuzz/cases for those that are to stay as
-regression tests), one file a fault; a fault that was met before is counted, not shrunk again. A table is printed at the
-end, and written to ``--report`` as JSON.
+regression tests), one file per fault; a fault that was met before is counted, not shrunk again. A table is printed at
+the end, and written to ``--report`` as JSON.
 """
 
 from __future__ import annotations

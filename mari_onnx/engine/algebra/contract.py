@@ -5,7 +5,7 @@ Every contraction of the source (MatMul, Gemm, Einsum, a Conv of width 1, a sum 
     sum_k A[.., k] B[k, ..],  A = [A_1 | A_2 | ..] along k      =  sum_p  A_p B_p      (B_p: the rows of B at p)
     A = A' + A''                                               =  A' B + A'' B
     A = g * A',  g without k                                   =  g * (A' B)
-    A = f * A',  f along k and without A's candidates           =  A' (f * B)           (f * B once a request)
+    A = f * A',  f along k and without A's candidates           =  A' (f * B)           (f * B once per request)
 
 so that no operand is repeated along an axis on which it does not vary. An axis that only one operand has becomes rows
 (or columns) of one product: a Mixed x Shared product is a single GEMM with the candidates as rows.
@@ -339,7 +339,7 @@ def _lost(
 def _product(
     b: Builder, x: Prod, y: Body, k: frozenset[Axis], outer: tuple[Leaf, ...], depth: int, order: Sequence[Axis]
 ) -> list[Term | Body]:
-    """Factors without a contracted axis go outside; of the others one stays, the rest goes to y (once a request)."""
+    """Factors without a contracted axis go outside; of the others one stays, the rest goes to y (once per request)."""
     inside: list[Body] = []
     for factor in x.factors:
         if axes_of(factor) & k:

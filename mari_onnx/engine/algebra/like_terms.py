@@ -2,7 +2,7 @@
 
     u s_1 + b_1 + u s_2 + b_2 + u  =  u (s_1 + s_2 + 1) + (b_1 + b_2)
 
-Layer by layer the sum keeps its length, so that a product behind any number of layers reads ``u W`` once a request.
+Layer by layer the sum keeps its length, so that a product behind any number of layers reads ``u W`` once per request.
 
 A product opens a sum, ``(x + y) W = x W + y W``, only where no two terms can be large and cancel (`cancellation`).
 """

@@ -208,7 +208,7 @@ def _add_into_gemm(b: Builder, large: Term, others: Sequence[Leaf], order: Seque
     addend = add_leaves(b, riding, order) if riding else None
     host = next((i for i, t in enumerate(rest) if "item" not in t.tensor.deps), None)
     if addend is not None and host is not None and axes_of(addend) <= axes_of(rest[host]):
-        rest[host], addend = plain_add(b, rest[host], addend, order), None  # once a request
+        rest[host], addend = plain_add(b, rest[host], addend, order), None  # once per request
     total = _emit_term(b, large, order, addend)
     if rest:
         sums = folded(b, [total, *rest], order)

@@ -87,7 +87,7 @@ def _merged(
 
 
 def _filled(b: Builder, leaf: Leaf, axes: Sequence[Axis | None], union: frozenset[Axis]) -> list[Axis]:
-    """Inner axes along which a small operand is repeated, a constant at build time and the user's once a request.
+    """Inner axes along which a small operand is repeated, a constant at build time and the user's once per request.
 
     onnxruntime broadcasts in runs, along which an operand goes on with the other or stays; short runs are slow.
     """
@@ -144,7 +144,7 @@ def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) ->
 
 
 def keep(b: Builder, t: Tensor, axes: tuple[Axis | None, ...]) -> Tensor:
-    """A tensor with one dimension an axis (numpy drops leading ones only where every operand lacked them)."""
+    """A tensor with one dimension per axis (numpy drops leading ones only where every operand lacked them)."""
     return t if len(t.known) == len(axes) else emit.reshape(b, t, [a.size if a is not None else 1 for a in axes])
 
 

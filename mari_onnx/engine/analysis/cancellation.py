@@ -117,7 +117,7 @@ def rounded(b: Builder, tensor: Tensor, depth: int = DEPTH) -> bool:
 
 
 def _selects(b: Builder, operand: Tensor, last: bool) -> bool:
-    """Whether a product with the operand may copy elements of the other: one element a column, or of zeros and ones."""
+    """Whether a product with the operand may copy elements of the other: one element per column, or all 0 or 1."""
     if operand.const:
         if operand.array.ndim < 2:
             return operand.array.size < 2

@@ -128,7 +128,7 @@ def cut(b: Builder, body: Body, axis: Axis, start: int, stop: int, new: Axis | N
 
 
 def coalesce(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Body:
-    """At most one part for each set of axes that parts vary along: one a kind, however the source interleaved them."""
+    """At most one part for each set of axes that parts vary along, however the source interleaved them."""
     cat = flatten_nested(cat)
     if any(isinstance(p.body, (Sum, Prod)) for p in cat.parts):
         return cat  # a form: nothing is written
@@ -175,7 +175,7 @@ def _repeated(b: Builder, cat: Cat, order: Sequence[Axis]) -> Body | None:
 
 
 def _adopt(classes: dict[object, list[Part]]) -> None:
-    """Constants that are not uniform go with a part of the user's: a copy once a request, not nodes of their own."""
+    """Constants that are not uniform go with a part of the user's: a copy once per request, not nodes of their own."""
     hosts = [key for key, parts in classes.items() if all(_shared(p.body) for p in parts)]
     for key, parts in list(classes.items()):
         if not all(isinstance(p.body, Leaf) and p.body.tensor.const and axes_of(p.body) for p in parts):

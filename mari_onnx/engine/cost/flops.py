@@ -161,7 +161,7 @@ def _conv_transpose(c: _Call) -> float:
 
 @flops_of("GRU", "LSTM", "DynamicQuantizeLSTM", "RNN")
 def _recurrent(c: _Call) -> float:
-    """Two products a step and a gate, and the gates' activations."""
+    """Two products per step and a gate, and the gates' activations."""
     x, w, r = c.i(0), c.i(1), c.i(2)  # [T, B, I], [dirs, gates*H, I], [dirs, gates*H, H]
     gates = row(c.node.op_type).gates
     if len(x) != 3 or len(w) != 3:
@@ -201,7 +201,7 @@ def _linear(c: _Call) -> float:
 
 @flops_of("TreeEnsembleRegressor", "TreeEnsembleClassifier")
 def _trees(c: _Call) -> float:
-    """ai.onnx.ml: one comparison a level of each tree, were they balanced."""
+    """ai.onnx.ml: one comparison per level of each tree, were they balanced."""
     nodes = attribute(c.node, "nodes_treeids", [])
     count = max(len(set(nodes)), 1)
     return count * math.log2(len(nodes) / count + 1) * (c.i(0)[0] if len(c.i(0)) > 1 else 1)
@@ -241,8 +241,8 @@ def node_cost(
 
     Args:
         node: The node; its attributes are read, its subgraphs are not (see `graph_cost`).
-        in_shapes: One shape an input, None where an input is absent or its shape unknown.
-        out_shapes: One shape an output, likewise.
+        in_shapes: One shape per input, None where an input is absent or its shape unknown.
+        out_shapes: One shape per output, likewise.
         itemsize: Bytes an element, taken for all operands.
     """
     call = _Call(node, in_shapes, out_shapes)

@@ -1,4 +1,4 @@
-"""One module an operator family; importing this package fills the table of rules."""
+"""One module per operator family; importing this package fills the table of rules."""
 
 from mari_onnx.engine.rules import (
     attention,

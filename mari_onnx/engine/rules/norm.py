@@ -6,7 +6,7 @@ Chan's parallel formula: with n_p, m_p and M_p the length, mean and sum of squar
 
     LayerNorm [u|x] = ([u|x] - m) / s * g + c,      so     LayerNorm([u|x]) W = (u G_u + x G_x - m 1G) / s + c W
 
-with G = diag(g) W: the user's product and statistics once a request. RMSNorm is the same without m; L2 normalization
+with G = diag(g) W: the user's product and statistics once per request. RMSNorm is the same without m; L2 normalization
 is a sum of squares by parts. The tensor itself, where something else asks for it, is the plain operator.
 
     GroupNorm(x) = InstanceNorm of x [N, G, C / G, ..] * scale + bias

@@ -31,7 +31,7 @@ def load(
 
     Args:
         path: an `.npz` with one array an input, or keys `<request>/<input>` for several requests;
-            a folder of such files; or a `.parquet` with one row a candidate, one column an input
+            a folder of such files; or a `.parquet` with one row per candidate, one column an input
             (lists for inputs of higher rank; `input_0`, `input_1`, ... for the columns of `[N,
             F]`).
         signature, sides: of the source model.

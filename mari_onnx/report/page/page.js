@@ -2,7 +2,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const KINDS = {
-    Const: "no input", Shared: "the user alone: once a request", Item: "the candidate alone",
+    Const: "no input", Shared: "the user alone: once per request", Item: "the candidate alone",
     Mixed: "user and candidate",
   };
   // Visible nodes of both graphs together: at first, and at most by "open groups"; and the ranks that their
@@ -372,8 +372,8 @@
     return button;
   }
   const ACTIONS = {
-    lifted: "lifted: runs once a request, for one row",
-    split: "split: its user part runs once a request, the rest for every candidate",
+    lifted: "lifted: runs once per request, for one row",
+    split: "split: its user part runs once per request, the rest for every candidate",
     folded: "folded: done when the model was built, or taken into another node",
     kept: "kept: runs as in the source",
     barrier: "barrier: sees all N rows, as in the source",
@@ -384,10 +384,10 @@
       const stop = graphs[0].items.find((each) => each.type === "node" && each.name === item.stopped_by);
       if (stop) return [link(stop, `${stop.op} ${stop.name}`), ` before it wrote its inputs out: ${stop.reason}`];
     }
-    if (item.action === "lifted") return ["nothing is left: it runs once a request"];
-    if (item.action === "split") return ["nothing is left to lift: the user part runs once a request"];
+    if (item.action === "lifted") return ["nothing is left: it runs once per request"];
+    if (item.action === "split") return ["nothing is left to lift: the user part runs once per request"];
     if (item.action === "folded") return ["nothing is left: it is gone from the output"];
-    if (item.kind === "Shared") return ["it has one row a request already"];
+    if (item.kind === "Shared") return ["it has one row per request already"];
     if (item.kind === "Item") return ["it depends on the candidate alone"];
     if (item.kind === "Const") return ["it depends on no input"];
     return ["user and candidate have met before it, or meet here: no rule noted a reason"];
@@ -414,8 +414,8 @@
       }
       list.append(make("dt", {}, "reason"), make("dd", { class: "reason", id: "reason" }, ...reasonOf(item)));
       const share = graph.flops ? ` (${(100 * item.flops / graph.flops).toFixed(1)}% of the graph)` : "";
-      row(list, "FLOPs a candidate", quantity(item.flops) + share);
-      row(list, "bytes a candidate", quantity(item.bytes));
+      row(list, "FLOPs per candidate", quantity(item.flops) + share);
+      row(list, "bytes per candidate", quantity(item.bytes));
       const measured = data.residual?.[graph.name]?.nodes.find((each) => each.name === item.name);
       if (measured) row(list, "measured", `${measured.found}; ${measured.why}`);
     }
@@ -435,7 +435,7 @@
       const count = box.list.filter((item) => item.kind === kind).length;
       if (count) row(list, kind, `${count}: ${KINDS[kind]}`);
     }
-    row(list, "FLOPs a candidate", quantity(box.flops));
+    row(list, "FLOPs per candidate", quantity(box.flops));
   }
 
   // ---- search
@@ -465,7 +465,7 @@
   byId("summary").textContent = data.summary;
   const residual = data.residual;
   byId("notes").textContent = [
-    ...data.incidents.map((text) => `taken back: ${text}`),
+    ...data.incidents.map((text) => `undone: ${text}`),
     ...data.assumed,
     ...(residual ? [`equal for all candidates: ${(100 * residual.before.share).toFixed(1)}% of FLOPs before`
       + (residual.after ? `, ${(100 * residual.after.share).toFixed(1)}% after` : "")] : []),
@@ -477,7 +477,7 @@
   }
   byId("details").append(make("p", {}, "Click a node for its shapes, cost, rule and reason; a group to open it; "
     + "the frame of an open group to fold it. Drag to move, turn the wheel to zoom. "
-    + "A node is larger the more FLOPs a candidate it takes."));
+    + "A node is larger the more FLOPs per candidate it takes."));
   for (const graph of graphs) {
     const count = data[graph.name].nodes.length;
     graph.section.querySelector("h2").textContent = graph.name === "before"

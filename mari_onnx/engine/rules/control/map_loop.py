@@ -48,7 +48,7 @@ class Body:
     """The body of a Loop for all iterations.
 
     symbol: the iteration number plus one (a size is at least 1). tensor: stands for what only a run could tell; no
-    result may depend on it. group: the axes of the iterations, of length ``count``, once a row has been taken.
+    result may depend on it. group: the axes of the iterations, of length ``count``, once per row has been taken.
     """
 
     ctx: Context
