@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.ir.nodes import evaluate
-from mari_onnx.model.ops import STANDARD, Fact, having, mirrored, row
+from mari_onnx.model.ops import STANDARD, Fact, having, mirrored, row, turns_below
 
 OPSET = 24
 ATTRIBUTES: dict[str, dict[str, Any]] = {"Cast": {"to": TensorProto.DOUBLE}, "BitShift": {"direction": "LEFT"}}
@@ -105,6 +105,12 @@ def test_facts_of_two_inputs(op: str, first: list[float], second: list[float]) -
     if this.holds:
         assert out.tolist() == [bool(sign in this.holds) for sign in np.sign(x - y)]
         assert out.tolist() == run(mirrored(op), y, x).tolist()
+    if this.acts_where and op != "Mod":
+        assert np.all((out == x) == ~run(this.acts_where, x, y))
+    if Fact.ORDERS in facts:
+        below, at, above = (bool(run(op, np.full(1, 2.0 + d), np.full(1, 2.0))[0]) for d in (-1, 0, 1))
+        assert turns_below(op) == (below != at)
+        assert below != above
     if this.function is not None:
         same(out, np.array([this.function(a, b) for a, b in zip(x, y, strict=True)]))
 

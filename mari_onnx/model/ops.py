@@ -33,12 +33,14 @@ class Fact(Flag):
     PICKS = auto()  # some elements of the first input
     LOOKUP = auto()  # PICKS by indices, which must be within bounds
     READS_PART = auto()  # no more of the first input is read than what is written out
+    JOINS = auto()  # all elements of all inputs, side by side
     FILLS = auto()  # MOVES, beside elements that come from elsewhere
     SAME = auto()  # the first input itself, outside of training
     CONVERTS = auto()  # the first input's numbers in another type
     SIZES = auto()  # nothing but the first input's sizes is read
     GROWS = auto()  # the result may be large though the inputs are small
     FREE = auto()  # no element is read or written
+    PLACEWISE = auto()  # as ELEMENT, but that all inputs after the first, or attributes, are parameters
     REDUCES = auto()  # one for all positions of the reduced axes
     ROWS = auto()  # each row by itself: dimensions before the first that is mixed are but rows
     SOFTMAX = auto()  # weights of a row by exp, or their logarithms
@@ -48,12 +50,15 @@ class Fact(Flag):
     MATMUL = auto()  # a PRODUCT of its first two inputs as matrices, which transA and transB turn, plus its third
     CONV = auto()  # a PRODUCT over windows
     QUANTIZED = auto()  # a PRODUCT of codes: its second input is no plain matrix, or not of floats
+    ITERATES = auto()  # its inputs are handed to a body that runs many times
     RANDOM = auto()  # two runs differ
     # ---- arithmetic
     ADDS = auto()  # sum of the inputs or their negatives
     MULTIPLIES = auto()  # product of the inputs or their reciprocals
     COMMUTES = auto()  # the order of the inputs does not matter
     LINEAR = auto()  # of the first input: f(a x) = a f(x), f(x + y) = f(x) + f(y)
+    RELATES = auto()  # the result says how its two inputs differ
+    ORDERS = auto()  # a comparison of which is the larger
     VARIADIC = auto()  # any number of inputs, combined one after the other
     BOOLEAN = auto()  # booleans
     LOGIC = auto()  # BOOLEAN of booleans
@@ -68,6 +73,7 @@ class Fact(Flag):
     KEEPS_POSITIVE = auto()  # KEEPS_SIGN, and above 0 if the first input is
     KEEPS_NAN = auto()  # NaN wherever an element is read that is NaN
     SATURATES = auto()  # many different inputs may have one result
+    STEEP = auto()  # away from 0 results overflow, vanish or saturate within few units
     # ---- how it is computed here and by others
     NOT_AFFINE = auto()  # sizes of the result are cut short by others, or broadcast
     DOUBTFUL = auto()  # onnx's evaluator was seen to differ from onnxruntime, or no constant needs it: not folded
@@ -88,6 +94,8 @@ class Op:
             writing it is all that takes time (`engine/cost/time_model.py`).
         bound: the largest absolute value that an element of the result can have.
         neutral: the number that, as the last input, gives the first one back; for a reduction, that changes no result.
+        acts_where: the comparison with another input, or a bound, for which the result is no longer the first input.
+        categories: attributes that list the categories or strings that it knows.
         holds: of a comparison, the signs of ``first - second`` for which it is true.
         function: what it computes of one number or two, a boolean being 0 or 1; of a reduction, of a list of numbers.
         gates: of a recurrent operator, how many; 0 for others.
@@ -108,6 +116,8 @@ class Op:
     price: float | None = None
     bound: float = math.inf
     neutral: float | None = None
+    acts_where: str = ""
+    categories: tuple[str, ...] = ()
     holds: frozenset[int] = frozenset()
     function: Callable[..., object] | None = None
     gates: int = 0
@@ -139,6 +149,11 @@ def mirrored(op: str) -> str:
     return next(x.name for x in TABLE.values() if x.holds == signs)
 
 
+def turns_below(op: str) -> bool:
+    """Whether a comparison of whole numbers with c, one that ORDERS, changes between c - 1 and c, not behind c."""
+    return (-1 in row(op).holds) != (0 in row(op).holds)
+
+
 def _rows(names: str, facts: Fact = Fact.NONE, *domains: str, **fields: object) -> None:
     """One row for each name; without domains, of the standard."""
     for name in names.split():
@@ -164,53 +179,55 @@ def _table() -> None:
     _rows("Shrink", asks | f.SATURATES)
     _rows("Sign", finite | f.WHOLE | f.SATURATES, bound=1.0)
     _rows("Floor Ceil Round", finite | f.WHOLE | f.SATURATES)
-    _rows("Clip", finite | f.SATURATES, flops=2.0)
+    _rows("Clip", finite | f.SATURATES, flops=2.0, acts_where="Less")
     _rows("HardSigmoid", finite | f.NONNEGATIVE | f.SATURATES, flops=2.0, bound=1.0, activation=("alpha", "beta"))
-    _rows("HardSwish", finite | f.NO_LARGER | f.SATURATES | f.TAKEN_APART, flops=2.0)
-    _rows("Sigmoid", finite | f.NONNEGATIVE | f.SATURATES, flops=slow, price=40.0, bound=1.0, activation=())
-    _rows("Tanh", finite | f.SATURATES, flops=slow, price=40.0, bound=1.0, activation=())
-    _rows("Erf", finite | f.SATURATES, flops=slow, price=40.0, bound=1.0)
+    _rows("HardSwish", finite | f.STEEP | f.NO_LARGER | f.SATURATES | f.TAKEN_APART, flops=2.0)
+    _rows("Sigmoid", finite | f.STEEP | f.NONNEGATIVE | f.SATURATES, flops=slow, price=40.0, bound=1.0, activation=())
+    _rows("Tanh", finite | f.STEEP | f.SATURATES, flops=slow, price=40.0, bound=1.0, activation=())
+    _rows("Erf", finite | f.STEEP | f.SATURATES, flops=slow, price=40.0, bound=1.0)
     _rows("Softsign", finite, flops=2.0, bound=1.0, activation=())
-    _rows("Softplus", finite | f.NONNEGATIVE, flops=slow, activation=())
-    _rows("Elu", finite, flops=slow, activation=("alpha",))
-    _rows("Selu", finite, flops=slow, activation=("alpha", "gamma"))
+    _rows("Softplus", finite | f.STEEP | f.NONNEGATIVE, flops=slow, activation=())
+    _rows("Elu", finite | f.STEEP, flops=slow, activation=("alpha",))
+    _rows("Selu", finite | f.STEEP, flops=slow, activation=("alpha", "gamma"))
     _rows("Celu", finite, flops=slow)
-    _rows("Gelu", finite | f.NO_LARGER | f.TAKEN_APART, STANDARD, MICROSOFT, flops=slow, price=50.0)
-    _rows("Mish", finite | f.NO_LARGER | f.TAKEN_APART, flops=slow)
-    _rows("Swish", finite | f.NO_LARGER, flops=slow)
-    _rows("QuickGelu", finite | f.NO_LARGER, MICROSOFT, flops=slow)
+    _rows("Gelu", finite | f.STEEP | f.NO_LARGER | f.TAKEN_APART, STANDARD, MICROSOFT, flops=slow, price=50.0)
+    _rows("Mish", finite | f.STEEP | f.NO_LARGER | f.TAKEN_APART, flops=slow)
+    _rows("Swish", finite | f.STEEP | f.NO_LARGER, flops=slow)
+    _rows("QuickGelu", finite | f.STEEP | f.NO_LARGER, MICROSOFT, flops=slow)
     _rows("FastGelu BiasGelu FusedGelu", finite, MICROSOFT, flops=slow)
-    _rows("Exp", element | f.NONNEGATIVE, flops=slow, price=30.0)
+    _rows("Exp", element | f.STEEP | f.NONNEGATIVE, flops=slow, price=30.0)
     _rows("Log", finite | f.NEEDS_POSITIVE, flops=slow, price=40.0)
     _rows("Sqrt", finite | f.NEEDS_POSITIVE | f.KEEPS_SIGN | f.KEEPS_POSITIVE, flops=slow, price=15.0)
     _rows("Reciprocal", finite | f.NEEDS_NONZERO | f.KEEPS_SIGN | f.KEEPS_POSITIVE)
     _rows("Sin Cos", finite, flops=slow, bound=1.0)
     _rows("Atan Asinh", finite, flops=slow)
-    _rows("Tan Asin Acos Sinh Cosh Acosh Atanh", element, flops=slow)
+    _rows("Tan Asin Acos Acosh Atanh", element, flops=slow)
+    _rows("Sinh Cosh", element | f.STEEP, flops=slow)
     _rows("Not", asks | f.BOOLEAN | f.LOGIC | f.SATURATES)
     _rows("IsNaN IsInf", asks | f.BOOLEAN | f.SATURATES)
     _rows("BitwiseNot", asks)
 
     # ---- element-wise, of several inputs
     _rows("Add", finite | f.ADDS | f.COMMUTES, neutral=0.0, function=operator.add)
-    _rows("Sub", finite | f.ADDS, neutral=0.0, function=operator.sub)
+    _rows("Sub", finite | f.ADDS | f.RELATES, neutral=0.0, function=operator.sub)
     _rows("Mul", finite | f.MULTIPLIES | f.COMMUTES | f.LINEAR, neutral=1.0, function=operator.mul)
     _rows("Div", finite | f.MULTIPLIES | f.LINEAR | f.NEEDS_NONZERO, price=15.0, neutral=1.0)
-    _rows("Mod", asks | f.NEEDS_NONZERO | f.SATURATES)
-    _rows("Pow", element & ~f.KEEPS_NAN, flops=slow, price=40.0)
+    _rows("Mod", asks | f.NEEDS_NONZERO | f.SATURATES, acts_where="GreaterOrEqual")
+    _rows("Pow", element & ~f.KEEPS_NAN | f.STEEP, flops=slow, price=40.0)
     _rows("Sum", finite | f.ADDS | f.COMMUTES | f.VARIADIC)
     _rows("Mean", finite | f.COMMUTES | f.VARIADIC)
-    _rows("Max", finite | f.COMMUTES | f.VARIADIC | f.SATURATES, function=max)
-    _rows("Min", finite | f.COMMUTES | f.VARIADIC | f.SATURATES, function=min)
-    _rows("Equal", asks | f.COMMUTES | f.BOOLEAN | f.SATURATES, holds=frozenset({0}))
-    _rows("Less", asks | f.BOOLEAN | f.SATURATES, holds=frozenset({-1}))
-    _rows("Greater", asks | f.BOOLEAN | f.SATURATES, holds=frozenset({1}))
-    _rows("LessOrEqual", asks | f.BOOLEAN | f.SATURATES, holds=frozenset({-1, 0}))
-    _rows("GreaterOrEqual", asks | f.BOOLEAN | f.SATURATES, holds=frozenset({0, 1}))
+    _rows("Max", finite | f.COMMUTES | f.VARIADIC | f.SATURATES, function=max, acts_where="Less")
+    _rows("Min", finite | f.COMMUTES | f.VARIADIC | f.SATURATES, function=min, acts_where="Greater")
+    compares = asks | f.BOOLEAN | f.RELATES | f.SATURATES
+    _rows("Equal", compares | f.COMMUTES, holds=frozenset({0}))
+    _rows("Less", compares | f.ORDERS, holds=frozenset({-1}))
+    _rows("Greater", compares | f.ORDERS, holds=frozenset({1}))
+    _rows("LessOrEqual", compares | f.ORDERS, holds=frozenset({-1, 0}))
+    _rows("GreaterOrEqual", compares | f.ORDERS, holds=frozenset({0, 1}))
     logic = asks | f.COMMUTES | f.BOOLEAN | f.LOGIC | f.SATURATES
     _rows("And", logic, function=min)
     _rows("Or", logic, function=max)
-    _rows("Xor", logic)
+    _rows("Xor", logic | f.RELATES)
     _rows("BitwiseAnd BitwiseOr BitwiseXor", asks | f.COMMUTES)
     _rows("BitShift", asks | f.SATURATES)
     _rows("Where", asks, flops=0.0)
@@ -236,7 +253,7 @@ def _table() -> None:
     _rows("DepthToSpace SpaceToDepth ReverseSequence", moves, flops=0.0)
     _rows("Pad", f.MOVES | f.FILLS | f.KEEPS_NAN, flops=0.0)
     _rows("Trilu", f.MOVES | f.FILLS, flops=0.0)
-    _rows("Concat", f.TOTAL | f.KEEPS_NAN, flops=0.0)
+    _rows("Concat", f.JOINS | f.TOTAL | f.KEEPS_NAN, flops=0.0)
     _rows("Compress Unique ScatterElements ScatterND Scatter SplitToSequence ConcatFromSequence "
           "SequenceConstruct SequenceAt", flops=0.0)  # fmt: skip
     _rows("Shape Size", f.SIZES | f.FREE | f.CARRIES | f.TOTAL, flops=0.0)
@@ -268,11 +285,11 @@ def _table() -> None:
     _rows("ReduceL1", f.KEEPS_NAN | sums | f.NONNEGATIVE, per_input=True, neutral=0.0)
     _rows("ReduceL2 ReduceSumSquare", f.KEEPS_NAN | sums | f.NONNEGATIVE, flops=2.0, per_input=True, neutral=0.0)
     _rows("ReduceLogSum", reduces, flops=slow + 1, per_input=True, neutral=0.0)
-    _rows("ReduceLogSumExp", reduces, flops=slow + 1, per_input=True, neutral=-math.inf)
+    _rows("ReduceLogSumExp", reduces | f.STEEP, flops=slow + 1, per_input=True, neutral=-math.inf)
     _rows("ArgMax ArgMin", f.SATURATES, per_input=True)
     _rows("CumSum", f.KEEPS_NAN, per_input=True)
     _rows("TopK", f.SATURATES, flops=4.0, per_input=True)
-    weights = f.ROWS | f.SOFTMAX | f.KEEPS_NAN
+    weights = f.ROWS | f.SOFTMAX | f.STEEP | f.KEEPS_NAN
     _rows("Softmax", weights | f.NONNEGATIVE | f.SATURATES, flops=slow + 4, per_input=True, price=25.0, bound=1.0,
           flattened_before=13, evaluated_since=13)  # fmt: skip
     _rows("LogSoftmax", weights | f.DOUBTFUL, flops=slow + 4, per_input=True, flattened_before=13)
@@ -286,7 +303,7 @@ def _table() -> None:
     _rows("SimplifiedLayerNormalization", norm, STANDARD, MICROSOFT, flops=5.0, per_input=True)
     _rows("SkipLayerNormalization SkipSimplifiedLayerNormalization", f.KEEPS_NAN, MICROSOFT, flops=9.0, per_input=True)
     _rows("InstanceNormalization GroupNormalization MeanVarianceNormalization", f.KEEPS_NAN, flops=8.0, per_input=True)
-    _rows("BatchNormalization", f.KEEPS_NAN, flops=2.0, evaluated_since=14)
+    _rows("BatchNormalization", f.PLACEWISE | f.KEEPS_NAN, flops=2.0, evaluated_since=14)
     _rows("MaxPool AveragePool LpPool", f.POOL | f.DOUBTFUL, per_input=True)
     _rows("GlobalAveragePool GlobalMaxPool", f.NO_LARGER, per_input=True)
     _rows("GlobalLpPool", f.DOUBTFUL, per_input=True)
@@ -314,21 +331,32 @@ def _table() -> None:
     _rows("Resize Upsample GridSample AffineGrid LRN MaxUnpool MaxRoiPool RoiAlign NonMaxSuppression DeformConv Col2Im "
           "ImageDecoder SequenceInsert", f.DOUBTFUL)  # fmt: skip
 
+    # ---- strings, and bodies
+    _rows("StringNormalizer", f.PLACEWISE, categories=("stopwords",))
+    _rows("TfIdfVectorizer", categories=("pool_strings", "pool_int64s"))
+    _rows("Loop Scan", f.ITERATES)
+
     # ---- ai.onnx.ml
-    _rows("Scaler", f.NONE, ML, flops=2.0)
-    _rows("OneHotEncoder", f.SATURATES, ML, flops=0.0)
-    _rows("ArrayFeatureExtractor FeatureVectorizer", f.NONE, ML, flops=0.0)
-    _rows("LabelEncoder Binarizer TreeEnsembleRegressor TreeEnsembleClassifier", f.SATURATES, ML)
+    _rows("Scaler", f.PLACEWISE, ML, flops=2.0)
+    _rows("Imputer", f.PLACEWISE, ML)
+    _rows("OneHotEncoder", f.SATURATES, ML, flops=0.0, categories=("cats_strings", "cats_int64s"))
+    _rows("CategoryMapper", f.NONE, ML, categories=("cats_strings", "cats_int64s"))
+    _rows("ArrayFeatureExtractor", moves | f.PICKS, ML, flops=0.0)
+    _rows("FeatureVectorizer", f.JOINS, ML, flops=0.0)
+    _rows("Binarizer", f.PLACEWISE | f.SATURATES, ML)
+    _rows("TreeEnsembleRegressor TreeEnsembleClassifier", f.SATURATES, ML)
+    keys = ("keys_strings", "keys_int64s", "keys_floats", "keys_tensor", "classes_strings")
+    _rows("LabelEncoder", f.SATURATES, ML, categories=keys)
 
 
 WITHOUT = {
     STANDARD: """
         BitCast BlackmanWindow CausalConvWithState CenterCropPad CumProd Det DynamicQuantizeLinear HammingWindow If
-        LinearAttention Loop MelWeightMatrix NegativeLogLikelihoodLoss OptionalGetElement OptionalHasElement
-        RegexFullMatch STFT Scan SequenceErase SequenceLength SequenceMap SoftmaxCrossEntropyLoss StringConcat
-        StringNormalizer StringSplit SwiGLU TensorScatter TfIdfVectorizer""",
+        LinearAttention MelWeightMatrix NegativeLogLikelihoodLoss OptionalGetElement OptionalHasElement
+        RegexFullMatch STFT SequenceErase SequenceLength SequenceMap SoftmaxCrossEntropyLoss StringConcat
+        StringSplit SwiGLU TensorScatter""",
     ML: """
-        CastMap CategoryMapper DictVectorizer Imputer LinearClassifier LinearRegressor Normalizer SVMClassifier
+        CastMap DictVectorizer LinearClassifier LinearRegressor Normalizer SVMClassifier
         SVMRegressor TreeEnsemble ZipMap""",
     MICROSOFT: """
         BiasAdd BiasSplitGelu GroupQueryAttention MultiHeadAttention QLinearAdd QLinearLeakyRelu QLinearMul

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mari_onnx.model.ops import Fact, having
 from mari_onnx.parity.domains import ids, padding, spread
 from mari_onnx.parity.domains.links import Link, compared_with_themselves, links
 from mari_onnx.parity.domains.reactions import normalized, reactions
@@ -82,8 +83,6 @@ class Domains(dict[str, Domain]):
 
 # The longest of a length whose bound is not known.
 _LENGTH = 20
-_STEEP = {"Exp", "Softmax", "LogSoftmax", "Sigmoid", "Softplus", "Tanh", "ReduceLogSumExp", "ReduceSumExp", "Gelu",
-          "Selu", "Elu", "Mish", "Sinh", "Cosh", "Erf", "HardSwish", "QuickGelu", "Pow", "Swish"}  # fmt: skip
 
 
 def domains(
@@ -105,7 +104,7 @@ def domains(
     steep = False
     for graph, its_layout in [(model, layout), *([optimized] if optimized is not None else [])]:
         first = graph is model
-        steep |= any(n.op_type in _STEEP for n in graph.graph.node)
+        steep |= any(n.op_type in having(Fact.STEEP) for n in graph.graph.node)
         moving = varying(graph, its_layout)
         for trace in traced(graph, its_layout):
             if any(folded(layout, i.name) != folded(its_layout, i.name) for i in trace.inputs):

@@ -14,6 +14,7 @@ import numpy as np
 
 from mari_onnx.errors import MariError
 from mari_onnx.model.nodes import attribute, attribute_graphs
+from mari_onnx.model.ops import Fact, having
 from mari_onnx.parity.domains.dependence import Probe
 from mari_onnx.parity.domains.scope import Scope, constants
 
@@ -66,7 +67,7 @@ def _sinks(scope: Scope) -> Iterator[_Sink]:
 
 def _body(node: onnx.NodeProto, body: onnx.GraphProto, scope: Scope) -> Scope:
     formal = [i.name for i in body.input]
-    actual = list(node.input) if node.op_type in ("Loop", "Scan") else []
+    actual = list(node.input) if node.op_type in having(Fact.ITERATES) else []
     dims = {t.name: list(t.dims) for t in body.initializer}
     return Scope(body, dims, constants(body), dict(zip(formal, actual, strict=False)), scope)
 
@@ -77,10 +78,7 @@ def _table_rows(node: onnx.NodeProto, scope: Scope) -> int | None:
     if node.op_type == "OneHot":
         depth = scope.constants.get(node.input[1])
         return None if depth is None else int(depth.reshape(-1)[0])
-    if (
-        node.op_type not in ("Gather", "GatherElements", "GatherND")
-        or node.input[1] in scope.constants
-    ):
+    if node.op_type not in having(Fact.LOOKUP) or node.input[1] in scope.constants:
         return None
     dims = scope.dims.get(node.input[0])
     if dims is None:
@@ -108,9 +106,9 @@ def _in_main(tensor: str, scope: Scope) -> Iterator[str]:
         elif node is None:
             if name not in {i.name for i in scope.graph.input}:
                 yield from _in_main(name, scope.parent)
-        elif node.op_type in ("Concat", "Add", "Sub", "Where", "Mod"):
+        elif node.op_type in having(Fact.JOINS) | having(Fact.ELEMENT):
             stack.extend(node.input)
-        else:  # Slice, Gather, Cast, Reshape, ...: their first input is the data
+        else:  # Slice, Gather, Reshape, ...: their first input is the data
             stack.append(node.input[0])
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mari_onnx.parity.domains.reactions import MIRRORED, label
+from mari_onnx.model.ops import Fact, having
+from mari_onnx.parity.domains.reactions import label
 
 if TYPE_CHECKING:
     from mari_onnx.parity.domains.trace import Trace
@@ -44,7 +45,7 @@ def links(trace: Trace) -> list[Link]:
     found: dict[Link, None] = {}
     for node in trace.parts.nodes:
         given = [t for t in node.input if t]
-        if not (node.op_type in MIRRORED or node.op_type in ("Equal", "Sub", "Xor")) or len(given) != 2:
+        if node.op_type not in having(Fact.RELATES) or len(given) != 2:
             continue
         for mine, theirs, shift in _pairs(trace, *given):
             one, other = (trace.place(each) for each in (mine, theirs))

@@ -13,25 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mari_onnx.model.nodes import attribute_graphs
+from mari_onnx.model.ops import Fact, having
 from mari_onnx.parity.domains.scope import SMALL
 
 if TYPE_CHECKING:
     import onnx
 
 # Their first operand is moved, the others are shapes and indices that no input may move.
-_MOVING = {"Identity", "Unsqueeze", "Squeeze", "Reshape", "Expand", "Flatten", "Transpose", "Tile", "Slice", "Split",
-           "Gather", "GatherND", "GatherElements", "Pad", "ArrayFeatureExtractor", "Dropout"}  # fmt: skip
-_JOINING = {"Concat", "FeatureVectorizer"}
-_ONE_BY_ONE = {
-    "Abs", "Add", "And", "BatchNormalization", "Binarizer", "Cast", "CastLike", "Ceil", "Clip", "Div", "Elu", "Equal",
-    "Exp", "Floor", "Greater", "GreaterOrEqual", "HardSigmoid", "Imputer", "IsInf", "IsNaN", "LeakyRelu", "Less",
-    "LessOrEqual", "Log", "Max", "Mean", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "PRelu", "Reciprocal", "Relu",
-    "Round", "Scaler", "Sigmoid", "Sign", "Softplus", "Sqrt", "StringNormalizer", "Sub", "Sum", "Tanh",
-    "ThresholdedRelu", "Where", "Xor",
-}  # fmt: skip
+_MOVING = having(Fact.MOVES) | having(Fact.SAME)
+_ONE_BY_ONE = having(Fact.ELEMENT) | having(Fact.PLACEWISE)
 # A static tensor of more numbers, or computed by more nodes, is no constant that elements are compared with.
 _NUMBERS, _NODES = 2**16, 200
-_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 
 
 class Locals:
@@ -74,18 +66,18 @@ class Locals:
     def _place(self, node: onnx.NodeProto) -> None:
         given = [t for t in node.input if t]
         bodies = any(a.HasField("g") or a.graphs for a in node.attribute)
-        if node.op_type in ("Shape", "Size"):
+        if node.op_type in having(Fact.SIZES):
             if given[0] in self.local or given[0] in self.static:
                 self.static.update(node.output)
             elif given[0] in self.known:
                 self.shapes_of[node.output[0]] = given[0]
                 self.static.update(node.output)
             return
-        if bodies or node.op_type in _RANDOM:
+        if bodies or node.op_type in having(Fact.RANDOM):
             return
         if all(t in self.static for t in given):
             self.static.update(o for o in node.output if o)
-        elif node.op_type in _JOINING:
+        elif node.op_type in having(Fact.JOINS):
             mine = [t for t in given if t not in self.local and t not in self.static]
             if any(t in self.local for t in given) and all(t in self.known and t in self._types for t in mine):
                 self.foreign.update((t, (self.known[t], self._types[t])) for t in mine)

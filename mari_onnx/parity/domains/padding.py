@@ -14,8 +14,8 @@ import numpy as np
 
 from mari_onnx.errors import MariError
 from mari_onnx.model.nodes import attribute
+from mari_onnx.model.ops import Fact, having, mirrored, row, turns_below
 from mari_onnx.parity.domains.dependence import Probe
-from mari_onnx.parity.domains.reactions import MIRRORED
 from mari_onnx.parity.domains.scope import PASSING, Scope
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from mari_onnx.parity.layout import Layout
 
 # Between an input and a comparison: these move elements, or shift them by constants.
-_BETWEEN = PASSING | {"Slice", "Split", "Gather", "Concat", "Add", "Sub"}
+_JOINED = having(Fact.JOINS) | having(Fact.ADDS)
+_BETWEEN = PASSING | having(Fact.PICKS) | _JOINED
 # How far the last padded number is from the constant: x > c, x >= c, x < c, x <= c; and the same read from the right.
-_BELOW = {"Greater": 0, "GreaterOrEqual": -1, "Less": -1, "LessOrEqual": 0}
 _NONE = -(2**60)
 
 
@@ -78,14 +78,16 @@ def _sites(scope: Scope) -> Iterator[tuple[str, int, bool]]:
             continue
         if node.op_type == "Cast" and attribute(node, "to", 0) == onnx.TensorProto.BOOL:
             yield node.input[0], 0, True
-        elif node.op_type in ("Equal", *_BELOW):
+        elif row(node.op_type).holds:
             for tensor, other, op in (
                 (node.input[0], node.input[1], node.op_type),
-                (node.input[1], node.input[0], MIRRORED.get(node.op_type, node.op_type)),
+                (node.input[1], node.input[0], mirrored(node.op_type)),
             ):
                 constant = _number(other, scope)
                 if constant is not None:
-                    yield tensor, constant + _BELOW.get(op, 0), op == "Equal"
+                    # the last padded number: of x > c, x >= c, x < c, x <= c
+                    below = op in having(Fact.ORDERS) and turns_below(op)
+                    yield tensor, constant - below, op == "Equal"
 
 
 def _wraps(scope: Scope) -> set[str]:
@@ -108,7 +110,7 @@ def _number(tensor: str, scope: Scope) -> int | None:
 
             value = next((numpy_helper.to_array(a.t) for a in node.attribute if a.name == "value"), np.zeros(1))
             break
-        if node.op_type not in PASSING | {"CastLike"}:
+        if node.op_type not in PASSING:
             return None
         tensor = node.input[0]
     else:
@@ -135,5 +137,5 @@ def _moves_only(tensor: str, scope: Scope) -> bool:
         if node.op_type not in _BETWEEN:
             return False
         # Gather, Slice, Reshape: the other inputs are indices and shapes.
-        stack.extend(node.input if node.op_type in ("Concat", "Add", "Sub") else node.input[:1])
+        stack.extend(node.input if node.op_type in _JOINED else node.input[:1])
     return reached

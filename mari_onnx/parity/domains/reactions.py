@@ -13,22 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mari_onnx.model.ops import Fact, having, mirrored, row
+
 if TYPE_CHECKING:
     import onnx
 
     from mari_onnx.parity.domains.trace import Trace
 
-MIRRORED = {"Greater": "Less", "GreaterOrEqual": "LessOrEqual", "Less": "Greater", "LessOrEqual": "GreaterOrEqual"}
-# The bound itself is the first number that is cut, or counts anew.
-_BOUNDS = {"Clip": "Less", "Min": "Greater", "Max": "Less", "Mod": "GreaterOrEqual"}
-# Categories that an operator of ai.onnx.ml knows, and strings that StringNormalizer leaves out.
-_CATEGORIES = {
-    "LabelEncoder": ("keys_strings", "keys_int64s", "keys_floats", "keys_tensor", "classes_strings"),
-    "OneHotEncoder": ("cats_strings", "cats_int64s"),
-    "CategoryMapper": ("cats_strings", "cats_int64s"),
-    "StringNormalizer": ("stopwords",),
-    "TfIdfVectorizer": ("pool_strings", "pool_int64s"),
-}
 # How a tree goes left: by name before ai.onnx.ml 5, by number since.
 _MODES = {"BRANCH_LEQ": "LessOrEqual", "BRANCH_LT": "Less", "BRANCH_GTE": "GreaterOrEqual", "BRANCH_GT": "Greater",
           "BRANCH_EQ": "Equal", "BRANCH_NEQ": "Equal"}  # fmt: skip
@@ -125,17 +116,17 @@ def _compared(node: onnx.NodeProto, trace: Trace) -> Iterator[tuple[str, str, np
 
     given = [t for t in node.input if t]
     known = trace.constants
-    if node.op_type == "Equal" or node.op_type in MIRRORED:
-        for one, other, op in ((*given, node.op_type), (*given[::-1], MIRRORED.get(node.op_type, node.op_type))):
+    if row(node.op_type).holds:
+        for one, other, op in ((*given, node.op_type), (*given[::-1], mirrored(node.op_type))):
             if one in trace.curves and other in known and known[other].dtype.kind in "iufO":
                 yield one, op, known[other], False
     elif node.op_type == "Cast" and attributes(node).get("to") == onnx.TensorProto.BOOL:
         yield given[0], "Equal", np.zeros(()), False
-    elif node.op_type in _BOUNDS:
-        for one in given if node.op_type in ("Min", "Max") else given[:1]:
+    elif row(node.op_type).acts_where:  # the bound itself is the first number that is cut, or counts anew
+        for one in given if node.op_type in having(Fact.COMMUTES) else given[:1]:
             for other in given:
                 if other != one and one in trace.curves and other in known and known[other].dtype.kind in "iuf":
-                    yield one, _BOUNDS[node.op_type], known[other], node.op_type != "Mod"
+                    yield one, row(node.op_type).acts_where, known[other], node.op_type != "Mod"
         own = attributes(node)
         if node.op_type == "Clip" and len(given) == 1:  # bounds were attributes before opset 11
             yield from ((given[0], "Less", np.array(own[k]), True) for k in ("min", "max") if k in own)
@@ -150,8 +141,8 @@ def _compared(node: onnx.NodeProto, trace: Trace) -> Iterator[tuple[str, str, np
 def _of_columns(node: onnx.NodeProto) -> Iterator[tuple[str, int | None, str, Sequence[Any]]]:
     """Tensors, their column or None for all, how they are compared, and with what."""
     own = attributes(node)
-    if node.op_type in _CATEGORIES:
-        for key in _CATEGORIES[node.op_type]:
+    if row(node.op_type).categories:
+        for key in row(node.op_type).categories:
             if key in own and len(own[key]):
                 yield node.input[0], None, "Equal", np.asarray(own[key]).reshape(-1).tolist()
     elif node.op_type == "Binarizer":

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mari_onnx.parity.domains.reactions import MIRRORED, counts
+from mari_onnx.model.ops import Fact, having, row
+from mari_onnx.parity.domains.reactions import counts
 
 if TYPE_CHECKING:
     import onnx
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
 
 # A score that moves by more than this is masked; by a logarithm, already by less.
 _LARGE, _LARGE_LOG = 5e3, 15.0
-_PRODUCTS = {"Mul", "MatMul", "Gemm", "Einsum", "Div"}
-_SUMS = {"Add", "Sub", "Sum", "Min", "Max"}
-_RECURRENT = {"GRU", "LSTM", "RNN"}
+_PRODUCTS = having(Fact.MULTIPLIES) | having(Fact.PRODUCT) - having(Fact.CONV) - having(Fact.QUANTIZED)
+_SUMS = having(Fact.ADDS) | having(Fact.VARIADIC)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def roles(trace: Trace, varying: set[str]) -> dict[tuple[str, int], Role]:
 
 def _of_node(node: onnx.NodeProto, trace: Trace, varying: set[str]) -> Iterator[tuple[tuple[str, int], Role]]:
     given = [t for t in node.input if t]
-    if node.op_type in MIRRORED:
+    if node.op_type in having(Fact.ORDERS):
         for tensor, other in (given, given[::-1]):
             if tensor not in trace.curves:
                 continue
@@ -86,7 +86,7 @@ def _of_node(node: onnx.NodeProto, trace: Trace, varying: set[str]) -> Iterator[
             for name, place, element in trace.owners(tensor):
                 if abs(trace.curves[tensor].slope[element]) == 1 and trace.input(name).dtype.kind in "iuf":
                     yield (name, place), Role("length", None if other in varying else size)
-    elif node.op_type in _RECURRENT and len(node.input) > 4 and node.input[4] in trace.curves:
+    elif row(node.op_type).gates and len(node.input) > 4 and node.input[4] in trace.curves:
         steps = trace.parts.known.get(node.input[0], (None,))[0]
         for name, place, _ in trace.owners(node.input[4]):
             yield (name, place), Role("length", steps if node.input[0] not in varying else None, 1)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mari_onnx.model.ops import Fact, having
+
 if TYPE_CHECKING:
     import onnx
 
 # Operators that move elements and keep their values.
-PASSING = {"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Expand", "Flatten", "Transpose", "Tile"}
+PASSING = having(Fact.MOVES) - having(Fact.PICKS) - having(Fact.FILLS) | having(Fact.SAME) | having(Fact.CONVERTS)
 # Constants above this many elements are not looked into.
 SMALL = 4096
 

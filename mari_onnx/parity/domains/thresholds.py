@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mari_onnx.model.ops import turns_below
 from mari_onnx.parity.domains.inverse import invert
 from mari_onnx.parity.domains.trace import Trace, folded
 
@@ -211,9 +212,9 @@ def _whole(op: str, at: float, slope: float, dtype: np.dtype) -> list[float]:
     first, last = int(np.floor(at)), int(np.ceil(at))
     if op == "Equal" and first != last:
         return []  # never equal
-    turns_below = op != "Equal" and (op in ("Less", "GreaterOrEqual")) == (slope > 0)
+    below_it = op != "Equal" and turns_below(op) == (slope > 0)
     # Below 0 only where the comparison turns there: a negative number may be no valid input.
-    least = first - (op != "Equal") if at < 0 or (at == 0 and turns_below) else 0
+    least = first - (op != "Equal") if at < 0 or (at == 0 and below_it) else 0
     least = max(least, 0) if dtype.kind == "u" else least
     near = dict.fromkeys([first, last, last + 1, first - 1])
     return [float(n) for n in near if n >= least]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mari_onnx.errors import MariError
+from mari_onnx.model.ops import Fact, having
 from mari_onnx.parity.domains.dependence import reads
 from mari_onnx.parity.domains.scope import PASSING
 
@@ -134,7 +135,7 @@ class Trace:
                     found[output] = 0
                     for bit in {starts[w] + p for w, p in zip(which.tolist(), places.tolist(), strict=True)}:
                         found[output] |= 1 << bit
-                elif given and output and node.op_type not in ("Shape", "Size"):
+                elif given and output and node.op_type not in having(Fact.SIZES):
                     found[output] = given
         return found
 
