@@ -18,13 +18,14 @@ from tests.engine.graphs import Graph, check
 
 
 def test_no_state_is_hidden() -> None:
-    """No context variables, and no function that assigns a module's names."""
+    """No context variables in the package, and in the engine no function that assigns a module's names."""
     found = []
     for file in sorted(Path(mari_onnx.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if isinstance(node, ast.Global) or "contextvars" in names:
+            assigns = isinstance(node, ast.Global) and "engine" in file.parts
+            if assigns or "contextvars" in names:
                 found.append(f"{file}:{node.lineno}")
     assert not found, f"state that callers cannot see: {found}"
 

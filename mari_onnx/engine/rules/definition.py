@@ -38,7 +38,6 @@ def by_definition(ctx: Context) -> list[Value | None]:
     before = len(b.nodes)
     env = dict(zip((f"{ctx.node.output[0]}/{i}" for i in body.input), _given(ctx, body), strict=True))
     present = {key: value for key, value in env.items() if value is not None}
-    assert ctx.visit is not None
     with b.named():
         for node in _inlined(ctx, body, set(env) - set(present)):
             ctx.visit(node, present)
