@@ -43,19 +43,6 @@ def guarded(g: Graph, x: str) -> str:
     return g.Where(g.IsNaN(x), g.const(np.array(0.25)), x)
 
 
-def shift(g: Graph, u: str, x: str) -> str:
-    """A linear scorer: what all scores of a row have in common is the candidate's."""
-    own = g.reduce("Sum", g.MatMul(x, g.weight(4, 1)), [1])
-    weights = g.Softmax(g.Add(g.MatMul(u, g.weight(4, 1)), own), axis=1)
-    return g.reduce("Sum", g.Mul(guarded(g, weights), u), [1])
-
-
-def shift_times(g: Graph, u: str, x: str) -> str:
-    gain = g.reduce("Sum", g.MatMul(x, g.weight(4, 1)), [1])
-    scores = g.Mul(g.Sub(g.MatMul(u, g.weight(4, 1)), gain), g.const(np.array(0.5)))
-    return guarded(g, g.MatMul(g.Transpose(g.Softmax(scores, axis=1), perm=[0, 2, 1]), u))
-
-
 def no_weight(g: Graph, u: str, x: str) -> str:
     """Weights of zeros for all that is the candidate's."""
     weight = g.rng.standard_normal((5, 3))
@@ -104,8 +91,6 @@ def largest(op: str) -> Build:
 
 
 BUILDS: dict[str, Build] = {
-    "shift": shift,
-    "shift, scaled": shift_times,
     "no weight": no_weight,
     "some weights": some_weights,
     "times zero": times_zero,
@@ -132,14 +117,6 @@ def test_each_once(build: str) -> None:
 def embedded(g: Graph) -> tuple[str, str]:
     table = g.weight(20, 4)
     return g.Gather(table, g.user(3, high=20)), g.Gather(table, g.item(2, high=20))
-
-
-@pytest.mark.parametrize("build", ["shift", "shift, scaled"])
-def test_what_is_looked_up_is_left_out_all_the_same(build: str) -> None:
-    """Rows of a table are finite: the weights are the user's alone, whatever guards them."""
-    g = Graph(18)
-    g.output(BUILDS[build](g, *embedded(g)))
-    assert actions(check(g))["Softmax"] == ["lifted"]
 
 
 @pytest.mark.parametrize("mask", ["where", "-inf"])
