@@ -8,6 +8,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from mari_onnx.errors import ModelError
+from mari_onnx.parity.requests.draw import Request
 from mari_onnx.report.candidate_probe import pick_n
 from mari_onnx.report.residual import Residual, measure
 from mari_onnx.sides.resolve import Sides
@@ -231,7 +232,14 @@ def test_saturated_values_are_counted_apart():
         lo=np.float32(90),
         hi=np.float32(99),
     )
-    found = measure(source, UX)
+
+    def draw(seed: int, n: int) -> Request:
+        """Values that the Clip takes for one: requests made up from the graph would be near its bounds."""
+        rng = np.random.default_rng(seed)
+        u, x = rng.standard_normal((n, 3), np.float32), rng.standard_normal((n, 5), np.float32)
+        return Request({"u": u[:1]}, {"x": x}, n)
+
+    found = measure(source, UX, draw=draw)
     assert found.share == 0
     assert found.doubtful.flops == found.total.flops
 

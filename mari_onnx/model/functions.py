@@ -25,10 +25,9 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
 
     depth = depths(model)
     functions = list(model.functions)
-    if max(depth.values(), default=0) <= DEEPEST:
-        return onnx.inliner.inline_local_functions(model)
-    # From the graph downwards: what a round leaves out stays a call, and is inlined in the next.
-    for first in range(1, max(depth.values()) + 1, DEEPEST):
+    # From the graph downwards: what a round leaves out stays a call, and is inlined in the next. Functions that nothing
+    # calls are in no round: onnx looks at how deep they go, too.
+    for first in range(1, max(depth.values(), default=1) + 1, DEEPEST):
         part = onnx.ModelProto()
         part.CopyFrom(model)
         del part.functions[:]

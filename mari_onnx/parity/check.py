@@ -268,7 +268,7 @@ class _Check:
         """Says where the source itself fails: of what was asked for nothing may be left out."""
         result, own, fixed = self.result, {id(r) for r in drawn}, self.layout.fixed_n
         if drawn and fixed is not None:
-            others = [str(n) for n in self.settings.candidates if n != fixed]
+            others = [str(n) for n in self.settings.counts if n != fixed]
             if self.settings.asked and others:
                 result.cannot_compare.append(f"the source takes N = {fixed} alone, so not at N = {', '.join(others)}")
             else:

@@ -149,9 +149,10 @@ class _Work:
             return None if output is None else self._refuted(output, made.assumptions)
 
         made, self.options = settle(self.model, self.options, partial(self.engine, self.model, self.sides), verify)
-        counts = [each.candidates for each in made.assumptions]
-        candidates = tuple(dict.fromkeys([*counts, *self.settings.candidates]))
-        self.settings = replace(self.settings, candidates=candidates)
+        counts = dict.fromkeys(each.candidates for each in made.assumptions)
+        missing = [n for n in counts if n not in self.settings.counts]
+        if missing:
+            self.settings = replace(self.settings, candidates=(*missing, *self.settings.counts))
         return made, output
 
     def _refuted(self, output: ModelLike, assumptions: Sequence[Assumption]) -> Refuted | None:

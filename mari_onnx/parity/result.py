@@ -114,6 +114,7 @@ class CheckResult:
         """The JSON form; docs/parity.md documents it."""
         settings = asdict(self.settings)
         settings["dump"] = None if self.settings.dump is None else os.fspath(self.settings.dump)
+        settings["candidates"] = list(self.settings.counts)
         found: dict[str, Any] = _plain(
             {
                 "schema": SCHEMA,

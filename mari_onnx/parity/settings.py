@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 # The optimized model's error may be this many times the source's own (measured: docs/parity.md).
 MULTIPLE = 4.0
-# The N of drawn requests unless others are asked for. An N of this very tuple at which the source fails is left out.
+# The N of drawn requests unless others are asked for. One of these at which the source fails is left out.
 CANDIDATES = (1, 2, 7, 64, 500)
 
 
@@ -17,7 +17,7 @@ class Settings:
     """What a check does; the defaults are those of the command line.
 
     Attributes:
-        candidates: the N of drawn requests; one that is given must be one that the source runs at.
+        candidates: the N of drawn requests, at each of which the source must run; None for the usual ones.
         count: drawn requests for each N.
         providers: each is run and compared on its own; `auto` is the CPU, and CUDA if a GPU answers.
         rtol, atol: `|optimized - source| <= atol + rtol * |source|` instead of the tolerance
@@ -28,7 +28,7 @@ class Settings:
         dump: folder for the inputs of the worst request of outputs that fail.
     """
 
-    candidates: Sequence[int] = CANDIDATES
+    candidates: Sequence[int] | None = None
     count: int = 2
     seed: int = 0
     providers: Sequence[str] = ("auto",)
@@ -43,5 +43,10 @@ class Settings:
 
     @property
     def asked(self) -> bool:
-        """Whether the caller gave `candidates`. The same numbers typed out count as given, so this compares objects."""
-        return self.candidates is not CANDIDATES
+        """Whether the caller gave `candidates`."""
+        return self.candidates is not None
+
+    @property
+    def counts(self) -> Sequence[int]:
+        """The N of drawn requests."""
+        return CANDIDATES if self.candidates is None else self.candidates

@@ -34,7 +34,7 @@ class Plan:
             ordinary: numbers that the graph tells apart are among them.
         """
         fixed = self.layout.fixed_n
-        candidates = [n for n in dict.fromkeys(self.settings.candidates) if n > 0] if fixed is None else [fixed]
+        candidates = [n for n in dict.fromkeys(self.settings.counts) if n > 0] if fixed is None else [fixed]
         self.drawer = Drawer(self.layout, self.domains, self.settings.seed, positive, ordinary)
         found = [self.drawer.request(n) for n in candidates for _ in range(self.settings.count)]
         if candidates:
