@@ -17,6 +17,7 @@ from mari_onnx.model.load import Source, read
 from mari_onnx.model.provenance import carry_over, differences, set_metadata
 from mari_onnx.model.save import Staged, stage, stage_copy
 from mari_onnx.model.signature import signature
+from mari_onnx.model.upgrade import upgraded
 from mari_onnx.sides.guess import guessed_flags
 from mari_onnx.sides.resolve import METADATA_KEY, Sides, resolve, side_file_beside
 from mari_onnx.version import __version__
@@ -278,7 +279,10 @@ def _engine(source: Source) -> Callable[[onnx.ModelProto, Sides, Options], Rewri
     metadata = {entry.key: entry.value for entry in source.model.metadata_props}
 
     def rewrite(model: onnx.ModelProto, sides: Sides, options: Options) -> Rewrite:
-        result = engine.rewrite(model, sides, options)
+        made = upgraded(model)
+        result = engine.rewrite(made.model, sides, options)
+        if made.failed is not None:
+            result = dataclasses.replace(result, reason=made.failed)
         own = metadata.get(VERSION_KEY) == __version__
         if own and metadata.get(METADATA_KEY) == sides.to_json():
             # Written by this very version for these sides: what it left, it leaves again.
@@ -298,6 +302,8 @@ def _finished(source: Source, sides: Sides, candidates: int, result: Rewrite) ->
 
     report = build(source.model, result, sides, candidates)
     report.source = _file_facts(source)
+    note = upgraded(source.model).note if result.changed else None
+    report.notes = [note] if note is not None else []
     if not result.changed:
         report.after = report.before
         return Optimized(source.model, False, report, source, result)

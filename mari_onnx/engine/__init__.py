@@ -28,9 +28,9 @@ from mari_onnx.engine.session import Options, Session
 from mari_onnx.model.dims import Size
 from mari_onnx.model.functions import inlined
 from mari_onnx.model.nodes import all_names
+from mari_onnx.model.upgrade import OLDEST
 from mari_onnx.sides.resolve import Sides
 
-OLDEST = 11
 """Opsets before this one have other forms of Slice, Clip and Pad; such a model is left as it is."""
 
 
@@ -76,7 +76,7 @@ def rewrite(model: onnx.ModelProto, sides: Sides, options: Options | None = None
     opsets = {o.domain or "": o.version for o in model.opset_import}
     opsets.setdefault("", opsets.get("ai.onnx", 1))
     if opsets[""] < OLDEST:
-        return Rewrite(model, False, [], reason=f"opset {opsets['']} is older than {OLDEST}; convert the model first")
+        return Rewrite(model, False, [], reason=f"opset {opsets['']} is older than {OLDEST}")
     options = options or Options()
     graph, time = _inlined(model), TimeModel(options.candidates)
     session = Session(graph, input_shapes(graph, sides), opsets, options)

@@ -43,6 +43,7 @@ class Report:
         source, output: path, sha256 and bytes of the files, as far as there are any.
         check: the parity check's result as a dictionary, None where it was not run.
         incidents: rewrites that were undone because the check failed with them.
+        notes: what was done to the source before it was rewritten, such as the conversion of an old operator set.
         assumptions: what the output takes for granted; verified if `check` is there.
         residual: what `report.left.measured` found, None where nothing was measured.
     """
@@ -59,6 +60,7 @@ class Report:
     output: dict[str, Any] | None = None
     check: dict[str, Any] | None = None
     incidents: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     assumptions: Sequence[Assumption] = ()
     reason: str | None = None
     residual: dict[str, Any] | None = None
@@ -123,6 +125,7 @@ class Report:
             "tensors": dict(self.tensors),
             "check": self.check,
             "incidents": self.incidents,
+            "notes": self.notes,
             "assumptions": [
                 {"node": each.node, "what": each.what, "why": each.why, "candidates": each.candidates}
                 | {"verified": self.check is not None}

@@ -39,6 +39,7 @@ def of_optimize(report: Report, *, show_inputs: bool = False, target: str = "cpu
         blocks.append("nothing to lift: the model is written as it is")
         blocks += [f"  {report.reason}"] if report.reason else []
         return blocks + reasons(report, most=3)
+    blocks += [f"note: {note}" for note in report.notes]
     blocks += totals(report)
     if report.check is not None:
         blocks += _equal(report.check, target)

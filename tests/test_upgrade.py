@@ -1,0 +1,83 @@
+"""Models of an operator set older than 11."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper, numpy_helper, parser
+
+import mari_onnx
+from mari_onnx.cli.main import run
+from mari_onnx.model.upgrade import TARGET, upgraded
+
+SIDES = {"u": "user", "x": "item"}
+
+
+def old(opset: int = 9) -> onnx.ModelProto:
+    """A Slice with its positions as attributes, a Concat and a product."""
+    text = (
+        "(float[N,6] u, float[N,3] x) => (float[N,4] y)"
+        " { s = Slice<starts=[1], ends=[5], axes=[1]>(u) c = Concat<axis=1>(s, x) h = MatMul(c, W) y = Relu(h) }"
+    )
+    model = parser.parse_model(f'<ir_version: 4, opset_import: ["" : {opset}]> g {text}')
+    weights = np.random.default_rng(0).standard_normal((7, 4), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weights, "W"))
+    return model
+
+
+def test_an_old_operator_set_is_converted_and_the_summary_says_so(tmp_path: Path, capsys, monkeypatch) -> None:
+    onnx.save(old(), tmp_path / "in.onnx")
+    report = tmp_path / "report.json"
+    monkeypatch.chdir(tmp_path)
+    given = ["in.onnx", "out.onnx", "--user", "u", "--item", "x", "--report", "report.json"]
+    assert run(["optimize", *given]) == 0
+    said = capsys.readouterr()
+    assert f"operator set 9 was converted to {TARGET}" in said.out + said.err
+    (note,) = json.loads(report.read_text())["notes"]
+    assert "onnx's converter" in note
+    written = onnx.load(tmp_path / "out.onnx")
+    assert [o.version for o in written.opset_import] == [TARGET]
+
+
+def test_the_outputs_are_those_of_the_source() -> None:
+    source = old()
+    done = mari_onnx.optimize(source, SIDES)
+    assert done.changed
+    assert source.opset_import[0].version == 9, "the source was written to"
+    rng = np.random.default_rng(1)
+    u, x = rng.standard_normal((1, 6), np.float32), rng.standard_normal((5, 3), np.float32)
+    want, have = (
+        onnxruntime.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feed)[0]
+        for m, feed in ((source, {"u": np.repeat(u, 5, axis=0), "x": x}), (done.model, {"u": u, "x": x}))
+    )
+    np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-6)
+
+
+def test_functions_are_inlined_before_the_converter_drops_them() -> None:
+    model = old()
+    model.ir_version = 8
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    body = [helper.make_node("Relu", ["a"], ["b"])]
+    model.functions.append(helper.make_function("own", "Act", ["a"], ["b"], body, [helper.make_opsetid("", 9)]))
+    model.graph.node[-1].CopyFrom(helper.make_node("Act", ["h"], ["y"], domain="own"))
+    made = upgraded(model)
+    assert made.failed is None
+    assert [n.op_type for n in made.model.graph.node][-1] == "Relu"
+
+
+def test_what_the_converter_cannot_do_is_the_reason() -> None:
+    model = old()
+    model.graph.node[-1].op_type = "Upsample"  # of the scales that it needs there are none
+    made = upgraded(model)
+    assert made.model is model
+    assert "onnx's converter cannot bring operator set 9 to 13" in (made.failed or "")
+
+
+def test_a_model_that_is_new_enough_is_left_alone() -> None:
+    model = old(11)
+    assert upgraded(model).model is model
+    assert upgraded(model).note is None
