@@ -254,7 +254,8 @@ def _table() -> None:
     _rows("Pad", f.MOVES | f.FILLS | f.KEEPS_NAN, flops=0.0)
     _rows("Trilu", f.MOVES | f.FILLS, flops=0.0)
     _rows("Concat", f.JOINS | f.TOTAL | f.KEEPS_NAN, flops=0.0)
-    _rows("Compress Unique ScatterElements ScatterND Scatter SplitToSequence ConcatFromSequence "
+    _rows("Compress", part, flops=0.0)
+    _rows("Unique ScatterElements ScatterND Scatter SplitToSequence ConcatFromSequence "
           "SequenceConstruct SequenceAt", flops=0.0)  # fmt: skip
     _rows("Shape Size", f.SIZES | f.FREE | f.CARRIES | f.TOTAL, flops=0.0)
     _rows("Constant", f.FREE | f.TOTAL, flops=0.0)
@@ -287,7 +288,7 @@ def _table() -> None:
     _rows("ReduceLogSum", reduces, flops=slow + 1, per_input=True, neutral=0.0)
     _rows("ReduceLogSumExp", reduces | f.STEEP, flops=slow + 1, per_input=True, neutral=-math.inf)
     _rows("ArgMax ArgMin", f.SATURATES, per_input=True)
-    _rows("CumSum", f.KEEPS_NAN, per_input=True)
+    _rows("CumSum CumProd", f.KEEPS_NAN, per_input=True)
     _rows("TopK", f.SATURATES, flops=4.0, per_input=True)
     weights = f.ROWS | f.SOFTMAX | f.STEEP | f.KEEPS_NAN
     _rows("Softmax", weights | f.NONNEGATIVE | f.SATURATES, flops=slow + 4, per_input=True, price=25.0, bound=1.0,
@@ -351,7 +352,7 @@ def _table() -> None:
 
 WITHOUT = {
     STANDARD: """
-        BitCast BlackmanWindow CausalConvWithState CenterCropPad CumProd Det DynamicQuantizeLinear HammingWindow If
+        BitCast BlackmanWindow CausalConvWithState CenterCropPad Det DynamicQuantizeLinear HammingWindow If
         LinearAttention MelWeightMatrix NegativeLogLikelihoodLoss OptionalGetElement OptionalHasElement
         RegexFullMatch STFT SequenceErase SequenceLength SequenceMap SoftmaxCrossEntropyLoss StringConcat
         StringSplit SwiGLU TensorScatter""",

@@ -38,7 +38,7 @@ LENGTHS = {"R": 2, "T": 4}
 
 @dataclass(frozen=True)
 class Input:
-    """``shape`` has "N" on the candidate axis; ``high``: integers below it, None: floats."""
+    """An input of a test graph: "N" in the shape is the candidate axis. high: integers below it; None: floats."""
 
     side: str | None
     shape: Shape
@@ -101,6 +101,7 @@ class Graph:
         return name
 
     def const(self, value: Any, dtype: type | None = None) -> str:
+        """A constant: integers are of int64, floats of the graph's type, unless a type is given."""
         array = np.asarray(value)
         if dtype is not None or array.dtype.kind == "f":
             array = array.astype(dtype or self.dtype)
@@ -465,7 +466,8 @@ def lifted(g: Graph, result: Rewrite | None = None, per_candidate: int | None = 
     result = result or check(g)
     assert result.changed, f"the model was left as it is: {result.reason}"
     again = repeated(g, result)
-    assert not again, f"computed again for each candidate, though they read the user's inputs alone: {', '.join(again)}"
+    why = "".join(f"\n  {r.op} {r.name!r} was only copied: {r.reason}" for r in result.nodes if r.rule == "default")
+    assert not again, f"computed again for each candidate, though they read user inputs only: {', '.join(again)}{why}"
     if per_candidate is not None:
         each = macs_each(g, result)
         assert each == per_candidate, (
@@ -488,6 +490,14 @@ def actions(result: Rewrite) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for report in result.nodes:
         found.setdefault(report.op, []).append(report.action)
+    return found
+
+
+def reasons(result: Rewrite) -> dict[str, list[str]]:
+    """Reasons by operator of the source; "" for a node that has none."""
+    found: dict[str, list[str]] = {}
+    for report in result.nodes:
+        found.setdefault(report.op, []).append(report.reason or "")
     return found
 
 

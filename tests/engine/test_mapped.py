@@ -40,10 +40,11 @@ def _along(op: str, **attrs: object) -> Callable[[Draw, Graph], str]:
     return make
 
 
-def _cumsum(draw: Draw, g: Graph) -> str:
+def _cumulative(draw: Draw, g: Graph) -> str:
     shape = shapes(draw)
     attrs = {k: draw(st.integers(0, 1)) for k in ("exclusive", "reverse")}
-    return g.CumSum(tensor(draw, g, shape, 2), g.const(_axis(draw, shape)), **attrs)
+    op = g.CumProd if g.opset >= 26 and draw(st.booleans()) else g.CumSum
+    return op(tensor(draw, g, shape, 2), g.const(_axis(draw, shape)), **attrs)
 
 
 def _topk(draw: Draw, g: Graph) -> str:
@@ -139,14 +140,14 @@ def _elements(draw: Draw, g: Graph) -> str:
 
 
 ROOTS = [
-    _along("Hardmax"), _along("Softmax"), _cumsum, _topk, _topk_of_candidates, _arg, _one_hot,
+    _along("Hardmax"), _along("Softmax"), _cumulative, _topk, _topk_of_candidates, _arg, _one_hot,
     _trilu, _pad, _conv, _pool, _recurrent, _det, _elements,
 ]  # fmt: skip
 
 
 @st.composite
 def mapped(draw: Draw) -> Graph:
-    g = draw(starts(opsets=(13, 17, 18, 20)))
+    g = draw(starts(opsets=(13, 17, 18, 20, 26)))
     for _ in range(draw(st.integers(1, 2))):
         g.output(g.Sin(draw(st.sampled_from(ROOTS))(draw, g)))
     return g.output(g.Sin(g.item(2)))
@@ -170,14 +171,15 @@ def test_a_recurrent_network_over_the_users_history() -> None:
 
 @pytest.mark.parametrize(
     "op",
-    ["TopK", "CumSum", "ArgMax", "Conv", "MaxPool", "OneHot", "Trilu", "Pad", "GatherElements"],
+    ["TopK", "CumSum", "CumProd", "ArgMax", "Conv", "MaxPool", "OneHot", "Trilu", "Pad", "GatherElements"],
 )
 def test_the_users_part_runs_on_one_row(op: str) -> None:
-    g = Graph()
+    g = Graph(26 if op == "CumProd" else 18)
     u = g.Relu(g.user(3, 4))
     y = {
         "TopK": lambda: g.nodes_of("TopK", [u, g.const([2])], 2, axis=-1)[0],
         "CumSum": lambda: g.CumSum(u, g.const(1)),
+        "CumProd": lambda: g.CumProd(u, g.const(1)),
         "ArgMax": lambda: g.Cast(g.ArgMax(u, axis=2), to=11),
         "Conv": lambda: g.Cos(g.reshape(g.Transpose(u, perm=[0, 2, 1]), -1, 3, 4)),
         "MaxPool": lambda: g.MaxPool(u, kernel_shape=[2]),
@@ -199,18 +201,19 @@ def test_the_users_part_runs_on_one_row(op: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "op", ["Softmax", "TopK", "CumSum", "ArgMax", "Hardmax", "Pad", "Trilu", "ReverseSequence"]
+    "op", ["Softmax", "TopK", "CumSum", "CumProd", "ArgMax", "Hardmax", "Pad", "Trilu", "ReverseSequence"]
 )
 @pytest.mark.parametrize("whole", [True, False])
 def test_along_the_candidates_all_rows_are_seen(op: str, whole: bool) -> None:
     """On [u|x] and on u alone: equal rows still count N times."""
-    g = Graph()
+    g = Graph(26 if op == "CumProd" else 18)
     u, x = g.Relu(g.user(3)), g.item(2)
     t = g.Concat(u, x, axis=1) if whole else u
     y = {
         "Softmax": lambda: g.Softmax(t, axis=0),
         "TopK": lambda: g.nodes_of("TopK", [t, g.const([1])], 2, axis=0)[0],
         "CumSum": lambda: g.CumSum(t, g.const(-2)),
+        "CumProd": lambda: g.CumProd(t, g.const(0)),
         "ArgMax": lambda: g.Cast(g.ArgMax(t, axis=0), to=11),
         "Hardmax": lambda: g.Hardmax(t, axis=0),
         "Pad": lambda: g.Pad(t, g.const([1, 0, 0, 0])),

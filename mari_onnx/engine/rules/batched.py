@@ -31,9 +31,9 @@ def _softmax(ctx: Context) -> list[Through]:
     return _all_but(ctx, [ctx.attr("axis", -1)])
 
 
-@mapped("CumSum")
-def _cumsum(ctx: Context) -> list[Through]:
-    """All axes but the one that is summed along. Refuses a computed axis."""
+@mapped("CumSum", "CumProd")
+def _cumulative(ctx: Context) -> list[Through]:
+    """All axes but the one along which it adds or multiplies. Refuses a computed axis."""
     axis = ctx.ints(1)
     if axis is None:
         raise Decline("the axis is computed at run time")

@@ -1,4 +1,4 @@
-"""Ranges and positions of an axis: Slice, Split, and what Gather with constant indices picks.
+"""Ranges and positions of an axis: Slice, Split, Compress, and what Gather with constant indices picks.
 
 Of a `Cat` each range keeps the parts that it covers, and nothing is written. Bounds of a dynamic axis count from its
 ends; where a short one may lack some of the range, only the run tells how long the result is.
@@ -17,7 +17,7 @@ from mari_onnx.engine.ir.forms import has_cheaper_form
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Group, Leaf, Value, is_const
 from mari_onnx.engine.rule import Context, normal, rule
 from mari_onnx.engine.rules.structure import regroup
-from mari_onnx.model.dims import Dim, Size, divide
+from mari_onnx.model.dims import Dim, Size, divide, product
 
 HUGE = 10**9
 """A bound of a Slice from here on means "to the end": exporters write INT_MAX, INT64_MAX, or (tf2onnx) 10^9."""
@@ -138,6 +138,29 @@ def positions(ctx: Context, x: Value, at: int, places: Sequence[int], drop: bool
         body = take(ctx.b, body, axis, list(places), new)
     middle: list[Group] = [] if drop else [(new,) if new else ()]
     return ctx.value([*x.known[:at], *middle, *x.known[at + 1 :]], body, x.dtype)
+
+
+@rule("Compress")
+def compress(ctx: Context) -> list[Value]:
+    """The positions where a constant condition is true: Compress(x, c) = Gather(x, [i for i if c[i]]).
+
+    Without an axis x is flattened first. The condition may be shorter than the axis: the rest is left out. Refuses a
+    condition that is computed, and a dynamic dimension: a condition that is longer is cut short by some runtimes.
+    """
+    x, condition = ctx.input(0), ctx.array(1)
+    if condition is None:
+        raise Decline("the condition is computed at run time")
+    at = ctx.attr("axis")
+    if at is None:
+        x, at = regroup(ctx, x, [product(x.shape)]), 0
+    at = normal(at, x.rank)
+    size = x.shape[at]
+    if not isinstance(size, int):
+        raise Decline(f"positions of the dynamic dimension {size}")
+    places = [int(i) for i in np.flatnonzero(condition)]
+    if places and places[-1] >= size:
+        raise Decline(f"position {places[-1]} of a dimension of {size}")
+    return [positions(ctx, x, at, places)]
 
 
 @rule("Split")
