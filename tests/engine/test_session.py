@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import onnx
 import pytest
 from onnx import TensorProto
 
@@ -14,7 +15,7 @@ from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import absorbing, form_of, settle, with_form, without_alternatives
 from mari_onnx.engine.ir.value import Axis, Leaf, Sum
 from mari_onnx.engine.session import Session
-from tests.engine.graphs import Graph, check
+from tests.engine.graphs import Graph, N, check
 
 
 def test_no_state_is_hidden() -> None:
@@ -85,3 +86,15 @@ def test_one_module_changes_alternatives() -> None:
             if isinstance(node, ast.Attribute) and node.attr == "alternatives" and isinstance(node.ctx, ast.Store):
                 changed.add(f"{file.parent.name}/{file.name}")
     assert changed == {"ir/forms.py", "ir/value.py"}  # value: a tensor begins without any
+
+
+def test_the_same_graph_comes_out_wherever_axes_lie_in_memory() -> None:
+    """A sum over two dynamic axes of what varies along neither: their sizes are multiplied in the order of the axes."""
+    texts, kept = set(), []
+    for count in range(40):
+        kept.append([Axis(3) for _ in range(count * 7 % 11)])
+        g = Graph(18)
+        x = g.input("item", N, "T", "R", 2)
+        zero = g.Expand(g.user(1, 1, 2), g.Shape(x))
+        texts.add(onnx.printer.to_text(check(g.output(g.reduce("Sum", zero, [1, 2])), counts=(3,)).model.graph))
+    assert len(texts) == 1

@@ -28,7 +28,21 @@ from mari_onnx.engine.axes.select import coalesce, take
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import form_of, has_cheaper_form
-from mari_onnx.engine.ir.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, Tensor, axes_of, is_const, rename, within
+from mari_onnx.engine.ir.value import (
+    Axis,
+    Body,
+    Cat,
+    Leaf,
+    Part,
+    Prod,
+    Sum,
+    Tensor,
+    axes_of,
+    in_order,
+    is_const,
+    rename,
+    within,
+)
 from mari_onnx.model.ops import Fact, having, row
 from mari_onnx.model.tensors import FLOATS
 
@@ -324,7 +338,7 @@ def _lost(
     if not gone:
         return _expand(b, x, y, k, outer, depth, order)
     scale = 1
-    for a in gone:
+    for a in in_order(gone):
         if not isinstance(a.size, int):
             total = cast_size(b, a, dtype_of(y))
             outer = (*outer, Leaf(total, ()))

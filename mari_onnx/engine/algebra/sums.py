@@ -26,6 +26,7 @@ from mari_onnx.engine.ir.value import (
     Sum,
     Tensor,
     axes_of,
+    in_order,
     rename,
     rows_first,
     within,
@@ -299,7 +300,7 @@ def times(b: Builder, body: Body, factor: float) -> Body:
 def repeat(b: Builder, body: Body, axes: frozenset[Axis]) -> Body:
     """The sum over axes on which the body does not vary: a multiplication by their length."""
     scale: float = 1
-    for a in axes:
+    for a in in_order(axes):
         if isinstance(a.size, int):
             scale *= a.size
         else:

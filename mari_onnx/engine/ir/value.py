@@ -15,7 +15,8 @@ Transpose, Reshape, Expand, Squeeze and Unsqueeze only regroup axes; no body cha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -27,15 +28,24 @@ from mari_onnx.model.dims import Size, product
 
 
 class Axis:
-    """An atomic axis: an identity with a size (never the integer 1)."""
+    """An atomic axis: an identity with a size (never the integer 1).
 
-    __slots__ = ("__weakref__", "size")
+    number: of its making, so that a set of axes can be gone through in the same order in every run (`in_order`).
+    """
+
+    __slots__ = ("__weakref__", "number", "size")
+    _numbers = itertools.count()
 
     def __init__(self, size: Size):
-        self.size = size
+        self.size, self.number = size, next(Axis._numbers)
 
     def __repr__(self) -> str:
         return f"<{self.size}:{id(self) & 0xFFF:x}>"
+
+
+def in_order(axes: Iterable[Axis]) -> list[Axis]:
+    """Axes in the order in which they were made: whatever writes nodes for a set of axes goes through it so."""
+    return sorted(axes, key=lambda axis: axis.number)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mari_onnx.engine.axes.blockwise import zip_bodies
 from mari_onnx.engine.axes.select import coalesce
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
-from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Group, Leaf, Value, axes_of, within
+from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Group, Leaf, Value, axes_of, in_order, within
 from mari_onnx.engine.rule import Context, normal, rule
 from mari_onnx.model.dims import product
 from mari_onnx.model.tensors import FLOATS, INDICES
@@ -118,7 +118,7 @@ def mean(b: Builder, body: Body, k: frozenset[Axis], order: list[Axis]) -> Body:
     if isinstance(size, int):
         share: Body = Leaf(b.const(1.0 / size, dtype), ())
     else:
-        count = [cast_size(b, a, dtype) for a in varies]
+        count = [cast_size(b, a, dtype) for a in in_order(varies)]
         tensor = count[0]
         for other in count[1:]:
             tensor = emit.binary(b, "Mul", tensor, other)
