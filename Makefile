@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest fuzz same limits kills models interop bench bench-gpu audit pins wheel clean
+.PHONY: help demo test lint types pytest fuzz same limits reached steady kills models interop bench bench-gpu audit pins wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -46,6 +46,12 @@ same: $(STAMPS)/test ## compare what this checkout writes with what BASE=COMMIT 
 
 limits: $(STAMPS)/test ## time and memory of graphs as large, wide and deep as they get; docs/reliability.md
 	$(BIN)/python -m benchmarks.limits $(ARGS)
+
+reached: $(STAMPS)/test ## what the default check reaches of the sample models; docs/parity.md
+	$(BIN)/python -m benchmarks.parity.coverage $(ARGS)
+
+steady: $(STAMPS)/test ## 20 checks of two models, with and without four processes that burn the processors
+	$(BIN)/python -m benchmarks.parity.steady $(ARGS)
 
 kills: $(STAMPS)/test ## 200 runs ended, 200 killed, 200 writers killed, each at a random moment
 	MARI_ONNX_KILLS=200 $(BIN)/python -m pytest -q -s tests/test_cli.py tests/test_files.py -k "run_that_is or a_kill_leaves"

@@ -15,12 +15,12 @@ from mari_onnx.cli.main import run
 from mari_onnx.errors import ModelError, ProviderError, UsageError
 from mari_onnx.model.load import read
 from mari_onnx.model.signature import signature
+from mari_onnx.parity.work import work
 from mari_onnx.sides.resolve import Sides, resolve, side_file_beside
 from mari_onnx.timing import interleaved, measure, memory, peers, plot
 from mari_onnx.timing.clock import Timing
 from mari_onnx.timing.floor import NoFloor, floor
 from mari_onnx.timing.measure import FLOOR, OURS, Variant, draw, variants_of
-from mari_onnx.timing.work import work
 from tests import tiny
 
 MODELS = Path(__file__).parents[1] / "models"

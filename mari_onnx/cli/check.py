@@ -67,7 +67,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
     default=10_000,
     show_default=True,
     metavar="K",
-    help="At most so many further requests (and about a second a run), to meet every id.",
+    help="At most so many further requests, to reach what the drawn ones do not.",
 )
 @click.option("--extremes", is_flag=True, help="Also draw floats of 0, 1e-6, 1e3 and 1e4.")
 @provider_option

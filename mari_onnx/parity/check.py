@@ -25,6 +25,8 @@ from mari_onnx.errors import (
 )
 from mari_onnx.model.signature import Input, Signature, signature
 from mari_onnx.parity import float64
+from mari_onnx.parity.coverage.guide import Guide
+from mari_onnx.parity.coverage.watch import Watch
 from mari_onnx.parity.domains.domains import domains as domains_of
 from mari_onnx.parity.judge import metrics, values
 from mari_onnx.parity.judge.rounding import Rounding, rounding
@@ -92,6 +94,7 @@ class _Check:
         self.names = {k: _name(m, k) for k, m in models.items()}
         self.result = CheckResult(self.names["source"], self.names["optimized"], settings)
         loaded, other = float64.light(source), float64.light(optimized)
+        self.loaded = {"source": loaded, "optimized": other}
         self.signatures = {"source": signature(loaded), "optimized": signature(other)}
         self.sides = (
             sides if sides is not None else find_sides([source, optimized], [loaded, other])
@@ -134,13 +137,8 @@ class _Check:
         self.result.doubts = [] if recorded else unseen_tags(self.signatures["source"], self.sides)
         if self.result.failures:
             return
-        exact, *seconds = self.phases.exact(requests)
-        covering = []
-        if drawing:
-            covering = self.plan.covering(*seconds) + self._steep(providers[0])
-            self.result.coverage = self.plan.drawer.coverage()
-            self.result.values = self.plan.drawer.meeting.report()
-            self.result.notes += _unmet(self.result.values)
+        exact = self.phases.exact(requests)
+        covering = self._explore(requests, drawing, providers[0])
         exact += [None] * len(covering)
         for provider in providers:
             before = self.result.mark()
@@ -157,6 +155,7 @@ class _Check:
                 continue
             self.result.providers.append(provider)
         self._compared(requests)
+        self._reached([r for r in requests + covering if id(r) not in self._refused])
 
     def _on(
         self,
@@ -181,7 +180,9 @@ class _Check:
             f"the optimized model answers the same request differently each time: output {n} ({provider})"
             for n in names
         ]
-        self._left_out(covering, on.outputs[len(requests) :])
+        further = on.outputs[len(requests) :]
+        self._left_out(covering, further)
+        on.outputs[len(requests) :] = further
         self._settle(everything, exact, on, runs["on"])
         self._compare(provider, everything, len(requests), exact, [off, on], runs)
 
@@ -308,6 +309,29 @@ class _Check:
                 what = "was compared on no request" if each.compared == 0 else "is NaN wherever it was compared"
                 self.result.cannot_compare.append(f"output {each.name} {what} ({each.provider})")
 
+    def _explore(self, requests: Sequence[draw.Request], drawing: bool, provider: str) -> list[draw.Request]:
+        """Further requests; where none are drawn, it is measured what recorded ones reach."""
+        self.phases.progress("coverage", 0, 1)
+        self.watch = Watch(self.loaded, self.settings.threads)
+        if not drawing:
+            for request in requests:
+                self.watch.look(request)
+            return []
+        guide = Guide(self.plan, self.watch)
+        found = guide.explore(requests)
+        self.result.coverage = self.plan.drawer.coverage()
+        self.result.values = self.plan.drawer.meeting.report()
+        self.result.notes += _unmet(self.result.values)
+        self.result.failures += guide.faults
+        self.result.notes += guide.notes
+        self.result.reached.tries, self.result.reached.kept = guide.tries, len(found)
+        return found + self._steep(provider)
+
+    def _reached(self, requests: Sequence[draw.Request]) -> None:
+        """What all requests together reached, of which the source runs on each."""
+        tries, kept = self.result.reached.tries, self.result.reached.kept
+        self.result.reached = replace(self.watch.report(requests, self.layout.lengths), tries=tries, kept=kept)
+
     def _steep(self, provider: str) -> list[draw.Request]:
         """Requests with large numbers on which the source stays finite."""
         given = self.plan.steep()
@@ -335,11 +359,13 @@ class _Check:
         for place, (mine, theirs) in enumerate(
             zip(source.outputs, optimized.outputs, strict=False)
         ):
+            if requests[place].empty:  # onnxruntime may end the process; nothing of it was tried in float64
+                continue
             if exact[place] is None and isinstance(mine, list) and isinstance(theirs, list):
                 apart.append((metrics.furthest(mine, theirs), place))
         places = [place for far, place in sorted(apart, reverse=True)[:_SETTLED] if far > 0]
         if places:
-            found, *_ = self.phases.exact([requests[place] for place in places])
+            found = self.phases.exact([requests[place] for place in places])
             for place, outputs in zip(places, found, strict=True):
                 exact[place] = outputs
 
@@ -420,15 +446,22 @@ class _Check:
             )
         return result
 
-    def _left_out(self, covering: Sequence[draw.Request], outputs: Sequence[Any]) -> None:
-        """Notes those requests for further ids and numbers that the source itself refuses."""
-        refused = [(r, o) for r, o in zip(covering, outputs, strict=False) if isinstance(o, MariError)]
-        if refused and not self._refused:
+    def _left_out(self, covering: Sequence[draw.Request], outputs: list[Any]) -> None:
+        """Leaves out further requests that the source itself refuses, and variations of which it makes NaN or
+        infinity, as no drawn request does; notes those for ids and numbers."""
+        refused = {id(r) for r, o in zip(covering, outputs, strict=False) if isinstance(o, MariError)}
+        meeting = [(r, o) for r, o in zip(covering, outputs, strict=False) if r.further == "ids"]
+        lost = [(r, o) for r, o in meeting if id(r) in refused]
+        if lost and not self._refused:
             self.result.notes.append(
-                f"the source itself fails on {len(refused)} of {len(covering)} requests that meet further ids and "
-                f"numbers, which are left out: {first_line(refused[0][1])}"
+                f"the source itself fails on {len(lost)} of {len(meeting)} requests that meet further ids and "
+                f"numbers, which are left out: {first_line(lost[0][1])}"
             )
-        self._refused.update(id(r) for r, _ in refused)
+        for place, request in enumerate(covering):
+            if request.further == "varied" and place < len(outputs) and not _is_finite(outputs[place]):
+                outputs[place] = ModelError("the source makes NaN or infinity of a variation", "")
+                refused.add(id(request))
+        self._refused.update(refused)
 
     def _dump(self, request: draw.Request, output: str) -> str:
         folder = Path(os.fspath(self.settings.dump or "."))
@@ -493,4 +526,6 @@ def _has_nan(outputs: Any) -> bool:
 
 
 def _is_finite(outputs: Any) -> bool:
-    return all(bool(np.isfinite(metrics.wide(o)).all()) for o in outputs if o.dtype.kind not in "biuOSU")
+    return isinstance(outputs, MariError) or all(
+        bool(np.isfinite(metrics.wide(o)).all()) for o in outputs if o.dtype.kind not in "biuOSU"
+    )

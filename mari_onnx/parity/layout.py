@@ -19,6 +19,9 @@ class Layout:
         axis: the candidate axis; 1 where nothing is tagged and the graph has the `[R, N, ...]`
             layout.
         fixed_n: the only N that the graph takes, or None.
+        whole: user-side inputs without a candidate axis, or with a dimension of their own in its place.
+        free: names of free dimensions; `lengths` those of them that are no number of requests, which is `requests`
+            (before the candidates, as in the `[R, N, ...]` layout), or None.
     """
 
     def __init__(self, signature: Signature, sides: Sides):
@@ -33,11 +36,18 @@ class Layout:
             at = [
                 i.shape[self.axis]
                 for i in signature.inputs
-                if self.tagged(i.name) and len(i.shape) > self.axis
+                # Behind axis 0 a user's input may have a dimension of its own there, such as its history.
+                if self.tagged(i.name) and len(i.shape) > self.axis and not (self.axis and self.is_user(i.name))
             ]
             self._candidates = {d for d in at if isinstance(d, str)}
         self.fixed_n = self._fixed()
         self.free = self._free_symbols()
+        first = [i.shape[0] for i in signature.inputs if self.axis == 1 and i.shape]
+        self.requests = next((name for name in self.free if name in first), None)
+        self.whole = frozenset(
+            i.name for i in signature.inputs if self.is_user(i.name) and not self.has_candidates(i)
+        )
+        self.lengths = [name for name in self.free if name != self.requests]
 
     def tagged(self, name: str) -> bool:
         return name in self.sides.inputs or name in self.sides.columns
@@ -58,15 +68,22 @@ class Layout:
         named = any(d in self._candidates for d in shape) or (len(shape) > self.axis and shape[self.axis] is None)
         return bool(shape) and self.fixed_n is None and not named
 
+    def has_candidates(self, each: Input) -> bool:
+        """Whether the candidate axis of a tagged input is the candidates'. In the `[R, N, ...]` layout only its name
+        tells that of a user's input, as in the engine."""
+        if not self.tagged(each.name) or len(each.shape) <= self.axis:
+            return False
+        return not (self.axis and self.is_user(each.name)) or each.shape[self.axis] in self._candidates
+
     def shape(self, each: Input, n: int, free: Mapping[str, int]) -> tuple[int, ...]:
         """The concrete shape of an input for N = n; user inputs have one row."""
         found = []
         for index, dim in enumerate(each.shape):
-            if index == self.axis and self.tagged(each.name):
+            if index == self.axis and self.has_candidates(each):
                 found.append(1 if self.is_user(each.name) else n)
             elif isinstance(dim, int):
                 found.append(dim)
-            elif dim in self._candidates or (dim is None and index == self.axis):
+            elif dim in self._candidates or (dim is None and index == self.axis and not self.is_user(each.name)):
                 found.append(n)
             else:
                 found.append(free[_symbol(each, index)])
@@ -77,7 +94,7 @@ class Layout:
         found = {}
         for each in self.signature.inputs:
             shape = list(self.shape(each, n, free))
-            if self.is_user(each.name) and len(shape) > self.axis and each.shape[self.axis] != 1:
+            if self.is_user(each.name) and self.has_candidates(each) and each.shape[self.axis] != 1:
                 shape[self.axis] = n
             found[each.name] = tuple(shape)
         return found
@@ -106,7 +123,7 @@ class Layout:
         literal = [
             i.shape[self.axis]
             for i in self.signature.inputs
-            if len(i.shape) > self.axis and (self.tagged(i.name) or len(i.shape) > 1)
+            if len(i.shape) > self.axis and (self.has_candidates(i) if self.tagged(i.name) else len(i.shape) > 1)
         ]
         numbers = [d for d in literal if isinstance(d, int)]
         tagged = [
@@ -125,7 +142,8 @@ class Layout:
         found: dict[str, None] = {}
         for each in self.signature.inputs:
             for index, dim in enumerate(each.shape):
-                at_axis = index == self.axis and (self.tagged(each.name) or dim is None)
+                free = dim is None and not self.is_user(each.name)
+                at_axis = index == self.axis and (self.has_candidates(each) or free)
                 if not isinstance(dim, int) and dim not in self._candidates and not at_axis:
                     found[_symbol(each, index)] = None
         return list(found)

@@ -6,7 +6,6 @@ So a large model is never in memory more than once (in float64: twice).
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,11 +111,9 @@ class Phases:
             )
         return Runs(found, [n for n in names if n in more])
 
-    def exact(self, requests: Sequence[Request]) -> tuple[list[list[np.ndarray] | None], float, float]:
-        """The float64 outputs of the source, the median seconds of a run of the fewest candidates,
-        and the seconds a candidate of the most."""
+    def exact(self, requests: Sequence[Request]) -> list[list[np.ndarray] | None]:
+        """The float64 outputs of the source; None where there are none."""
         found: list[list[np.ndarray] | None] = []
-        times: dict[int, list[float]] = {}
         outputs = self.signatures["source"].outputs
         try:
             with float64.float64(self.models["source"], threads=self.result.settings.threads) as model:
@@ -124,9 +121,7 @@ class Phases:
                 for index, request in enumerate(requests):
                     self.progress("source, float64", index, len(requests))
                     feed = request.feed(self.signatures["source"].inputs)
-                    begun = time.perf_counter()
                     answer = model.run(feed)
-                    times.setdefault(request.n, []).append(time.perf_counter() - begun)
                     found.append([_wide(a) for a in values.arrays(answer, outputs)])
         except Exception as error:
             if without_room(error):
@@ -139,10 +134,7 @@ class Phases:
                 f"own answers, within {FLOOR_BLIND_ULPS:g} units in the last place of their scale"
             )
             found = [None] * len(requests)
-        if not times:
-            return found, 2e-3, 2e-5
-        medians = {n: float(np.median(seconds)) for n, seconds in times.items()}
-        return found, medians[min(medians)], medians[max(medians)] / max(max(medians), 1)
+        return found
 
 
 def _wide(array: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mari_onnx.errors import CannotCompare, OutputsDiffer
+from mari_onnx.parity.coverage.report import Coverage
 from mari_onnx.parity.judge.metrics import OutputResult
 from mari_onnx.parity.settings import Settings
 
@@ -35,6 +36,7 @@ class CheckResult:
             not drawn.
         coverage: input -> (ids met, ids in all).
         values: input -> (numbers met, numbers in all) that the graph tells apart.
+        reached: what the requests reached in both models, and what not.
         reference: how precise the float64 run was.
         divergence: the first tensor that diverges, where it was looked for.
         failing: requests on which outputs differ most, one for each output that fails and each N it fails at.
@@ -54,6 +56,7 @@ class CheckResult:
     candidates: list[int] = field(default_factory=list)
     coverage: dict[str, tuple[int, int]] = field(default_factory=dict)
     values: dict[str, tuple[int, int]] = field(default_factory=dict)
+    reached: Coverage = field(default_factory=Coverage)
     reference: str = "float64"
     seconds: float = 0.0
     divergence: Divergence | None = None
@@ -131,6 +134,7 @@ class CheckResult:
                 "coverage": {k: {"met": a, "of": b} for k, (a, b) in self.coverage.items()},
                 "values": {k: {"met": a, "of": b} for k, (a, b) in self.values.items()},
                 "providers": self.providers,
+                "reached": self.reached.to_dict(),
                 "failures": self.failures,
                 "cannot_compare": self.cannot_compare,
                 "notes": self.notes,

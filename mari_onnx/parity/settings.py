@@ -23,7 +23,7 @@ class Settings:
         rtol, atol: `|optimized - source| <= atol + rtol * |source|` instead of the tolerance
             from float64.
         multiple: how many times the source's own error is allowed.
-        coverage: at most so many further requests to meet every user-side id.
+        coverage: at most so many further requests, to reach what the drawn ones do not.
         extremes: further requests with floats of 0, 1e-6, 1e3 and 1e4.
         dump: folder for the inputs of the worst request of outputs that fail.
     """

@@ -59,6 +59,8 @@ def _equal(check: Mapping[str, Any], target: str) -> list[Block]:
     blocks: list[Block] = [f"outputs are equal for N = {sizes} on {ran}{recorded}"]
     if "cuda" in check["providers"] and target == "cpu":
         blocks.append("a GPU was found: --target cuda chooses rewrites for it, --target cpu (default) for the CPU")
+    if check["reached"]["text"]:
+        blocks.append(f"coverage: {check['reached']['text']}")
     return blocks + [f"note: {note}" for note in [*check["notes"], *check["doubts"]]]
 
 
@@ -98,6 +100,7 @@ def of_check(result: CheckResult) -> list[Block]:
     lines = [
         f"{result.verdict}{on}: {result.requests} requests{recorded}, N = {numbers}, seed {result.settings.seed}{ids}; "
         f"against {result.reference}; {result.seconds:.1f} s",
+        *([f"coverage: {result.reached}"] if str(result.reached) else []),
         *(f"note: {note}" for note in [*result.notes, *result.doubts]),
         *(f"inputs of the worst request: {o.dumped}" for o in result.outputs if o.dumped),
     ]

@@ -285,7 +285,7 @@ def _difference(a: Any, b: Any) -> float:
 
 def _work(variant: Variant, feed: Mapping[str, np.ndarray], n: int) -> tuple[float, float] | None:
     from mari_onnx.model.load import load
-    from mari_onnx.timing.work import work
+    from mari_onnx.parity.work import work
 
     cost = work(load(variant.path), feed)
     return None if cost is None else (cost.flops / n, cost.bytes / n)

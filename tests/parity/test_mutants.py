@@ -12,12 +12,13 @@ from mari_onnx.parity import check
 from tests.parity import mutants, pairs
 from tests.parity.mutants import mutate
 from tests.parity.pairs import Pair
+from tests.parity.reach import REACH_MUTANTS, REACH_PAIRS
 from tests.parity.reacting import REACTING
 from tests.parity.reacting_mutants import REACTING_MUTANTS
 from tests.parity.typed import TYPED_MUTANTS, TYPED_PAIRS
 
-PAIRS = {**pairs.PAIRS, **REACTING, **TYPED_PAIRS}
-MUTANTS = {**mutants.MUTANTS, **REACTING_MUTANTS, **TYPED_MUTANTS}
+PAIRS = {**pairs.PAIRS, **REACTING, **TYPED_PAIRS, **REACH_PAIRS}
+MUTANTS = {**mutants.MUTANTS, **REACTING_MUTANTS, **TYPED_MUTANTS, **REACH_MUTANTS}
 DOCS = Path(__file__).parents[2] / "docs" / "parity.md"
 
 
@@ -26,10 +27,15 @@ def pair(name: str) -> Pair:
     return PAIRS[name]()
 
 
+def _tries(name: str) -> int:
+    """Fewer requests than by default where they do: most faults show at once."""
+    return 1000 if name in REACH_PAIRS else 300
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_right_models_pass(name: str) -> None:
     right = pair(name)
-    result = check(right.source, right.optimized, right.sides, coverage=300)
+    result = check(right.source, right.optimized, right.sides, coverage=_tries(name))
     assert result.ok, result.reasons
     assert result.reference.startswith("float64")
 
@@ -38,7 +44,7 @@ def test_right_models_pass(name: str) -> None:
 def test_mutants_fail(name: str) -> None:
     base, fault = MUTANTS[name]
     right = pair(base)
-    result = check(right.source, mutate(right.optimized, fault), right.sides, coverage=300)
+    result = check(right.source, mutate(right.optimized, fault), right.sides, coverage=_tries(base))
     assert not result.ok
     assert result.reasons
 

@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from mari_onnx.model.signature import signature
+from mari_onnx.parity import check
 from mari_onnx.parity.domains.domains import Domain, domains
 from mari_onnx.parity.requests.draw import Drawer, Layout
 from mari_onnx.sides.resolve import Sides
@@ -164,3 +165,27 @@ def test_every_id_is_dealt_before_one_comes_twice(seed: int) -> None:
     drawer = Drawer(Layout(signature(g.model()), Sides({"ids": "item"})), found(g.model()), seed)
     assert sorted(drawer.request(37).rows["ids"].tolist()) == list(range(37))
     assert drawer.coverage() == {"ids": (37, 37)}
+
+
+def one_sequence(places: int | str) -> onnx.ModelProto:
+    """A history `[1, T]` of ids and candidates `[1, N]`: each candidate beside the mean of the history."""
+    g = Graph()
+    table = g.weight("table", np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32))
+    one = g.weight("one", np.array([1]))
+    g.op("Gather", [table, g.input("hist", TensorProto.INT64, [1, places])], "past")
+    g.op("ReduceMean", ["past"], "mean", axes=[1], keepdims=1)
+    g.op("Gather", [table, g.input("cand", TensorProto.INT64, [1, "N"])], "each")
+    g.op("ReduceSum", [g.op("Mul", ["mean", "each"], "both"), g.op("Add", [one, one], "two")], "score", keepdims=0)
+    g.output("score", [1, "N"])
+    return g.model()
+
+
+@pytest.mark.parametrize("places", [12, "T"])
+def test_a_history_beside_a_candidate_axis_behind_the_first_is_no_candidate_axis(places: int | str) -> None:
+    model = one_sequence(places)
+    result = check(model, model, Sides({"hist": "user", "cand": "item"}, {}, 1))
+    assert result.ok
+    assert result.candidates == [1, 2, 7, 64, 500]
+    assert result.coverage == {"hist": (300, 300), "cand": (300, 300)}
+    assert result.reached.counts["rows"] == (300, 300)
+    assert result.reached.lengths == (None if places == 12 else (0, 200))

@@ -56,7 +56,7 @@ def test_right_models_pass_on_recorded_and_drawn_requests(file: str) -> None:
     result = check(source, made.model, sides, candidates=(1, 2, 65), count=1, coverage=20)
     assert result.ok, result.reasons
     assert result.reference.startswith("float64")
-    assert not result.notes
+    assert [note for note in result.notes if "N = 0" not in note] == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -72,6 +72,12 @@ class Meeting:
                 dealt += rng.choice(numbers, room - len(dealt)).tolist()
             value.reshape(-1)[rng.permutation(elements)[: len(dealt)]] = dealt
 
+    def mix(self, each: Input, value: np.ndarray, rng: np.random.Generator) -> None:
+        """Overwrites some elements, of any place, by numbers that the graph tells apart there."""
+        for place, elements in self._elements(each.name, self._places.get(each.name, ()), value.shape, None):
+            some = elements[rng.random(elements.size) < rng.random()]
+            value.reshape(-1)[some] = rng.choice(self._numbers[each.name, place], some.size)
+
     def seen(self, each: Input, value: np.ndarray, columns: Sequence[int] | None) -> None:
         """An input's elements are part of a request."""
         places = [p for p in self._places.get(each.name, ()) if self._left[each.name, p]]

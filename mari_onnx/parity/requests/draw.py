@@ -40,6 +40,9 @@ class Request:
         axis: the candidate axis.
         label: where it comes from, for messages.
         edge: what is out of the ordinary about its user, or None.
+        whole: user-side inputs without a candidate axis, or with a dimension of their own in its place.
+        free: sizes of free dimensions.
+        further: why it was drawn beside the check's own: "size", "ids" or "varied"; "" for the check's own.
     """
 
     user: dict[str, np.ndarray]
@@ -49,6 +52,9 @@ class Request:
     axis: int = 0
     label: str = ""
     edge: Edge | None = None
+    free: dict[str, int] = field(default_factory=dict)
+    whole: frozenset[str] = frozenset()
+    further: str = ""
 
     def feed(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
         """Arrays for a graph's inputs (anything with `name` and `shape`): a user input gets its one
@@ -57,14 +63,20 @@ class Request:
         for each in inputs:
             if each.name in self.user:
                 row = self.user[each.name]
-                # one row where the graph takes one, or where there are no rows, as of a scalar
-                once = row.ndim <= self.axis or (len(each.shape) > self.axis and each.shape[self.axis] == 1)
+                # one row where the graph takes one, or where there are no rows, as of a scalar or a history
+                of_graph = each.shape[self.axis] if len(each.shape) > self.axis else None
+                once = of_graph == 1 or row.ndim <= self.axis or each.name in self.whole
                 found[each.name] = row if once else np.repeat(row, self.n, axis=self.axis)
             elif each.name in self.rows:
                 found[each.name] = self.rows[each.name]
             elif each.name in self.literal:
                 found[each.name] = self.literal[each.name]
         return found
+
+    @property
+    def empty(self) -> bool:
+        """Whether it has no candidate, or a free dimension of 0."""
+        return self.n == 0 or 0 in self.free.values()
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All inputs by name, user inputs with one row: what `--dump` writes and `--data` reads."""
@@ -83,7 +95,7 @@ class Drawer:
         self,
         layout: Layout,
         domains: Mapping[str, Domain],
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         positive: bool = False,
         ordinary: bool = True,
     ):
@@ -102,6 +114,7 @@ class Drawer:
         meet: bool = False,
         edge: Edge | None = None,
         alike: bool = False,
+        free: Mapping[str, int] | None = None,
     ) -> Request:
         """One request of n candidates.
 
@@ -111,21 +124,22 @@ class Drawer:
             meet: all else gives way to numbers that the graph tells apart.
             edge: what is out of the ordinary about the user.
             alike: some elements equal those of other inputs that the graph compares them with.
+            free: sizes of free dimensions, where they are not as usual.
         """
+        given = free or {}
         free = {
             name: int(_FREE_LENGTHS[(self._drawn + i) % len(_FREE_LENGTHS)]) if not full else 20
             for i, name in enumerate(self.layout.free)
         }
-        if (
-            self.layout.axis == 1 and self.layout.free
-        ):  # the first free symbol is the number of requests R
-            free[self.layout.free[0]] = 32 if full else 1 + self._drawn % 3
+        if self.layout.requests is not None:
+            free[self.layout.requests] = 32 if full else 1 + self._drawn % 3
         self._drawn += 1
         label = f"seed request {self._drawn} (N={n}{', ' + edge.label if edge else ''})"
-        made = Request({}, {}, n, {}, self.layout.axis, label, edge)
+        made = Request({}, {}, n, {}, self.layout.axis, label, edge, whole=self.layout.whole)
         lengths: dict[tuple[bool, int], np.ndarray] = {}
         if edge is not None:  # long enough to have a first, a last and some in between
             free = {name: max(length, 4) for name, length in free.items()}
+        made.free = free = {**free, **given}
         pool = start(self.domains, self.rng) if edge is not None and edge.repeats else 0
         for each in self.layout.signature.inputs:
             columns = self.layout.sides.columns.get(each.name)

@@ -1,27 +1,30 @@
-"""Which requests a check draws: some of each size, users at the edge, and as many as it takes to meet every id
-and every number that the graph tells apart."""
+"""Which requests a check draws to compare with float64: some of each size, and users at the edge. Further ones are
+`parity.coverage`'s."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from mari_onnx.parity.requests.draw import Drawer, Request
-from mari_onnx.parity.requests.edge_users import Edge, edges
+from mari_onnx.parity.requests.edge_users import edges
 
 if TYPE_CHECKING:
     from mari_onnx.parity.domains.domains import Domains
     from mari_onnx.parity.layout import Layout
     from mari_onnx.parity.settings import Settings
 
-# Seconds that coverage of user-side ids may take, by the time one run took.
-_COVERAGE_SECONDS = 1.0
-_COVERAGE_ITEM_ROWS = 1024
+
 # How much larger floats are in requests that drive Exp and its kind beyond the range of the type.
 _STEEP = (10.0, 100.0, 1000.0, 1e4)
 
 
 class Plan:
-    """Draws the requests of one check."""
+    """Draws the requests of one check.
+
+    Attributes:
+        drawer: deals every id and every number; `other` is for requests that may be dropped again. Both are there
+            once `draw` was called.
+    """
 
     def __init__(self, layout: Layout, domains: Domains, settings: Settings):
         self.layout, self.domains, self.settings = layout, domains, settings
@@ -35,7 +38,9 @@ class Plan:
         """
         fixed = self.layout.fixed_n
         candidates = [n for n in dict.fromkeys(self.settings.counts) if n > 0] if fixed is None else [fixed]
-        self.drawer = Drawer(self.layout, self.domains, self.settings.seed, positive, ordinary)
+        seed = self.settings.seed
+        self.drawer = Drawer(self.layout, self.domains, seed, positive, ordinary)
+        self.other = Drawer(self.layout, self.domains, [seed, 1], positive, ordinary)
         found = [self.drawer.request(n) for n in candidates for _ in range(self.settings.count)]
         if candidates:
             # A few candidates will do: what is out of the ordinary is the user.
@@ -56,37 +61,10 @@ class Plan:
         n = self.layout.fixed_n or 7
         return [self.drawer.request(n, extreme=by) for by in _STEEP]
 
-    def covering(self, seconds: float, row_seconds: float) -> list[Request]:
-        """Further requests, so that every id is met, and every number that the graph tells apart: on the user's side
-        one request each, on the items' in bulk.
-
-        Args:
-            seconds: that a run of the fewest candidates takes; `row_seconds` that a candidate takes.
-        """
-        # Small tables are met whole on a slow machine too; more as time allows.
-        budget = min(self.settings.coverage, _affordable(seconds, 300))
-        found: list[Request] = []
-        fixed, meeting = self.layout.fixed_n, self.drawer.meeting
-        rows = fixed or (_COVERAGE_ITEM_ROWS if self.layout.axis == 0 else 32)
-        bulk = min(self.settings.coverage, _affordable(rows * row_seconds, 8))
-        while len(found) < bulk and self._unmet(False):
-            found.append(self.drawer.request(rows, full=True, meet=True))
-        if len(found) < bulk and meeting.lengths(False):
-            found.append(self.drawer.request(rows, meet=True))
-        for length in meeting.lengths(True)[: max(budget - len(found), 0)]:
-            found.append(self.drawer.request(fixed or 2, edge=Edge(f"a history of {length} entries", length)))
-        while len(found) < budget and self._unmet(True):
-            found.append(self.drawer.request(fixed or 2, full=True, meet=True))
-        return found
-
-    def _unmet(self, user: bool) -> bool:
+    def unmet(self, user: bool) -> bool:
+        """Whether ids or numbers of one side are left to meet."""
         return self._uncovered(user) or self.drawer.meeting.missing(user) > 0
 
     def _uncovered(self, user: bool) -> bool:
         return any(met < rows for met, rows in self.drawer.coverage(user).values())
 
-
-def _affordable(seconds: float, usual: int) -> int:
-    """How many runs of two models fit the time for coverage; `usual` may take four times that."""
-    runs = _COVERAGE_SECONDS / (2 * seconds)
-    return max(int(runs), min(usual, int(4 * runs)), 1)

@@ -151,12 +151,13 @@ def _request(arrays: Mapping[str, np.ndarray], layout: Layout, label: str) -> Re
     missing = [name for name in names if name not in arrays]
     if missing:
         raise UsageError(f"{label}: no values for {', '.join(missing)}")
-    made = Request({}, {}, 0, {}, layout.axis, label)
+    made = Request({}, {}, 0, {}, layout.axis, label, whole=layout.whole)
     counts: dict[str, int] = {}
     for each in layout.signature.inputs:
         array = _typed(each, arrays[each.name], label)
         if layout.is_user(each.name):
-            made.user[each.name] = _one_row(each.name, array, layout.axis, label)
+            once = each.name in layout.whole
+            made.user[each.name] = array if once else _one_row(each.name, array, layout.axis, label)
             continue
         if layout.tagged(each.name):
             made.rows[each.name] = array

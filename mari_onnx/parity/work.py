@@ -19,14 +19,15 @@ _SMALL = 1024
 def work(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> Cost | None:
     """The work of one run on `feed`; None where the shapes of products stay unknown."""
     from mari_onnx.engine.cost.flops import graph_cost
-    from mari_onnx.report.report import PRODUCTS
+    from mari_onnx.model.ops import Fact, having
 
     try:
         shapes = _shapes(model, feed)
     except Exception:  # inference gives up with exceptions of several kinds
         return None
+    products = having(Fact.PRODUCT)
     for node in model.graph.node:
-        if node.op_type in PRODUCTS and node.output[0] not in shapes:
+        if node.op_type in products and node.output[0] not in shapes:
             return None
     return graph_cost(model.graph, shapes)
 

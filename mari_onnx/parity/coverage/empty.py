@@ -1,0 +1,129 @@
+"""Requests without candidates, or with an empty history: tried in a process of its own first.
+
+onnxruntime ends the whole process on some of them (a GRU over nothing), which no exception handler sees. The process is
+started once, serves all checks of this one, and is started again where a model ended it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+    from mari_onnx.parity.requests.draw import Request
+
+# Larger models are not copied for this.
+_BYTES = 64 * 2**20
+
+
+def survived(
+    models: Mapping[str, onnx.ModelProto], requests: Sequence[Request], threads: int = 1
+) -> tuple[list[Request], list[str], list[str]]:
+    """Requests that both models run on, and what is wrong with the optimized model on others that the source runs on.
+
+    Args:
+        models: "source" and "optimized".
+        requests: of which some dimension is 0.
+
+    Returns:
+        Requests that can be compared; faults, one line a request with candidates; notes, one line a request without,
+        for which no answer is wrong.
+    """
+    from mari_onnx import runtime
+    from mari_onnx.model.signature import signature
+
+    if any(runtime.weight_bytes(model) > _BYTES for model in models.values()):
+        return [], [], []
+    kept, faults, notes = [], [], []
+    with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder:
+        paths = {name: Path(folder, f"{name}.onnx") for name in models}
+        for name, model in models.items():
+            with runtime.as_file(model) as made:
+                paths[name].write_bytes(made if isinstance(made, bytes) else Path(made).read_bytes())
+        for request in requests:
+            answers = {}
+            for name, model in models.items():
+                answers[name] = _helper.answer(paths[name], request.feed(signature(model).inputs), threads)
+                if answers[name] != "ran" and name == "source":
+                    break
+            if answers["source"] != "ran":
+                continue
+            if answers["optimized"] == "ran":
+                kept.append(request)
+                continue
+            what = "fails" if answers["optimized"] == "failed" else "ends the process (in onnxruntime)"
+            if request.n:
+                faults.append(f"the optimized model {what} on an empty history, the source does not")
+            else:
+                notes.append(f"the optimized model {what} without candidates (N = 0), the source does not")
+    return kept, list(dict.fromkeys(faults)), list(dict.fromkeys(notes))
+
+
+class _Helper:
+    """The other end of `main`."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def answer(self, path: Path, feed: Mapping[str, np.ndarray], threads: int) -> str:
+        """What a run of a model comes to, with onnxruntime's optimizations off and on: "ran", "failed" or "died"."""
+        import numpy as np
+
+        data = path.with_suffix(".npz")
+        np.savez(data, **{f"_{name}": value for name, value in feed.items()})  # type: ignore[arg-type]
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            print(json.dumps([str(path), str(data), threads]), file=self._process.stdin, flush=True)
+            return self._process.stdout.readline().strip() or self._died()
+        except OSError:
+            return self._died()
+
+    def _died(self) -> str:
+        if self._process is not None:
+            self._process.wait()
+        self._process = None
+        return "died"
+
+
+_helper = _Helper()
+
+
+def main() -> None:
+    """Reads one job a line, `[model, feeds, threads]`, and answers each with a line; ends with its input."""
+    import numpy as np
+
+    from mari_onnx import runtime
+    from mari_onnx.errors import MariError
+
+    sessions: dict[str, list[Any]] = {}
+    for line in sys.stdin:
+        path, data, threads = json.loads(line)
+        try:
+            if path not in sessions:
+                sessions = {k: v for k, v in sessions.items() if Path(k).exists()}
+                sessions[path] = [runtime.session(path, optimize=on, threads=threads) for on in (False, True)]
+            with np.load(data, allow_pickle=True) as arrays:
+                feed = {name[1:]: arrays[name] for name in arrays.files}
+            for made in sessions[path]:
+                runtime.run(made, feed, path)
+            print("ran", flush=True)
+        except MariError:
+            print("failed", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""What is measured of a tensor: which rows, outcomes, sides, keys and branches the requests reached.
+
+A goal looks at tensors of one node in one run and keeps what it has seen; it answers how much of that was new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+# What `Coverage` counts together, in the order in which it is printed.
+KINDS = {
+    "rows": "table rows",
+    "keys": "categories",
+    "outcomes": "comparison outcomes",
+    "bounds": "sides of bounds",
+    "units": "units",
+    "splits": "tree splits",
+    "branches": "branches",
+    "trips": "trips of loops",
+}
+
+
+# By so much a distance has to shrink to count as closer.
+_CLOSER = 0.9
+
+
+class Goal:
+    """Things to meet at one node.
+
+    Args:
+        kind: one of `KINDS`.
+        node: its name, or that of its first output.
+        op: its operator.
+        tensors: what `look` is given, in this order.
+        size: how many things there are to meet.
+
+    Attributes:
+        met: `[size]` booleans, in an order of the goal's own.
+        closer: whether the last run came closer than all before it to something that is not met.
+        same: goals of two nodes, or of two models, with an equal `same` count once.
+    """
+
+    same: tuple[object, ...]
+
+    def __init__(self, kind: str, node: str, op: str, tensors: Sequence[str], size: int):
+        self.kind, self.node, self.op, self.tensors = kind, node, op, tuple(tensors)
+        self.met = np.zeros(size, bool)
+        self.closer = False
+        self._nearest: np.ndarray | None = None
+        self.same = (kind, op, self.tensors, size)
+
+    @property
+    def done(self) -> bool:
+        return bool(self.met.all())
+
+    def look(self, values: Sequence[np.ndarray]) -> int:
+        """How many things one run met for the first time."""
+        self.closer = False
+        if self.done:
+            return 0
+        found = self._found(values)
+        new = int(np.count_nonzero(found & ~self.met))
+        if new:
+            self.met |= found
+        distances = self._distances(values)
+        if distances is not None:
+            if self._nearest is None:
+                self._nearest = distances
+            self.closer = bool((~self.met & (distances < _CLOSER * self._nearest)).any())
+            self._nearest = np.minimum(self._nearest, distances)
+        return new
+
+    def _found(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        raise NotImplementedError
+
+    def _distances(self, values: Sequence[np.ndarray]) -> np.ndarray | None:
+        """How far a run was from each thing; None where that is not known."""
+        return None
+
+    def text(self, at: int) -> str:
+        """One of its things, for people."""
+        raise NotImplementedError
+
+
+class Rows(Goal):
+    """Rows that indices (whole numbers, negative ones from the end) read; lookups in one table count together."""
+
+    def __init__(self, node: str, op: str, table: str, indices: str, rows: int):
+        super().__init__("rows", node, op, [indices], rows)
+        self.same = ("rows", table, rows)
+
+    def _found(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        found = np.zeros(self.met.size, bool)
+        at = values[0].reshape(-1).astype(np.int64)
+        at = np.where(at < 0, at + self.met.size, at)
+        found[at[(at >= 0) & (at < self.met.size)]] = True
+        return found
+
+    def text(self, at: int) -> str:
+        return f"row {at}"
+
+
+class Keys(Goal):
+    """Categories that an operator of `ai.onnx.ml` tells apart, and one that is none of them."""
+
+    def __init__(self, node: str, op: str, tensor: str, keys: Sequence[object]):
+        super().__init__("keys", node, op, [tensor], len(keys) + 1)
+        self._keys = np.array(list(keys), object)
+
+    def _found(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        given = {x.decode() if isinstance(x, bytes) else x for x in np.asarray(values[0]).reshape(-1).tolist()}
+        known = [key in given or (key != key and any(x != x for x in given)) for key in self._keys.tolist()]
+        return np.array([*known, bool(given - set(self._keys.tolist()))])
+
+    def text(self, at: int) -> str:
+        return "a category that is none of them" if at == len(self._keys) else repr(self._keys[at])
+
+
+class Outcomes(Goal):
+    """True and false of a boolean tensor, for each constant that is compared.
+
+    Args:
+        constant: shape of the constant operand; dimensions above 1 are kept apart.
+        operands: numbers that are compared, whose difference is how far an outcome is; none, or two.
+        most: no more constants than this are kept apart.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        node: str,
+        op: str,
+        tensor: str,
+        constant: Sequence[int] = (),
+        operands: Sequence[str] = (),
+        most: int = 256,
+    ):
+        apart = int(np.prod(constant)) if constant else 1
+        self._kept = [k - len(constant) for k, d in enumerate(constant) if d > 1] if 1 < apart <= most else []
+        self._apart = apart if self._kept else 1
+        super().__init__(kind, node, op, [tensor, *operands], 2 * self._apart)
+        self.same = (kind, op, tensor, 2 * self._apart)
+
+    def _found(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        value = values[0].astype(bool)
+        if not self._kept:
+            return np.array([(~value).any(), value.any()])
+        others = tuple(k for k in range(value.ndim) if k - value.ndim not in self._kept)
+        found = [v.any(axis=others).reshape(-1) for v in (~value, value)]
+        if found[0].size != self._apart:
+            return np.zeros(self.met.size, bool)
+        return np.concatenate(found)
+
+    def _distances(self, values: Sequence[np.ndarray]) -> np.ndarray | None:
+        if len(values) < 3 or not values[0].size or values[1].dtype.kind not in "iuf":
+            return None
+        with np.errstate(invalid="ignore", over="ignore"):
+            apart = np.abs(values[1].astype(np.float64) - values[2].astype(np.float64))
+        apart = np.where(np.isnan(apart), np.inf, apart)
+        others = tuple(k for k in range(apart.ndim) if k - apart.ndim not in self._kept)
+        nearest = apart.min(axis=others).reshape(-1) if self._kept else np.array([apart.min()])
+        return np.tile(nearest, 2) if nearest.size == self._apart else None
+
+    def text(self, at: int) -> str:
+        outcome, place = ("false", "true")[at // self._apart], at % self._apart
+        return outcome if self._apart == 1 else f"{outcome} for constant {place}"
+
+
+class Sides(Goal):
+    """Both sides of a bound, for each unit along the last axis.
+
+    Args:
+        bound: a number, or an array that broadcasts against the tensor.
+        units: length of the last axis where units are kept apart, else None.
+        most: of more units so many are looked at, spread evenly.
+    """
+
+    def __init__(
+        self, kind: str, node: str, op: str, tensor: str, bound: np.ndarray, units: int | None, most: int = 256
+    ):
+        self._bound, self._units = bound, units
+        self._step = 1 if units is None else -(-units // most)
+        self._places = np.arange(0, units or 1, self._step)
+        super().__init__(kind, node, op, [tensor], 2 * self._places.size)
+        self.same = (*self.same, bound.tobytes())
+
+    def _found(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        value = values[0]
+        found: list[np.ndarray] = []
+        for side in map(np.asarray, (value < self._bound, value > self._bound)):
+            if self._units is None or not side.ndim or side.shape[-1] != self._units:
+                found.append(np.full(self._places.size, bool(side.any())))
+            else:
+                by_unit = side[..., :: self._step].reshape(-1, self._places.size)
+                found.append(np.asarray(by_unit.any(axis=0)))
+        return np.concatenate(found)
+
+    def _distances(self, values: Sequence[np.ndarray]) -> np.ndarray | None:
+        value = values[0]
+        if not value.size or value.dtype.kind not in "iuf":
+            return None
+        over = value.astype(np.float64) - self._bound
+        if self._units is not None and over.shape[-1] == self._units:
+            over = over[..., :: self._step].reshape(-1, self._places.size)
+            nearest = np.concatenate([over.min(axis=0), -over.max(axis=0)])
+        else:
+            nearest = np.repeat([over.min(), -over.max()], self._places.size)
+        return np.where(np.isfinite(nearest), np.maximum(nearest, 0), np.inf)
+
+    def text(self, at: int) -> str:
+        side = ("below", "above")[at // self._places.size]
+        bound = f"{float(self._bound.reshape(-1)[0]):g}" if self._bound.size == 1 else "the bound"
+        if self.kind == "units":
+            side = ("never off", "never on")[at // self._places.size]
+            return f"unit {self._places[at % self._places.size]} is {side}"
+        unit = "" if self._units is None else f" in place {self._places[at % self._places.size]}"
+        return f"{side} {bound}{unit}"
+
+
+class Trips(Goal):
+    """How often the body of a Loop ran: never, once, more than once."""
+
+    def __init__(self, node: str, tensor: str):
+        super().__init__("trips", node, "Loop", [tensor], 3)
+
+    def _found(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        found = np.zeros(3, bool)
+        found[min(len(values[0]), 2)] = True
+        return found
+
+    def text(self, at: int) -> str:
+        return ("no trip", "one trip", "several trips")[at]
+
+
+class Splits(Goal):
+    """Both ways out of each inner node of a tree ensemble, walked as onnx defines it.
+
+    Args:
+        attributes: of a TreeEnsembleRegressor or TreeEnsembleClassifier, by name.
+        most: of more inner nodes the rest is not counted.
+    """
+
+    def __init__(self, node: str, op: str, tensor: str, attributes: dict[str, Sequence[object]], most: int = 20_000):
+        trees = [int(t) for t in attributes["nodes_treeids"]]  # type: ignore[call-overload]
+        ids = [int(i) for i in attributes["nodes_nodeids"]]  # type: ignore[call-overload]
+        place = {key: at for at, key in enumerate(zip(trees, ids, strict=True))}
+
+        def to(name: str) -> np.ndarray:
+            return np.array([place.get((t, int(i)), 0) for t, i in zip(trees, attributes[name], strict=True)])  # type: ignore[call-overload]
+
+        self._yes, self._no = to("nodes_truenodeids"), to("nodes_falsenodeids")
+        self._feature = np.array(attributes["nodes_featureids"], np.int64)
+        self._value = np.array(attributes["nodes_values"], np.float64)
+        self._mode = np.array([m.decode() if isinstance(m, bytes) else str(m) for m in attributes["nodes_modes"]])
+        missing = attributes.get("nodes_missing_value_tracks_true") or [0] * len(trees)
+        self._missing = np.array(missing, bool)
+        targets = set(self._yes[self._mode != "LEAF"]) | set(self._no[self._mode != "LEAF"])
+        self._roots = [at for at in range(len(trees)) if at not in targets]
+        self._inner = np.flatnonzero(self._mode != "LEAF")[:most]
+        super().__init__("splits", node, op, [tensor], 2 * self._inner.size)
+
+    def _found(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        rows = values[0].reshape(-1, values[0].shape[-1]).astype(np.float64)
+        seen = np.zeros((2, self._mode.size), bool)
+        for root in self._roots:
+            at = np.full(len(rows), root)
+            every = np.arange(len(rows))
+            for _ in range(self._mode.size):
+                inner = self._mode[at] != "LEAF"
+                at, every = at[inner], every[inner]
+                if not at.size:
+                    break
+                given = rows[every, self._feature[at]]
+                true = self._true(given, at) | (np.isnan(given) & self._missing[at])
+                seen[1, at[true]], seen[0, at[~true]] = True, True
+                at = np.where(true, self._yes[at], self._no[at])
+        return seen[:, self._inner].reshape(-1)
+
+    def _true(self, given: np.ndarray, at: np.ndarray) -> np.ndarray:
+        mode, value = self._mode[at], self._value[at]
+        found = np.zeros(at.size, bool)
+        for name, holds in (
+            ("BRANCH_LEQ", given <= value), ("BRANCH_LT", given < value), ("BRANCH_GTE", given >= value),
+            ("BRANCH_GT", given > value), ("BRANCH_EQ", given == value), ("BRANCH_NEQ", given != value),
+        ):  # fmt: skip
+            found |= (mode == name) & holds
+        return found
+
+    def text(self, at: int) -> str:
+        inner = int(self._inner[at % self._inner.size])
+        way = ("false", "true")[at // self._inner.size]
+        return f"{way} at node {inner}: feature {self._feature[inner]} {self._mode[inner]} {self._value[inner]:g}"

@@ -1,0 +1,173 @@
+"""Draws further requests while they reach something new, as a guided fuzzer does.
+
+First sizes, then ids and numbers by the decks that deal them, then variations of requests that reached something. What
+is tried is decided by the seed, the models and what earlier requests reached, and never by a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mari_onnx.parity.coverage import sizes
+from mari_onnx.parity.coverage.budget import Budget, Price
+from mari_onnx.parity.coverage.empty import survived
+from mari_onnx.parity.coverage.vary import Varied
+from mari_onnx.parity.requests.edge_users import Edge
+
+if TYPE_CHECKING:
+    from mari_onnx.parity.coverage.watch import Watch
+    from mari_onnx.parity.requests.draw import Request
+    from mari_onnx.parity.requests.plan import Plan
+
+# Multiply-adds (about 0.03 ns each on a CPU core) that all further requests may cost, in both models.
+BUDGET = 1.2e11
+# Shares of what is left at each step.
+_SIZES, _BULK, _USERS = 0.25, 0.35, 0.8
+# Runs of a model that a request costs: where it is tried, and where it is then compared.
+_TRIED, _COMPARED = 2, 2
+# Tries in a row without anything new after which no more are made.
+_STALE = 128
+# Candidates of requests that meet ids in bulk, and of those that are there for the user or for a length.
+_MANY, _FEW = 1024, 2
+# Lengths of free dimensions beside those that numbers in the graph suggest.
+_LENGTHS = (1, 2, 33, 65, 129, 200)
+
+
+class Guide:
+    """Guides the further requests of one check.
+
+    Args:
+        plan: whose `draw` was called.
+        watch: says what a request reaches.
+
+    Attributes:
+        tries: requests that were tried; `kept` those of them that are compared.
+        faults: what is wrong with the optimized model on requests that cannot be compared; `notes` what is odd.
+    """
+
+    def __init__(self, plan: Plan, watch: Watch):
+        self._plan, self._watch = plan, watch
+        self._price = Price(watch.models["source"])
+        self.tries = 0
+        self.faults: list[str] = []
+        self.notes: list[str] = []
+        self.kept: list[Request] = []
+
+    def explore(self, base: Sequence[Request]) -> list[Request]:
+        """Further requests, each of which reaches something that none before it did.
+
+        Args:
+            base: requests that are compared anyhow.
+        """
+        for request in base:
+            self._watch.look(request)
+        budget = Budget(BUDGET if self._plan.settings.coverage else 0.0)
+        for step, share in ((self._sizes, _SIZES), (self._bulk, _BULK), (self._users, _USERS), (self._vary, 1.0)):
+            part = budget.part(share)
+            step(part, base)
+            budget.back(part)
+        return self.kept
+
+    def _keep(self, request: Request, why: str) -> None:
+        request.further = why
+        self.kept.append(request)
+
+    def _room(self) -> bool:
+        return self.tries < self._plan.settings.coverage
+
+    def _sizes(self, budget: Budget, base: Sequence[Request]) -> None:
+        """N and lengths of 0 and 1, the longest, and around every number that a size meets."""
+        layout, drawer = self._plan.layout, self._plan.other
+        met = sorted({n for model in self._watch.models.values() for n in sizes.met(model)})
+        around = list(dict.fromkeys(m for n in met for m in (n, n + 1)))
+        few = layout.fixed_n or _FEW + 1
+        for length in dict.fromkeys((*_LENGTHS[:1], *around, *_LENGTHS)) if layout.lengths else ():
+            self._size(drawer.request(few, full=True, free=dict.fromkeys(layout.lengths, length)), budget)
+        for request in self._empty(few):
+            self._size(request, budget)
+        drawn = {request.n for request in base}
+        for n in dict.fromkeys((1, *around)) if layout.fixed_n is None else ():
+            if n not in drawn:
+                self._size(drawer.request(n), budget)
+
+    def _empty(self, few: int) -> list[Request]:
+        """Requests without a candidate, with an empty history, and with neither, on which the source runs."""
+        layout, drawer = self._plan.layout, self._plan.other
+        if not self._plan.settings.coverage:
+            return []
+        numbers = [few] if layout.fixed_n is not None else [few, 0]
+        lengths = [dict.fromkeys(layout.lengths, 0), {}] if layout.lengths else [{}]
+        found = [drawer.request(n, full=True, free=free) for n in numbers for free in lengths if free or not n]
+        kept, self.faults, self.notes = survived(self._watch.models, found, self._watch.threads)
+        return kept
+
+    def _size(self, request: Request, budget: Budget) -> None:
+        if not self._room() or not budget.spend((_TRIED + _COMPARED) * self._price.of(request)):
+            return
+        self.tries += 1
+        if self._watch.look(request) is not None:
+            self._keep(request, "size")
+
+    def _bulk(self, budget: Budget, base: Sequence[Request]) -> None:
+        """Ids and numbers of the items, many candidates at once."""
+        plan, meeting = self._plan, self._plan.drawer.meeting
+        rows = plan.layout.fixed_n or (_MANY if plan.layout.axis == 0 else 32)
+        while plan.unmet(False) or meeting.lengths(False):
+            full = plan.unmet(False)
+            request = plan.drawer.request(rows, full=full, meet=True)
+            cost = (_TRIED + _COMPARED) * self._price.of(request)
+            while plan.layout.fixed_n is None and rows > 32 and 8 * cost > budget.left:
+                rows //= 2  # fewer at once where they are dear
+                request = plan.drawer.request(rows, full=full, meet=True)
+                cost = (_TRIED + _COMPARED) * self._price.of(request)
+            if not self._room() or not budget.spend(cost):
+                return
+            self.tries += 1
+            self._watch.look(request)
+            self._keep(request, "ids")
+            if not full:
+                return
+
+    def _users(self, budget: Budget, base: Sequence[Request]) -> None:
+        """Lengths, ids and numbers of the user, one request each."""
+        plan, drawer = self._plan, self._plan.drawer
+        few = plan.layout.fixed_n or _FEW
+        for length in drawer.meeting.lengths(True):
+            edge = Edge(f"a history of {length} entries", length)
+            if not self._user(drawer.request(few, edge=edge), budget, False):
+                return
+        while plan.unmet(True):
+            if not self._user(drawer.request(few, full=True, meet=True), budget, True):
+                return
+
+    def _user(self, request: Request, budget: Budget, front: bool) -> bool:
+        if not self._room() or not budget.spend((1 + _COMPARED) * self._price.of(request)):
+            return False
+        self.tries += 1
+        self._watch.look(request, front)
+        self._keep(request, "ids")
+        return True
+
+    def _vary(self, budget: Budget, base: Sequence[Request]) -> None:
+        """Variations of requests that reached something, until many in a row reach nothing new."""
+        varied = Varied(self._plan, [*base, *self.kept], self._watch.models.values())
+        stale = 0
+        while stale < _STALE and self._room() and not self._watch.done:
+            request = varied.next()
+            if request is None:
+                return
+            price = self._price.of(request)
+            if not budget.spend(_TRIED * price):
+                return
+            self.tries += 1
+            found = self._watch.look(request)
+            if found and budget.spend(_COMPARED * price):
+                self._keep(request, "varied")
+                varied.add(request)
+                stale = 0
+            elif found is not None and self._watch.closer:
+                varied.add(request)
+                stale = 0
+            else:
+                stale += 1

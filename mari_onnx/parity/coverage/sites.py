@@ -1,0 +1,175 @@
+"""Finds what a graph reacts to, and makes it goals.
+
+Bodies of If and Loop count by their branches and trips, and by comparisons inside of them: these are reduced within the
+body, for a body may only hand out what has one shape in each run of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mari_onnx.model.nodes import attribute
+from mari_onnx.parity.coverage.goals import Goal, Keys, Outcomes, Rows, Sides, Splits, Trips
+from mari_onnx.parity.domains.dependence import reads
+from mari_onnx.parity.domains.scope import constants, dims
+
+if TYPE_CHECKING:
+    import onnx
+
+COMPARISONS = {"Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "IsNaN", "IsInf", "And", "Or", "Xor"}
+# Those whose operands say how far the other outcome is.
+_ORDERED = {"Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"}
+# Where the derivative changes.
+_KINKS: dict[str, tuple[float, ...]] = {
+    "Relu": (0.0,), "LeakyRelu": (0.0,), "PRelu": (0.0,), "Elu": (0.0,), "Selu": (0.0,), "Celu": (0.0,),
+    "HardSwish": (-3.0, 3.0), "Abs": (0.0,), "Sign": (0.0,),
+}  # fmt: skip
+_UNITS = {"Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu"}
+_TREES = {"TreeEnsembleRegressor", "TreeEnsembleClassifier"}
+_KEYED = {
+    "LabelEncoder": ("keys_int64s", "keys_strings", "keys_floats"),
+    "CategoryMapper": ("cats_int64s", "cats_strings"),
+    "OneHotEncoder": ("cats_int64s", "cats_strings"),
+}
+# Tables of more rows than this are not counted, and no more goals than this are watched in one model.
+_ROWS, _MOST = 2**24, 2000
+# Constants of more numbers than this are not kept apart.
+_APART = 256
+# A bound beyond this stands for none.
+_UNBOUNDED = 1e30
+
+
+def goals(model: onnx.ModelProto) -> list[Goal]:
+    """What the main graph of a model reacts to, in the order of its nodes.
+
+    Args:
+        model: only read; its large weights may be unloaded external data.
+    """
+    graph = model.graph
+    known, sizes = constants(graph), dims(model)
+    live = _live(graph)
+    found: list[Goal] = []
+    seen: set[str] = set()  # what a Where asks is mostly a comparison that is there already
+    for node in graph.node:
+        for goal in _of_node(node, known, sizes, live):
+            if goal.met.size and not (goal.kind == "outcomes" and goal.tensors[0] in seen):
+                seen.update(goal.tensors if goal.kind == "outcomes" else ())
+                found.append(goal)
+    return found[:_MOST]
+
+
+def compared(model: onnx.ModelProto) -> list[float]:
+    """Numbers that the main graph compares something with, or bounds it by: values that inputs may be worth having."""
+    known = constants(model.graph)
+    found = [
+        known[t]
+        for node in model.graph.node
+        if node.op_type in _ORDERED | {"Clip", "Min", "Max", "Mod"}
+        for t in node.input
+        if t in known and known[t].size <= _APART and known[t].dtype.kind in "iuf"
+    ]
+    numbers = {float(n) for each in found for n in each.reshape(-1)}
+    return sorted(n for n in numbers if abs(n) < _UNBOUNDED)
+
+
+def _live(graph: onnx.GraphProto) -> set[str]:
+    """Tensors that inputs or their shapes move."""
+    found = {i.name for i in graph.input} - {t.name for t in graph.initializer}
+    for node in graph.node:
+        if any(t in found for t in reads(node)):
+            found.update(o for o in node.output if o)
+    return found
+
+
+def _of_node(
+    node: onnx.NodeProto, known: dict[str, np.ndarray], sizes: dict[str, list[int | None]], live: set[str]
+) -> Iterator[Goal]:
+    import onnx
+
+    op, given = node.op_type, list(node.input)
+    name = node.name or node.output[0]
+    if not any(t in live for t in given):
+        return
+    if op in ("Gather", "GatherElements", "GatherND", "OneHot"):
+        rows = _rows(node, known, sizes, live)
+        if rows:
+            table, indices = (name, given[0]) if op == "OneHot" else given[:2]
+            yield Rows(name, op, table, indices, rows)
+    elif op in COMPARISONS or (op == "Cast" and attribute(node, "to", 0) == onnx.TensorProto.BOOL):
+        constant = next((known[t] for t in given if t in known), np.zeros(()))
+        numbers = given if op in _ORDERED else ()
+        yield Outcomes("outcomes", name, op, node.output[0], constant.shape, numbers)
+    elif op == "Where" and given[0] in live:
+        yield Outcomes("outcomes", name, op, given[0])
+    elif op in _KINKS:
+        for bound in _KINKS[op]:
+            units = _units(given[0], sizes)
+            yield Sides("units" if op in _UNITS else "bounds", name, op, given[0], np.array(bound), units)
+    elif op in ("Clip", "Min", "Max"):
+        yield from _bounds(node, name, known, sizes, live)
+    elif op == "If" and given[0] in live:
+        yield Outcomes("branches", name, op, given[0])
+    elif op == "Loop" and any(t in live for t in given[:2]):
+        yield Trips(name, trips_of(node))
+    elif node.domain == "ai.onnx.ml":
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if op in _TREES and attributes.get("nodes_modes"):
+            yield Splits(name, op, given[0], attributes)
+        for key in _KEYED.get(op, ()):
+            if attributes.get(key):
+                keys = [k.decode() if isinstance(k, bytes) else k for k in attributes[key]]
+                yield Keys(name, op, given[0], keys)
+                break
+
+
+def trips_of(node: onnx.NodeProto) -> str:
+    """The tensor that has one element a trip of a Loop; `observe` adds it."""
+    return f"mari_onnx.trips/{node.name or next(o for o in node.output if o)}"
+
+
+def _rows(
+    node: onnx.NodeProto, known: dict[str, np.ndarray], sizes: dict[str, list[int | None]], live: set[str]
+) -> int | None:
+    """Rows of the table that a node looks up in; None where it is no table, or one that is too large."""
+    if node.op_type == "OneHot":
+        depth = known.get(node.input[1])
+        return None if depth is None or node.input[0] not in live else int(depth.reshape(-1)[0])
+    table = sizes.get(node.input[0])
+    if node.input[0] in live or node.input[1] not in live or not table:
+        return None
+    if node.op_type == "GatherND":
+        last = sizes.get(node.input[1]) or [None]
+        found = table[0] if last[-1] == 1 and attribute(node, "batch_dims", 0) == 0 else None
+    else:
+        found = table[attribute(node, "axis", 0)]
+    return found if found and found <= _ROWS else None
+
+
+def _units(tensor: str, sizes: dict[str, list[int | None]]) -> int | None:
+    """The last dimension, where it is fixed and not the only one."""
+    found = sizes.get(tensor) or []
+    return found[-1] if len(found) > 1 else None
+
+
+def _bounds(
+    node: onnx.NodeProto,
+    name: str,
+    known: dict[str, np.ndarray],
+    sizes: dict[str, list[int | None]],
+    live: set[str],
+) -> Iterator[Goal]:
+    given = [t for t in node.input if t]
+    moved = [t for t in given if t in live]
+    bounds = [known[t] for t in given if t in known]
+    if node.op_type == "Clip":
+        moved = [t for t in given[:1] if t in live]
+        bounds += [np.array(a.f) for a in node.attribute if a.name in ("min", "max")]
+    if len(moved) != 1:
+        return
+    for bound in bounds:
+        if bound.size and bound.dtype.kind in "iuf" and bool((np.abs(bound.astype(np.float64)) < _UNBOUNDED).all()):
+            units = _units(moved[0], sizes) if bound.size > 1 else None
+            yield Sides("bounds", name, node.op_type, moved[0], bound, units)
