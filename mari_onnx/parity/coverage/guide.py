@@ -27,7 +27,7 @@ _SIZES, _BULK, _USERS = 0.25, 0.35, 0.8
 # Runs of a model that a request costs: where it is tried, and where it is then compared.
 _TRIED, _COMPARED = 2, 2
 # Tries in a row without anything new after which no more are made.
-_STALE = 128
+_STALE = 200
 # Candidates of requests that meet ids in bulk, and of those that are there for the user or for a length.
 _MANY, _FEW = 1024, 2
 # Lengths of free dimensions beside those that numbers in the graph suggest.

@@ -105,7 +105,9 @@ class Varied:
         taken = self._rng.choice(other, value.shape).astype(value.dtype)
         rows = self._rows(each, value)
         if value.dtype.kind in "iuf":
-            taken = np.where(rows > 0, taken % np.maximum(rows, 1), taken).astype(value.dtype)
+            with np.errstate(invalid="ignore"):
+                taken = np.where(rows > 0, taken % np.maximum(rows, 1), taken)
+            taken = np.where((rows > 0) & ~np.isfinite(taken), 0, taken).astype(value.dtype)
         return np.where(self._rng.random(value.shape) < self._rng.random(), taken, value)
 
     def _worth_meeting(self, each: Input, value: np.ndarray, child: Request) -> np.ndarray:
