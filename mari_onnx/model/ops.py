@@ -95,6 +95,7 @@ class Op:
         bound: the largest absolute value that an element of the result can have.
         neutral: the number that, as the last input, gives the first one back; for a reduction, that changes no result.
         acts_where: the comparison with another input, or a bound, for which the result is no longer the first input.
+        kinks: of one number, where the slope of the result changes.
         categories: attributes that list the categories or strings that it knows.
         holds: of a comparison, the signs of ``first - second`` for which it is true.
         function: what it computes of one number or two, a boolean being 0 or 1; of a reduction, of a list of numbers.
@@ -117,6 +118,7 @@ class Op:
     bound: float = math.inf
     neutral: float | None = None
     acts_where: str = ""
+    kinks: tuple[float, ...] = ()
     categories: tuple[str, ...] = ()
     holds: frozenset[int] = frozenset()
     function: Callable[..., object] | None = None
@@ -170,26 +172,26 @@ def _table() -> None:
     slow = TRANSCENDENTAL
 
     # ---- element-wise, of one input
-    _rows("Abs", finite | f.NO_LARGER | f.NONNEGATIVE)
+    _rows("Abs", finite | f.NO_LARGER | f.NONNEGATIVE, kinks=(0.0,))
     _rows("Neg", finite | f.LINEAR | f.NO_LARGER, function=operator.neg)
-    _rows("Relu", finite | f.NO_LARGER | f.NONNEGATIVE, activation=())
-    _rows("LeakyRelu", finite, flops=2.0, activation=("alpha",))
-    _rows("PRelu", finite, flops=2.0)
+    _rows("Relu", finite | f.NO_LARGER | f.NONNEGATIVE, activation=(), kinks=(0.0,))
+    _rows("LeakyRelu", finite, flops=2.0, activation=("alpha",), kinks=(0.0,))
+    _rows("PRelu", finite, flops=2.0, kinks=(0.0,))
     _rows("ThresholdedRelu", asks | f.NO_LARGER | f.SATURATES, activation=("alpha",))
     _rows("Shrink", asks | f.SATURATES)
-    _rows("Sign", finite | f.WHOLE | f.SATURATES, bound=1.0)
+    _rows("Sign", finite | f.WHOLE | f.SATURATES, bound=1.0, kinks=(0.0,))
     _rows("Floor Ceil Round", finite | f.WHOLE | f.SATURATES)
     _rows("Clip", finite | f.SATURATES, flops=2.0, acts_where="Less")
     _rows("HardSigmoid", finite | f.NONNEGATIVE | f.SATURATES, flops=2.0, bound=1.0, activation=("alpha", "beta"))
-    _rows("HardSwish", finite | f.STEEP | f.NO_LARGER | f.SATURATES | f.TAKEN_APART, flops=2.0)
+    _rows("HardSwish", finite | f.STEEP | f.NO_LARGER | f.SATURATES | f.TAKEN_APART, flops=2.0, kinks=(-3.0, 3.0))
     _rows("Sigmoid", finite | f.STEEP | f.NONNEGATIVE | f.SATURATES, flops=slow, price=40.0, bound=1.0, activation=())
     _rows("Tanh", finite | f.STEEP | f.SATURATES, flops=slow, price=40.0, bound=1.0, activation=())
     _rows("Erf", finite | f.STEEP | f.SATURATES, flops=slow, price=40.0, bound=1.0)
     _rows("Softsign", finite, flops=2.0, bound=1.0, activation=())
     _rows("Softplus", finite | f.STEEP | f.NONNEGATIVE, flops=slow, activation=())
-    _rows("Elu", finite | f.STEEP, flops=slow, activation=("alpha",))
-    _rows("Selu", finite | f.STEEP, flops=slow, activation=("alpha", "gamma"))
-    _rows("Celu", finite, flops=slow)
+    _rows("Elu", finite | f.STEEP, flops=slow, activation=("alpha",), kinks=(0.0,))
+    _rows("Selu", finite | f.STEEP, flops=slow, activation=("alpha", "gamma"), kinks=(0.0,))
+    _rows("Celu", finite, flops=slow, kinks=(0.0,))
     _rows("Gelu", finite | f.STEEP | f.NO_LARGER | f.TAKEN_APART, STANDARD, MICROSOFT, flops=slow, price=50.0)
     _rows("Mish", finite | f.STEEP | f.NO_LARGER | f.TAKEN_APART, flops=slow)
     _rows("Swish", finite | f.STEEP | f.NO_LARGER, flops=slow)

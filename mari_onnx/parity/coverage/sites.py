@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mari_onnx.model.nodes import attribute
+from mari_onnx.model.ops import Fact, having, row
 from mari_onnx.parity.coverage.goals import Goal, Keys, Outcomes, Rows, Sides, Splits, Trips
 from mari_onnx.parity.domains.dependence import reads
 from mari_onnx.parity.domains.scope import constants, dims
@@ -19,21 +20,8 @@ from mari_onnx.parity.domains.scope import constants, dims
 if TYPE_CHECKING:
     import onnx
 
-COMPARISONS = {"Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "IsNaN", "IsInf", "And", "Or", "Xor"}
-# Those whose operands say how far the other outcome is.
-_ORDERED = {"Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"}
-# Where the derivative changes.
-_KINKS: dict[str, tuple[float, ...]] = {
-    "Relu": (0.0,), "LeakyRelu": (0.0,), "PRelu": (0.0,), "Elu": (0.0,), "Selu": (0.0,), "Celu": (0.0,),
-    "HardSwish": (-3.0, 3.0), "Abs": (0.0,), "Sign": (0.0,),
-}  # fmt: skip
-_UNITS = {"Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu"}
-_TREES = {"TreeEnsembleRegressor", "TreeEnsembleClassifier"}
-_KEYED = {
-    "LabelEncoder": ("keys_int64s", "keys_strings", "keys_floats"),
-    "CategoryMapper": ("cats_int64s", "cats_strings"),
-    "OneHotEncoder": ("cats_int64s", "cats_strings"),
-}
+# A negation says nothing that what it negates does not.
+_COMPARISONS = having(Fact.BOOLEAN) - {"Not"}
 # Tables of more rows than this are not counted, and no more goals than this are watched in one model.
 _ROWS, _MOST = 2**24, 2000
 # Constants of more numbers than this are not kept apart.
@@ -67,7 +55,7 @@ def compared(model: onnx.ModelProto) -> list[float]:
     found = [
         known[t]
         for node in model.graph.node
-        if node.op_type in _ORDERED | {"Clip", "Min", "Max", "Mod"}
+        if row(node.op_type).holds or row(node.op_type).acts_where
         for t in node.input
         if t in known and known[t].size <= _APART and known[t].dtype.kind in "iuf"
     ]
@@ -93,22 +81,22 @@ def _of_node(
     name = node.name or node.output[0]
     if not any(t in live for t in given):
         return
-    if op in ("Gather", "GatherElements", "GatherND", "OneHot"):
+    facts = row(op)
+    if op in having(Fact.LOOKUP) or op == "OneHot":
         rows = _rows(node, known, sizes, live)
         if rows:
             table, indices = (name, given[0]) if op == "OneHot" else given[:2]
             yield Rows(name, op, table, indices, rows)
-    elif op in COMPARISONS or (op == "Cast" and attribute(node, "to", 0) == onnx.TensorProto.BOOL):
+    elif op in _COMPARISONS or (op == "Cast" and attribute(node, "to", 0) == onnx.TensorProto.BOOL):
         constant = next((known[t] for t in given if t in known), np.zeros(()))
-        numbers = given if op in _ORDERED else ()
+        numbers = given if facts.holds else ()  # they say how far the other outcome is
         yield Outcomes("outcomes", name, op, node.output[0], constant.shape, numbers)
     elif op == "Where" and given[0] in live:
         yield Outcomes("outcomes", name, op, given[0])
-    elif op in _KINKS:
-        for bound in _KINKS[op]:
-            units = _units(given[0], sizes)
-            yield Sides("units" if op in _UNITS else "bounds", name, op, given[0], np.array(bound), units)
-    elif op in ("Clip", "Min", "Max"):
+    elif facts.kinks:
+        for bound in facts.kinks:
+            yield Sides("units", name, op, given[0], np.array(bound), _units(given[0], sizes))
+    elif facts.acts_where and op != "Mod":
         yield from _bounds(node, name, known, sizes, live)
     elif op == "If" and given[0] in live:
         yield Outcomes("branches", name, op, given[0])
@@ -116,10 +104,10 @@ def _of_node(
         yield Trips(name, trips_of(node))
     elif node.domain == "ai.onnx.ml":
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        if op in _TREES and attributes.get("nodes_modes"):
+        if attributes.get("nodes_modes") and "nodes_treeids" in attributes:
             yield Splits(name, op, given[0], attributes)
-        for key in _KEYED.get(op, ()):
-            if attributes.get(key):
+        for key in () if op in having(Fact.MOVES) else facts.categories:
+            if isinstance(attributes.get(key), list):
                 keys = [k.decode() if isinstance(k, bytes) else k for k in attributes[key]]
                 yield Keys(name, op, given[0], keys)
                 break

@@ -13,20 +13,15 @@ import numpy as np
 import onnx
 
 from mari_onnx.model.nodes import attribute
+from mari_onnx.model.ops import Fact, having
 from mari_onnx.parity.domains.dependence import reads
 from mari_onnx.parity.domains.scope import constants, dims
 
 # More than that is no length of a history and no number of candidates.
 LONGEST = 10_000
-_MEETS = {
-    "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Min", "Max", "Clip", "Mod", "Sub", "Add", "Div",
-    "Range", "Slice", "Gather", "Trilu", "Pad", "Expand", "Where",
-}  # fmt: skip
 # What a shape remains through; behind other operators it is a number like any other.
-_KEEPS = {
-    "Shape", "Size", "Gather", "Slice", "Squeeze", "Unsqueeze", "Concat", "Cast", "Identity", "Reshape", "Add", "Sub",
-    "Mul", "Div", "Mod", "Min", "Max", "Clip", "Range", "Where", "Expand", "ReduceMax", "ReduceMin", "ReduceProd",
-}  # fmt: skip
+_COMPUTES = having(Fact.ELEMENT) | having(Fact.MOVES) | having(Fact.JOINS) | having(Fact.GROWS)
+_KEEPS = _COMPUTES | having(Fact.REDUCES)
 # Weights above this many elements have no numbers that a size is compared with, though they may be cut by one.
 _FEW = 16
 
@@ -45,15 +40,15 @@ def met(model: onnx.ModelProto) -> list[int]:
 def _of_graph(
     graph: onnx.GraphProto, known: dict[str, np.ndarray], sizes: dict[str, list[int | None]], shaped: set[str]
 ) -> Iterator[int]:
-    shaped = set(shaped)
+    shaped, weights = set(shaped), {t.name for t in graph.initializer}
     for node in graph.node:
         given = [t for t in node.input if t]
-        of_shape = node.op_type in ("Shape", "Size")
+        of_shape = node.op_type in having(Fact.SIZES)
         if of_shape and None not in (sizes.get(given[0]) or [None]):
             continue  # a fixed shape
         if of_shape or (node.op_type in _KEEPS and _all_shaped(given, shaped, known)):
             shaped.update(node.output)
-        yield from _of_node(node, known, sizes, shaped)
+        yield from _of_node(node, known, sizes, shaped, weights)
         for each in node.attribute:
             for body in [each.g] if each.HasField("g") else list(each.graphs):
                 own = {**known, **constants(body)}
@@ -65,14 +60,18 @@ def _all_shaped(given: list[str], shaped: set[str], known: dict[str, np.ndarray]
 
 
 def _of_node(
-    node: onnx.NodeProto, known: dict[str, np.ndarray], sizes: dict[str, list[int | None]], shaped: set[str]
+    node: onnx.NodeProto,
+    known: dict[str, np.ndarray],
+    sizes: dict[str, list[int | None]],
+    shaped: set[str],
+    weights: set[str],
 ) -> Iterator[int]:
     op, given = node.op_type, [t for t in node.input if t]
-    if op in _MEETS and any(t in shaped for t in reads(node)):
+    if op in _COMPUTES and any(t in shaped for t in reads(node)):
         for tensor in given:
             if tensor in known:
                 yield from _whole(known[tensor])
-            elif tensor not in shaped:
+            elif tensor in weights:
                 # A table that is cut or read by a size, or a mask that is compared along one.
                 yield from (d for d in sizes.get(tensor) or () if d is not None and d > 1)
         for tensor in given:
