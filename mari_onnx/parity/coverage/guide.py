@@ -27,7 +27,7 @@ _SIZES, _BULK, _USERS = 0.25, 0.35, 0.8
 # Runs of a model that a request costs: where it is tried, and where it is then compared.
 _TRIED, _COMPARED = 2, 2
 # Tries in a row without anything new after which no more are made.
-_STALE = 200
+_STALE = 128
 # Candidates of requests that meet ids in bulk, and of those that are there for the user or for a length.
 _MANY, _FEW = 1024, 2
 # Lengths of free dimensions beside those that numbers in the graph suggest.
@@ -152,9 +152,9 @@ class Guide:
     def _vary(self, budget: Budget, base: Sequence[Request]) -> None:
         """Variations of requests that reached something, until many in a row reach nothing new."""
         varied = Varied(self._plan, [*base, *self.kept], self._watch.models.values())
-        stale = 0
+        stale, forward = 0, False
         while stale < _STALE and self._room() and not self._watch.done:
-            request = varied.next()
+            request = varied.next(forward)
             if request is None:
                 return
             price = self._price.of(request)
@@ -162,12 +162,10 @@ class Guide:
                 return
             self.tries += 1
             found = self._watch.look(request)
+            forward = found is not None and self._watch.closer
             if found and budget.spend(_COMPARED * price):
                 self._keep(request, "varied")
+                forward = True
+            if forward:
                 varied.add(request)
-                stale = 0
-            elif found is not None and self._watch.closer:
-                varied.add(request)
-                stale = 0
-            else:
-                stale += 1
+            stale = 0 if forward else stale + 1

@@ -34,7 +34,9 @@ class Varied:
 
     def __init__(self, plan: Plan, requests: Sequence[Request], models: Iterable[onnx.ModelProto] = ()):
         self._plan, self._drawer = plan, plan.other
-        self._rng = np.random.default_rng([plan.settings.seed, 2])
+        self._choices = np.random.default_rng([plan.settings.seed, 2])
+        self._rng = self._choices
+        self._seeds: list[int] = []
         self._corpus: list[Request] = []
         self._inputs = {i.name: i for i in plan.layout.signature.inputs}
         for request in requests:
@@ -47,25 +49,34 @@ class Varied:
         if 0 < request.n <= _CANDIDATES and request.edge is None:
             self._corpus.append(request)
 
-    def next(self) -> Request | None:
-        """A variation of a request; None where there is none to vary."""
+    def next(self, again: bool = False) -> Request | None:
+        """A variation of a request; None where there is none to vary.
+
+        Args:
+            again: the last one was a step forward: what was changed is changed so once more.
+        """
         if not self._corpus:
             return None
-        rng, self._made = self._rng, self._made + 1
+        rng, self._made = self._choices, self._made + 1
         # Late ones are varied as often as all before them: what they reached is news.
         late = self._corpus[-1 - int(rng.integers(0, min(8, len(self._corpus))))]
         parent = late if rng.random() < 0.5 else self._corpus[int(rng.integers(0, len(self._corpus)))]
-        if rng.random() < 0.1:
-            parent = self._other_sizes(parent)
+        if again:
+            parent = self._corpus[-1]
+        else:
+            self._seeds = rng.integers(0, 2**63, int(rng.integers(1, 4))).tolist()
+            if rng.random() < 0.1:
+                parent = self._other_sizes(parent)
         label = f"varied request {self._made} (N={parent.n})"
         user, rows, literal = dict(parent.user), dict(parent.rows), dict(parent.literal)
         child = replace(parent, user=user, rows=rows, literal=literal, label=label, further="")
-        for _ in range(int(rng.integers(1, 4))):
+        for seed in self._seeds:
+            self._rng = np.random.default_rng(seed)
             self._change(child)
         return child
 
     def _other_sizes(self, parent: Request) -> Request:
-        layout, rng = self._plan.layout, self._rng
+        layout, rng = self._plan.layout, self._choices
         n = layout.fixed_n or int(rng.choice([1, 2, 3, parent.n, 2 * parent.n]))
         free = {name: int(rng.choice([1, 2, length, length + 1, 2 * length])) for name, length in parent.free.items()}
         return self._drawer.request(min(n, layout.fixed_n or _CANDIDATES), free=free)
