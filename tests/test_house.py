@@ -112,6 +112,38 @@ def test_every_package_says_what_comes_in_and_what_goes_out() -> None:
     assert silent == []
 
 
+def _public(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+    """Public classes and functions of a module, and the methods of these classes."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node.name, node
+            for inner in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_"):
+                    yield f"{node.name}.{inner.name}", inner
+
+
+def _engine() -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+    for name, path in modules().items():
+        if name.startswith("mari_onnx.engine"):
+            yield from ((f"{name}.{inner}", node) for inner, node in _public(ast.parse(path.read_text())))
+
+
+def test_every_public_function_of_the_engine_has_a_docstring() -> None:
+    found = list(_engine())
+    assert len(found) > 300
+    assert [name for name, node in found if not ast.get_docstring(node)] == []
+
+
+def test_a_function_of_the_engine_that_declines_says_what_it_refuses() -> None:
+    silent = []
+    for name, node in _engine():
+        raised = [n.exc for n in ast.walk(node) if isinstance(n, ast.Raise) and isinstance(node, ast.FunctionDef)]
+        declines = any(isinstance(e, ast.Call) and getattr(e.func, "id", "") == "Decline" for e in raised)
+        if declines and not re.search("refuse|decline", ast.get_docstring(node) or "", re.IGNORECASE):
+            silent.append(name)
+    assert silent == []
+
+
 # ---- what the docs name -----------------------------------------------------------------------------------------
 def _code(text: str) -> Iterator[str]:
     """What stands between backticks, blocks of code left out."""

@@ -63,7 +63,7 @@ def mapped(*ops: str, domain: str = "") -> Callable[[Spec], Spec]:
 
 
 def run(ctx: Context, through: Sequence[Through]) -> list[Value | None]:
-    """The node, with each mapped axis at the positions that differ."""
+    """The node, with each mapped axis at the positions that differ. Refuses an output whose shape is not known."""
     b = ctx.b
     rows = _row_axes(ctx, through)
     node = _from_the_end(ctx) if rows else ctx.node
@@ -78,7 +78,7 @@ def run(ctx: Context, through: Sequence[Through]) -> list[Value | None]:
     outputs: list[tuple[tuple[Group, ...], int] | None] = []
 
     def cell(inputs: list[Leaf], groups: list[Group]) -> list[Leaf]:
-        """One block: ``groups`` are the mapped axes here."""
+        """One block: ``groups`` are the mapped axes here. Refuses an output whose shape is not known."""
         varies = frozenset().union(*(axes_of(leaf) for leaf in inputs))
         live = [tuple(a for a in group if a in varies) for group in groups]
         lead = _stored(inputs[0], live[:rows], values[0].known[rows:]) if rows else []

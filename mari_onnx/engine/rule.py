@@ -82,6 +82,7 @@ class Context:
 
     @cached_property
     def attrs(self) -> dict[str, Any]:
+        """The node's attributes by name."""
         return attributes(self.node)
 
     @cached_property
@@ -94,7 +95,10 @@ class Context:
         return replace(self, node=node, inputs=list(inputs))
 
     def walk(self, graph: GraphProto, env: dict[str, Value]) -> list[Value]:
-        """The outputs of a subgraph, whose nodes are answered. env: what it reads; all of its tensors are added."""
+        """The outputs of a subgraph, whose nodes are answered. env: what it reads; all of its tensors are added.
+
+        Refuses sparse constants.
+        """
         if graph.sparse_initializer:
             raise Decline("sparse constants in a subgraph")
         for proto in graph.initializer:
@@ -131,12 +135,15 @@ class Context:
 
     @property
     def opset(self) -> int:
+        """The opset of the standard's operators in the source."""
         return self.b.opset
 
     def attr(self, name: str, default: Any = None) -> Any:
+        """An attribute, or the default where the node has none."""
         return self.attrs.get(name, default)
 
     def has(self, i: int) -> bool:
+        """Whether input ``i`` is given: optional ones may be left out."""
         return i < len(self.inputs) and self.inputs[i] is not None
 
     def input(self, i: int) -> Value:
@@ -159,7 +166,10 @@ class Context:
         return None if array is None else [int(x) for x in array.reshape(-1)]
 
     def sizes(self, i: int) -> list[Size | None]:
-        """Input i as dimensions, entries that are not known as None."""
+        """Input i as dimensions, entries that are not known as None.
+
+        Raises `Decline` where the input is computed from data.
+        """
         value = self.inputs[i] if i < len(self.inputs) else None
         found = None if value is None else symbolic(self.b, value)
         if found is None:
@@ -167,7 +177,7 @@ class Context:
         return list(found.reshape(-1))
 
     def axes_arg(self, i: int, name: str = "axes") -> list[int] | None:
-        """Axes, an attribute in older opsets and an input in newer ones."""
+        """Axes, an attribute in older opsets and an input in newer ones. Raises `Decline` where they are computed."""
         if name in self.attrs:
             return [int(a) for a in self.attrs[name]]
         if not self.has(i):
@@ -178,6 +188,7 @@ class Context:
         return found
 
     def value(self, groups: Sequence[Group], body: Body, dtype: int | None = None) -> Value:
+        """A Value of these groups, one per dimension, and this body. dtype: an ONNX element type; else the leaves'."""
         return Value(tuple(groups), body, dtype if dtype is not None else next(iter(leaves(body))).tensor.dtype)
 
     def infer(self, shapes: Sequence[tuple[Size, ...] | None], inputs: Sequence[Tensor | None]) -> Inferred:
@@ -235,6 +246,7 @@ def from_sizes(b: Builder, sym: np.ndarray, dtype: int) -> Value:
 
 
 def from_array(b: Builder, array: np.ndarray, dtype: int) -> Value:
+    """A constant as a Value; each dimension longer than 1 is an axis. dtype: an ONNX element type."""
     return from_tensor(b.const(array, dtype))
 
 
@@ -248,6 +260,7 @@ def from_tensor(tensor: Tensor) -> Value:
 
 
 def normal(axis: int, rank: int) -> int:
+    """The axis counted from the front. Raises `Decline` where it is out of range."""
     if not -rank <= axis < rank:
         raise Decline(f"axis {axis} is out of range for rank {rank}")
     return axis % rank if rank else 0
@@ -272,9 +285,11 @@ class Steps:
         return self.env[out]
 
     def const(self, array: object, dtype: int = TensorProto.INT64) -> Value:
+        """A constant as a Value. dtype: an ONNX element type."""
         return from_array(self.ctx.b, np.asarray(array), dtype)
 
     def ints(self, *values: int) -> Value:
+        """Integers as a constant of shape [len(values)]."""
         return self.const(list(values))
 
     def _name(self, what: str) -> str:

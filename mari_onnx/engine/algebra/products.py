@@ -37,6 +37,7 @@ class Term:
 
     @property
     def out(self) -> frozenset[Axis]:
+        """The axes of the product: all of both operands but those that are summed."""
         return (axes_of(self.a) | axes_of(self.c)) - self.k
 
     def cost(self, time: TimeModel) -> float:

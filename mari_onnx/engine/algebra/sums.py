@@ -247,6 +247,7 @@ def folded(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis]) -> list[Lea
 
 
 def plain_add(b: Builder, x: Leaf, y: Leaf, order: Sequence[Axis]) -> Leaf:
+    """``x + y`` as one tensor with these axes; the two terms are kept beside it as a form, unless they could cancel."""
     x, y = drop_uniform_axes(b, x), drop_uniform_axes(b, y)
     plain = _neutral(b, "Add", x, y)
     if plain is not None:
@@ -279,6 +280,7 @@ def cast_size(b: Builder, axis: Axis, dtype: int) -> Tensor:
 
 
 def dtype_of(body: Body) -> int:
+    """The ONNX element type of a body: that of its first leaf."""
     while not isinstance(body, Leaf):
         if isinstance(body, Cat):
             body = body.parts[0].body
@@ -288,6 +290,7 @@ def dtype_of(body: Body) -> int:
 
 
 def times(b: Builder, body: Body, factor: float) -> Body:
+    """The body times a number, part by part."""
     if isinstance(body, Leaf):
         return scaled(b, body, factor)
     if isinstance(body, Sum):

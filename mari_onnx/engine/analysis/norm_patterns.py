@@ -159,6 +159,7 @@ def _flat(b: Builder, tensor: Tensor | None) -> Tensor | None:
 
 
 def largest(tensor: Tensor) -> float:
+    """The largest absolute value in a constant; infinite for strings, an empty tensor, NaN or infinity."""
     array = tensor.array
     if array.dtype == object or array.size == 0:
         return math.inf

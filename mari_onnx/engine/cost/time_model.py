@@ -14,7 +14,8 @@ class HasSize(Protocol):
     """An axis."""
 
     @property
-    def size(self) -> Size: ...
+    def size(self) -> Size:
+        """The number of positions: an integer, or a polynomial."""
 
 
 @dataclass(frozen=True)

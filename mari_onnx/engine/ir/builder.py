@@ -78,6 +78,7 @@ class Builder:
             self.origin, self.label = origin, label
 
     def unique(self, base: str) -> str:
+        """A tensor name that is not in use: `base`, or `base_1`, `base_2`, .."""
         k = self._counted.get((False, base), 0)
         name = f"{base}_{k}" if k else base
         while name in self._used or name in self._reserved:
@@ -100,10 +101,12 @@ class Builder:
 
     # ---- tensors ---------------------------------------------------------------------------------------------------
     def input(self, name: str, dtype: int, shape: tuple[Size, ...] | None, deps: frozenset[str]) -> Tensor:
+        """An input of the new graph. deps: the sides that it depends on."""
         self._used.add(name)
         return Tensor(name, dtype, shape, deps)
 
     def initializer(self, proto: TensorProto) -> Tensor:
+        """A constant of the source, under its own name."""
         self._used.add(proto.name)
         return Tensor(proto.name, proto.data_type, tuple(proto.dims), frozenset(), proto=proto)
 
@@ -126,6 +129,7 @@ class Builder:
         return self._consts[key]
 
     def ints(self, values: Sequence[int]) -> Tensor:
+        """A constant of int64, shape [len(values)]."""
         return self.const(np.asarray(values, dtype=np.int64))
 
     # ---- nodes -----------------------------------------------------------------------------------------------------
@@ -287,6 +291,7 @@ class Builder:
         return self.literal(a) == self.literal(b)
 
     def literal(self, size: Size) -> Size:
+        """The size with all symbols replaced whose value is fixed; an integer where that is all of them."""
         return size.substitute(self.fixed) if isinstance(size, Dim) else size
 
     def least(self, size: Size) -> int | None:

@@ -18,6 +18,7 @@ FILLED = {
 
 
 def transpose(b: Builder, t: Tensor, perm: Sequence[int]) -> Tensor:
+    """Transposes ``t`` as numpy does. Two Transposes in a row become one, and the identity writes nothing."""
     if t.name in b.transposed:
         t, before = b.transposed[t.name]
         perm = [before[p] for p in perm]
@@ -107,6 +108,7 @@ def expand(b: Builder, t: Tensor, shape: Sequence[Size]) -> Tensor:
 
 
 def concat(b: Builder, tensors: Sequence[Tensor], axis: int) -> Tensor:
+    """Concatenates tensors of equal rank along an axis; a single one is returned unchanged."""
     if len(tensors) == 1:
         return tensors[0]
     shape = list(tensors[0].known)
@@ -237,10 +239,12 @@ def broadcast(a: Sequence[Size], c: Sequence[Size]) -> tuple[Size, ...]:
 
 
 def binary(b: Builder, op: str, x: Tensor, y: Tensor, dtype: int | None = None) -> Tensor:
+    """An element-wise operator of two tensors that broadcast as in numpy. dtype: of the result, if not that of x."""
     return b.emit(op, [x, y], broadcast(x.known, y.known), dtype or x.dtype)
 
 
 def unary(b: Builder, op: str, x: Tensor, **attrs: object) -> Tensor:
+    """An element-wise operator: the result has the shape and the element type of ``x``."""
     return b.emit(op, [x], x.known, attrs=attrs)
 
 

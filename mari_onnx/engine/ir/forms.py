@@ -134,6 +134,7 @@ def tensors_alone(body: Body) -> bool:
 
 
 def map_form(body: Body, how: Callable[[Body], Body]) -> Body:
+    """Applies a function to each term of a Sum, or to each factor of a Prod."""
     if isinstance(body, Sum):
         return Sum(tuple(how(t) for t in body.terms))
     assert isinstance(body, Prod)

@@ -88,10 +88,12 @@ class Tensor:
 
     @property
     def const(self) -> bool:
+        """Whether its elements are known at build time."""
         return self._array is not None or self._proto is not None
 
     @property
     def array(self) -> np.ndarray:
+        """The elements of a constant. Fails for any other tensor."""
         if self._array is None:
             assert self._proto is not None
             self._array = tensors.array(self._proto)
@@ -99,6 +101,7 @@ class Tensor:
 
     @property
     def known(self) -> tuple[Size, ...]:
+        """The shape. Fails where the rank is not known."""
         assert self.shape is not None
         return self.shape
 
@@ -115,6 +118,8 @@ class Tensor:
 
 @dataclass
 class Node:
+    """A node of the new graph."""
+
     proto: NodeProto
     inputs: list[Tensor | None]
     outputs: list[Tensor]
@@ -159,11 +164,15 @@ class Cat:
 
 @dataclass(frozen=True)
 class Sum:
+    """The sum of its terms, which broadcast to each other's axes."""
+
     terms: tuple[Body, ...]
 
 
 @dataclass(frozen=True)
 class Prod:
+    """The product of its factors, which broadcast to each other's axes."""
+
     factors: tuple[Body, ...]
 
 
@@ -222,23 +231,28 @@ class Value:
 
     @property
     def known(self) -> tuple[Group, ...]:
+        """The groups, one per dimension. Fails where the rank is not known."""
         assert self.groups is not None
         return self.groups
 
     @property
     def rank(self) -> int:
+        """The number of dimensions."""
         return len(self.known)
 
     @property
     def shape(self) -> tuple[Size, ...]:
+        """The size of each dimension: the product of the axes in its group, 1 for an empty group."""
         return tuple(product(axis.size for axis in group) for group in self.known)
 
     @property
     def axes(self) -> tuple[Axis, ...]:
+        """The axes of all groups, in order."""
         return tuple(axis for group in self.known for axis in group)
 
 
 def leaves(body: Body) -> Iterator[Leaf]:
+    """All leaves of a body, in no order that matters."""
     stack: list[Body] = [body]
     while stack:
         top = stack.pop()
@@ -309,6 +323,7 @@ def _renewed(body: Body, mapping: dict[Axis, Axis]) -> Body:
 
 
 def is_const(body: Body) -> bool:
+    """Whether all leaves of a body are constants."""
     return all(leaf.tensor.const for leaf in leaves(body))
 
 
@@ -326,6 +341,7 @@ KINDS = {
 
 
 def kind(body: Body) -> str:
+    """What a body was computed from, for reports: Const, Shared, Item or Mixed."""
     return KINDS[depends(body)]
 
 

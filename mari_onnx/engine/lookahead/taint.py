@@ -32,9 +32,12 @@ class Masked(Protocol):
     """What `masked_rows.Attention` tells of a softmax."""
 
     @property
-    def rows(self) -> np.ndarray: ...
+    def rows(self) -> np.ndarray:
+        """Labels of the rows: where the bit is 1, the row may be padding throughout."""
+
     @property
-    def columns(self) -> np.ndarray: ...
+    def columns(self) -> np.ndarray:
+        """Labels of the columns: where the bit is 1, rows that are not padding give the column a weight of 0."""
 
 
 class Flow:

@@ -129,6 +129,7 @@ def assemble(
 
 
 def to_proto(tensor: Tensor) -> TensorProto:
+    """A constant as an initializer. Raises ValueError where numpy has no such element type."""
     array = tensor.array
     if array.dtype == object:
         values = [str(x).encode() for x in array.reshape(-1)]

@@ -68,6 +68,7 @@ class Kernel:
 
     @property
     def shape(self) -> list[int]:
+        """The kernel's size along each spatial axis."""
         return list(self.weight.shape[2:])
 
     @property

@@ -143,7 +143,7 @@ def cast_like(ctx: Context) -> list[Value]:
 
 @rule("Clip")
 def clip(ctx: Context) -> list[Value]:
-    """Bounds are scalars, so they stay inputs of every block's Clip."""
+    """Bounds are scalars, so they stay inputs of every block's Clip. Refuses other bounds."""
     x = ctx.input(0)
     bounds: list[Tensor | None] = []
     for value in ctx.inputs[1:]:
@@ -168,7 +168,7 @@ def identity(ctx: Context) -> list[Value | None]:
 
 @rule("Dropout")
 def dropout(ctx: Context) -> list[Value | None]:
-    """Dropout outside training, or of nothing, is the identity."""
+    """Dropout outside training, or of nothing, is the identity. Refuses training mode, which is random."""
     training = ctx.array(2) if ctx.has(2) else np.asarray(False)
     ratio = ctx.array(1) if ctx.has(1) else np.asarray(0.5)
     if (training is None or bool(np.any(training))) and (ratio is None or bool(np.any(ratio))):
@@ -187,6 +187,7 @@ def batch_normalization(ctx: Context) -> list[Value]:
 
     With computed statistics (tf2onnx's LayerNormalization: rows as channels) the node itself, on channels that differ;
     likewise where a mean is far above its deviation: ``x a`` and ``c`` would cancel, in the weights behind them too.
+    Refuses training mode, which mixes the candidates, and inputs of which nothing can be computed once.
     """
     if ctx.attr("training_mode", 0) or len([o for o in ctx.node.output if o]) > 1:
         raise Decline("BatchNormalization in training mode mixes the candidates")

@@ -113,6 +113,7 @@ def gather_nd(ctx: Context) -> list[Value]:
     """Coordinates are positions of the merged axes where they are constant, or those of a constant mask.
 
     A coordinate along an axis on which the data does not vary has no effect; one that is left is a look-up.
+    Refuses coordinates of a dynamic or batch axis.
     """
     x, batch = ctx.input(0), ctx.attr("batch_dims", 0)
     places = ctx.input(1).places

@@ -87,12 +87,14 @@ def progression(b: Builder, value: Value) -> tuple[Size, Size] | None:
 
 
 def scalar(b: Builder, size: Size, dtype: int = TensorProto.INT64) -> Value:
+    """A size as a Value of shape []."""
     sym = np.empty((), dtype=object)
     sym[()] = size
     return from_sizes(b, sym, dtype)
 
 
 def substitute(size: Size, name: str, by: Size) -> Size:
+    """The size with a symbol replaced by another size."""
     if not isinstance(size, Dim):
         return size
     total: Size = 0

@@ -96,7 +96,10 @@ def _all_or_none(ctx: Context, x: Value, bit: Leaf) -> Value:
 
 
 def masked(ctx: Context, x: Value, places: Places) -> Value:
-    """``x[mask]``: the mask's positions, for each position of the axes along which it is repeated."""
+    """``x[mask]``: the mask's positions, for each position of the axes along which it is repeated.
+
+    Refuses a mask of another shape than the data's.
+    """
     depth = len(places.shape)
     if not all(ctx.b.same(a, c) for a, c in zip(x.shape[:depth], places.shape, strict=True)):
         raise Decline("the mask does not have the data's shape")
@@ -107,7 +110,10 @@ def masked(ctx: Context, x: Value, places: Places) -> Value:
 
 
 def flat_masked(ctx: Context, x: Value, at: int, places: Places) -> Value:
-    """``x[mask]`` where mask and data were flattened before: the same positions, for each of the repeated axes."""
+    """``x[mask]`` where mask and data were flattened before: the same positions, for each of the repeated axes.
+
+    Refuses a mask of another length than the data's.
+    """
     outer, inner = (product(sizes) for sizes in (places.shape[: places.free], places.shape[places.free :]))
     if not ctx.b.same(x.shape[at], outer * inner):
         raise Decline("the mask does not have the data's length")

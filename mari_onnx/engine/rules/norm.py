@@ -161,7 +161,10 @@ def _minus(b: Builder, leaf: Leaf) -> Leaf:
 
 
 def variance(b: Builder, body: Body, m: Body, k: frozenset[Axis], order: list[Axis]) -> Body:
-    """The population variance over ``k``, by parts (Chan); ``m`` is the mean of the whole."""
+    """The population variance over ``k``, by parts (Chan); ``m`` is the mean of the whole.
+
+    Refuses a dynamic dimension.
+    """
     size = product(a.size for a in k)
     if not isinstance(size, int):
         raise Decline("a normalization over a dynamic dimension")

@@ -86,7 +86,10 @@ def _scale(ctx: Context, body: Body, factor: float) -> Body:
 
 @rule("Einsum", splits=True)
 def einsum(ctx: Context) -> list[Value]:
-    """One or two operands, no repeated letter within an operand; an ellipsis is aligned as numpy does."""
+    """One or two operands, no repeated letter within an operand; an ellipsis is aligned as numpy does.
+
+    Refuses others, and integers.
+    """
     equation = str(ctx.attr("equation")).replace(" ", "")
     values = [ctx.input(0)] + [fresh(ctx.input(i)) for i in range(1, len(ctx.inputs))]
     if len(values) > 2 or values[0].dtype not in FLOATS:
@@ -139,7 +142,10 @@ def _letters(term: str, rank: int) -> list[str]:
 
 
 def pointwise(ctx: Context) -> list[Value | None]:
-    """A Conv whose kernel is one element wide, undilated and unpadded, is a product over the channels."""
+    """A Conv whose kernel is one element wide, undilated and unpadded, is a product over the channels.
+
+    Refuses a bias that is computed.
+    """
     x = ctx.input(0)
     weight = ctx.array(1)
     ones = weight is not None and all(s == 1 for s in weight.shape[2:])

@@ -93,7 +93,7 @@ def unary(b: Builder, op: str, body: Body) -> Body:
 
 
 def mean(b: Builder, body: Body, k: frozenset[Axis], order: list[Axis]) -> Body:
-    """The mean over axes; those on which nothing varies drop out."""
+    """The mean over axes; those on which nothing varies drop out. Refuses a mean of no elements."""
     if isinstance(body, Cat):
         body = coalesce(b, body, order)
     varies = k & axes_of(body)
@@ -156,7 +156,10 @@ def _whole_row(b: Builder, body: Body, k: frozenset[Axis]) -> None:
 
 @rule("GlobalAveragePool", "GlobalMaxPool", splits=True)
 def global_pool(ctx: Context) -> list[Value]:
-    """The mean or the maximum over all axes but the first two, which stay as 1: what tf2onnx makes of a mean."""
+    """The mean or the maximum over all axes but the first two, which stay as 1: what tf2onnx makes of a mean.
+
+    Refuses integers, and tensors without such axes.
+    """
     x = ctx.input(0)
     if x.dtype not in FLOATS or x.rank < 3:
         raise Decline("a pool without axes to pool over, or of integers")
@@ -176,7 +179,7 @@ def _filled(b: Builder, body: Body, k: frozenset[Axis]) -> None:
 
 
 def extreme(b: Builder, op: str, body: Body, k: frozenset[Axis]) -> Body:
-    """Max, Min or Prod over axes, by parts."""
+    """Max, Min or Prod over axes, by parts. Refuses a product over repeated elements."""
     if isinstance(body, Cat):
         body = coalesce(b, body)
     if op == "Prod" and any(k_ - axes_of(leaf) for leaf, k_ in _cells(body, k)):

@@ -69,7 +69,7 @@ def empty(ctx: Context) -> list[Value]:
 
 @rule("SequenceInsert")
 def insert(ctx: Context) -> list[Value]:
-    """One more element, at a constant position or behind all others."""
+    """One more element, at a constant position or behind all others. Refuses a position that is computed."""
     elements, new = list(_elements(ctx)), ctx.input(1)
     at = len(elements)
     if ctx.has(2):
@@ -110,7 +110,10 @@ def sequence_map(ctx: Context) -> list[Value]:
 
 @rule("ConcatFromSequence")
 def concat_from_sequence(ctx: Context) -> list[Value]:
-    """The elements behind each other: a Concat, or the axis along which they are stacked as its outer part."""
+    """The elements behind each other: a Concat, or the axis along which they are stacked as its outer part.
+
+    Refuses elements of unknown rank.
+    """
     new = bool(ctx.attr("new_axis", 0))
     if ctx.inputs[0] is not None and ctx.inputs[0].listed and ctx.inputs[0].items is None:
         elements = ctx.inputs[0].listed

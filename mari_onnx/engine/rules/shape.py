@@ -59,7 +59,7 @@ def constant(ctx: Context) -> list[Value]:
 
 @rule("ConstantOfShape")
 def constant_of_shape(ctx: Context) -> list[Value]:
-    """One element, broadcast: no axis of it varies."""
+    """One element, broadcast: no axis of it varies. Refuses a shape that is computed from data."""
     sizes = ctx.sizes(0)
     if any(s is None for s in sizes):
         raise Decline("the shape is computed from data")

@@ -74,7 +74,10 @@ def _end(end: int, step: int) -> int | None:
 
 
 def range_of(ctx: Context, x: Value, at: int, start: int, stop: int, inside: bool = False) -> Value:
-    """A range of a dynamic axis whose length follows from the bounds. inside: it is there, or the source fails."""
+    """A range of a dynamic axis whose length follows from the bounds. inside: it is there, or the source fails.
+
+    Refuses bounds that a short axis would cut.
+    """
     size = x.shape[at]
     if start >= 0 and stop >= HUGE:
         length: Size = size - start

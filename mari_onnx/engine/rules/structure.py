@@ -200,7 +200,10 @@ def unsqueeze(ctx: Context) -> list[Value]:
 
 @rule("Expand")
 def expand(ctx: Context) -> list[Value]:
-    """Broadcast to a shape: an axis that the body does not have costs nothing."""
+    """Broadcast to a shape: an axis that the body does not have costs nothing.
+
+    Refuses a target that is computed from data, or not known to fit.
+    """
     x = ctx.input(0)
     target = ctx.sizes(1)
     rank = max(x.rank, len(target))
@@ -222,7 +225,10 @@ def expand(ctx: Context) -> list[Value]:
 
 @rule("Tile")
 def tile(ctx: Context) -> list[Value]:
-    """Repeats are an axis of their own before the repeated one: `[r * n]` is the group (r, n)."""
+    """Repeats are an axis of their own before the repeated one: `[r * n]` is the group (r, n).
+
+    Refuses repeats that are computed from data.
+    """
     x = ctx.input(0)
     repeats = ctx.sizes(1)
     groups: list[Group] = []

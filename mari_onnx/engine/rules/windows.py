@@ -108,7 +108,10 @@ def _piece(ctx: Context, node: NodeProto, x: Value, through: Sequence[Through]) 
 
 @rule("MaxPool", "AveragePool")
 def pool(ctx: Context) -> Sequence[Value | None]:
-    """A pooling of values alone: the indices of a MaxPool count from the start of the whole input."""
+    """A pooling of values alone: the indices of a MaxPool count from the start of the whole input.
+
+    Refuses those indices.
+    """
     kernel = list(ctx.attr("kernel_shape"))
     found = None
     if len([o for o in ctx.node.output if o]) > 1:
@@ -247,7 +250,10 @@ def _with_pads(node: NodeProto, pads: Sequence[int], d: int, spatial: int, befor
 
 @rule("CumSum")
 def cumsum(ctx: Context) -> Sequence[Value | None]:
-    """The leading positions that vary less once; the others go on from their last sum."""
+    """The leading positions that vary less once; the others go on from their last sum.
+
+    Refuses an axis that is computed.
+    """
     x, axes = ctx.input(0), ctx.ints(1)
     if axes is None:
         raise Decline("the axis is computed at run time")

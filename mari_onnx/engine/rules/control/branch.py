@@ -46,7 +46,10 @@ class Branch:
 
 @rule("If")
 def if_(ctx: Context) -> list[Value | None]:
-    """As the module's text says."""
+    """As the module's text says.
+
+    Refuses a condition that is not one value, and branches that read a sequence or a tensor of unknown rank.
+    """
     known = ctx.array(0)
     if known is not None and known.size == 1:
         with ctx.b.named():

@@ -33,7 +33,10 @@ from mari_onnx.model.ops import row
 
 @rule("Loop")
 def loop(ctx: Context) -> list[Value | None]:
-    """A Loop whose iterations do not read each other's results; else one whose states lack an axis (`carried`)."""
+    """A Loop whose iterations do not read each other's results; else one whose states lack an axis (`carried`).
+
+    Refuses others, with the reasons of both ways.
+    """
     try:
         return _independent(ctx)
     except Decline as reason:

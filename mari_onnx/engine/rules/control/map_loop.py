@@ -40,6 +40,7 @@ class Filter:
 
     @property
     def place(self) -> Size:
+        """The first position, plus the iteration number."""
         return self.start + Dim.symbol(self.symbol) - 1
 
 
@@ -72,6 +73,7 @@ class Body:
 
     # ---- nodes
     def run(self, graph: GraphProto) -> list[Value]:
+        """The outputs of the body, or of a branch in it, for all iterations. Refuses it if a node of it is refused."""
         for proto in graph.initializer:
             self.env[proto.name] = from_tensor(self.b.const(numpy_helper.to_array(proto), proto.data_type))
         # rows of a bag are written as a Range by their length, which fails for a length of 0
@@ -84,6 +86,7 @@ class Body:
         return [self.env[o.name] for o in graph.output]
 
     def visit(self, node: NodeProto) -> None:
+        """Computes one node of the body for all iterations. Refuses random numbers."""
         if node.op_type in RANDOM:
             raise Decline("the body of the Loop draws random numbers")
         values = [self.input(name) for name in node.input if name]
@@ -134,6 +137,7 @@ class Body:
         return None
 
     def input(self, name: str) -> Value:
+        """The Value of a tensor that a node reads; within a branch, the iteration number is replaced in its sizes."""
         value = self.env[name]
         if self.swap is not None and value.sym is not None:
             symbol, by = self.swap
@@ -143,7 +147,10 @@ class Body:
         return value
 
     def choose(self, node: NodeProto) -> None:
-        """One branch where the condition is known; both, and they must agree, where one iteration takes another."""
+        """One branch where the condition is known; both, and they must agree, where one iteration takes another.
+
+        Refuses an iteration that differs from the others.
+        """
         branches = attributes(node)
         known = constant(self.b, self.input(node.input[0]))
         if known is not None:
@@ -161,7 +168,10 @@ class Body:
         self.env.update(zip(node.output, results, strict=True))
 
     def either(self, node: NodeProto, branches: dict[str, GraphProto]) -> list[Value]:
-        """Both branches, and of each element the one that the data asks for."""
+        """Both branches, and of each element the one that the data asks for.
+
+        Refuses branches that differ in anything but elements.
+        """
         condition, before = self.env[node.input[0]], self.guarded
         self.guarded = True
         try:
@@ -197,6 +207,7 @@ class Body:
         return self.env[names[-1]]
 
     def branch(self, graph: GraphProto, swap: tuple[str, Size] | None) -> list[Value]:
+        """The outputs of a branch of an If. swap: what the iteration number is within it, as (symbol, size)."""
         outer, self.env, before, self.swap = self.env, dict(self.env), self.swap, swap
         try:
             return self.run(graph)
@@ -219,7 +230,7 @@ class Body:
         return self.row(x, normal(ctx.attr("axis", 0), x.rank), place, 1, index.rank == 0)
 
     def sliced(self, ctx: Context) -> Value | None:
-        """``x[L i : L i + L]`` along one axis."""
+        """``x[L i : L i + L]`` along one axis. Refuses a length that differs between iterations."""
         if len(ctx.inputs) < 3:
             return None
         x, start, end = ctx.input(0), only(self.b, ctx.input(1)), only(self.b, ctx.input(2))
@@ -246,7 +257,10 @@ class Body:
         return from_sizes(self.b, sym, x.dtype)
 
     def row(self, x: Value, at: int, start: Size, length: Size, drop: bool) -> Value:
-        """``x[i L : i L + L]`` as a Value over L; the axis of the iterations is in none of its groups."""
+        """``x[i L : i L + L]`` as a Value over L; the axis of the iterations is in none of its groups.
+
+        Refuses rows of unequal length, and rows of rows.
+        """
         key = (id(x.body), at, length, drop)
         if key in self._rows and self._rows[key][0].known == x.known:
             return self._rows[key][1]
@@ -275,7 +289,10 @@ class Body:
 
     # ---- a Loop inside that picks positions
     def search(self, node: NodeProto) -> None:
-        """``for j in range(start, end): if mask[j]: found = concat(found, j)``: the mask, for all j."""
+        """``for j in range(start, end): if mask[j]: found = concat(found, j)``: the mask, for all j.
+
+        Refuses any other Loop within a Loop.
+        """
         graph = attribute(node, "body")
         _, going, *states = (i.name for i in graph.input)
         op, start, end = self.conditions.get(node.input[1], ("", 0, 0))
@@ -346,12 +363,13 @@ class Body:
 
     # ---- results
     def inserted(self, sequence: Value, element: Value) -> Value:
+        """The sequence with one element per iteration. Refuses a sequence that is not empty before."""
         if sequence.items is not None or not is_empty(self.b, sequence):
             raise Decline("the Loop inserts into a sequence more than once")
         return replace(sequence, items=element)
 
     def finish(self, trips: Size) -> None:
-        """Check what was assumed about the number of iterations."""
+        """Check what was assumed about the number of iterations. Refuses a Loop for which it does not hold."""
         if self.count is not None and not self.b.same(self.count, trips):
             raise Decline(f"{trips} iterations of the Loop, over {self.count} rows")
         if self.group is None:
@@ -362,7 +380,10 @@ class Body:
                 raise Decline("the Loop reads past the end of its offsets")
 
     def stacked(self, value: Value) -> Value:
-        """The value of each iteration, the iterations first."""
+        """The value of each iteration, the iterations first.
+
+        Refuses a value of unknown rank, and one that the iteration number is computed into.
+        """
         if value.groups is None or self.group is None:
             raise Decline("the rank of an output of the Loop's body is not known")
         if axes_of(value.body) - set(value.axes) - set(self.group):

@@ -54,6 +54,7 @@ class State:
 
     @property
     def order(self) -> list[Axis]:
+        """Axes that the state has in the body, in the order of its Value."""
         return [a for a in self.given.axes if a in self.axes]
 
 
@@ -210,6 +211,7 @@ def depending(b: Builder, mark: int, names: set[str]) -> list[Node]:
 
 
 def needed(nodes: Sequence[Node], wanted: Sequence[Tensor]) -> list[Node]:
+    """The nodes that these tensors are computed by, in the order of the graph."""
     names, found = {t.name for t in wanted}, []
     for node in reversed(nodes):
         if any(t.name in names for t in node.outputs):

@@ -43,6 +43,7 @@ def shape_of(*ops: str, domain: str = MICROSOFT) -> Callable[[Known], Known]:
 
 
 def first(shapes: Shapes, i: int = 0) -> Shape:
+    """The shape of input ``i``. Raises ValueError where the rank is not known."""
     shape = shapes[i]
     if shape is None:
         raise ValueError("the rank is not known")
@@ -50,6 +51,7 @@ def first(shapes: Shapes, i: int = 0) -> Shape:
 
 
 def dtype_of(inputs: Tensors, i: int = 0) -> int:
+    """The ONNX element type of input ``i``. Raises ValueError where it is left out."""
     tensor = inputs[i]
     if tensor is None:
         raise ValueError("the input is missing")

@@ -117,6 +117,7 @@ def _by_rows(ctx: Context) -> list[Through]:
 
 
 def rows(ctx: Context) -> list[Through]:
+    """Axis 0 of a matrix: each row by itself. Refuses a single row without that axis."""
     if ctx.input(0).rank != 2:
         raise Decline("a single row, without an axis of rows")
     return [Through((0,), (0,) * len(ctx.node.output))]
@@ -157,7 +158,10 @@ def label_encoder(ctx: Context) -> list[Value]:
 
 @rule("Scaler", domain=ML)
 def scaler(ctx: Context) -> Sequence[Value | None]:
-    """(x - offset) scale, each one number or one for each column of a matrix; in x's float type, then as float32."""
+    """(x - offset) scale, each one number or one for each column of a matrix; in x's float type, then as float32.
+
+    Refuses offsets and scales of unequal number.
+    """
     x = ctx.input(0)
     if not differs(x):
         return ctx.write_out()
