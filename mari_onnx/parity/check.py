@@ -447,8 +447,8 @@ class _Check:
         return result
 
     def _left_out(self, covering: Sequence[draw.Request], outputs: list[Any]) -> None:
-        """Leaves out further requests that the source itself refuses, and variations of which it makes NaN or
-        infinity, as no drawn request does; notes those for ids and numbers."""
+        """Leaves out further requests that the source itself refuses, and variations and requests of size 0 of which
+        it makes NaN or infinity; notes those for ids and numbers."""
         refused = {id(r) for r, o in zip(covering, outputs, strict=False) if isinstance(o, MariError)}
         meeting = [(r, o) for r, o in zip(covering, outputs, strict=False) if r.further == "ids"]
         lost = [(r, o) for r, o in meeting if id(r) in refused]
@@ -458,8 +458,9 @@ class _Check:
                 f"numbers, which are left out: {first_line(lost[0][1])}"
             )
         for place, request in enumerate(covering):
-            if request.further == "varied" and place < len(outputs) and not _is_finite(outputs[place]):
-                outputs[place] = ModelError("the source makes NaN or infinity of a variation", "")
+            unusual = request.further == "varied" or request.empty
+            if unusual and place < len(outputs) and not _is_finite(outputs[place]):
+                outputs[place] = ModelError("the source makes NaN or infinity of it", "")
                 refused.add(id(request))
         self._refused.update(refused)
 
