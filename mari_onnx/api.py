@@ -18,6 +18,7 @@ from mari_onnx.model.provenance import carry_over, differences, set_metadata
 from mari_onnx.model.save import Staged, stage, stage_copy
 from mari_onnx.model.signature import signature
 from mari_onnx.model.upgrade import upgraded
+from mari_onnx.parity.candidates import with_axes
 from mari_onnx.sides.guess import guessed_flags
 from mari_onnx.sides.resolve import METADATA_KEY, Sides, resolve, side_file_beside
 from mari_onnx.version import __version__
@@ -120,7 +121,7 @@ def optimize(
         OutputsDiffer, CannotCompare: the check failed, or could not be made.
     """
     source = as_source(model)
-    found = _sides(source, sides, user=user, item=item, cross=cross, rest=rest)
+    found = _sides(source, sides, check, user=user, item=item, cross=cross, rest=rest)
     if not check:
         return rewritten(source, found, candidates=candidates, target=target)
     with (
@@ -341,10 +342,10 @@ def unknown_sides(source: Source) -> SidesUnknown:
 
 
 def _sides(
-    source: Source, sides: Sides | Mapping[str, str] | str | Path | None, **flags: Any
+    source: Source, sides: Sides | Mapping[str, str] | str | Path | None, run: bool = True, **flags: Any
 ) -> Sides:
     if isinstance(sides, Sides):
-        return sides
+        return with_axes(source.model, sides, source.model if run else None)
     file = sides if isinstance(sides, str | Path) else None
     if isinstance(sides, Mapping):
         from mari_onnx.sides.resolve import SIDES, fnmatch_escape
@@ -355,7 +356,8 @@ def _sides(
     if file is None and source.path.is_file():
         file = side_file_beside(source.path)
     metadata = {entry.key: entry.value for entry in source.model.metadata_props}
-    return resolve(signature(source.model), file=file, metadata=metadata.get(METADATA_KEY), **flags)
+    found = resolve(signature(source.model), file=file, metadata=metadata.get(METADATA_KEY), **flags)
+    return with_axes(source.model, found, source.model if run else None)
 
 
 def _could_be_tagged(model: onnx.ModelProto) -> bool:

@@ -58,7 +58,7 @@ def side_options(command: F) -> F:
             "--candidate-axis",
             type=click.IntRange(min=0),
             metavar="AXIS",
-            help="The axis of the inputs that counts candidates.  [default: 0]",
+            help="The axis of item and cross inputs that counts candidates.  [default: 0]",
         ),
         click.option(
             "--guess",
@@ -86,6 +86,7 @@ def sides_from(
         UsageError: see `mari_onnx.sides.resolve`.
     """
     from mari_onnx.model.signature import signature
+    from mari_onnx.parity.candidates import with_axes
     from mari_onnx.sides.resolve import METADATA_KEY, resolve, side_file_beside
 
     if isinstance(options, click.Context):
@@ -94,7 +95,7 @@ def sides_from(
     if file is None and path is not None:
         file = side_file_beside(path)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    return resolve(
+    found = resolve(
         signature(model),
         user=options.get("user", ()),
         item=options.get("item", ()),
@@ -105,6 +106,7 @@ def sides_from(
         candidate_axis=options.get("candidate_axis"),
         guess=options.get("guess", False),
     )
+    return with_axes(model, found, model if options.get("check", True) else None)
 
 
 def request_id_option(command: F) -> F:

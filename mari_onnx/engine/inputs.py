@@ -16,6 +16,7 @@ from mari_onnx.engine.ir.value import Axis, Cat, Decline, Group, Leaf, Part, Ten
 from mari_onnx.engine.rule import from_tensor
 from mari_onnx.engine.session import Session
 from mari_onnx.model.dims import Dim, Size
+from mari_onnx.model.signature import dimension
 from mari_onnx.sides.resolve import Sides
 
 N = Dim.symbol("N")
@@ -61,15 +62,16 @@ def input_shapes(graph: onnx.GraphProto, sides: Sides) -> dict[str, tuple[Size, 
 
 def _size(info: onnx.ValueInfoProto, i: int, sides: Sides, names: set[str | int]) -> Size:
     """Dimension i of an input; N also where a fixed-batch export has the number of candidates."""
-    side, at, dim = _side(info.name, sides), sides.candidate_axis, info.type.tensor_type.shape.dim[i]
+    side, at = _side(info.name, sides), sides.axis_of(info.name)
+    dim = dimension(info.type.tensor_type.shape.dim[i])
     # in the [R, N, ...] layout the user's inputs are [R, ...]: only a name tells that one has the candidates' axis
     candidate = side is not None and i == at and not (side == "user" and at)
-    if dim.HasField("dim_value"):
-        return N if candidate and dim.dim_value in names else dim.dim_value
-    if candidate or dim.dim_param in names:
+    if isinstance(dim, int):
+        return N if candidate and dim in names else dim
+    if candidate or dim in names:
         return N
     # beside tagged inputs, a free dimension that the exporter happened to call N is not the candidates'
-    name = "N (free)" if sides and dim.dim_param == "N" else dim.dim_param
+    name = "N (free)" if sides and dim == "N" else dim
     return Dim.symbol(name or f"{info.name}[{i}]")
 
 
@@ -77,16 +79,13 @@ def batch_names(inputs: Sequence[onnx.ValueInfoProto], sides: Sides) -> set[str 
     """What tagged inputs call the candidate axis: names, and the literal size of a fixed-batch export."""
     names: set[str | int] = set()
     for info in inputs:
-        side = _side(info.name, sides)
+        side, at = _side(info.name, sides), sides.axis_of(info.name)
         dims = info.type.tensor_type.shape.dim
-        if side is None or len(dims) <= sides.candidate_axis or (side == "user" and sides.candidate_axis):
+        if side is None or at is None or len(dims) <= at or (side == "user" and at):
             continue
-        dim = dims[sides.candidate_axis]
-        if dim.HasField("dim_value"):
-            if dim.dim_value > 1:
-                names.add(dim.dim_value)
-        elif dim.dim_param:
-            names.add(dim.dim_param)
+        dim = dimension(dims[at])
+        if dim is not None and dim not in (0, 1):
+            names.add(dim)
     return names
 
 
@@ -101,7 +100,7 @@ def _input(
     b: Builder, info: onnx.ValueInfoProto, sides: Sides, shape: tuple[Size, ...] | None
 ) -> tuple[Value, Tensor]:
     """What the source has of an input, and what the new graph takes for it. shape: None if the rank is not known."""
-    side, at = _side(info.name, sides), sides.candidate_axis
+    side, at = _side(info.name, sides), sides.axis_of(info.name)
     if shape is None:
         tensor = b.input(info.name, info.type.tensor_type.elem_type, None, frozenset(DEPS[side]))
         return from_tensor(tensor), tensor
@@ -112,7 +111,7 @@ def _input(
         b.rows |= {symbol for size in shape[: shape.index(N)] if isinstance(size, Dim) for symbol in size.symbols}
     axes = [Axis(size) if size != 1 else None for size in shape]
     groups: tuple[Group, ...] = tuple((a,) if a is not None else () for a in axes)
-    lifted = side == "user" and len(shape) > at and shape[at] == N
+    lifted = side == "user" and at is not None and len(shape) > at and shape[at] == N
     stored = tuple(1 if lifted and i == at else size for i, size in enumerate(shape))
     # an input that no one tagged is the user's where it has no row for each candidate
     once = side is None and not any(isinstance(size, Dim) and "N" in size.symbols for size in shape)
@@ -125,7 +124,7 @@ def _input(
                 b.sources.setdefault(symbol, (tensor, i))
     body: Leaf | Cat = Leaf(tensor, tuple(None if lifted and i == at else a for i, a in enumerate(axes)))
     if side == "packed":
-        body = _packed(b, tensor, axes, sides.columns[info.name], at)
+        body = _packed(b, tensor, axes, sides.columns[info.name], sides.candidate_axis)
     return Value(groups, body, tensor.dtype), tensor
 
 

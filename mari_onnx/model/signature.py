@@ -72,7 +72,7 @@ def _read(value: onnx.ValueInfoProto) -> Input:
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return Input(value.name, held, (), rank_known=False, type=text, held=held)
-    return Input(value.name, held, tuple(_dimension(d) for d in tensor.shape.dim), type=text, held=held)
+    return Input(value.name, held, tuple(dimension(d) for d in tensor.shape.dim), type=text, held=held)
 
 
 def _type(of: onnx.TypeProto) -> tuple[str, np.dtype]:
@@ -97,8 +97,8 @@ def _element(elem_type: int) -> tuple[str, np.dtype]:
     return ("string" if dtype.kind == "O" else str(dtype)), dtype
 
 
-def _dimension(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
-    kind = dim.WhichOneof("value")
-    if kind == "dim_value":
-        return int(dim.dim_value)
+def dimension(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    """A size, the name of a symbol, or None where nothing is said, as with the -1 that some exporters write."""
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value) if dim.dim_value >= 0 else None
     return dim.dim_param or None

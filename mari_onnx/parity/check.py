@@ -25,6 +25,7 @@ from mari_onnx.errors import (
 )
 from mari_onnx.model.signature import Input, Signature, signature
 from mari_onnx.parity import float64
+from mari_onnx.parity.candidates import with_axes
 from mari_onnx.parity.coverage.guide import Guide
 from mari_onnx.parity.coverage.watch import Watch
 from mari_onnx.parity.domains.domains import domains as domains_of
@@ -99,6 +100,7 @@ class _Check:
         self.sides = (
             sides if sides is not None else find_sides([source, optimized], [loaded, other])
         )
+        self.sides = with_axes(loaded, self.sides, source)
         self.layout = draw.Layout(self.signatures["source"], self.sides)
         theirs = self.signatures["optimized"]
         both = {i.name for i in theirs.inputs} == {i.name for i in self.layout.signature.inputs}
@@ -494,7 +496,7 @@ class _Check:
 def find_sides(paths: Sequence[ModelLike], models: Sequence[Any]) -> Sides:
     """Sides of the first of `models`: from a side file beside either, from their metadata, or from
     inputs of one row in the second; none where nothing says."""
-    from mari_onnx.sides.resolve import METADATA_KEY, Sides, resolve, side_file_beside
+    from mari_onnx.sides.resolve import METADATA_KEY, resolve, side_file_beside
 
     metadata = [p.value for m in models for p in m.metadata_props if p.key == METADATA_KEY]
     files = [side_file_beside(os.fspath(p)) for p in paths if isinstance(p, str | os.PathLike)]
@@ -506,7 +508,7 @@ def find_sides(paths: Sequence[ModelLike], models: Sequence[Any]) -> Sides:
     # The optimized model's single rows tell.
     other = resolve(signature(models[1]))
     named = {i.name for i in mine.inputs}
-    return Sides({k: v for k, v in other.inputs.items() if k in named}, {}, other.candidate_axis)
+    return replace(other, inputs={k: v for k, v in other.inputs.items() if k in named}, columns={})
 
 
 def _name(model: Any, kind: str) -> str:

@@ -37,7 +37,7 @@ class Layout:
                 i.shape[self.axis]
                 for i in signature.inputs
                 # Behind axis 0 a user's input may have a dimension of its own there, such as its history.
-                if self.tagged(i.name) and len(i.shape) > self.axis and not (self.axis and self.is_user(i.name))
+                if self._has_axis(i) and not (self.axis and self.is_user(i.name))
             ]
             self._candidates = {d for d in at if isinstance(d, str)}
         self.fixed_n = self._fixed()
@@ -51,6 +51,14 @@ class Layout:
 
     def tagged(self, name: str) -> bool:
         return name in self.sides.inputs or name in self.sides.columns
+
+    def axis_of(self, name: str) -> int | None:
+        """The candidate axis of an input that has a side; None where it keeps its own dimensions."""
+        return self.sides.axis_of(name) if self.tagged(name) else None
+
+    def _has_axis(self, each: Input) -> bool:
+        axis = self.axis_of(each.name)
+        return axis is not None and len(each.shape) > axis
 
     def is_user(self, name: str) -> bool:
         return self.sides.side(name) == "user"
@@ -71,7 +79,7 @@ class Layout:
     def has_candidates(self, each: Input) -> bool:
         """Whether the candidate axis of a tagged input is the candidates'. In the `[R, N, ...]` layout only its name
         tells that of a user's input, as in the engine."""
-        if not self.tagged(each.name) or len(each.shape) <= self.axis:
+        if not self._has_axis(each):
             return False
         return not (self.axis and self.is_user(each.name)) or each.shape[self.axis] in self._candidates
 
@@ -83,7 +91,7 @@ class Layout:
                 found.append(1 if self.is_user(each.name) else n)
             elif isinstance(dim, int):
                 found.append(dim)
-            elif dim in self._candidates or (dim is None and index == self.axis and not self.is_user(each.name)):
+            elif dim in self._candidates or (dim is None and index == self.axis and not self.tagged(each.name)):
                 found.append(n)
             else:
                 found.append(free[_symbol(each, index)])
@@ -129,7 +137,7 @@ class Layout:
         tagged = [
             i.shape[self.axis]
             for i in self.signature.inputs
-            if self.tagged(i.name) and not self.is_user(i.name) and len(i.shape) > self.axis
+            if self._has_axis(i) and not self.is_user(i.name)
         ]
         own = [d for d in tagged if isinstance(d, int)]
         if own:
@@ -142,7 +150,7 @@ class Layout:
         found: dict[str, None] = {}
         for each in self.signature.inputs:
             for index, dim in enumerate(each.shape):
-                free = dim is None and not self.is_user(each.name)
+                free = dim is None and not self.tagged(each.name)
                 at_axis = index == self.axis and (self.has_candidates(each) or free)
                 if not isinstance(dim, int) and dim not in self._candidates and not at_axis:
                     found[_symbol(each, index)] = None

@@ -17,7 +17,7 @@ from mari_onnx.model.signature import Signature
 
 SIDES = ("user", "item", "cross")
 METADATA_KEY = "mari_onnx.sides"
-_FILE_KEYS = (*SIDES, "rest", "candidate_axis", "columns")
+_FILE_KEYS = (*SIDES, "rest", "candidate_axis", "own_dimensions", "columns")
 _PACKED = re.compile(r"^(?P<name>.+?)\[\s*:\s*,(?P<columns>.*)\]\s*$", re.DOTALL)
 _SLICE = re.compile(r"^(-?\d+)?\s*:\s*(-?\d+)?\s*(?::\s*(-?\d+)?)?$")
 
@@ -38,6 +38,11 @@ class Layer:
     patterns: Mapping[str, Sequence[str]]
     rest: str | None = None
     candidate_axis: int | None = None
+    own: Sequence[str] = ()
+
+    def own_names(self, signature: Signature) -> list[str]:
+        """Inputs that keep their own dimensions."""
+        return [name for pattern in self.own for name in _names(pattern, pattern, signature, self.origin)]
 
     def packed_names(self, signature: Signature) -> set[str]:
         found: set[str] = set()
@@ -156,11 +161,7 @@ def _layer_of(data: Mapping[str, Any], origin: str) -> Layer:
             raise SideFileError(f"{origin}: unknown key {key!r}", hint + listed(_FILE_KEYS))
     patterns: dict[str, list[str]] = {}
     for side in SIDES:
-        given = data.get(side, [])
-        given = [given] if isinstance(given, str) else given
-        if not isinstance(given, list) or not all(isinstance(p, str) for p in given):
-            raise SideFileError(f"{origin}: {side} is not a list of patterns")
-        patterns[side] = [*given]
+        patterns[side] = _patterns(data, side, origin)
     for name, table in _column_tables(data, origin).items():
         for side, columns in table.items():
             texts = columns if isinstance(columns, list) else [columns]
@@ -171,7 +172,15 @@ def _layer_of(data: Mapping[str, Any], origin: str) -> Layer:
         raise SideFileError(f"{origin}: rest is {rest!r}", f"one of {', '.join(SIDES)}")
     if axis is not None and (not isinstance(axis, int) or isinstance(axis, bool) or axis < 0):
         raise SideFileError(f"{origin}: candidate_axis is {axis!r}", "a number from 0 on")
-    return Layer(origin, patterns, rest, axis)
+    return Layer(origin, patterns, rest, axis, _patterns(data, "own_dimensions", origin))
+
+
+def _patterns(data: Mapping[str, Any], key: str, origin: str) -> list[str]:
+    given = data.get(key, [])
+    given = [given] if isinstance(given, str) else given
+    if not isinstance(given, list) or not all(isinstance(p, str) for p in given):
+        raise SideFileError(f"{origin}: {key} is not a list of patterns")
+    return [*given]
 
 
 def _column_tables(data: Mapping[str, Any], origin: str) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Sides:
         inputs: input name -> "user", "item" or "cross".
         columns: packed input `X[N, F]` -> side -> its column indices; together they cover all F.
         candidate_axis: the axis of length N of the inputs.
+        axes: input name -> its own candidate axis, where that was looked into (`sides.candidates`); None for an input
+            that keeps its own dimensions, such as a history `[T]`.
 
     An input in neither mapping is taken as the graph says (a scalar, or the `[R, N, ...]` layout).
     """
@@ -45,6 +47,16 @@ class Sides:
     inputs: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     candidate_axis: int = 0
+    axes: Mapping[str, int | None] = field(default_factory=dict)
+
+    def axis_of(self, name: str) -> int | None:
+        """The axis of a tagged input that counts candidates, if it has so many; None: no axis of it does."""
+        return self.axes.get(name, self.candidate_axis)
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Inputs that keep their own dimensions."""
+        return tuple(name for name, axis in self.axes.items() if axis is None)
 
     def side(self, name: str) -> str | None:
         """The side of a whole input; None for packed and for untagged ones."""
@@ -69,6 +81,8 @@ class Sides:
             for side in SIDES
         }
         found["candidate_axis"] = self.candidate_axis
+        if self.own:
+            found["own_dimensions"] = [fnmatch_escape(name) for name in self.own]
         return found
 
     def to_json(self) -> str:
@@ -141,7 +155,8 @@ def resolve(
     elif left and tagged:
         # One row against N says who is the user; the others have a row per candidate.
         tagged.update((unit, "cross") for unit in left)
-    return _collect(units, tagged, axis)
+    own = [name for layer in layers for name in layer.own_names(signature)]
+    return replace(_collect(units, tagged, axis), axes=dict.fromkeys(own))
 
 
 def side_file_beside(model: str | Path) -> Path | None:

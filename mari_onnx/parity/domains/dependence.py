@@ -95,7 +95,7 @@ class Probe:
     def folded(self, name: str, rows: np.ndarray) -> np.ndarray:
         """One number where all elements agree, else one along each axis of fixed length; the least that is not 0."""
         each = next(i for i in self._numbers if i.name == name)
-        axis = self._layout.axis if self._layout.tagged(name) else None
+        axis = self._layout.axis_of(name)
         for index, dim in enumerate(each.shape):
             if not isinstance(dim, int) or index == axis:
                 most = np.where(rows > 0, rows, np.iinfo(np.int64).max).min(axis=index, keepdims=True)

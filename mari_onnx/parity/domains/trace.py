@@ -285,7 +285,7 @@ class Trace:
 def folded(layout: Layout, name: str) -> tuple[int, ...]:
     """The shape of an input with 1 for the candidate axis and for free axes: one place for what is alike."""
     each = next(i for i in layout.signature.inputs if i.name == name)
-    axis = layout.axis if layout.tagged(name) else None
+    axis = layout.axis_of(name)
     return tuple(1 if not isinstance(dim, int) or index == axis else dim for index, dim in enumerate(each.shape))
 
 

@@ -33,10 +33,10 @@ class Request:
     """One run's inputs.
 
     Attributes:
-        user: user-side inputs, one row on the candidate axis.
+        user: user-side inputs, one row on the candidate axis; those in `whole` as they are.
         rows: inputs with N rows (item, cross, packed).
         n: number of candidates.
-        literal: inputs without a side, as they are.
+        literal: inputs without a side, as they are, and those of items that keep their own dimensions.
         axis: the candidate axis.
         label: where it comes from, for messages.
         edge: what is out of the ordinary about its user, or None.
@@ -159,7 +159,7 @@ class Drawer:
                 made.user[each.name] = self._array(each, shape, True, state)
             else:
                 value = self._array(each, shape, self.layout.of_user(each.name), state)
-                (made.rows if self.layout.tagged(each.name) else made.literal)[each.name] = value
+                (made.literal if self.layout.axis_of(each.name) is None else made.rows)[each.name] = value
         if alike and isinstance(self.domains, Domains):
             elements.link(made.arrays(), self.layout.is_user_at, self.domains, self.domains.links, self.rng)
         return made

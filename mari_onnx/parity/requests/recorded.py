@@ -155,13 +155,14 @@ def _request(arrays: Mapping[str, np.ndarray], layout: Layout, label: str) -> Re
     counts: dict[str, int] = {}
     for each in layout.signature.inputs:
         array = _typed(each, arrays[each.name], label)
+        axis = layout.axis_of(each.name)
         if layout.is_user(each.name):
             once = each.name in layout.whole
             made.user[each.name] = array if once else _one_row(each.name, array, layout.axis, label)
             continue
-        if layout.tagged(each.name):
+        if axis is not None:
             made.rows[each.name] = array
-            counts[each.name] = array.shape[layout.axis]
+            counts[each.name] = array.shape[axis]
         else:
             made.literal[each.name] = array
             n = layout.candidates_of(each, array)

@@ -1,0 +1,95 @@
+"""Which axis of each input counts the candidates: by declared shapes, and where these say nothing, by running the
+source on a few sizes. An input's axis is the candidates' only if the source demands it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import combinations, islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mari_onnx.errors import MariError
+from mari_onnx.model.signature import Input, signature
+from mari_onnx.sides.candidates import Told, by_shape, decided
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+    from mari_onnx.runtime import ModelLike
+    from mari_onnx.sides.resolve import Sides
+
+_N = 3
+# Ways to tell doubtful inputs apart that are tried.
+_RUNS = 64
+
+
+def with_axes(model: onnx.ModelProto, sides: Sides, run: ModelLike | None = None) -> Sides:
+    """`sides` with the candidate axis of every input.
+
+    Args:
+        model: the source.
+        run: the source, to be run on sizes where shapes do not tell; None: only what shapes say.
+
+    Raises:
+        UsageError: the candidates are on another axis than `sides.candidate_axis`.
+    """
+    told = by_shape(signature(model), sides)
+    if not told.doubtful or run is None:
+        return told.sides
+    from mari_onnx import runtime
+
+    try:
+        made = runtime.session(run, optimize=False, what="the source")
+        found = _tried(made, signature(model).inputs, told.sides, told.doubtful)
+    except MariError:
+        return told.sides
+    return told.sides if found is None else decided(told, found)
+
+
+def _tried(
+    made: onnxruntime.InferenceSession, inputs: Sequence[Input], sides: Sides, groups: Sequence[tuple[str, ...]]
+) -> list[str] | None:
+    """The most inputs of `groups` that may have another length than N; None where the source runs on nothing."""
+    from mari_onnx import runtime
+
+    doubtful = [name for group in groups for name in group]
+    for own in islice(_subsets(groups), _RUNS):
+        here = decided(Told(sides, tuple(groups)), own)
+        shapes = _shapes(inputs, here, [name for name in doubtful if name in own])
+        for fill in (0, 1):  # zeros are in range of every table, ones are what lengths and divisors have to be
+            feed = {i.name: np.full(shapes[i.name], _value(i, fill), i.dtype) for i in inputs}
+            with suppress(MariError):
+                runtime.run(made, feed, "the source")
+                return own
+    return None
+
+
+def _value(each: Input, fill: int) -> int | str:
+    return str(fill) if each.dtype.kind == "O" else fill
+
+
+def _subsets(groups: Sequence[tuple[str, ...]]) -> Iterator[list[str]]:
+    for size in range(len(groups), -1, -1):
+        for chosen in combinations(groups, size):
+            yield [name for group in chosen for name in group]
+
+
+def _shapes(inputs: Sequence[Input], sides: Sides, own: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Sizes to try: N for the candidates, another length for what is tried to be free of it."""
+    axis, lengths, found = sides.candidate_axis, dict[str, int](), {}
+    tagged = {*sides.inputs, *sides.columns}
+    at = {i.name: i.shape[axis] for i in inputs if i.name in tagged and len(i.shape) > axis}
+    rows = [name for name in at if sides.axis_of(name) is not None]
+    n = next((d for name in rows if isinstance(d := at[name], int) and d > 1 and sides.side(name) != "user"), _N)
+    for name, dim in at.items():
+        if isinstance(dim, str) and (name in own or name in rows):
+            lengths[dim] = n + 2 if name in own else n
+    for each in inputs:
+        shape = [d if isinstance(d, int) else lengths.get(d or "", n + 1) for d in each.shape]
+        if each.name in at and at[each.name] is None and (each.name in own or each.name in rows):
+            shape[axis] = n + 2 if each.name in own else n
+        found[each.name] = tuple(shape)
+    return found

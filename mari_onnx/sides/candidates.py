@@ -1,0 +1,85 @@
+"""Which axis of each input counts the candidates, as far as declared shapes tell.
+
+Equal symbols are believed: what item and cross inputs call the candidate axis is N, and a user input that calls its
+axis otherwise, or has a fixed number there, keeps its own dimensions. Where that may be wrong, as in exports with a
+batch symbol for each input, the input is doubtful: `parity.candidates` then tries sizes on the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from mari_onnx.errors import UsageError
+from mari_onnx.model.signature import Input, Signature
+from mari_onnx.sides.resolve import Sides
+
+
+@dataclass(frozen=True)
+class Told:
+    """What shapes tell.
+
+    Attributes:
+        sides: with `axes` of the inputs that keep their own dimensions, the doubtful ones taken by their shapes.
+        doubtful: inputs whose axis the source has to tell, those that share a symbol together.
+    """
+
+    sides: Sides
+    doubtful: tuple[tuple[str, ...], ...]
+
+
+def by_shape(signature: Signature, sides: Sides) -> Told:
+    """The candidate axis of every input that has a side. What `sides.axes` says already is kept.
+
+    Raises:
+        UsageError: the candidates are on another axis than `sides.candidate_axis`.
+    """
+    axis = sides.candidate_axis
+    tagged = [
+        i
+        for i in signature.inputs
+        if (sides.side(i.name) or i.name in sides.columns) and len(i.shape) > axis and sides.axis_of(i.name) is not None
+    ]
+    rows = [i for i in tagged if sides.side(i.name) != "user"]
+    _refuse_other_axis(signature, rows, axis)
+    names = {i.shape[axis] for i in rows if isinstance(i.shape[axis], str)}
+    of_outputs = names & {d for o in signature.outputs for d in o.shape}
+    sizes = {i.shape[axis] for i in rows if isinstance(i.shape[axis], int)}
+    axes, groups = dict(sides.axes), dict[object, list[str]]()
+    for each in tagged:
+        dim = each.shape[axis]
+        if each.name in axes or dim == 1 or dim in of_outputs or each.name in sides.columns:
+            continue
+        if sides.side(each.name) != "user":
+            # only beside an input that surely has N
+            doubt = bool(of_outputs) and not isinstance(dim, int)
+        elif not rows or dim in names or (isinstance(dim, int) and dim in sizes):
+            continue
+        else:
+            doubt = not isinstance(dim, int) and not (axis and dim is None)
+            if dim is not None or axis:
+                axes[each.name] = None
+        if doubt:
+            groups.setdefault(dim if dim is not None else (each.name,), []).append(each.name)
+    return Told(replace(sides, axes=axes), tuple(map(tuple, groups.values())))
+
+
+def decided(told: Told, own: Iterable[str]) -> Sides:
+    """The sides with every doubtful input decided: `own` keep their own dimensions."""
+    doubtful = {name: told.sides.candidate_axis for group in told.doubtful for name in group}
+    return replace(told.sides, axes={**told.sides.axes, **doubtful, **dict.fromkeys(own)})
+
+
+def _refuse_other_axis(signature: Signature, rows: list[Input], axis: int) -> None:
+    """Refuses `[fields, N]` where nobody said that axis 1 is the candidates'."""
+    if not rows or not all(isinstance(i.shape[axis], int) and i.shape[axis] != 1 for i in rows):
+        return
+    for other in range(max(len(i.shape) for i in rows)):
+        symbols = {i.shape[other] if len(i.shape) > other else None for i in rows}
+        (symbol, *more) = symbols
+        if other != axis and not more and isinstance(symbol, str) and any(symbol in o.shape for o in signature.outputs):
+            raise UsageError(
+                f"candidates would be along axis {axis}, where {rows[0].name} {rows[0].text} has a fixed size, but "
+                f"{symbol!r} on axis {other} is what the items share with the outputs",
+                f"give --candidate-axis {other}, or --candidate-axis {axis} if that is meant",
+            )
