@@ -116,12 +116,12 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     assumptions = Assumptions(options.assume, options.declined)
     walk = Walk(b, session, env, assumptions)
     if "user" in sides.inputs.values() and "N" not in b.sources and "N" not in b.fixed:
-        return Rewrite(model, False, [], reason="no input of the item or cross side tells the number of candidates")
+        return Rewrite(model, False, [], reason="no item or cross input has the number of candidates as a dimension")
     inputs = {info.name for info in graph.input}
     lifted = {n for n, t in stored.items() if env[n].groups is not None and t.shape != env[n].shape}
     both = sorted(lifted & {info.name for info in graph.output})
     if both:
-        reason = f"the user input {both[0]!r} is an output too, and must keep its N rows"
+        reason = f"the user input {both[0]!r} is also an output, so it must keep its N rows"
         return Rewrite(model, False, [], reason=reason)
     for node in graph.node:
         visit(walk, node)
@@ -153,7 +153,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
         result.model, result.changed, result.out_shapes, result.assumptions = model, False, shapes, []
         result.tensor_map = {name: name for name in shapes}
         result.reason = (
-            "nothing in it is computed more often than once per request"
+            "it computes nothing more often than once per request"
             if not moved
             else f"no work is saved ({before.flops:.0f} FLOPs before, {after.flops:.0f} after "
             f"at {options.candidates} candidates)"
@@ -165,7 +165,7 @@ def _output(b: Builder, value: Value) -> Tensor:
     try:
         return materialise(b, value)
     except KeyError as error:
-        raise Decline(f"the dimension {error} of an output is not known at run time") from error
+        raise Decline(f"the dimension {error} of an output cannot be computed from the inputs at run time") from error
 
 
 def _cost(graph: onnx.GraphProto, shapes: Mapping[str, tuple[Size, ...]], time: TimeModel) -> Cost:

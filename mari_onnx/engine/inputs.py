@@ -133,7 +133,7 @@ def _packed(
 ) -> Cat:
     """``X[N, F]``: the user's columns from row 0, the others as they are. Refuses other layouts."""
     if len(axes) != 2:
-        raise Decline("only an input [N, F] has columns of several sides")
+        raise Decline("only an input of shape [N, F] can have columns of several sides")
     rows, across = axes[at], axes[1 - at]
     assert across is not None
     parts = []

@@ -62,9 +62,9 @@ def visit(walk: Walk, node: NodeProto) -> None:
     name, splits = "default", False
     owner = domain(node.domain)
     if {node.name, walk.b.label} & walk.session.options.skip:
-        reason = "left alone on request"
+        reason = "skipped: the check found that this rewrite changes the outputs"
     elif node.op_type in RANDOM:
-        reason = "random operators are never lifted"
+        reason = "it is random: two runs differ, so it is always copied"
     else:
         try:
             outputs = shape_rules.fold(ctx)
@@ -84,7 +84,7 @@ def visit(walk: Walk, node: NodeProto) -> None:
             # a rule that trips over a graph it did not expect leaves the node as it is
             reason, name, outputs = f"the rule failed ({type(error).__name__}: {error})", "default", None
     if outputs is not None and any(v is not None and v.dtype in NARROW and partial(v) for v in outputs):
-        reason, name, outputs = "Expand and Concat do not take the element type", "default", None
+        reason, name, outputs = "Expand and Concat do not take its element type", "default", None
     if outputs is None:
         del walk.reports[before:]
         outputs = ctx.write_out()

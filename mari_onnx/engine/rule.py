@@ -100,7 +100,7 @@ class Context:
         Refuses sparse constants.
         """
         if graph.sparse_initializer:
-            raise Decline("sparse constants in a subgraph")
+            raise Decline("its subgraph has sparse constants")
         for proto in graph.initializer:
             env[proto.name] = from_tensor(self.b.const(numpy_helper.to_array(proto), proto.data_type))
         for node in graph.node:
@@ -152,7 +152,7 @@ class Context:
         if value is None:
             raise Decline(f"input {i} is missing")
         if value.groups is None:
-            raise Decline(f"the rank of input {i} is not known")
+            raise Decline(f"input {i} has an unknown rank")
         return value
 
     def array(self, i: int) -> np.ndarray | None:
@@ -184,7 +184,7 @@ class Context:
             return None
         found = self.ints(i)
         if found is None:
-            raise Decline(f"{name} are computed at run time")
+            raise Decline(f"its {name} are computed at run time")
         return found
 
     def value(self, groups: Sequence[Group], body: Body, dtype: int | None = None) -> Value:
@@ -235,7 +235,7 @@ def from_sizes(b: Builder, sym: np.ndarray, dtype: int) -> Value:
     if all(not isinstance(s, Dim) for s in flat):
         return from_array(b, np.asarray(sym.tolist()).reshape(sym.shape), dtype)
     if not all(b.computable(s) for s in flat):
-        raise Decline("a dimension cannot be had at run time")
+        raise Decline("a dimension cannot be computed from the inputs at run time")
     tensor = b.sizes(flat)
     if dtype != TensorProto.INT64:
         tensor = b.emit("Cast", [tensor], tensor.shape, dtype, {"to": dtype})

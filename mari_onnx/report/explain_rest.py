@@ -18,8 +18,8 @@ from mari_onnx.report.stops import flat, label
 if TYPE_CHECKING:
     import onnx
 
-NOT_WORTH = "by parts it was not found to pay"
-TOGETHER = "takes what is equal for all together with what differs by candidate"
+NOT_WORTH = "splitting it would not save time"
+TOGETHER = "combines user-only values with candidate values"
 _WRITES_OUT = having(Fact.REPEATS) | {"Concat"}
 _DONE = {
     "lifted": "runs once per request in the output",
@@ -93,7 +93,7 @@ def _why(name: str | None, origin: str | None, written: bool, nodes: Mapping[str
     """Why a node of source `name` is left; `written`: its origin is a Concat, Expand or Tile."""
     own = nodes.get(name or "")
     if own is None:
-        return "it belongs to no single operator of the source"
+        return "no single operator of the source computes it"
     if own.reason:
         return own.reason
     if own.stopped_by and own.stopped_by in nodes:

@@ -36,7 +36,7 @@ def of_optimize(report: Report, *, show_inputs: bool = False, target: str = "cpu
     blocks: list[Block] = [inputs_table(report.inputs)] if show_inputs else []
     blocks += [f"undone: {incident}" for incident in report.incidents]
     if not report.changed:
-        blocks.append("nothing to lift: the model is written as it is")
+        blocks.append("nothing to lift: the model is written unchanged")
         blocks += [f"  {report.reason}"] if report.reason else []
         return blocks + reasons(report, most=3)
     blocks += [f"note: {note}" for note in report.notes]

@@ -183,7 +183,7 @@ def test_scores_as_an_output(mode: int) -> None:
     keys = g.Relu(g.user(5, HIDDEN))
     names = [g.name(), "", "", g.name()]
     g.nodes_of("Attention", [g.item(1, HIDDEN), keys, keys], names, qk_matmul_output_mode=mode, **HEADS)
-    refused(g.output(names[0], names[3]), "scores as an output")
+    refused(g.output(names[0], names[3]), "outputs the scores")
 
 
 def test_lengths_of_the_keys() -> None:
@@ -206,14 +206,14 @@ def test_a_causal_mask_behind_a_cache_of_dynamic_length() -> None:
     past = [g.Relu(g.user(2, "T", 2)) for _ in range(2)]
     x = g.item(1, HIDDEN)
     y = g.nodes_of("Attention", [x, x, x, "", *past], 3, is_causal=1, **HEADS)[0]
-    refused(g.output(y), "behind a cache")
+    refused(g.output(y), "a causal mask and a cache")
 
 
 def test_a_causal_mask_on_top_of_one_for_all_queries() -> None:
     g = Graph(23)
     keys = g.Relu(g.user(3, HIDDEN))
     mask = g.const(np.array([[True, True, False]]))
-    refused(g.output(g.Attention(g.item(3, HIDDEN), keys, keys, mask, is_causal=1, **HEADS)), "one for all queries")
+    refused(g.output(g.Attention(g.item(3, HIDDEN), keys, keys, mask, is_causal=1, **HEADS)), "without a query axis")
 
 
 def test_weights_by_blocks_meet_values_that_share_a_part() -> None:

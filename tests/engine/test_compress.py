@@ -45,7 +45,7 @@ def test_of_the_candidates_it_is_copied() -> None:
     g = Graph(18)
     x = g.Concat(g.Relu(g.user(2)), g.item(2), axis=1)
     result = check(g.output(g.Compress(x, g.const([True], bool), axis=0)))
-    assert reasons(result)["Compress"] == ["positions of the dynamic dimension N"]
+    assert reasons(result)["Compress"] == ["it takes positions of the dynamic dimension N"]
 
 
 def test_a_computed_condition_is_refused() -> None:

@@ -94,9 +94,10 @@ def test_a_mask_of_keys() -> None:
 @pytest.mark.parametrize(
     ("inputs", "more", "reason"),
     [
-        ("c, W, B, x_mask", ", int32[N,1] x_mask", "a mask that is not as long as the keys"),
-        ("c, W, B, M", "", "a mask that is not one for each of the batch"),
-        ("c, W, B, , x_past", ", float[2,N,2,3,4] x_past", "a cache, or scores as an output"),
+        ("c, W, B, x_mask", ", int32[N,1] x_mask",
+         "nothing shows that the mask is as long as the keys, or there is one key only"),
+        ("c, W, B, M", "", "the mask does not have one row per element of the batch"),
+        ("c, W, B, , x_past", ", float[2,N,2,3,4] x_past", "it uses a cache, or outputs the scores"),
     ],
 )
 def test_what_is_refused(inputs: str, more: str, reason: str) -> None:

@@ -226,12 +226,12 @@ def test_one_row_for_two_classes_goes_by_rows() -> None:
             "(float[N,3] u, float[N,3] x) => (float y) { r = Relu(u) s = ArgMax<axis=1>(x)"
             " q = Squeeze(s) h = ai.onnx.ml.ArrayFeatureExtractor(r, q) y = Relu(h) }",
             "ArrayFeatureExtractor",
-            "positions that are computed, or a single row",
+            "the positions are computed, or the input is a single row",
         ),
         (
             "(float[3] u, float[N,3] x) => (float y) { n = ai.onnx.ml.Normalizer(u) y = Add(n, x) }",
             "Normalizer",
-            "a single row, without an axis of rows",
+            "the input is a single row without a batch axis",
         ),
     ],
 )

@@ -86,7 +86,7 @@ def split(b: Builder, body: Body, axis: Axis, new: Sequence[Axis]) -> Body:
 def _whole(b: Builder, cat: Cat) -> Leaf:
     """The Cat as one tensor. Raises `Decline` for one that is only a form, which is then not carried along."""
     if not tensors_alone(cat):
-        raise Decline("a form that is cut across its parts")
+        raise Decline("a Reshape cuts through the parts of a tensor that is not written")
     return as_leaf(b, cat)
 
 
@@ -238,7 +238,7 @@ def align(b: Builder, values: Sequence[Value]) -> tuple[list[Body], tuple[Group,
             found = segments(b, [a.size for a in canon[i]], [a.size for a in group])
             if found is None:
                 sizes = [" * ".join(str(a.size) for a in g) for g in (canon[i], group)]
-                raise Decline(f"dimensions {sizes[0]} and {sizes[1]} are not known to be equal")
+                raise Decline(f"nothing shows that the dimensions {sizes[0]} and {sizes[1]} are equal")
             axes = [Axis(size) for size, _, _ in found]
             for side, own in ((1, canon[i]), (2, group)):
                 for n, axis in enumerate(own):

@@ -65,7 +65,7 @@ def _reshape(b: Builder, t: Tensor, shape: tuple[Size, ...]) -> Tensor:
 def _empty(b: Builder, t: Tensor, shape: tuple[Size, ...]) -> Tensor:
     """A tensor without elements, whatever ``t`` would be."""
     if t.dtype not in FILLED:
-        raise Decline("a reshape to no elements")
+        raise Decline("it reshapes to a tensor without elements, of a type that ConstantOfShape cannot write")
     value = helper.make_tensor("value", t.dtype, [1], [0])
     return b.emit("ConstantOfShape", [b.sizes(shape)], shape, t.dtype, {"value": value})
 

@@ -89,11 +89,11 @@ def _parts(ctx: Context, step: Steps) -> list[Value | None] | None:
     dtype = ctx.input(Q).dtype
     outputs = list(ctx.node.output) + [""] * (4 - len(ctx.node.output))
     if dtype not in FLOATS or any(ctx.input(i).dtype != dtype for i in (K, V)):
-        raise Decline("types that are mixed")
+        raise Decline("Q, K and V are not of one float type")
     if outputs[3] or ctx.has(VALID) or ctx.has(PAST_K) != ctx.has(PAST_V):
-        raise Decline("scores as an output, or lengths of the keys")
+        raise Decline("it outputs the scores, or takes the lengths of the keys")
     if max(ctx.attr("left_window_size", -1), ctx.attr("right_window_size", -1)) >= 0:
-        raise Decline("a window over the keys")
+        raise Decline("it attends only to a window of the keys")
     flat = ctx.input(Q).rank == 3
     q, k, v = _heads(ctx, step)
     past: Size = 0
@@ -103,9 +103,9 @@ def _parts(ctx: Context, step: Steps) -> list[Value | None] | None:
     present, parts = (k, v), (q, k, v)
     heads, groups, width, keys = q.shape[1], k.shape[1], q.shape[3], k.shape[2]
     if not (isinstance(heads, int) and isinstance(groups, int) and isinstance(width, int)):
-        raise Decline("heads or widths that are not known")
+        raise Decline("the number of heads or their width is not a constant")
     if v.shape[1] != groups or heads % groups:
-        raise Decline("heads that do not fit each other")
+        raise Decline("the heads of Q are no multiple of those of K and V")
     if heads != groups:
         # [B, G, H / G, T, D]: the heads that share one of K and V are neighbours
         q = step("Reshape", q, step.ints(0, groups, heads // groups, -1, width))
@@ -172,12 +172,12 @@ def _heads(ctx: Context, step: Steps) -> list[Value]:
         if value.rank == 3:
             heads, width = ctx.attr(name, 0), value.shape[2]
             if not heads or not isinstance(width, int) or width % heads:
-                raise Decline("heads that are not known")
+                raise Decline("the number of heads is not known, or does not divide the width")
             value = step("Reshape", value, step.ints(0, 0, heads, width // heads))
             value = step("Transpose", value, perm=[0, 2, 1, 3])
         found.append(value)
     if {v.rank for v in found} != {4}:
-        raise Decline("inputs of three and four dimensions")
+        raise Decline("some of Q, K and V have three dimensions and some four")
     return found
 
 
@@ -192,7 +192,7 @@ def _scaled(ctx: Context, step: Steps, q: Value, turned: Value, width: int) -> t
     scale = ctx.attr("scale")
     scale = 1 / math.sqrt(width) if scale is None else scale
     if scale < 0:
-        raise Decline("a negative scale")
+        raise Decline("its scale is negative")
     if q.dtype in FROM_32_BITS:
         return (step("Mul", q, step.const(scale, q.dtype)) if scale != 1 else q), turned
     half = step.const(math.sqrt(scale), q.dtype)
@@ -207,23 +207,23 @@ def _masked(ctx: Context, step: Steps, scores: Value, keys: Size, past: Size) ->
     b, dtype = ctx.b, scores.dtype
     low = step.const(-np.inf, dtype)
     if ctx.attr("is_causal", 0) and past != 0:
-        raise Decline("a causal mask behind a cache, of which evaluators differ")
+        raise Decline("it has a causal mask and a cache, and runtimes disagree on that")
     seen = causal(step, scores) if ctx.attr("is_causal", 0) else None
     if not ctx.has(MASK):
         # the first key is seen by all
         return (scores if seen is None else step("Where", seen, scores, low)), None
     mask = ctx.input(MASK)
     if not 2 <= mask.rank <= 4 or not b.same(mask.shape[-1], keys):
-        raise Decline("a mask that is not known to be as long as the keys")
+        raise Decline("nothing shows that the mask is as long as the keys")
     if seen is not None and not b.same(mask.shape[-2], scores.shape[-2]):
-        raise Decline("a causal mask on top of a mask that is one for all queries")  # evaluators differ
+        raise Decline("it has a causal mask beside one without a query axis, and runtimes disagree on that")
     if mask.dtype == TensorProto.BOOL:
         if seen is not None:
             mask = step("And", mask, seen)
         scores = step("Where", mask, scores, low)
         bias = step("Where", mask, step.const(0.0, dtype), low)
     elif mask.dtype != dtype:
-        raise Decline("a mask of another type")
+        raise Decline("the mask is neither boolean nor of the type of the scores")
     else:
         scores, bias = step("Add", scores, mask), mask
         if seen is not None:

@@ -168,7 +168,7 @@ def _pad(ctx: Context) -> list[Through]:
     if pads is None or axes is None:
         raise Decline("the padding is computed at run time")
     if ctx.attr("mode", "constant") == "wrap":
-        raise Decline("padding wraps around")
+        raise Decline("it pads by wrapping around")
     half = len(pads) // 2
     touched = {normal(a, rank) for k, a in enumerate(axes) if pads[k] or pads[k + half]}
     return _all_but(ctx, sorted(touched))
@@ -179,7 +179,7 @@ def _resize(ctx: Context) -> list[Through]:
     """Axis 0, where its scale is a constant 1."""
     scales = ctx.array(2)
     if scales is None or scales.size == 0 or scales[0] != 1 or "axes" in ctx.attrs:
-        raise Decline("the batch is resized, or sizes are computed at run time")
+        raise Decline("it resizes the batch, or its scales are not constant")
     return _batch_first(ctx)
 
 
@@ -207,5 +207,5 @@ def _matmul_integer(ctx: Context) -> list[Through]:
     """All but the contracted axis. Refuses zero points of each row, and weights that are not a constant matrix."""
     zeros = ctx.has(2) and ctx.input(2).rank > 0 and ctx.input(2).shape != (1,)
     if ctx.array(1) is None or ctx.input(1).rank != 2 or zeros:
-        raise Decline("the right operand or the zero point is not one for all rows")
+        raise Decline("the right operand is not a constant matrix, or the zero point differs by row")
     return _all_but(ctx, [-1])

@@ -32,7 +32,7 @@ from mari_onnx.model.tensors import FLOATS
 
 MAX_MIXED = 8
 """Windows over both sides that become products of their own."""
-TOO_FEW = "some channels vary less, but apart they would cost more than they save"
+TOO_FEW = "some channels are the user's, but splitting them off would cost more than it saves"
 
 
 @rule("Conv")

@@ -128,7 +128,7 @@ def cast_like(ctx: Context) -> list[Value]:
     x = ctx.input(0)
     other = ctx.inputs[1]
     if other is None or other.groups is None:
-        raise Decline("the target type is not known")
+        raise Decline("the element type of the target is not known")
     to = other.dtype
     if x.dtype == to:
         return [x]
@@ -148,7 +148,7 @@ def clip(ctx: Context) -> list[Value]:
     bounds: list[Tensor | None] = []
     for value in ctx.inputs[1:]:
         if value is not None and not (isinstance(value.body, Leaf) and not axes_of(value.body)):
-            raise Decline("a bound is not a scalar")
+            raise Decline("a bound of the Clip is not a scalar")
         # a reduction that kept its dimensions is stored as [1, 1]; Clip takes a scalar
         inside = value is not None and isinstance(value.body, Leaf)
         bounds.append(emit.reshape(ctx.b, value.body.tensor, ()) if inside else None)  # type: ignore[union-attr]
@@ -194,7 +194,7 @@ def batch_normalization(ctx: Context) -> list[Value]:
     x = ctx.input(0)
     arrays = [ctx.array(i) for i in range(1, 5)]
     if x.rank > 2 and isinstance(x.body, Leaf) and axes_of(x.body) == frozenset(x.axes):
-        raise Decline("nothing of it is the same for all candidates")  # one kernel, not a Mul and an Add
+        raise Decline("none of its inputs is equal for all candidates")  # one kernel, not a Mul and an Add
     if any(a is None for a in arrays) or _far(arrays[2], arrays[3], ctx.attr("epsilon", 1e-5)):
         out = run(ctx, [Through((0, *[None] * 4), (0,)), Through((1, 0, 0, 0, 0), (1,))])
         return [value for value in out if value is not None]
@@ -226,7 +226,7 @@ def _quantized(ctx: Context) -> list[Value]:
     x = ctx.input(0)
     for value in ctx.inputs[1:]:
         if value is not None and (value.groups is None or value.rank > 0):
-            raise Decline("quantization is not per tensor")
+            raise Decline("scale or zero point is not a scalar")
     parameters = [
         emit.reshape(ctx.b, v.body.tensor, ()) if v is not None and isinstance(v.body, Leaf) else None
         for v in ctx.inputs[1:]

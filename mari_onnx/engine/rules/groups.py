@@ -14,7 +14,7 @@ from mari_onnx.engine.rule import Context, from_array
 from mari_onnx.engine.rules.products import contracted
 from mari_onnx.engine.rules.structure import regroup
 
-FEW = "the channels of {} groups are taken apart for less than their nodes would cost"
+FEW = "splitting the channels of {} groups would save less than the extra nodes cost"
 
 
 def grouped(ctx: Context, x: Value, weight: np.ndarray, count: int) -> Value | None:

@@ -127,7 +127,7 @@ def gather_nd(ctx: Context) -> list[Value]:
         return [_looked_up_rows(ctx, x, batch)]
     depth = index.shape[-1]
     if batch or not all(isinstance(x.shape[d], int) for d in range(depth)):
-        raise Decline("GatherND over a dynamic or batch axis")
+        raise Decline("GatherND reads along a dynamic axis or the batch")
     sizes = [int(s) for s in x.shape[:depth] if isinstance(s, int)]
     value = positions(ctx, merged(ctx, x, 0, depth), 0, flat_positions(index, sizes))
     if index.ndim == 2:
@@ -152,11 +152,11 @@ def _looked_up_rows(ctx: Context, x: Value, batch: int) -> Value:
     index = fresh(ctx.input(1))
     depth = index.shape[-1]
     if not isinstance(depth, int):
-        raise Decline("GatherND with coordinates of unknown number")
+        raise Decline("GatherND has an unknown number of coordinates")
     body_axes = axes_of(x.body)
     left = [d for d in range(depth) if set(x.known[d]) & body_axes]
     if len(left) > 1:
-        raise Decline("GatherND with several coordinates computed from data")
+        raise Decline("GatherND has several coordinates that are computed from data")
     if not left:
         return ctx.value([*index.known[:-1], *x.known[depth:]], x.body, x.dtype)
     (d,) = left

@@ -60,10 +60,10 @@ def non_zero(ctx: Context) -> list[Value]:
     block = Value(x.known[free:], x.body, x.dtype)
     array = constant(ctx.b, block)
     if array is None or array.size > 1 << 20:
-        raise Decline("the mask is too large")
+        raise Decline("the mask has too many elements to be a constant")
     flat = tuple(int(i) for i in np.flatnonzero(array))
     if not flat:
-        raise Decline("the mask is empty")
+        raise Decline("the mask has no elements")
     (value,) = [v for v in ctx.write_out() if v is not None]
     count = Axis(product([*x.shape[:free], len(flat)]))
     assert isinstance(value.body, Leaf)
@@ -129,7 +129,7 @@ def _chosen_rows(ctx: Context, x: Value, rows: Size, bit: Tensor | None) -> Valu
     """
     x, axis = single(ctx.b, x, 0)
     if axis is None or ctx.opset < 10:
-        raise Decline("a single row, or none")
+        raise Decline("the masked tensor has a single row, or the opset is below 10")
     b, new = ctx.b, Axis(rows)
 
     def cut(body: Body) -> Body:
@@ -168,7 +168,7 @@ def topk(ctx: Context) -> list[Value | None]:
     count = ctx.sizes(1)[0] if alike and ctx.opset >= 10 else None
     if count is None or not ctx.b.same(count, x.shape[at]):
         if isinstance(x.body, Cat) and x.body.axis in x.known[at]:
-            ctx.b.notes.append("positions of both sides are ranked together")
+            ctx.b.notes.append("it ranks user and item positions together")
         return run(ctx, MAPPED["", "TopK"](ctx))
     x, axis = single(ctx.b, x, at)
     assert axis is not None

@@ -167,7 +167,7 @@ def variance(b: Builder, body: Body, m: Body, k: frozenset[Axis], order: list[Ax
     """
     size = product(a.size for a in k)
     if not isinstance(size, int):
-        raise Decline("a normalization over a dynamic dimension")
+        raise Decline("it normalizes over a dynamic dimension")
     total = _deviations(b, body, m, k, order)
     (leaf,) = [as_leaf(b, total, order)]
     return multiply(b, total, Leaf(b.const(1.0 / size, leaf.tensor.dtype), ()), order)

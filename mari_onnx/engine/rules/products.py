@@ -28,9 +28,9 @@ def matmul(ctx: Context) -> list[Value]:
     """
     x, y = ctx.input(0), fresh(ctx.input(1))
     if x.dtype not in FLOATS:
-        raise Decline("an integer product")
+        raise Decline("it multiplies integers")
     if x.rank == 0 or y.rank == 0:
-        raise Decline("a scalar operand")
+        raise Decline("an operand is a scalar")
     m: Group = x.known[-2] if x.rank > 1 else ()
     n: Group = y.known[-1] if y.rank > 1 else ()
     kx, ky = x.known[-1], y.known[-2] if y.rank > 1 else y.known[-1]
@@ -59,7 +59,7 @@ def gemm(ctx: Context) -> list[Value]:
     """alpha A' B' + beta C = (alpha A') B' + (beta C), with C added where it varies least. Refuses integers."""
     x, y = ctx.input(0), fresh(ctx.input(1))
     if x.dtype not in FLOATS:
-        raise Decline("an integer product")
+        raise Decline("it multiplies integers")
     gx = x.known[::-1] if ctx.attr("transA", 0) else x.known
     gy = y.known[::-1] if ctx.attr("transB", 0) else y.known
     (bx, by), groups = align(ctx.b, [Value((gx[1],), x.body, x.dtype), Value((gy[0],), y.body, y.dtype)])
@@ -93,12 +93,12 @@ def einsum(ctx: Context) -> list[Value]:
     equation = str(ctx.attr("equation")).replace(" ", "")
     values = [ctx.input(0)] + [fresh(ctx.input(i)) for i in range(1, len(ctx.inputs))]
     if len(values) > 2 or values[0].dtype not in FLOATS:
-        raise Decline("an Einsum of more than two operands, or of integers")
+        raise Decline("the Einsum has more than two operands, or multiplies integers")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
     letters = [_letters(t, v.rank) for t, v in zip(terms, values, strict=True)]
     if any(len(set(ls)) != len(ls) for ls in letters):
-        raise Decline("an Einsum that takes a diagonal")
+        raise Decline("the Einsum takes a diagonal")
     spread = sorted({c for ls in letters for c in ls if len(c) > 1}, key=lambda c: -int(c[1:]))
     if arrow:
         out = [c for part in _tokens(right) for c in (spread if part == "..." else [part])]

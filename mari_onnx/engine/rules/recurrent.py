@@ -29,8 +29,8 @@ GATE = 60.0
 X, W, R, B, LENGTHS, STATE_H, STATE_C, PEEPHOLES = range(8)
 """The inputs."""
 FORWARD, REVERSE = "forward", "reverse"
-FIRST = "the first step varies as all of them do, and every state depends on it"
-FEW = "the leading steps, which vary less, are too few to be run apart"
+FIRST = "the first step already depends on the candidate, and every later state depends on it"
+FEW = "running the user's leading steps once would save less than its extra nodes cost"
 PIECES = 2
 """Pieces that cutting time costs: a node, two Slices, and a part of what is concatenated."""
 

@@ -49,10 +49,10 @@ def sums(ctx: Context) -> list[Value]:
     x = ctx.input(0)
     op = ctx.node.op_type
     if x.dtype not in FLOATS and not (op == "ReduceSum" and x.dtype in INDICES):
-        raise Decline("a reduction of integers")
+        raise Decline("it reduces integers")
     k, groups, any_ = reduced(ctx, x)
     if not any_:
-        raise Decline("nothing is reduced")
+        raise Decline("it reduces along no axis")
     b = ctx.b
     order = [a for a in x.axes if a not in k]
     body: Body = x.body
@@ -108,7 +108,7 @@ def mean(b: Builder, body: Body, k: frozenset[Axis], order: list[Axis]) -> Body:
         return Leaf(t, tuple(None if i in at else a for i, a in enumerate(body.axes)))
     size = product(a.size for a in varies)
     if size == 0:
-        raise Decline("a mean of nothing")
+        raise Decline("it takes the mean of no elements")
     total = reduce_sum(b, body, varies, order)
     first = total
     while isinstance(first, Cat):
@@ -135,11 +135,11 @@ def extremes(ctx: Context) -> list[Value]:
     k, groups, any_ = reduced(ctx, x)
     op = ctx.node.op_type.removeprefix("Reduce")
     if not any_:
-        raise Decline("nothing is reduced")
+        raise Decline("it reduces along no axis")
     if x.dtype == 9:
-        raise Decline("a reduction of booleans")
+        raise Decline("it reduces booleans")
     if x.dtype not in FLOATS and ctx.opset < 12 and op != "Prod":
-        raise Decline("Max and Min of integers are not in this opset")
+        raise Decline("this opset has no Max and Min of integers")
     _filled(ctx.b, x.body, k)
     if op != "Prod":
         _whole_row(ctx.b, x.body, k)
@@ -151,7 +151,7 @@ def _whole_row(b: Builder, body: Body, k: frozenset[Axis]) -> None:
     while isinstance(body, Cat) and body.axis not in k:
         body = max((p.body for p in body.parts), key=lambda part: isinstance(part, Cat))
     if isinstance(body, Cat) and given(b, body):
-        raise Decline("of numbers and NaN the largest is what the kernel finds in a whole row")
+        raise Decline("a row may have NaN, and onnxruntime's maximum then depends on where in the row it is")
 
 
 @rule("GlobalAveragePool", "GlobalMaxPool", splits=True)
@@ -162,7 +162,7 @@ def global_pool(ctx: Context) -> list[Value]:
     """
     x = ctx.input(0)
     if x.dtype not in FLOATS or x.rank < 3:
-        raise Decline("a pool without axes to pool over, or of integers")
+        raise Decline("it pools along no axis, or pools integers")
     k = frozenset(a for g in x.known[2:] for a in g)
     if ctx.node.op_type == "GlobalMaxPool":
         _whole_row(ctx.b, x.body, k)
@@ -175,7 +175,7 @@ def global_pool(ctx: Context) -> list[Value]:
 def _filled(b: Builder, body: Body, k: frozenset[Axis]) -> None:
     """Raises `Decline` where an axis that is dropped, because nothing varies along it, may have no position at all."""
     if not all(b.filled(a.size) for leaf, here in _cells(body, k) for a in here - axes_of(leaf)):
-        raise Decline("a mean or an extreme over an axis that may be empty")
+        raise Decline("it takes a mean or maximum along an axis that may be empty")
 
 
 def extreme(b: Builder, op: str, body: Body, k: frozenset[Axis]) -> Body:
@@ -183,7 +183,7 @@ def extreme(b: Builder, op: str, body: Body, k: frozenset[Axis]) -> Body:
     if isinstance(body, Cat):
         body = coalesce(b, body)
     if op == "Prod" and any(k_ - axes_of(leaf) for leaf, k_ in _cells(body, k)):
-        raise Decline("a product over repeated elements")
+        raise Decline("it multiplies repeated elements")
     k = k & axes_of(body)
     if not k:
         return body

@@ -32,14 +32,14 @@ def scatter_nd(ctx: Context) -> list[Value]:
     Refuses coordinates computed from data, positions that are written twice, and reductions.
     """
     if ctx.attr("reduction", "none") != "none":
-        raise Decline("ScatterND that reduces")
+        raise Decline("the ScatterND combines updates with the data (reduction)")
     x, updates = ctx.input(0), fresh(ctx.input(2))
     index = ctx.array(1)
     if index is None:
         return [_slab(ctx, x, fresh(ctx.input(1)), updates)]
     depth = index.shape[-1]
     if not all(isinstance(s, int) for s in x.shape[:depth]):
-        raise Decline("ScatterND along a dynamic axis")
+        raise Decline("ScatterND writes along a dynamic axis")
     sizes = [int(s) for s in x.shape[:depth] if isinstance(s, int)]
     flat = flat_positions(index, sizes)
     if len(set(flat)) != len(flat):
@@ -52,7 +52,7 @@ def _slab(ctx: Context, x: Value, index: Value, updates: Value) -> Value:
     """Coordinates that are a range of each axis by itself, expanded to one another."""
     lead, depth = index.rank - 1, index.shape[-1]
     if not isinstance(depth, int):
-        raise Decline("ScatterND with coordinates of unknown number")
+        raise Decline("ScatterND has an unknown number of coordinates")
     spans: list[Span] = []
     groups: list[Group] = []
     used: list[int] = []
@@ -60,14 +60,14 @@ def _slab(ctx: Context, x: Value, index: Value, updates: Value) -> Value:
         column = positions(ctx, index, lead, [d], drop=True)
         own = [i for i, group in enumerate(column.known) if set(group) & axes_of(column.body)]
         if not isinstance(column.body, Leaf) or len(own) > 1 or len(axes_of(column.body)) > 1:
-            raise Decline("ScatterND with coordinates computed from data")
+            raise Decline("ScatterND has coordinates that are computed from data")
         spans.append(_span(ctx, column.body, x.shape[d]))
         groups.append(column.known[own[0]] if own else ())
         if own:
             used += own
             # the coordinate of the whole axis: it varies along all of its atoms
             if len(column.known[own[0]]) != 1:
-                raise Decline("ScatterND with coordinates computed from data")
+                raise Decline("ScatterND has coordinates that are computed from data")
     if used != sorted(set(used)) or any(g and i not in used for i, g in enumerate(index.known[:-1])):
         raise Decline("ScatterND writes a position twice, or in another order")
     places = iter(used)
@@ -82,19 +82,19 @@ def _span(ctx: Context, leaf: Leaf, size: Size) -> Span:
         array = np.asarray(t.array).reshape(-1)
         literal = ctx.b.literal(size)
         if isinstance(literal, Dim):
-            raise Decline("ScatterND along a dynamic axis")
+            raise Decline("ScatterND writes along a dynamic axis")
         at = [int(i) % literal for i in array]
         if at == list(range(literal)):
             return None
         if not at or isinstance(size, Dim) or len(set(at)) != len(at):
-            raise Decline("ScatterND along a dynamic axis, or of a position twice")
+            raise Decline("ScatterND writes along a dynamic axis, or a position twice")
         return at
     node = ctx.b.nodes[t.node] if t.node is not None else None
     if node is None or node.proto.op_type != "Range" or not ctx.b.same(t.known[0], size):
-        raise Decline("ScatterND with coordinates computed from data")
+        raise Decline("ScatterND has coordinates that are computed from data")
     first, step = node.inputs[0], node.inputs[2]
     if first is None or step is None or first.scalar != 0 or step.scalar != 1:
-        raise Decline("ScatterND with a range that does not start at 0")
+        raise Decline("ScatterND writes a range that does not start at 0")
     return None
 
 
@@ -113,7 +113,7 @@ def _put(ctx: Context, x: Value, new: Value, d: int, spans: Sequence[Span]) -> V
     for places, value in pieces:
         value, sub = single(ctx.b, value, d)
         if (sub.size if sub is not None else 1) != len(places):
-            raise Decline("ScatterND of an unknown number of positions")
+            raise Decline("ScatterND writes an unknown number of positions")
         subs.append(sub)
         slim.append(Value((*value.known[:d], *value.known[d + 1 :]), value.body, value.dtype))
     bodies, groups = align(ctx.b, slim)

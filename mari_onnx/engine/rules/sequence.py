@@ -36,14 +36,14 @@ def _listed(ctx: Context, elements: Sequence[Value]) -> list[Value]:
 def _elements(ctx: Context, i: int = 0) -> tuple[Value, ...]:
     value = ctx.inputs[i]
     if value is None or value.listed is None:
-        raise Decline("the elements of the sequence are not known one by one")
+        raise Decline("it is not known which elements the sequence has")
     return value.listed
 
 
 def _items(ctx: Context) -> Value:
     value = ctx.inputs[0]
     if value is None or value.items is None:
-        raise Decline("the elements of the sequence are not known to have one shape")
+        raise Decline("nothing shows that the elements of the sequence have one shape")
     return value.items
 
 
@@ -51,7 +51,7 @@ def _place(ctx: Context, i: int, count: int) -> int:
     """The constant position at input i, of ``count``."""
     place = ctx.ints(i)
     if place is None or not -count <= place[0] < count:
-        raise Decline("which element of the sequence is computed at run time")
+        raise Decline("the position in the sequence is computed at run time, or out of range")
     return place[0] % count
 
 
@@ -75,7 +75,7 @@ def insert(ctx: Context) -> list[Value]:
     if ctx.has(2):
         place = ctx.ints(2)
         if place is None or not -at <= place[0] <= at:
-            raise Decline("where an element is inserted is computed at run time")
+            raise Decline("the position to insert at is computed at run time")
         at = place[0] + at if place[0] < 0 else place[0]
     return _listed(ctx, [*elements[:at], new, *elements[at:]])
 
@@ -93,9 +93,9 @@ def sequence_map(ctx: Context) -> list[Value]:
     """The function of each element, with the elements of further sequences beside it. Refuses random functions."""
     body, first = ctx.attrs["body"], _elements(ctx)
     if any(node.op_type in RANDOM for node in body.node):
-        raise Decline("a random function")
+        raise Decline("the function draws random numbers")
     if not 0 < len(first) <= MAX_ELEMENTS or any(v is None or len(v.listed or first) != len(first) for v in ctx.inputs):
-        raise Decline("the sequences are empty, too long or of different lengths")
+        raise Decline("the sequences are empty, too long, or differ in length")
     results: list[list[Value]] = []
     for k in range(len(first)):
         env = dict(ctx.captured)
@@ -118,7 +118,7 @@ def concat_from_sequence(ctx: Context) -> list[Value]:
     if ctx.inputs[0] is not None and ctx.inputs[0].listed and ctx.inputs[0].items is None:
         elements = ctx.inputs[0].listed
         if any(v.groups is None for v in elements):
-            raise Decline("the rank of an element is not known")
+            raise Decline("an element has an unknown rank")
         at = normal(ctx.attr("axis"), elements[0].rank + new)
         if new:
             elements = tuple(Value((*v.known[:at], (), *v.known[at:]), v.body, v.dtype) for v in elements)
@@ -142,7 +142,7 @@ def sequence_at(ctx: Context) -> list[Value]:
         return [elements[_place(ctx, 1, len(elements))]]
     items, place = _items(ctx), ctx.ints(1)
     if place is None or (place[0] < 0 and not isinstance(items.shape[0], int)):
-        raise Decline("which element of the sequence is computed at run time")
+        raise Decline("the position in the sequence is computed at run time, or out of range")
     return [positions(ctx, items, 0, [place[0] % static(items.shape[0]) if place[0] < 0 else place[0]], drop=True)]
 
 
@@ -179,7 +179,7 @@ def _lengths(ctx: Context, size: Size) -> list[int]:
     """The length of each part: as given, or of so many that the last may be shorter."""
     given = ctx.array(1) if ctx.has(1) else np.asarray(1)
     if given is None or not isinstance(size, int):
-        raise Decline("a sequence of parts whose lengths are computed at run time")
+        raise Decline("the lengths of the parts are computed at run time")
     if given.ndim:
         return [int(n) for n in given]
     each = int(given)

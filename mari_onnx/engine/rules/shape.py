@@ -52,7 +52,7 @@ def constant(ctx: Context) -> list[Value]:
         if name in ctx.attrs:
             return [from_array(ctx.b, np.asarray(ctx.attrs[name]), kind)]
     if "value" not in ctx.attrs or ctx.attrs["value"].data_type == TensorProto.STRING:
-        raise Decline("a constant of strings, or a sparse one")
+        raise Decline("the constant has strings, or is sparse")
     tensor = ctx.attrs["value"]
     return [from_array(ctx.b, numpy_helper.to_array(tensor), tensor.data_type)]
 
@@ -93,7 +93,7 @@ def range_(ctx: Context) -> list[Value]:
     if all(isinstance(s, int) for s in bounds):
         array = np.arange(*[int(s) for s in bounds])  # type: ignore[arg-type]
         return [from_array(ctx.b, array, ctx.input(0).dtype)]
-    raise Decline("a range of computed bounds")
+    raise Decline("the bounds of the range are computed from data")
 
 
 # ---- symbolic elements ----------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def slice_(ctx: Context) -> list[Value]:
         axes = ctx.ints(3) if ctx.has(3) else list(range(len(starts)))
         steps = ctx.ints(4) if ctx.has(4) else [1] * len(starts)
         if axes is None or steps is None:
-            raise Decline("axes or steps are computed at run time")
+            raise Decline("its axes or steps are computed at run time")
     value = x
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         if start is None or end is None:
@@ -50,7 +50,7 @@ def _slice(ctx: Context, x: Value, at: int, start: Size, end: Size, step: int) -
     size = x.shape[at]
     if isinstance(size, int):
         if step < 0 and ((isinstance(start, int) and start < -size) or (isinstance(end, int) and end > HUGE)):
-            raise Decline("a bound beyond the first element, of which evaluators differ")
+            raise Decline("a bound lies before the first element, and runtimes disagree on that")
         bounds = [ctx.b.literal(start), ctx.b.literal(end)]
         for k, bound in enumerate(bounds):
             if isinstance(bound, Dim):
@@ -63,7 +63,7 @@ def _slice(ctx: Context, x: Value, at: int, start: Size, end: Size, step: int) -
     if step == 1 and start == 0 and (end == size or (isinstance(end, int) and end >= HUGE)):
         return x
     if step != 1 or isinstance(start, Dim) or (isinstance(end, Dim) and end != size):
-        raise Decline(f"a range of the dynamic dimension {size}")
+        raise Decline(f"it takes a range of the dynamic dimension {size}")
     stop = HUGE if end == size else int(end)  # type: ignore[arg-type]
     return range_of(ctx, x, at, int(start), stop)
 
@@ -90,9 +90,9 @@ def range_of(ctx: Context, x: Value, at: int, start: int, stop: int, inside: boo
     elif start >= 0 and 0 <= stop < HUGE:
         length = stop - start
         if length != 1:
-            raise Decline("a range of a dynamic dimension may be cut short")
+            raise Decline("the dynamic dimension may be shorter than the range that is taken")
     else:
-        raise Decline("a range of a dynamic dimension")
+        raise Decline("it takes a range of a dynamic dimension")
     if not inside and not _inside(ctx, size, start, stop):
         return _short(ctx, x, at, start, stop)
     x, axis = single(ctx.b, x, at)
@@ -117,7 +117,7 @@ def _short(ctx: Context, x: Value, at: int, start: int, stop: int) -> Value:
     x, axis = single(ctx.b, x, at)
     body = x.body
     if axis is None or not isinstance(body, Leaf) or axis not in body.axes:
-        raise Decline("a range of a dynamic dimension may be cut short")
+        raise Decline("the dynamic dimension may be shorter than the range that is taken")
     i = body.axes.index(axis)
     bounds = [ctx.b.ints([v]) for v in (start, stop, i)]
     out = ctx.b.emit("Slice", [body.tensor, *bounds], None)
@@ -159,10 +159,10 @@ def compress(ctx: Context) -> list[Value]:
     at = normal(at, x.rank)
     size = x.shape[at]
     if not isinstance(size, int):
-        raise Decline(f"positions of the dynamic dimension {size}")
+        raise Decline(f"it takes positions of the dynamic dimension {size}")
     places = [int(i) for i in np.flatnonzero(condition)]
     if places and places[-1] >= size:
-        raise Decline(f"position {places[-1]} of a dimension of {size}")
+        raise Decline(f"the condition selects position {places[-1]}, but the dimension has only {size}")
     return [positions(ctx, x, at, places)]
 
 
@@ -181,7 +181,7 @@ def split_op(ctx: Context) -> list[Value]:
         share = divide(size, n)
         given = ctx.attr("split") or (ctx.sizes(1) if ctx.has(1) else [share] * n)
         if share is None or not all(length is not None and ctx.b.same(length, share) for length in given):
-            raise Decline(f"a Split of the dynamic dimension {size}")
+            raise Decline(f"it splits the dynamic dimension {size}")
         rows = regroup(ctx, x, [*x.shape[:at], n, share, *x.shape[at + 1 :]])
         return [positions(ctx, rows, at, [i], drop=True) for i in range(n)]
     sizes = ctx.axes_arg(1, "split")

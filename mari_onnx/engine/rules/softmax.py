@@ -54,7 +54,7 @@ from mari_onnx.engine.rules.reduce import extreme, unary
 WIDTH = 16
 """The head width that is assumed where a softmax has to be weighed before its product with the values."""
 MASKED_ROWS = (
-    "a row that a finite number masks throughout spreads over all columns, and nothing shows that there is no such row"
+    "a row whose columns are all masked by a finite number reads all of them, and nothing shows that no row is so"
 )
 ROWS = 5
 """Nodes that a softmax of all rows at once, and the product after it, save."""
@@ -177,7 +177,7 @@ def _plain(b: Builder, leaf: Leaf, k: Axis) -> Leaf:
     """Softmax of one tensor, in the layout it has."""
     if k not in leaf.axes:
         if not isinstance(k.size, int):
-            raise Decline("softmax along a dynamic axis on which nothing varies")
+            raise Decline("the Softmax runs along a dynamic axis on which all elements are equal")
         return _share(b, leaf, k.size)
     at = leaf.axes.index(k)
     tensor, axes = leaf.tensor, leaf.axes

@@ -17,7 +17,7 @@ from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Group, Part, Val
 from mari_onnx.engine.rule import Context, normal, rule
 from mari_onnx.model.dims import Dim, Size, divide, product
 
-MAY_BE_ONE = "a Squeeze without axes, and a dimension that may be 1"
+MAY_BE_ONE = "the Squeeze names no axes, and a dimension may be 1"
 KEEPS = "the Squeeze keeps the candidates' axis at N = 1 too"
 DROPS = "a Squeeze without axes drops the candidates' axis at N = 1"
 MAX_DEPTH = 16
@@ -69,7 +69,7 @@ def _solve(ctx: Context, x: Value, target: list[Size | None]) -> list[Size]:
         if size is None and ctx.b.fixed:
             size = divide(ctx.b.literal(total), ctx.b.literal(rest))
         if size is None:
-            raise Decline(f"{total} elements are not known to divide by {rest}")
+            raise Decline(f"nothing shows that {total} elements divide by {rest}")
         target[open_[0]] = size
     return [s for s in target if s is not None]
 
@@ -113,7 +113,7 @@ def _through(ctx: Context, x: Value, target: Sequence[Size]) -> Value:
         found = segments(ctx.b, [a.size for a in own], [size for size, _ in want])
         if found is None:
             if any(isinstance(a.size, Dim) for a in own):
-                raise Decline(f"{list(x.shape)} to {list(target)} cuts across axes")
+                raise Decline(f"the reshape of {list(x.shape)} to {list(target)} mixes a dynamic dimension with others")
             whole = Axis(product(a.size for a in own))
             body = flatten(ctx.b, body, own, whole)
             own, found = (whole,), [(size, 0, j) for j, (size, _) in enumerate(want) if size != 1]
@@ -141,7 +141,7 @@ def _meeting(ctx: Context, left: Sequence[Size], right: Sequence[Size]) -> list[
             points[-1:] = [(len(left), len(right))] if points[-1][0] == len(left) or len(points) > 1 else [
                 (0, 0), (len(left), len(right))]  # fmt: skip
             return points
-        raise Decline(f"{list(left)} elements to {list(right)}")
+        raise Decline(f"the elements of {list(left)} cannot be grouped as {list(right)}")
     return points
 
 
@@ -174,7 +174,7 @@ def squeeze(ctx: Context) -> list[Value]:
     gone = {normal(a, x.rank) for a in axes}
     left = [axis for a in gone for axis in x.known[a]]
     if any(not isinstance(axis.size, Dim) or "N" in axis.size.symbols for axis in left):
-        raise Decline("a squeezed dimension is not known to be 1")
+        raise Decline("nothing shows that the squeezed dimension is 1")
     body = x.body
     for axis in left:
         body = take(ctx.b, body, axis, [0], None)
@@ -214,7 +214,7 @@ def expand(ctx: Context) -> list[Value]:
         if group:
             have = product(a.size for a in group)
             if size is None or not (size == 1 or ctx.b.same(have, size)):
-                raise Decline(f"{have} is not known to equal {size}")
+                raise Decline(f"nothing shows that the dimension {have} equals {size}")
             out.append(group)
         elif size is None:
             raise Decline("a dimension of the target is computed from data")
@@ -234,7 +234,7 @@ def tile(ctx: Context) -> list[Value]:
     groups: list[Group] = []
     for group, size in zip(x.known, repeats, strict=True):
         if size is None or size == 0:
-            raise Decline("a repeat is computed from data")
+            raise Decline("its repeats are computed from data")
         groups.append(group if size == 1 else (Axis(size), *group))
     return [ctx.value(groups, x.body, x.dtype)]
 

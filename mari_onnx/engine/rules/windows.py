@@ -31,7 +31,7 @@ from mari_onnx.engine.rules.slices import positions
 
 MAX_RUNS = 4
 """Pieces that one operator may become."""
-ACROSS = "windows reach over positions of both sides, and taken apart they would cost more than they save"
+ACROSS = "its windows reach over user and item positions, and splitting them would cost more than it saves"
 
 
 @dataclass
@@ -115,7 +115,7 @@ def pool(ctx: Context) -> Sequence[Value | None]:
     kernel = list(ctx.attr("kernel_shape"))
     found = None
     if len([o for o in ctx.node.output if o]) > 1:
-        raise Decline("indices that count from the start of all rows")
+        raise Decline("its indices count from the start of the whole tensor")
     if not ctx.attr("ceil_mode", 0):
         channels = ctx.b.time.length(ctx.input(0).shape[1])
         found = by_windows(ctx, kernel, float(np.prod(kernel)) * channels * ctx.b.time.element / 4)
@@ -272,7 +272,7 @@ def cumsum(ctx: Context) -> Sequence[Value | None]:
         lead += 1
     small = frozenset().union(*kinds[:lead])
     if lead * ctx.b.time.element * (ctx.b.time.volume(full) - ctx.b.time.volume(small)) <= 2 * ctx.b.time.piece:
-        ctx.b.notes.append("the leading positions, which vary less, are too few to be summed apart")
+        ctx.b.notes.append("summing the user's leading positions once would save less than its extra nodes cost")
         return run(ctx, through)
     first = _piece(ctx, ctx.node, positions(ctx, value, at, range(lead)), through)
     last = positions(ctx, first, at, [lead - 1])

@@ -56,7 +56,7 @@ def if_(ctx: Context) -> list[Value | None]:
             return list(ctx.walk(ctx.attrs["then_branch" if known.reshape(-1)[0] else "else_branch"], ctx.env))
     condition = ctx.input(0)
     if axes_of(condition.body):
-        raise Decline("the condition is not one value")
+        raise Decline("the condition is not a single value")
     b = ctx.b
     outside = list(ctx.captured.values())
     if any(v.groups is None or v.items is not None or v.listed is not None for v in outside):
@@ -95,16 +95,16 @@ def _chosen(
     b = ctx.b
     one, other = pair
     if one.groups is None or other.groups is None or one.items is not None or other.items is not None:
-        raise Decline("the rank of a branch's result is not known")
+        raise Decline("a result of a branch has an unknown rank")
     if one.dtype != other.dtype or one.rank != other.rank:
-        raise Decline("branches whose results differ in type or rank")
+        raise Decline("the results of the two branches differ in type or rank")
     if not all(b.same(x, y) for x, y in zip(one.shape, other.shape, strict=True)):
-        raise Decline("branches whose results differ in shape")
+        raise Decline("nothing shows that the results of the two branches have one shape")
     made = branches[0].made | branches[1].made
     if any(s in b.sources and b.sources[s][0].name in made for v in pair for a in v.axes for s in symbols(a.size)):
-        raise Decline("the shape of a branch's result is computed in it")
+        raise Decline("a branch computes the shape of its own result")
     if any(not axes_of(v.body) <= frozenset(v.axes) for v in pair):
-        raise Decline("a branch within a Loop")
+        raise Decline("a branch reads rows of the Loop around it")
     (left, right), groups = align(b, [one, fresh(other)])
     order = [a for group in groups for a in group]
 
@@ -138,7 +138,7 @@ def _write(
     b = ctx.b
     outs = [out for *_, out in chosen]
     if depending(b, mark, {t.name for t in outs}):
-        raise Decline("a result of the If is needed to write it")
+        raise Decline("the If would have to read its own result")
     graphs: list[GraphProto] = []
     captured: dict[str, Tensor] = {}
     for k, branch in enumerate(branches):
@@ -156,7 +156,7 @@ def _write(
         graphs.append(helper.make_graph(protos, branch.graph.name or "branch", [], infos))
     foreign = (branches[0].made & captured.keys()) | (branches[1].made & captured.keys())
     if foreign:
-        raise Decline("a branch reads the other one's tensors")
+        raise Decline("one branch would read tensors of the other")
     proto: NodeProto = helper.make_node(
         "If", [condition.name], [t.name for t in outs], b._node_name("If"), then_branch=graphs[0], else_branch=graphs[1]
     )

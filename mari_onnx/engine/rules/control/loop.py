@@ -50,7 +50,7 @@ def _independent(ctx: Context) -> list[Value | None]:
     b, graph = ctx.b, ctx.attrs["body"]
     keep = constant(b, ctx.input(1)) if ctx.has(1) else np.asarray(True)
     if keep is None or not keep.reshape(-1)[0]:
-        raise Decline("whether the Loop begins is computed from data")
+        raise Decline("whether the Loop runs at all is computed from data")
     limit = ctx.sizes(0)[0] if ctx.has(0) else None
     if ctx.has(0) and limit is None:
         raise Decline("the number of iterations is computed from data")
@@ -60,7 +60,7 @@ def _independent(ctx: Context) -> list[Value | None]:
             outputs = _map(body, graph, limit)
     except (AssertionError, AttributeError, IndexError, KeyError, TypeError) as error:
         # a rule met the axis of the iterations where it could not carry it along
-        raise Decline(f"the body of the Loop is not a map ({type(error).__name__})") from error
+        raise Decline(f"the Loop cannot be run for all iterations at once ({type(error).__name__})") from error
     return [value if name else None for name, value in zip(ctx.node.output, outputs, strict=True)]
 
 
@@ -110,19 +110,19 @@ def _trips(body: Body, condition: str, limit: Size | None) -> Size:
     if known is not None:
         if not known.reshape(-1)[0]:
             if limit is not None and not body.b.filled(limit):
-                raise Decline("the Loop may not run at all")
+                raise Decline("the Loop may run zero times")
             return 1
         if limit is None:
-            raise Decline("the Loop does not end")
+            raise Decline("the Loop has neither a limit nor a condition that ends it")
         return limit
     op, left, right = body.conditions.get(condition, ("", 0, 0))
     holds = row(op).holds
     if holds == {1}:
         left, right = right, left
     if holds not in ({-1}, {1}) or left != Dim.symbol(body.symbol) or body.symbol in symbols(right):
-        raise Decline("when the Loop ends is computed from data")
+        raise Decline("the end of the Loop is computed from data")
     if limit is not None and not body.b.same(limit, right):
-        raise Decline("the Loop has two ends")
+        raise Decline("the Loop has both a limit and a condition, and nothing shows that they agree")
     return right
 
 

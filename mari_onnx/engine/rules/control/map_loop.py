@@ -103,12 +103,12 @@ class Body:
             return
         integers = values and values[0].dtype in EXACT
         if self.guarded and (op not in having(Fact.TOTAL) or (op in having(Fact.NEEDS_NONZERO) and integers)):
-            raise Decline(f"{op} in a branch that only some iterations of the Loop take")
+            raise Decline(f"only some iterations of the Loop run this {op}, and it could fail in the others")
         hidden = [v for v in values if v.groups is not None and axes_of(v.body) - set(v.axes)]
         if hidden and (op not in having(Fact.CARRIES) or (op == "Gather" and len(hidden) > 1)):
-            raise Decline(f"{op} of the rows of a Loop")
+            raise Decline(f"{op} cannot be run on the rows of all iterations of the Loop at once")
         if self.filter is not None and op not in ELEMENTWISE | VIEWS and op != "Constant":
-            raise Decline(f"{op} in a Loop within a Loop")
+            raise Decline(f"the inner Loop has a {op}, which cannot be run for all its iterations at once")
         self.ctx.visit(node, self.env)
         if row(op).holds:
             left, right = (only(self.b, v) for v in values)
@@ -164,7 +164,7 @@ class Body:
                 single = self.branch(branches["then_branch"], swap)
                 results = self.branch(branches["else_branch"], None)
                 if not all(alike(self.b, x, y) for x, y in zip(single, results, strict=True)):
-                    raise Decline("one iteration of the Loop differs from the others")
+                    raise Decline("one iteration of the Loop takes another branch, with another result")
         self.env.update(zip(node.output, results, strict=True))
 
     def either(self, node: NodeProto, branches: dict[str, GraphProto]) -> list[Value]:
@@ -239,7 +239,7 @@ class Body:
         axes = ctx.ints(3) if len(ctx.inputs) > 3 else [0]
         steps = ctx.ints(4) if len(ctx.inputs) > 4 else [1]
         if axes is None or len(axes) != 1 or steps != [1] or self.symbol in symbols(end - start):
-            raise Decline("a Slice in the body of the Loop has another length in each iteration")
+            raise Decline("a Slice in the body of the Loop differs in length between iterations")
         if end - start == 1:
             element = self.element(x, start, 1)
             if element is not None:
@@ -267,20 +267,20 @@ class Body:
         b = self.b
         found = linear(start, self.symbol)
         if found is None or found[0] != 0 or not b.same(found[1], length):
-            raise Decline("a Slice in the body of the Loop is not one of equal rows")
+            raise Decline("a Slice in the body of the Loop does not take rows of one length")
         size = x.shape[at]
         rows = divide(size, length)
         if rows is None and b.fixed:
             rows = divide(b.literal(size), b.literal(length))
         if rows is None or (self.count is not None and not b.same(self.count, rows)):
-            raise Decline(f"{size} is not known to be a row of {length} for each iteration of the Loop")
+            raise Decline(f"nothing shows that {size} is one row of {length} per iteration of the Loop")
         if self.group is not None and set(self.group) & axes_of(x.body):
-            raise Decline("a row of the rows of a Loop")
+            raise Decline("it takes rows of what are rows of the Loop already")
         y = regroup(self.ctx, x, [*x.shape[:at], rows, length, *x.shape[at + 1 :]])
         if self.group is None:
             self.count, self.group = rows, tuple(Axis(a.size) for a in y.known[at])
         if [a.size for a in self.group] != [a.size for a in y.known[at]]:
-            raise Decline("rows of a Loop are counted along different axes")
+            raise Decline("the Loop takes rows along different axes")
         body = rename(y.body, dict(zip(y.known[at], self.group, strict=True)))
         inner = [] if drop else [y.known[at + 1]]
         value = Value((*y.known[:at], *inner, *y.known[at + 2 :]), body, x.dtype)
@@ -299,11 +299,11 @@ class Body:
         given = [self.input(name) for name in node.input[2:]]
         counters = [k for k, v in enumerate(given) if v.groups is not None and v.rank == 0 and only(self.b, v) == start]
         if node.input[0] or op != "Less" or self.filter or len(given) != 2 or len(counters) != 1:
-            raise Decline("a Loop within a Loop")
+            raise Decline("the inner Loop does more than collect the positions of a mask")
         (k,) = counters
         empty = constant(self.b, given[1 - k])
         if empty is None or empty.shape != (0,) or given[1 - k].dtype != given[k].dtype:
-            raise Decline("a Loop within a Loop")
+            raise Decline("the inner Loop does more than collect the positions of a mask")
         mark = [Value(None, Leaf(self.tensor, ()), given[k].dtype) for _ in range(3)]
         step = Filter(f"{self.symbol}.{len(self._found)}", start, end - start, mark[0], mark[1])
         self.b.sources[step.symbol] = self.tensor, 0
@@ -317,9 +317,9 @@ class Body:
             self.env, self.filter = outer, None
         ends = self.conditions.get(graph.output[0].name)
         if ends != ("Less", step.place + 1, end) or only(self.b, results[1 + k]) != step.place + 1:
-            raise Decline("a Loop within a Loop")
+            raise Decline("the inner Loop does more than collect the positions of a mask")
         if results[2 - k] is not step.one or step.mask is None or self.symbol in symbols(step.length):
-            raise Decline("a Loop within a Loop")
+            raise Decline("the inner Loop does more than collect the positions of a mask")
         self._found[id(mark[2])] = mark[2], step
         found = [mark[2], mark[2]]
         found[k] = scalar(self.b, end, given[k].dtype)
@@ -371,7 +371,7 @@ class Body:
     def finish(self, trips: Size) -> None:
         """Check what was assumed about the number of iterations. Refuses a Loop for which it does not hold."""
         if self.count is not None and not self.b.same(self.count, trips):
-            raise Decline(f"{trips} iterations of the Loop, over {self.count} rows")
+            raise Decline(f"the Loop runs {trips} times over {self.count} rows")
         if self.group is None:
             self.count, self.group = trips, (Axis(trips),) if trips != 1 else ()
         for size, offset in self.reach:
@@ -385,13 +385,13 @@ class Body:
         Refuses a value of unknown rank, and one that the iteration number is computed into.
         """
         if value.groups is None or self.group is None:
-            raise Decline("the rank of an output of the Loop's body is not known")
+            raise Decline("an output of the Loop's body has an unknown rank")
         if axes_of(value.body) - set(value.axes) - set(self.group):
-            raise Decline("an output of the Loop's body varies along an axis that it lacks")
+            raise Decline("an output of the Loop's body depends on an axis that is not among its dimensions")
         named = {s for size in value.shape for s in symbols(size)}
         sources = [self.b.sources[s][0] for s in named if s in self.b.sources]
         if self.symbol in named or self.depends([*sources, *(leaf.tensor for leaf in leaves(value.body))]):
-            raise Decline("the Loop computes with the number of the iteration")
+            raise Decline("the result depends on the iteration number")
         return Value((self.group, *value.known), value.body, value.dtype)
 
     def depends(self, tensors: Sequence[Tensor]) -> bool:

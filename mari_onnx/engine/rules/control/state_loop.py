@@ -104,7 +104,7 @@ def _settled(ctx: Context, graph: GraphProto, states: list[State], fixed: dict[s
         found = _interpret(ctx, graph, states, fixed)
         if found is not None:
             return found
-    raise Decline("the states of the Loop do not settle")
+    raise Decline("the shapes of the Loop's states are not found within a few rounds")
 
 
 def _shares(value: Value) -> bool:
@@ -143,7 +143,7 @@ def _interpret(
             raise Decline("a state of the Loop changes its shape")
         (_, body), groups = align(b, [Value(state.given.known, state.given.body, value.dtype), fresh(value)])
         if [[a.size for a in g] for g in groups] != [[a.size for a in g] for g in state.given.known]:
-            raise Decline("a state of the Loop is regrouped")
+            raise Decline("the Loop reshapes one of its states")
         body = rename(body, dict(zip((a for g in groups for a in g), state.given.axes, strict=True)))
         bodies.append(body)
         if not axes_of(body) <= state.axes:
@@ -152,19 +152,19 @@ def _interpret(
     if not settled:
         return None
     if not any(_shares(env[o]) for node in graph.node for o in node.output if o in env):
-        raise Decline("nothing of the Loop is the same for all candidates")
+        raise Decline("no state of the Loop is equal for all candidates")
     after = [
         write(b, body, [(a,) for a in s.order], s.axes) for s, body in zip(states, bodies, strict=True)
     ]
     scans = []
     for value in results[1 + len(states) + len(fixed) :]:
         if value.groups is None:
-            raise Decline("the rank of what the Loop collects is not known")
+            raise Decline("what the Loop collects has an unknown rank")
         own = [a for a in value.axes if a in axes_of(value.body)]
         scans.append((list(value.groups), own, write(b, value.body, [(a,) for a in own])))
     again = results[0]
     if again.groups is None or axes_of(again.body):
-        raise Decline("whether the Loop goes on is not one value")
+        raise Decline("the condition of the Loop is not a single value")
     return Interpreted(number, going, stored, write(b, again.body, []), after, scans)
 
 
@@ -177,7 +177,7 @@ def _write(ctx: Context, body: Interpreted, states: Sequence[State], mark: int) 
     for groups, _, _ in body.scans:
         for group in groups:
             if any(b.sources[s][0].name in made for a in group for s in symbols(a.size) if s in b.sources):
-                raise Decline("the shape of what the Loop collects is computed in it")
+                raise Decline("the Loop computes the shape of what it collects")
     nodes = [node.proto for node in inside]
     outputs = []
     for i, tensor in enumerate(wanted):

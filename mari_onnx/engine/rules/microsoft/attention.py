@@ -29,12 +29,12 @@ def attention(ctx: Context) -> Sequence[Value | None]:
     _check(ctx, mask=3, bias=5, past=(4, 6))
     x, weights = ctx.input(0), ctx.input(1)
     if ctx.attr("do_rotary", 0) or not ctx.has(2):
-        raise Decline("a rotary embedding inside of the Attention, or no bias")  # the CPU's kernel takes neither
+        raise Decline("it applies a rotary embedding, or has no bias")  # the CPU's kernel takes neither
     if len(batches(x)) < 2:
         return _whole(ctx, [0, None, None, _mask_axis(ctx, 3), None, _bias_axis(ctx, 5)])
     total = weights.shape[1]
     if not isinstance(total, int):
-        raise Decline("a width that is not known")
+        raise Decline("the width is not a constant")
     sizes = list(ctx.attr("qkv_hidden_sizes", [total // 3] * 3))
     with lowered(ctx) as step:
         projected, at = [], 0
@@ -52,7 +52,7 @@ def multi_head(ctx: Context) -> Sequence[Value | None]:
     _check(ctx, mask=4, bias=5, past=(6, 7, 8, 9))
     operands = [ctx.input(i) for i in range(3)]
     if any(value.rank != 3 for value in operands):
-        raise Decline("operands that are packed, or have heads as an axis")
+        raise Decline("Q, K or V is packed, or has the heads as an axis of its own")
     if len({size for value in operands for size in batches(value)}) < 2:
         return _whole(ctx, [0, 0, 0, None, _mask_axis(ctx, 4), _bias_axis(ctx, 5)])
     with lowered(ctx) as step:
@@ -61,7 +61,7 @@ def multi_head(ctx: Context) -> Sequence[Value | None]:
             for value in operands:
                 width = value.shape[2]
                 if not isinstance(width, int):
-                    raise Decline("a width that is not known")
+                    raise Decline("the width is not a constant")
                 share = step("Slice", ctx.input(3), step.ints(at), step.ints(at + width), step.ints(0))
                 biased.append(step("Add", value, share))
                 at += width
@@ -73,26 +73,26 @@ def _check(ctx: Context, mask: int, bias: int, past: Sequence[int]) -> None:
     """Refuses caches, further outputs, and masks of other shapes than [B] (lengths), [B, T] and [B, S, T]."""
     x = ctx.input(0)
     if x.rank != 3 or x.dtype not in WITHOUT_BFLOAT16:
-        raise Decline("operands that are packed, or of another type")
+        raise Decline("the input is packed, or of a type that the kernel does not take")
     if any(ctx.has(i) for i in past) or any(ctx.node.output[1:]):
-        raise Decline("a cache, or scores as an output")
+        raise Decline("it uses a cache, or outputs the scores")
     if ctx.attr("unidirectional", 0) and ctx.node.op_type == "MultiHeadAttention":
         other = ctx.input(1)
         if other.rank != 3 or not ctx.b.same(x.shape[1], other.shape[1]):
-            raise Decline("a causal mask of fewer queries than keys, or more")  # not counted as one would think
+            raise Decline("it has a causal mask, and there may be more or fewer queries than keys")
     if ctx.has(mask):
         value = ctx.input(mask)
         keys = ctx.input(1).shape[1] if ctx.node.op_type == "MultiHeadAttention" else x.shape[1]
         if value.rank == 1 and not isinstance(keys, int):
-            raise Decline("the lengths of a dynamic number of tokens")
+            raise Decline("it takes lengths, and the number of tokens is not a constant")
         if not 1 <= value.rank <= 3 or (value.rank > 1 and not ctx.b.same(value.shape[-1], keys)) or keys == 1:
-            raise Decline("a mask that is not as long as the keys")
+            raise Decline("nothing shows that the mask is as long as the keys, or there is one key only")
         if not ctx.b.same(value.shape[0], x.shape[0]):
-            raise Decline("a mask that is not one for each of the batch")
+            raise Decline("the mask does not have one row per element of the batch")
         if ctx.attr("unidirectional", 0):
-            raise Decline("a causal mask on top of another")
+            raise Decline("it has a causal mask beside another mask")
     if ctx.has(bias) and ctx.input(bias).rank != 4:
-        raise Decline("a bias of the scores that has not four dimensions")
+        raise Decline("the bias of the scores does not have four dimensions")
 
 
 def _mask_axis(ctx: Context, i: int) -> int | None:
@@ -116,7 +116,7 @@ def _attend(ctx: Context, step: Steps, operands: Sequence[Value], mask: int, bia
     for value in operands:
         width = value.shape[2]
         if not isinstance(width, int) or not heads or width % heads:
-            raise Decline("heads that are not known")
+            raise Decline("the number of heads is not known, or does not divide the width")
         apart = step("Reshape", value, step.ints(0, 0, heads, width // heads))
         split.append(step("Transpose", apart, perm=[0, 2, 1, 3]))
     q, k, v = split
@@ -137,7 +137,7 @@ def _attend(ctx: Context, step: Steps, operands: Sequence[Value], mask: int, bia
         scores = step("Add", scores, _unsqueezed(ctx, step, added, [1] if given.rank == 3 else [1, 2]))
     if ctx.attr("unidirectional", 0):
         if ctx.opset < 15:
-            raise Decline("a causal mask in an opset whose Shape has no range")
+            raise Decline("a causal mask needs Shape with start and end, which this opset lacks")
         scores = step("Where", causal(step, scores), scores, step.const(-np.inf, dtype))
     out = step("MatMul", step("Softmax", scores, axis=3), v)
     return step("Reshape", step("Transpose", out, perm=[0, 2, 1, 3]), step.ints(0, 0, -1))

@@ -51,7 +51,7 @@ def matmul(ctx: Context) -> Sequence[Value | None]:
     if not (differs(x) or differs(y)):
         return ctx.write_out()
     if (ctx.attr("transBatchA", 0) or ctx.attr("transBatchB", 0)) and not x.rank == y.rank > 2:
-        raise Decline("transposed batch axes of operands of unequal rank")
+        raise Decline("it transposes batch axes, and the operands differ in rank")
     with lowered(ctx) as step:
         operands = []
         for value, side in ((x, "A"), (y, "B")):
@@ -94,7 +94,7 @@ def _activation(ctx: Context, given: dict[str, float]) -> tuple[str, dict[str, f
 def conv(ctx: Context) -> Sequence[Value | None]:
     """f(Conv(X, W, B)); refuses a tensor that is added before the activation."""
     if ctx.has(3):
-        raise Decline("a sum inside of the Conv")
+        raise Decline("the Conv also adds another tensor")
     if not differs(ctx.input(0)):
         return ctx.write_out()
     plain = {k: v for k, v in ctx.attrs.items() if not k.startswith("activation")}
@@ -135,7 +135,7 @@ def skip_norm(ctx: Context) -> Sequence[Value | None]:
     if not any(differs(value) for value in ctx.inputs[:2]):
         return ctx.write_out()
     if outputs[1] or outputs[2]:
-        raise Decline("the mean or the deviation as an output")
+        raise Decline("it outputs the mean or the deviation")
     x, skip, scale = (ctx.input(i) for i in range(3))
     epsilon = ctx.attr("epsilon", 1e-12)
     shift, bias = (None if simplified else 3), (3 if simplified else 4)
@@ -153,7 +153,7 @@ def skip_norm(ctx: Context) -> Sequence[Value | None]:
         rows = [Through((a, a - missing if a >= missing else None), (a, None, None, a)) for a in range(x.rank - 1)]
         if any(t.inputs[1] is not None and not ctx.b.same(x.shape[a], skip.shape[t.inputs[1]])
                for a, t in enumerate(rows)):  # fmt: skip
-            raise Decline("a skip that is broadcast")
+            raise Decline("the skip input is broadcast")
         only = ctx.on(_alone(ctx), ctx.inputs)
         rows = [Through((*t.inputs, *[None] * (len(ctx.inputs) - 2)), t.outputs[:1]) for t in rows]
         whole = run(only, rows)[0]

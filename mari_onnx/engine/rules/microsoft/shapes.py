@@ -96,7 +96,7 @@ def _simplified(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
 def _half(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
     *rows, last = first(shapes)
     if not isinstance(last, int):
-        raise ValueError("a width that is not known")
+        raise ValueError("the width is not a constant")
     return outputs(node, (dtype_of(inputs), (*rows, last // 2)))
 
 
@@ -110,7 +110,7 @@ def _matmul(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
     x, y = (first(shapes, i) for i in (0, 1))
     x, y = (tuple(s[p] for p in permutation(node, len(s), side)) for s, side in ((x, "A"), (y, "B")))
     if not x or not y:
-        raise ValueError("a scalar operand")
+        raise ValueError("an operand is a scalar")
     if len(x) == 1 or len(y) == 1:
         batch: tuple[Size | None, ...] = (x if len(y) == 1 else y)[:-2]
     else:
@@ -158,7 +158,7 @@ def _attention(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
     elif isinstance(width, int):
         last = width // 3
     else:
-        raise ValueError("a width that is not known")
+        raise ValueError("the width is not a constant")
     return outputs(node, (dtype_of(inputs), (*first(shapes)[:2], last)))
 
 
@@ -182,10 +182,10 @@ def _rotary(ctx: Context) -> list[Through]:
     """Batch and heads; tokens where each has its position. Refuses batches that are packed."""
     x, at = ctx.input(0), ctx.input(1)
     if ctx.attr("is_packed_batching", 0) or x.rank not in (3, 4) or at.rank not in (1, 2):
-        raise Decline("packed batches")
+        raise Decline("the batch is packed")
     tokens, each = x.rank - 2, at.rank == 2
     if each and not all(ctx.b.same(p, x.shape[a]) for p, a in zip(at.shape, (0, tokens), strict=True)):
-        raise Decline("positions that are not one for each token")
+        raise Decline("there is not one position per token")
     found = [Through((0, 0 if each else None, None, None), (0,))]
     found += [Through((1, None, None, None), (1,))] if x.rank == 4 else []
     return found + ([Through((tokens, 1, None, None), (tokens,))] if each else [])

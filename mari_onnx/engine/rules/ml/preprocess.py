@@ -119,7 +119,7 @@ def _by_rows(ctx: Context) -> list[Through]:
 def rows(ctx: Context) -> list[Through]:
     """Axis 0 of a matrix: each row by itself. Refuses a single row without that axis."""
     if ctx.input(0).rank != 2:
-        raise Decline("a single row, without an axis of rows")
+        raise Decline("the input is a single row without a batch axis")
     return [Through((0,), (0,) * len(ctx.node.output))]
 
 
@@ -148,7 +148,7 @@ def label_encoder(ctx: Context) -> list[Value]:
         tensor = leaves[0].tensor
         (kind, shape), *_ = ctx.infer([tensor.shape], [tensor])
         if shape is None:
-            raise Decline("the type of the labels is not told")
+            raise Decline("the element type of the labels is not given")
         kinds.append(kind)
         return Leaf(ctx.b.copy(ctx.node, [tensor], [kind], [tensor.shape])[0], leaves[0].axes)
 
@@ -167,7 +167,7 @@ def scaler(ctx: Context) -> Sequence[Value | None]:
         return ctx.write_out()
     offset, scale = ([float(v) for v in ctx.attr(name, [])] for name in ("offset", "scale"))
     if len(offset) != len(scale):
-        raise Decline("offsets and scales of unequal number")
+        raise Decline("the numbers of offsets and scales differ")
     _fits(ctx, x, offset)
     with lowered(ctx) as step:
         wide = TensorProto.DOUBLE if x.dtype == TensorProto.DOUBLE else TensorProto.FLOAT
@@ -197,7 +197,7 @@ def imputer(ctx: Context) -> Sequence[Value | None]:
 
 def _fits(ctx: Context, x: Value, values: Sequence[float]) -> None:
     if len(values) != 1 and (x.rank != 2 or not ctx.b.same(x.shape[1], len(values))):
-        raise Decline("numbers that are not one for each column")
+        raise Decline("there is not one number per column")
 
 
 def _one(values: Sequence[float], kind: type) -> np.ndarray:
@@ -214,7 +214,7 @@ def extract(ctx: Context) -> Sequence[Value | None]:
     """A Gather of constant positions of the last axis; refuses computed ones, and a single row."""
     x, at = ctx.input(0), ctx.ints(1)
     if x.rank < 2 or at is None or not isinstance(x.shape[-1], int):
-        raise Decline("positions that are computed, or a single row")
+        raise Decline("the positions are computed, or the input is a single row")
     if not differs(x):
         return ctx.write_out()
     with lowered(ctx) as step:
@@ -227,6 +227,6 @@ def vectorizer(ctx: Context) -> Sequence[Value | None]:
     values = [ctx.input(i) for i in range(len(ctx.inputs))]
     widths = list(ctx.attr("inputdimensions", []))
     if any(v.rank != 2 for v in values) or [v.shape[1] for v in values] != widths:
-        raise Decline("widths that differ from the declared ones")
+        raise Decline("the inputs are not as wide as the attribute inputdimensions says")
     with lowered(ctx) as step:
         return [step("Concat", *(step("Cast", v, to=TensorProto.FLOAT) for v in values), axis=1)]
