@@ -227,10 +227,12 @@ def expand(ctx: Context) -> list[Value]:
 def tile(ctx: Context) -> list[Value]:
     """Repeats are an axis of their own before the repeated one: `[r * n]` is the group (r, n).
 
-    Refuses repeats that are computed from data.
+    Refuses repeats that are computed from data, and repeats of another rank than x (numpy takes them, ONNX does not).
     """
     x = ctx.input(0)
     repeats = ctx.sizes(1)
+    if len(repeats) != x.rank:
+        raise Decline(f"there are {len(repeats)} repeats for {x.rank} dimensions")
     groups: list[Group] = []
     for group, size in zip(x.known, repeats, strict=True):
         if size is None or size == 0:
@@ -241,7 +243,7 @@ def tile(ctx: Context) -> list[Value]:
 
 @rule("Concat")
 def concat(ctx: Context) -> list[Value]:
-    """A `Cat`, not written out; one that is concatenated again is flatten_nested, so nesting costs nothing.
+    """A `Cat`, not written out; one that is concatenated again is flattened, so nesting costs nothing.
 
     Parts of one dynamic length (heads put behind each other on the batch axis) are an axis before it: `[h * N]` is the
     group (h, N). Refuses parts of different dynamic lengths.
