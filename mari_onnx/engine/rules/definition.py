@@ -21,13 +21,15 @@ from mari_onnx.engine.ir.value import Cat, Decline, Value, axes_of, is_const, le
 from mari_onnx.engine.rule import Context
 from mari_onnx.model.dims import Size
 from mari_onnx.model.nodes import attribute_graphs, domain, operator, rename_captures
+from mari_onnx.model.ops import Fact, row
 
 
 def by_definition(ctx: Context) -> list[Value | None]:
     """The outputs of the node, computed by the nodes of its definition.
 
     Refuses an operator that the standard does not define by others, one whose definition means another thing at the
-    model's opset, and one whose definition would cost more than its kernel on rows that are written out.
+    model's opset or loses digits that a kernel keeps, and one whose definition would cost more than its kernel on rows
+    that are written out.
     """
     b, name = ctx.b, operator(ctx.node)
     if not any(v is not None and _repeats(v) for v in ctx.inputs):
@@ -82,7 +84,28 @@ def _definition(ctx: Context) -> FunctionProto | None:
     body = FunctionProto.FromString(data) if data else None
     if body is not None and any(_since(n, version) != _since(n, ctx.opset) for n in body.node):
         raise Decline(f"the definition of {ctx.node.op_type} is of opset {version}, whose operators have changed since")
+    if body is not None and _subtracts_squares(body):
+        raise Decline(f"the definition of {ctx.node.op_type} subtracts squares, which loses digits that a kernel keeps")
+    given = {a.name for a in body.attribute_proto} if body is not None else set()
+    if body is not None:
+        defaults = [each.default_value for name, each in schema.attributes.items() if name not in given]
+        body.attribute_proto.extend(each for each in defaults if each.name)
     return body
+
+
+def _subtracts_squares(body: FunctionProto) -> bool:
+    """Whether a variance is E[x^2] - E[x]^2: of a mean far from 0 nothing is left, or less than 0. Kernels center x."""
+    made = {name: node for node in body.node for name in node.output}
+
+    def squared(name: str) -> bool:
+        node = made.get(name)
+        while node is not None and row(node.op_type).facts & (Fact.REDUCES | Fact.MOVES | Fact.CONVERTS):
+            node = made.get(node.input[0])
+        if node is None:
+            return False
+        return node.op_type == "Pow" or (node.op_type == "Mul" and node.input[0] == node.input[1])
+
+    return any(node.op_type == "Sub" and all(squared(name) for name in node.input) for node in body.node)
 
 
 def _since(node: NodeProto, opset: int) -> int:
