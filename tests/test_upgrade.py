@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from onnx import helper, numpy_helper, parser
 
 import mari_onnx
@@ -71,10 +72,20 @@ def test_functions_are_inlined_before_the_converter_drops_them() -> None:
 
 def test_what_the_converter_cannot_do_is_the_reason() -> None:
     model = old()
-    model.graph.node[-1].op_type = "Upsample"  # of the scales that it needs there are none
+    model.graph.node[-1].op_type = "Pad"  # of the pads that it needs there are none
     made = upgraded(model)
     assert made.model is model
     assert "onnx's converter cannot bring operator set 9 to 13" in (made.failed or "")
+
+
+@pytest.mark.parametrize("op", ["Hardmax", "Resize", "Upsample"])
+def test_what_the_converter_would_change_is_the_reason(op: str) -> None:
+    """Hardmax flattened rows before opset 13, Resize knew no half pixels before 11; the converter leaves both."""
+    model = old(10)
+    model.graph.node[-1].op_type = op
+    made = upgraded(model)
+    assert made.model is model
+    assert f"it would change what {op} means" in (made.failed or "")
 
 
 def test_a_model_that_is_new_enough_is_left_alone() -> None:

@@ -80,6 +80,7 @@ class Fact(Flag):
     CARRIES = auto()  # its rule leaves alone an axis that is in no group of its inputs
     TOTAL = auto()  # no data of the right shape makes it fail (integers that NEEDS_NONZERO excludes aside)
     TAKEN_APART = auto()  # onnxruntime writes it as other operators where it has no kernel for the element type
+    MISCONVERTED = auto()  # onnx's converter brings it to opset 13 as it is, where its attributes mean another thing
 
 
 @dataclass(frozen=True)
@@ -296,8 +297,8 @@ def _table() -> None:
     _rows("Softmax", weights | f.NONNEGATIVE | f.SATURATES, flops=slow + 4, per_input=True, price=25.0, bound=1.0,
           flattened_before=13, evaluated_since=13)  # fmt: skip
     _rows("LogSoftmax", weights | f.DOUBTFUL, flops=slow + 4, per_input=True, flattened_before=13)
-    _rows("Hardmax", f.ROWS | f.NONNEGATIVE | f.SATURATES, per_input=True, bound=1.0, flattened_before=13,
-          evaluated_since=13)  # fmt: skip
+    _rows("Hardmax", f.ROWS | f.NONNEGATIVE | f.SATURATES | f.MISCONVERTED, per_input=True, bound=1.0,
+          flattened_before=13, evaluated_since=13)  # fmt: skip
     _rows("BiasSoftmax", f.NONE, MICROSOFT, flops=slow + 4, per_input=True)
     _rows("LpNormalization", f.KEEPS_NAN | f.ROWS | f.DOUBTFUL, flops=2.0, per_input=True)
     norm = f.ROWS | f.NORM | f.KEEPS_NAN
@@ -331,7 +332,8 @@ def _table() -> None:
     _rows("QuantizeLinear", flops=3.0)
 
     # ---- what onnx's evaluator has otherwise than onnxruntime, and no rule is about
-    _rows("Resize Upsample GridSample AffineGrid LRN MaxUnpool MaxRoiPool RoiAlign NonMaxSuppression DeformConv Col2Im "
+    _rows("Resize Upsample", f.DOUBTFUL | f.MISCONVERTED)
+    _rows("GridSample AffineGrid LRN MaxUnpool MaxRoiPool RoiAlign NonMaxSuppression DeformConv Col2Im "
           "ImageDecoder SequenceInsert", f.DOUBTFUL)  # fmt: skip
 
     # ---- strings, and bodies

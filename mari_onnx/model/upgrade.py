@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mari_onnx.model.functions import inlined
+from mari_onnx.model.nodes import all_nodes
+from mari_onnx.model.ops import Fact, having
 
 if TYPE_CHECKING:
     import onnx
@@ -38,13 +40,18 @@ def upgraded(model: onnx.ModelProto) -> Upgraded:
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=OLDEST)
     if opset >= OLDEST:
         return Upgraded(model)
+    cannot = f"onnx's converter cannot bring operator set {opset} to {TARGET}"
+    wrong = having(Fact.MISCONVERTED)
+    met = sorted({node.op_type for g in (model.graph, *model.functions) for node in all_nodes(g.node)} & wrong)
+    if met:
+        return Upgraded(model, failed=f"{cannot}: it would change what {met[0]} means")
     from onnx import version_converter
 
     try:
         converted = version_converter.convert_version(inlined(model), TARGET)
     except Exception as error:  # of the converter, many kinds
         text = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        return Upgraded(model, failed=f"onnx's converter cannot bring operator set {opset} to {TARGET}: {text}")
+        return Upgraded(model, failed=f"{cannot}: {text}")
     converted.metadata_props.extend(model.metadata_props)
     note = f"operator set {opset} was converted to {TARGET} by onnx's converter; the output needs {TARGET}"
     return Upgraded(converted, note=note)

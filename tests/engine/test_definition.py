@@ -103,7 +103,8 @@ def test_a_definition_that_costs_more_than_the_kernel_is_declined() -> None:
     """One user token of 64: the kernel passes over memory once, the definition several times."""
     g = Graph(23, np.float32)
     x = g.Concat(g.user(2, 1, 8), g.item(2, 63, 8), axis=2)
-    positions = g.Expand(g.const(np.arange(64)[None], np.int64), g.Concat(g.size(x, 0), g.const([64], np.int64), axis=0))
+    size = g.Concat(g.size(x, 0), g.const([64], np.int64), axis=0)
+    positions = g.Expand(g.const(np.arange(64)[None], np.int64), size)
     angles = g.const(np.random.default_rng(0).random((64, 4)))
     result = check(g.output(g.RotaryEmbedding(x, g.Cos(angles), g.Sin(angles), positions)), tolerance=1e-5)
     (node,) = (r for r in result.nodes if r.op == "RotaryEmbedding")
