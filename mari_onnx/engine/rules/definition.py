@@ -103,7 +103,7 @@ def _subtracts_squares(body: FunctionProto) -> bool:
             node = made.get(node.input[0])
         if node is None:
             return False
-        return node.op_type == "Pow" or (node.op_type == "Mul" and node.input[0] == node.input[1])
+        return bool(node.op_type == "Pow" or (node.op_type == "Mul" and node.input[0] == node.input[1]))
 
     return any(node.op_type == "Sub" and all(squared(name) for name in node.input) for node in body.node)
 
