@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,20 +17,18 @@ from mari_onnx.errors import (
     ModelError,
     ProviderError,
     UsageError,
-    WriteError,
     first_line,
     no_room,
     without_room,
 )
-from mari_onnx.model.signature import Input, Signature, signature
+from mari_onnx.model.signature import Signature, signature
 from mari_onnx.parity import float64
 from mari_onnx.parity.candidates import with_axes
 from mari_onnx.parity.coverage.guide import Guide
 from mari_onnx.parity.coverage.watch import Watch
 from mari_onnx.parity.domains.domains import domains as domains_of
-from mari_onnx.parity.judge import metrics, values
-from mari_onnx.parity.judge.rounding import Rounding, rounding
-from mari_onnx.parity.judge.verdict import Verdict
+from mari_onnx.parity.judge import metrics
+from mari_onnx.parity.outputs import Outputs
 from mari_onnx.parity.phases import Phases, Runs
 from mari_onnx.parity.requests import draw
 from mari_onnx.parity.requests.plan import Plan
@@ -45,8 +42,6 @@ if TYPE_CHECKING:
     from mari_onnx.runtime import ModelLike
     from mari_onnx.sides.resolve import Sides
 
-# Requests that only complete the coverage: so many of them are run in float64 too.
-_SETTLED = 32
 
 
 def check(
@@ -112,6 +107,9 @@ class _Check:
         self.plan = Plan(self.layout, domains, self.settings)
         self.phases = Phases(models, self.names, self.signatures, self.result, progress)
         self._refused: set[int] = set()
+        self.outputs = Outputs(
+            settings, self.signatures["source"].outputs, self.layout.axis, self.phases, self.result, self._refused
+        )
 
     def run(self, recorded: Sequence[draw.Request], drawing: bool) -> CheckResult:
         started = time.perf_counter()
@@ -185,8 +183,8 @@ class _Check:
         further = on.outputs[len(requests) :]
         self._left_out(covering, further)
         on.outputs[len(requests) :] = further
-        self._settle(everything, exact, on, runs["on"])
-        self._compare(provider, everything, len(requests), exact, [off, on], runs)
+        self.outputs.settle(everything, exact, on, runs["on"])
+        self.outputs.compare(provider, everything, len(requests), exact, [off, on], runs)
 
     def _source(self, provider: str, optimize: bool, requests: Sequence[draw.Request], once: int = 0) -> Runs:
         """Runs of the source, which must answer a request in one way and, on a further provider, at all."""
@@ -346,108 +344,6 @@ class _Check:
             if all(not isinstance(o, MariError) and _is_finite(o) for o in outputs)
         ]
 
-    def _settle(
-        self,
-        requests: Sequence[draw.Request],
-        exact: list[list[np.ndarray] | None],
-        source: Runs,
-        optimized: Runs,
-    ) -> None:
-        """Runs those requests in float64 too that only complete the coverage of ids and are the
-        furthest apart: where the source itself errs as much, nothing is wrong."""
-        if all(e is None for e in exact):
-            return
-        apart = []
-        for place, (mine, theirs) in enumerate(
-            zip(source.outputs, optimized.outputs, strict=False)
-        ):
-            if requests[place].empty:  # onnxruntime may end the process; nothing of it was tried in float64
-                continue
-            if exact[place] is None and isinstance(mine, list) and isinstance(theirs, list):
-                apart.append((metrics.furthest(mine, theirs), place))
-        places = [place for far, place in sorted(apart, reverse=True)[:_SETTLED] if far > 0]
-        if places:
-            found = self.phases.exact([requests[place] for place in places])
-            for place, outputs in zip(places, found, strict=True):
-                exact[place] = outputs
-
-    def _compare(
-        self,
-        provider: str,
-        requests: Sequence[draw.Request],
-        drawn: int,
-        exact: Sequence[list[np.ndarray] | None],
-        sources: Sequence[Runs],
-        optimized: dict[str, Runs],
-    ) -> None:
-        failed = set()
-        for mode, runs in optimized.items():
-            for request, outputs in zip(requests, runs.outputs, strict=False):
-                if isinstance(outputs, MariError) and request.n not in failed and id(request) not in self._refused:
-                    failed.add(request.n)
-                    self.result.failing.append(request)
-                    self.result.failures.append(
-                        f"the optimized model fails at N={request.n} (optimizations {mode}): "
-                        f"{first_line(outputs)}"
-                    )
-        all_outputs = self.signatures["source"].outputs
-        for output, place in zip(all_outputs, values.places(all_outputs), strict=True):
-            result = self._judged(output, place, provider, requests, drawn, exact, sources, optimized)
-            answers = [o[place.start] for s in sources for o in s.outputs if isinstance(o, list)]
-            if not self.result.providers and len(requests) > 1 and metrics.constant(answers):
-                self.result.notes.append(
-                    f"output {output.name} is the same for all candidates of all requests: nothing that is fed moves "
-                    "it, so little of it is checked"
-                )
-            if not result.ok and result.worst is not None:
-                worst = requests[result.worst.request]
-                if all(worst is not each for each in self.result.failing):
-                    self.result.failing.append(worst)
-                if self.settings.dump is not None:
-                    result.dumped = self._dump(worst, output.name)
-            self.result.outputs.append(result)
-
-    def _judged(
-        self,
-        output: Input,
-        place: slice,
-        provider: str,
-        requests: Sequence[draw.Request],
-        drawn: int,
-        exact: Sequence[list[np.ndarray] | None],
-        sources: Sequence[Runs],
-        optimized: Mapping[str, Runs],
-    ) -> metrics.OutputResult:
-        """The verdict on one output, whose arrays are at `place`.
-
-        One that is rounded is judged with its steps taken out: the source's own steps against float64 would excuse
-        any of the optimized model's.
-        """
-
-        def judged(rounded: Rounding | None) -> metrics.OutputResult:
-            verdict = Verdict(output.name, output.type, provider, self.settings, self.layout.axis, drawn, rounded)
-            for index in range(place.start, place.stop):
-                verdict.judge(
-                    index,
-                    requests,
-                    exact,
-                    [s.outputs for s in sources],
-                    [r.outputs for r in optimized.values()],
-                    index > place.start,
-                )
-            return verdict.result
-
-        rounded = None
-        if place.stop - place.start == 1:
-            rounded = rounding(self.phases.models["source"], output.name, output.dtype, self.layout.axis)
-        result = judged(rounded)
-        if rounded is not None and result.ok and result.stepped:
-            self.result.notes.append(
-                f"output {output.name} ({provider}): {result.stepped} of {rounded.rows} rows are one step of the "
-                f"rounding away"
-            )
-        return result
-
     def _left_out(self, covering: Sequence[draw.Request], outputs: list[Any]) -> None:
         """Leaves out further requests that the source itself refuses, and variations and requests of size 0 of which
         it makes NaN or infinity; notes those for ids and numbers."""
@@ -465,17 +361,6 @@ class _Check:
                 outputs[place] = ModelError("the source makes NaN or infinity of it", "")
                 refused.add(id(request))
         self._refused.update(refused)
-
-    def _dump(self, request: draw.Request, output: str) -> str:
-        folder = Path(os.fspath(self.settings.dump or "."))
-        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in output)
-        path = folder / f"{safe}-N{request.n}.npz"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            np.savez(path, **request.arrays())  # type: ignore[arg-type]
-        except OSError as error:
-            raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
-        return str(path)
 
     def _verify(self, provider: str, request: draw.Request) -> None:
         """At least one node of the optimized model must have run on the provider."""
