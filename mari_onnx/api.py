@@ -21,6 +21,7 @@ from mari_onnx.model.upgrade import upgraded
 from mari_onnx.parity.candidates import with_axes
 from mari_onnx.sides.guess import guessed_flags
 from mari_onnx.sides.resolve import METADATA_KEY, Sides, resolve, side_file_beside
+from mari_onnx.sides.shapes import reshaped
 from mari_onnx.version import __version__
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ def optimize(
     item: Iterable[str] = (),
     cross: Iterable[str] = (),
     rest: str | None = None,
+    shapes: Mapping[str, Sequence[int | str | None]] | None = None,
+    count: Iterable[str] = (),
     candidates: int = 500,
     check: bool = True,
     requests: str | Path | Iterable[Request] | None = None,
@@ -108,7 +111,8 @@ def optimize(
         model: a path or a model; it is only read.
         sides: `Sides`, a mapping of input name to side, or the path of a side file. Without it,
             the model's metadata, a side file beside the model, and its dimensions are asked.
-        user, item, cross, rest: as the flags of the command line.
+        user, item, cross, rest, count: as the flags of the command line.
+        shapes: input name -> dimensions that the file lacks or fixes: sizes, symbols such as "N", None.
         candidates: the N that rewrites have to pay for.
         check: run both models and compare; a difference raises. Without it nothing is assumed that a run has to tell.
         requests: recorded requests, or their file, to compare on in addition to drawn ones.
@@ -121,7 +125,8 @@ def optimize(
         OutputsDiffer, CannotCompare: the check failed, or could not be made.
     """
     source = as_source(model)
-    found = _sides(source, sides, check, user=user, item=item, cross=cross, rest=rest)
+    given = {name: tuple(shape) for name, shape in (shapes or {}).items()}
+    found = _sides(source, sides, check, user=user, item=item, cross=cross, rest=rest, shapes=given, count=count)
     if not check:
         return rewritten(source, found, candidates=candidates, target=target)
     with (
@@ -174,6 +179,15 @@ def as_source(model: str | Path | onnx.ModelProto) -> Source:
     return Source(model, Path(), hashlib.sha256(data).hexdigest(), False, len(data))
 
 
+def with_given_shapes(source: Source, sides: Sides) -> Source:
+    """The source with the dimensions that `sides.shapes` gives; its file is as it was.
+
+    Raises:
+        UsageError: see `mari_onnx.sides.shapes.with_shapes`.
+    """
+    return dataclasses.replace(source, model=reshaped(source.model, sides.shapes))
+
+
 def rewritten(
     source: Source,
     sides: Sides,
@@ -193,6 +207,7 @@ def rewritten(
     """
     from mari_onnx.engine import Options
 
+    source = with_given_shapes(source, sides)
     options = Options(candidates=candidates, target=target, assume=assume)
     return _finished(source, sides, candidates, _engine(source)(source.model, sides, options))
 
@@ -225,6 +240,7 @@ def checked(
     from mari_onnx.parity.result import CANNOT_COMPARE
     from mari_onnx.runtime import require
 
+    source = with_given_shapes(source, sides)
     recorded = as_requests(requests, signature(source.model), sides)
     for provider in providers:
         require(provider)  # before minutes of work
@@ -241,7 +257,7 @@ def checked(
             source.model,
             sides,
             Options(candidates=candidates, target=target),
-            source=source.path if source.path.is_file() else None,
+            source=source.path if source.path.is_file() and not sides.shapes else None,
             engine=_engine(source),
             place=place,
             requests=recorded,

@@ -111,6 +111,7 @@ def bench(
     One MODEL is timed against what `optimize` makes of it. Of several, the first is what the
     others are compared with, and the sides are those of its inputs.
     """
+    from mari_onnx.api import with_given_shapes
     from mari_onnx.cli.check import progress_bar
     from mari_onnx.model.load import read
     from mari_onnx.parity.check import find_sides
@@ -126,6 +127,7 @@ def bench(
     found = sides_from(sides, source.model, models[0])
     if not found:
         found = find_sides(list(models), [source.model, *(read(path).model for path in models[1:])])
+    source = with_given_shapes(source, found)
     out = console()
     out.quiet = quiet or str(json_file) == "-"
     results: list[Measured] = []
@@ -182,7 +184,7 @@ def _variants(
     progress: Progress | None,
 ) -> tuple[list[Variant], list[str]]:
     """Everything to be timed, the baseline first, and notes on what is missing."""
-    from mari_onnx.timing.measure import OURS, Variant, variants_of
+    from mari_onnx.timing.measure import OURS, Variant, as_given, variants_of
 
     made: list[Variant] = []
     notes: list[str] = []
@@ -199,7 +201,8 @@ def _variants(
         )
     if len(models) == 1:
         return made, notes
-    named = [Variant(name, path) for name, path in zip(_names(models), models, strict=True)]
+    paths = [as_given(source, sides, folder), *models[1:]]
+    named = [Variant(name, path) for name, path in zip(_names(models), paths, strict=True)]
     return [*named, *(each for each in made[1:] if each.name != OURS)], notes
 
 

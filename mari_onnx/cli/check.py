@@ -149,8 +149,9 @@ def check(
     requests = None
     if data is not None:
         from mari_onnx.parity.requests.recorded import load
+        from mari_onnx.sides.shapes import reshaped
 
-        requests = load(data, signature(model), sides, request_id)
+        requests = load(data, signature(reshaped(model, sides.shapes)), sides, request_id)
     del model
     known = set(Settings.__dataclass_fields__)
     settings = Settings(**{k: v for k, v in rest.items() if k in known and v is not None})

@@ -48,7 +48,7 @@ def inspect(
 
     MODEL may be a source or an output of `optimize`. No model is written.
     """
-    from mari_onnx.api import rewritten
+    from mari_onnx.api import rewritten, with_given_shapes
     from mari_onnx.errors import SidesUnknown
     from mari_onnx.model.load import read
     from mari_onnx.report import summary
@@ -60,6 +60,7 @@ def inspect(
     out = console()
     try:
         found = sides_from(sides, source.model, model)
+        source = with_given_shapes(source, found)
         done = rewritten(source, found, candidates=candidates, assume=True)
     except SidesUnknown:
         if not as_json:

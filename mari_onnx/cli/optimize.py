@@ -95,6 +95,7 @@ def optimize(
     sides come from the flags, from IN.sides.toml beside the model, from its metadata, or from
     inputs whose batch dimension is 1.
     """
+    from mari_onnx.api import with_given_shapes
     from mari_onnx.model.load import read
     from mari_onnx.report import summary
     from mari_onnx.report.terminal import console
@@ -102,6 +103,7 @@ def optimize(
     _check_paths(source, output, {"the report": report_file, "the page": html_file}, force)
     loaded = read(source)
     found = sides_from(sides, loaded.model, source)
+    loaded = with_given_shapes(loaded, found)
     out = console()
     out.quiet = quiet
     if not check and (data is not None or providers != ("auto",)):

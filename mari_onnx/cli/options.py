@@ -22,7 +22,7 @@ _SIDE_WORDS = ("user", "item", "cross")
 
 
 def side_options(command: F) -> F:
-    """--user, --item, --cross, --rest, --sides, --candidate-axis, --guess; see `sides_from`."""
+    """--user, --item, --cross, --rest, --sides, --candidate-axis, --shape, --count, --guess; see `sides_from`."""
     options = [
         click.option(
             "--user",
@@ -61,6 +61,21 @@ def side_options(command: F) -> F:
             help="The axis of item and cross inputs that counts candidates.  [default: 0]",
         ),
         click.option(
+            "--shape",
+            "shapes",
+            multiple=True,
+            metavar="NAME=DIMS",
+            help="Dimensions of an input that the file lacks or fixes, such as item_id=N,32; inputs that share a "
+            "symbol share the dimension, ? is an unknown one. Repeatable.",
+        ),
+        click.option(
+            "--count",
+            "counts",
+            multiple=True,
+            metavar="PATTERN",
+            help="Inputs whose value is the number of candidates: an integer, a scalar or [1]. They have no side.",
+        ),
+        click.option(
             "--guess",
             is_flag=True,
             help="Tag what is left by what its name looks like. A wrong guess of `user` makes a "
@@ -88,6 +103,7 @@ def sides_from(
     from mari_onnx.model.signature import signature
     from mari_onnx.parity.candidates import with_axes
     from mari_onnx.sides.resolve import METADATA_KEY, resolve, side_file_beside
+    from mari_onnx.sides.shapes import read
 
     if isinstance(options, click.Context):
         options = options.params
@@ -105,6 +121,8 @@ def sides_from(
         metadata=metadata.get(METADATA_KEY),
         candidate_axis=options.get("candidate_axis"),
         guess=options.get("guess", False),
+        shapes=dict(map(read, options.get("shapes", ()))),
+        count=options.get("counts", ()),
     )
     return with_axes(model, found, model if options.get("check", True) else None)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -104,6 +105,8 @@ def _input(
     if shape is None:
         tensor = b.input(info.name, info.type.tensor_type.elem_type, None, frozenset(DEPS[side]))
         return from_tensor(tensor), tensor
+    if info.name in sides.counts:
+        return _count(b, info, shape)
     for size, dim in zip(shape, info.type.tensor_type.shape.dim, strict=True):
         if size == N and dim.HasField("dim_value"):
             b.fixed["N"] = dim.dim_value
@@ -126,6 +129,16 @@ def _input(
     if side == "packed":
         body = _packed(b, tensor, axes, sides.columns[info.name], sides.candidate_axis)
     return Value(groups, body, tensor.dtype), tensor
+
+
+def _count(b: Builder, info: onnx.ValueInfoProto, shape: tuple[Size, ...]) -> tuple[Value, Tensor]:
+    """An input whose value is N: what is computed from it is known as sizes are. Refuses more than one number."""
+    if any(size != 1 for size in shape):
+        raise Decline(f"{info.name} is not one number, and cannot be the number of candidates")
+    tensor = b.input(info.name, info.type.tensor_type.elem_type, shape, frozenset())
+    value = from_tensor(tensor)
+    value.sym = np.full([1] * len(shape), N, dtype=object)
+    return value, tensor
 
 
 def _packed(

@@ -13,6 +13,7 @@ import numpy as np
 from mari_onnx.errors import MariError
 from mari_onnx.model.signature import Input, signature
 from mari_onnx.sides.candidates import Told, by_shape, decided
+from mari_onnx.sides.shapes import reshaped
 
 if TYPE_CHECKING:
     import onnx
@@ -34,16 +35,17 @@ def with_axes(model: onnx.ModelProto, sides: Sides, run: ModelLike | None = None
         run: the source, to be run on sizes where shapes do not tell; None: only what shapes say.
 
     Raises:
-        UsageError: the candidates are on another axis than `sides.candidate_axis`.
+        UsageError: the candidates are on another axis than `sides.candidate_axis`, or every batch is fixed at 1.
     """
-    told = by_shape(signature(model), sides)
+    shaped = reshaped(model, sides.shapes)
+    told = by_shape(signature(shaped), sides)
     if not told.doubtful or run is None:
         return told.sides
     from mari_onnx import runtime
 
     try:
-        made = runtime.session(run, optimize=False, what="the source")
-        found = _tried(made, signature(model).inputs, told.sides, told.doubtful)
+        made = runtime.session(run if shaped is model else shaped, optimize=False, what="the source")
+        found = _tried(made, signature(shaped).inputs, told.sides, told.doubtful)
     except MariError:
         return told.sides
     return told.sides if found is None else decided(told, found)
@@ -58,9 +60,10 @@ def _tried(
     doubtful = [name for group in groups for name in group]
     for own in islice(_subsets(groups), _RUNS):
         here = decided(Told(sides, tuple(groups)), own)
-        shapes = _shapes(inputs, here, [name for name in doubtful if name in own])
+        shapes, n = _shapes(inputs, here, [name for name in doubtful if name in own])
         for fill in (0, 1):  # zeros are in range of every table, ones are what lengths and divisors have to be
             feed = {i.name: np.full(shapes[i.name], _value(i, fill), i.dtype) for i in inputs}
+            feed |= {i.name: np.full(shapes[i.name], n, i.dtype) for i in inputs if i.name in sides.counts}
             with suppress(MariError):
                 runtime.run(made, feed, "the source")
                 return own
@@ -77,8 +80,8 @@ def _subsets(groups: Sequence[tuple[str, ...]]) -> Iterator[list[str]]:
             yield [name for group in chosen for name in group]
 
 
-def _shapes(inputs: Sequence[Input], sides: Sides, own: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Sizes to try: N for the candidates, another length for what is tried to be free of it."""
+def _shapes(inputs: Sequence[Input], sides: Sides, own: Sequence[str]) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Sizes to try, and N: N for the candidates, another length for what is tried to be free of it."""
     axis, lengths, found = sides.candidate_axis, dict[str, int](), {}
     tagged = {*sides.inputs, *sides.columns}
     at = {i.name: i.shape[axis] for i in inputs if i.name in tagged and len(i.shape) > axis}
@@ -92,4 +95,4 @@ def _shapes(inputs: Sequence[Input], sides: Sides, own: Sequence[str]) -> dict[s
         if each.name in at and at[each.name] is None and (each.name in own or each.name in rows):
             shape[axis] = n + 2 if each.name in own else n
         found[each.name] = tuple(shape)
-    return found
+    return found, n

@@ -60,6 +60,10 @@ class Layout:
         axis = self.axis_of(each.name)
         return axis is not None and len(each.shape) > axis
 
+    def is_count(self, name: str) -> bool:
+        """Whether an input's value is N."""
+        return name in self.sides.counts
+
     def is_user(self, name: str) -> bool:
         return self.sides.side(name) == "user"
 
@@ -70,7 +74,7 @@ class Layout:
 
     def of_user(self, name: str) -> bool:
         """Whether an input has no candidates: tagged so, or without a side and without N."""
-        if self.tagged(name):
+        if self.tagged(name) or self.is_count(name):
             return self.is_user(name)
         shape = next(i.shape for i in self.signature.inputs if i.name == name)
         named = any(d in self._candidates for d in shape) or (len(shape) > self.axis and shape[self.axis] is None)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from mari_onnx.errors import UsageError
 from mari_onnx.model.signature import Input, Signature
 from mari_onnx.sides.resolve import Sides
+from mari_onnx.sides.shapes import text_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def by_shape(signature: Signature, sides: Sides) -> Told:
     """The candidate axis of every input that has a side. What `sides.axes` says already is kept.
 
     Raises:
-        UsageError: the candidates are on another axis than `sides.candidate_axis`.
+        UsageError: the candidates are on another axis than `sides.candidate_axis`, or every batch is fixed at 1.
     """
     axis = sides.candidate_axis
     tagged = [
@@ -41,6 +42,7 @@ def by_shape(signature: Signature, sides: Sides) -> Told:
         if (sides.side(i.name) or i.name in sides.columns) and len(i.shape) > axis and sides.axis_of(i.name) is not None
     ]
     rows = [i for i in tagged if sides.side(i.name) != "user"]
+    _refuse_fixed_at_1(tagged, rows, axis)
     _refuse_other_axis(signature, rows, axis)
     names = {i.shape[axis] for i in rows if isinstance(i.shape[axis], str)}
     of_outputs = names & {d for o in signature.outputs for d in o.shape}
@@ -68,6 +70,17 @@ def decided(told: Told, own: Iterable[str]) -> Sides:
     """The sides with every doubtful input decided: `own` keep their own dimensions."""
     doubtful = {name: told.sides.candidate_axis for group in told.doubtful for name in group}
     return replace(told.sides, axes={**told.sides.axes, **doubtful, **dict.fromkeys(own)})
+
+
+def _refuse_fixed_at_1(tagged: list[Input], rows: list[Input], axis: int) -> None:
+    if rows and all(i.shape[axis] == 1 for i in tagged):
+        shapes = [(i, tuple("N" if k == axis else d for k, d in enumerate(i.shape))) for i in tagged]
+        flags = " ".join(f"--shape {i.name}={text_of(shape)}" for i, shape in shapes)
+        raise UsageError(
+            f"the file takes one candidate per run: {tagged[0].name} is {tagged[0].text}, and so is axis {axis} of all "
+            "inputs with a side",
+            f"say which dimensions are the batch: {flags}",
+        )
 
 
 def _refuse_other_axis(signature: Signature, rows: list[Input], axis: int) -> None:

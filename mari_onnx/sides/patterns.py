@@ -8,7 +8,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,12 +17,37 @@ from mari_onnx.model.signature import Signature
 
 SIDES = ("user", "item", "cross")
 METADATA_KEY = "mari_onnx.sides"
-_FILE_KEYS = (*SIDES, "rest", "candidate_axis", "own_dimensions", "columns")
+_FILE_KEYS = (*SIDES, "rest", "candidate_axis", "own_dimensions", "shapes", "count", "columns")
 _PACKED = re.compile(r"^(?P<name>.+?)\[\s*:\s*,(?P<columns>.*)\]\s*$", re.DOTALL)
 _SLICE = re.compile(r"^(-?\d+)?\s*:\s*(-?\d+)?\s*(?::\s*(-?\d+)?)?$")
 
 # One thing to tag: a whole input (column None) or one column of a packed input.
 Unit: TypeAlias = tuple[str, int | None]
+# Dimensions of an input: sizes, symbols, None for an unknown one.
+Shape: TypeAlias = tuple[int | str | None, ...]
+
+
+def dimensions(given: Sequence[object], name: str) -> Shape:
+    """Dimensions from a list of numbers and symbols. Raises `UsageError`, which names the input."""
+    found: list[int | str | None] = []
+    for each in given:
+        text = str(each)
+        if text.isdecimal():
+            found.append(int(text))
+        elif text in ("?", "-1"):
+            found.append(None)
+        elif text.isidentifier() and isinstance(each, str):
+            found.append(text)
+        else:
+            raise UsageError(
+                f"the shape of {name!r} has the dimension {text!r}", "a dimension is a number, a name such as N, or ?"
+            )
+    return tuple(found)
+
+
+def as_lists(shapes: Mapping[str, Shape]) -> dict[str, list[int | str]]:
+    """Shapes as a side file and the metadata have them."""
+    return {name: ["?" if d is None else d for d in shape] for name, shape in shapes.items()}
 
 
 def fnmatch_escape(name: str) -> str:
@@ -39,6 +64,12 @@ class Layer:
     rest: str | None = None
     candidate_axis: int | None = None
     own: Sequence[str] = ()
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    count: Sequence[str] = ()
+
+    def count_names(self, signature: Signature) -> list[str]:
+        """Inputs whose value is the number of candidates."""
+        return [name for pattern in self.count for name in _names(pattern, pattern, signature, self.origin)]
 
     def own_names(self, signature: Signature) -> list[str]:
         """Inputs that keep their own dimensions."""
@@ -172,7 +203,18 @@ def _layer_of(data: Mapping[str, Any], origin: str) -> Layer:
         raise SideFileError(f"{origin}: rest is {rest!r}", f"one of {', '.join(SIDES)}")
     if axis is not None and (not isinstance(axis, int) or isinstance(axis, bool) or axis < 0):
         raise SideFileError(f"{origin}: candidate_axis is {axis!r}", "a number from 0 on")
-    return Layer(origin, patterns, rest, axis, _patterns(data, "own_dimensions", origin))
+    own, count = (_patterns(data, key, origin) for key in ("own_dimensions", "count"))
+    return Layer(origin, patterns, rest, axis, own, _shapes(data, origin), count)
+
+
+def _shapes(data: Mapping[str, Any], origin: str) -> dict[str, Shape]:
+    """`[shapes]` with `item_id = ["N", 32]`."""
+    table = data.get("shapes", {})
+    if not isinstance(table, dict) or not all(isinstance(shape, list) for shape in table.values()):
+        raise SideFileError(
+            f"{origin}: shapes is not a table of inputs", 'write [shapes] and under it item_id = ["N", 32]'
+        )
+    return {name: dimensions(shape, name) for name, shape in table.items()}
 
 
 def _patterns(data: Mapping[str, Any], key: str, origin: str) -> list[str]:

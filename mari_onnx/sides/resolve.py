@@ -19,13 +19,16 @@ from mari_onnx.sides.patterns import (
     METADATA_KEY,
     SIDES,
     Layer,
+    Shape,
     Unit,
+    as_lists,
     column_text,
     fnmatch_escape,
     listed,
     read_file,
     read_metadata,
 )
+from mari_onnx.sides.shapes import given_for, merged, with_shapes
 
 __all__ = ["METADATA_KEY", "SIDES", "Sides", "fnmatch_escape", "resolve", "side_file_beside"]
 
@@ -40,6 +43,8 @@ class Sides:
         candidate_axis: the axis of length N of the inputs.
         axes: input name -> its own candidate axis, where that was looked into (`sides.candidates`); None for an input
             that keeps its own dimensions, such as a history `[T]`.
+        shapes: input name -> dimensions of the source that its file lacks or fixes (`sides.shapes.reshaped`).
+        counts: inputs whose value is the number of candidates; they have no side.
 
     An input in neither mapping is taken as the graph says (a scalar, or the `[R, N, ...]` layout).
     """
@@ -48,6 +53,8 @@ class Sides:
     columns: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     candidate_axis: int = 0
     axes: Mapping[str, int | None] = field(default_factory=dict)
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    counts: tuple[str, ...] = ()
 
     def axis_of(self, name: str) -> int | None:
         """The axis of a tagged input that counts candidates, if it has so many; None: no axis of it does."""
@@ -83,6 +90,10 @@ class Sides:
         found["candidate_axis"] = self.candidate_axis
         if self.own:
             found["own_dimensions"] = [fnmatch_escape(name) for name in self.own]
+        if self.shapes:
+            found["shapes"] = as_lists(self.shapes)
+        if self.counts:
+            found["count"] = [fnmatch_escape(name) for name in self.counts]
         return found
 
     def to_json(self) -> str:
@@ -101,6 +112,8 @@ def resolve(
     metadata: str | None = None,
     candidate_axis: int | None = None,
     guess: bool = False,
+    shapes: Mapping[str, Shape] | None = None,
+    count: Iterable[str] = (),
 ) -> Sides:
     """Sides of the inputs of `signature`. Flags beat the file, the file beats the metadata.
 
@@ -111,6 +124,8 @@ def resolve(
         metadata: the value of the model's `mari_onnx.sides` property.
         candidate_axis: the axis of length N; 0 where nobody says otherwise.
         guess: tag what is left by what its name looks like.
+        shapes: input name -> dimensions, where the file lacks or fixes them.
+        count: shell patterns on names of inputs whose value is the number of candidates.
 
     Returns:
         `Sides()` without tags where nothing was said and no dimension tells.
@@ -118,11 +133,14 @@ def resolve(
     Raises:
         UntaggedInput, TaggedTwice, NoSuchInput, SideFileError, UsageError.
     """
-    layers = [Layer("the flags", {"user": [*user], "item": [*item], "cross": [*cross]}, rest)]
+    flags = {"user": [*user], "item": [*item], "cross": [*cross]}
+    layers = [Layer("the flags", flags, rest, shapes=shapes or {}, count=[*count])]
     if file is not None:
         layers.append(read_file(Path(file)))
     if metadata is not None:
         layers.append(read_metadata(metadata))
+    given = merged(layer.shapes for layer in layers)
+    signature = with_shapes(signature, given_for(given, metadata))
     axes = [candidate_axis, *(layer.candidate_axis for layer in layers)]
     axis = next((a for a in axes if a is not None), 0)
     deepest = max((len(each.shape) for each in signature.inputs), default=0)
@@ -132,7 +150,10 @@ def resolve(
     if rests and rests[0] not in SIDES:
         raise UsageError(f"rest is {rests[0]!r}", f"one of {', '.join(SIDES)}")
 
-    units = _units(signature, layers, axis)
+    counts = tuple(dict.fromkeys(name for layer in layers for name in layer.count_names(signature)))
+    for name in counts:
+        _check_count(signature.input(name))
+    units = [unit for unit in _units(signature, layers, axis) if unit[0] not in counts]
     tagged: dict[Unit, str] = {}
     for layer in layers:
         for unit, side in layer.apply(signature, units).items():
@@ -156,7 +177,7 @@ def resolve(
         # One row against N says who is the user; the others have a row per candidate.
         tagged.update((unit, "cross") for unit in left)
     own = [name for layer in layers for name in layer.own_names(signature)]
-    return replace(_collect(units, tagged, axis), axes=dict.fromkeys(own))
+    return replace(_collect(units, tagged, axis), axes=dict.fromkeys(own), shapes=given, counts=counts)
 
 
 def side_file_beside(model: str | Path) -> Path | None:
@@ -193,6 +214,15 @@ def _units(signature: Signature, layers: Sequence[Layer], axis: int) -> list[Uni
             )
         units.extend((each.name, column) for column in range(width))
     return units
+
+
+def _check_count(each: Input) -> None:
+    if each.dtype.kind not in "iu" or any(d != 1 for d in each.shape) or len(each.shape) > 1:
+        raise UsageError(
+            f"input {each.name!r} ({each.type} {each.text}) cannot be the number of candidates",
+            "--count is for one integer, a scalar or [1]; if the file does not say so, give --shape "
+            f"{each.name}=1",
+        )
 
 
 def _has_candidates(each: Input, axis: int) -> bool:

@@ -113,7 +113,7 @@ def variants_of(
     from mari_onnx.engine import Options, rewrite
     from mari_onnx.model.save import stage
 
-    found, notes = [Variant("source", source.path)], []
+    found, notes = [Variant("source", as_given(source, sides, folder))], []
     if with_peers:
         for peer in peers(source.path, folder, progress=progress):
             if peer.path is None:
@@ -137,6 +137,18 @@ def variants_of(
         except NoFloor as error:
             notes.append(f"no floor: {error}")
     return found, notes
+
+
+def as_given(source: Source, sides: Sides, folder: Path) -> Path:
+    """The source's file, or one in `folder` where dimensions were given that the file lacks or fixes."""
+    from mari_onnx.api import with_given_shapes
+    from mari_onnx.model.save import stage
+
+    if not sides.shapes:
+        return source.path
+    with stage(with_given_shapes(source, sides).model, folder / "source.onnx", external=source.external) as staged:
+        staged.commit()
+    return folder / "source.onnx"
 
 
 def draw(source: Source, sides: Sides, n: int, count: int = REQUESTS) -> list[Request]:

@@ -34,6 +34,8 @@ class Meeting:
         self._numbers: dict[_Key, list[Any]] = {}
         for each in layout.signature.inputs:
             domain = domains[each.name]
+            if layout.is_count(each.name):
+                continue
             if domain.role == "length" and domain.size is not None:
                 self._shapes[each.name] = ()
                 self._numbers[each.name, 0] = _lengths(domain.low, domain.size)

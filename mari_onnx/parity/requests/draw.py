@@ -42,6 +42,7 @@ class Request:
         edge: what is out of the ordinary about its user, or None.
         whole: user-side inputs without a candidate axis, or with a dimension of their own in its place.
         free: sizes of free dimensions.
+        counts: inputs whose value is n.
         further: why it was drawn beside the check's own: "size", "ids" or "varied"; "" for the check's own.
     """
 
@@ -54,6 +55,7 @@ class Request:
     edge: Edge | None = None
     free: dict[str, int] = field(default_factory=dict)
     whole: frozenset[str] = frozenset()
+    counts: dict[str, np.ndarray] = field(default_factory=dict)
     further: str = ""
 
     def feed(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
@@ -71,6 +73,8 @@ class Request:
                 found[each.name] = self.rows[each.name]
             elif each.name in self.literal:
                 found[each.name] = self.literal[each.name]
+            elif each.name in self.counts:
+                found[each.name] = self.counts[each.name]
         return found
 
     @property
@@ -80,7 +84,7 @@ class Request:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All inputs by name, user inputs with one row: what `--dump` writes and `--data` reads."""
-        return {**self.user, **self.rows, **self.literal}
+        return {**self.user, **self.rows, **self.literal, **self.counts}
 
 
 class Drawer:
@@ -155,6 +159,8 @@ class Drawer:
                 value = self._array(each, shape, False, state, rest)
                 value[:, list(mine)] = row[:, list(mine)]
                 made.rows[each.name] = value
+            elif self.layout.is_count(each.name):
+                made.counts[each.name] = np.full(shape, n, each.dtype)
             elif self.layout.is_user(each.name):
                 made.user[each.name] = self._array(each, shape, True, state)
             else:

@@ -156,6 +156,10 @@ def _request(arrays: Mapping[str, np.ndarray], layout: Layout, label: str) -> Re
     for each in layout.signature.inputs:
         array = _typed(each, arrays[each.name], label)
         axis = layout.axis_of(each.name)
+        if layout.is_count(each.name):
+            made.counts[each.name] = array
+            counts[each.name] = int(array.reshape(-1)[0])
+            continue
         if layout.is_user(each.name):
             once = each.name in layout.whole
             made.user[each.name] = array if once else _one_row(each.name, array, layout.axis, label)
