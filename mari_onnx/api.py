@@ -336,7 +336,7 @@ def _finished(source: Source, sides: Sides, candidates: int, result: Rewrite) ->
         },
     )
     if wrong := differences(source.model, output):
-        raise RuntimeError("the rewrite changed what a caller sees: " + "; ".join(wrong))
+        raise RuntimeError("the rewrite changed the model's interface: " + "; ".join(wrong))
     return Optimized(output, True, report, source, result)
 
 

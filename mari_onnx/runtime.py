@@ -128,7 +128,7 @@ def provider_name(provider: str) -> str:
     if not name.endswith("ExecutionProvider"):
         known = ", ".join(sorted(_PROVIDERS))
         raise ProviderError(
-            f"no provider is called {provider!r}", f"one of {known}, or onnxruntime's full name"
+            f"there is no execution provider {provider!r}", f"one of {known}, or onnxruntime's full name"
         )
     return name
 
@@ -282,7 +282,7 @@ def as_file(model: ModelLike) -> Iterator[str | bytes]:
     if not _is_proto(model):
         path = os.fspath(model)
         if not os.path.isfile(path):
-            raise ModelNotFound(f"{path}: no such model file")
+            raise ModelNotFound(f"there is no model file {path}")
         yield path
     elif weight_bytes(model) < STAGE_BYTES and not any(map(is_external, tensors(model))):
         yield model.SerializeToString()

@@ -106,7 +106,7 @@ def test_floor_leaves_only_the_candidates_part():
 
 def test_floor_of_a_model_that_was_not_rewritten_is_refused():
     sides = Sides({"item_x": "item"})
-    with pytest.raises(NoFloor, match="nothing was lifted"):
+    with pytest.raises(NoFloor, match="mari-onnx changed nothing"):
         floor(_rewritten(tiny.items_only(), sides), sides)
 
 
@@ -281,8 +281,8 @@ def test_command_takes_recorded_requests(capsys):
 @pytest.mark.parametrize(
     ("flags", "code", "said"),
     [
-        (["--candidates", "0"], 2, "no list of positive numbers"),
-        (["--candidates", "many"], 2, "no list of positive numbers"),
+        (["--candidates", "0"], 2, "not a comma-separated list of positive integers"),
+        (["--candidates", "many"], 2, "not a comma-separated list of positive integers"),
         (["--plot", "plot.bmp"], 2, ".png or .svg"),
         (["--user", "nobody*"], 2, "nobody"),
     ],
@@ -307,5 +307,5 @@ def test_command_says_where_nothing_is_lifted(tmp_path: Path, capsys):
     onnx.save(tiny.items_only(), path)
     assert run(["bench", str(path), "--item", "item*", *SHORT, "--floor"]) == 0
     text = capsys.readouterr().out
-    assert "leaves the model as it is" in text
-    assert "no floor" in text
+    assert "does not change the model" in text
+    assert "--floor was skipped" in text

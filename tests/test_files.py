@@ -150,7 +150,7 @@ def test_a_name_written_twice(tmp_path, model):
     model.graph.node.append(model.graph.node[0])
     path = tmp_path / "m.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(InvalidModel, match="'x', which was written before"):
+    with pytest.raises(InvalidModel, match="'x', which an earlier node writes too"):
         load.load(path)
 
 

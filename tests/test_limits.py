@@ -210,7 +210,7 @@ def test_bodies_nest_as_deep_as_protobuf_reads(tmp_path: Path, capsys: pytest.Ca
     assert run(["optimize", str(path), str(out), "--user", "user_x", "--item", "item_x"]) == 0
     assert [each.op_type for each in load.load(out).graph.node].count("If") == 1
     path.write_bytes(nested_file(200))
-    with pytest.raises(NotAModel, match="graphs within graphs, deeper than protobuf reads"):
+    with pytest.raises(NotAModel, match="nests graphs deeper than protobuf can read"):
         load.load(path)
     assert run(["inspect", str(path)]) == 3
     assert "Traceback" not in capsys.readouterr().err

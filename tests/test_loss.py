@@ -144,7 +144,7 @@ def test_a_rewrite_that_loses_something_is_not_written(tmp_path: Path, monkeypat
         return result
 
     monkeypatch.setattr(engine, "rewrite", losing)
-    with pytest.raises(RuntimeError, match="changed what a caller sees"):
+    with pytest.raises(RuntimeError, match="changed the model's interface"):
         mari_onnx.optimize(tiny.fc(user=256, item=64, hidden=128), SIDES, check=False)
 
 

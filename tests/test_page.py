@@ -119,7 +119,7 @@ def test_a_node_left_links_to_what_stopped_it(show):
     )
     page = show(leaving(source, "s"))
     find(page, "y relu")
-    assert "CumSum s before it wrote its inputs out" in page.find_element("id", "reason").text
+    assert "CumSum s before it runs on all N rows" in page.find_element("id", "reason").text
     page.find_element("css selector", "#reason button").click()
     assert details(page).startswith("s\n")
 

@@ -86,7 +86,7 @@ def test_every_node_with_redundant_work_left_says_why(stopped):
     found = {each["source"]: each["why"] for each in left["nodes"]}
     reason = node(stopped, "s").reason
     assert found["s"] == reason
-    assert found["m"] == f"CumSum 's' wrote its inputs out: {reason}"
+    assert found["m"] == f"CumSum 's' before it runs on all N rows: {reason}"
     assert all(found.values())
 
 

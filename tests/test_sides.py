@@ -103,7 +103,7 @@ def test_all_columns_of_one_side_are_a_whole_input():
     [
         ("X[:, 6]", NoSuchInput, "no column 6"),
         ("X[:, 4:9]", NoSuchInput, "no column 9"),
-        ("X[:, 3:3]", NoSuchInput, "no column is named"),
+        ("X[:, 3:3]", NoSuchInput, "the selection has no columns"),
         ("X[:, a]", UsageError, "cannot read the columns 'a'"),
         ("X[:, ::0]", UsageError, "step"),
         ("Y[:, 0]", NoSuchInput, "matches no input"),

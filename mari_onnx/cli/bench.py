@@ -25,7 +25,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     except ValueError:
         found = ()
     if not found or min(found) < 1:
-        raise click.BadParameter(f"{value!r} is no list of positive numbers like 1,16,64")
+        raise click.BadParameter(f"{value!r} is not a comma-separated list of positive integers, such as 1,16,64")
     return found
 
 
@@ -40,7 +40,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     default="1,16,64,256,1000,4000",
     show_default=True,
     metavar="N,...",
-    help="Numbers of candidates to time.",
+    help="Numbers of candidates at which to time.",
 )
 @click.option(
     "--data",
@@ -54,7 +54,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     default="1",
     show_default=True,
     metavar="T,...",
-    help="Threads within an operator.",
+    help="Threads per operator (onnxruntime's intra_op_num_threads).",
 )
 @click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option(
@@ -63,18 +63,18 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     default=2.0,
     show_default=True,
     metavar="S",
-    help="Measuring time for each N, all models together.",
+    help="Seconds to measure at each N, shared by all models.",
 )
 @click.option(
-    "--peers", is_flag=True, help="Also what onnxsim, onnxslim and onnxscript make of the model."
+    "--peers", is_flag=True, help="Also time what onnxsim, onnxslim and onnxscript make of the model."
 )
 @click.option(
     "--floor",
     "with_floor",
     is_flag=True,
-    help="Also the optimized model with its user part cut away: no lossless rewrite is faster.",
+    help="Also time the optimized model without its user part: no lossless rewrite can be faster.",
 )
-@click.option("--memory/--no-memory", default=True, help="Peak memory, in processes of their own.")
+@click.option("--memory/--no-memory", default=True, help="Measure peak memory, each model in its own process.")
 @click.option(
     "--json",
     "json_file",
@@ -87,7 +87,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     "plot_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Latency and speed-up against N, as .png or .svg.",
+    help="Plot latency and speed-up against N, as .png or .svg.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @common_options

@@ -29,7 +29,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
         except ValueError:
             found = ()
         if not found or min(found) < 1:
-            self.fail(f"{value!r} is no list of positive numbers like 1,2,7", param, ctx)
+            self.fail(f"{value!r} is not a comma-separated list of positive integers, such as 1,2,7", param, ctx)
         return found
 
 
@@ -51,25 +51,25 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
     default=2,
     show_default=True,
     metavar="K",
-    help="Drawn requests for each number of candidates.",
+    help="How many requests to draw for each number of candidates.",
 )
 @click.option(
     "--candidates",
     type=_Numbers(),
     metavar="N,...",
-    help="Numbers of candidates of drawn requests; ORIGINAL must run at each.  [default: those of 1,2,7,64,500 "
+    help="Numbers of candidates in drawn requests; ORIGINAL must run with each.  [default: those of 1,2,7,64,500 "
     "that it runs at]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the drawn requests.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the drawn requests.")
 @click.option(
     "--coverage",
     type=click.IntRange(min=0),
     default=10_000,
     show_default=True,
     metavar="K",
-    help="At most so many further requests, to reach what the drawn ones do not.",
+    help="Maximum number of extra requests, which reach what the drawn ones do not.",
 )
-@click.option("--extremes", is_flag=True, help="Also draw floats of 0, 1e-6, 1e3 and 1e4.")
+@click.option("--extremes", is_flag=True, help="Also draw floats at scales 0, 1e-6, 1e3 and 1e4.")
 @provider_option
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--rtol", type=click.FloatRange(min=0), help="Instead of the measured tolerance.")
@@ -79,7 +79,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
     type=click.FloatRange(min=0),
     default=4.0,
     show_default=True,
-    help="Allowed error against float64, in the source's own float32 errors.",
+    help="Allowed error against the float64 run, as a multiple of the source's own float32 error.",
 )
 @click.option(
     "--top-k",
@@ -87,13 +87,13 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
     default="10,50",
     show_default=True,
     metavar="K,...",
-    help="Report how many of the best K candidates stay.",
+    help="Report which share of the best K candidates stays among the best K.",
 )
 @click.option(
     "--dump",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
-    help="Write the inputs of the worst request of each output that fails, for --data.",
+    help="For each output that differs, write the inputs of its worst request; --data reads them.",
 )
 @click.option(
     "--bisect",
@@ -113,9 +113,9 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
     "--junit",
     type=click.Path(path_type=Path),
     metavar="FILE.xml",
-    help="Write the result as JUnit XML, a test case per output.",
+    help="Write the result as JUnit XML, with one test case per output.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but why it fails.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but the reasons of a failure.")
 @common_options
 def check(
     source: Path,
@@ -192,15 +192,15 @@ def _bisect(result: CheckResult, source: Path, optimized: Path, report: Path) ->
         tensors, nodes = dict(data["tensors"]), list(data.get("nodes", ()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{report} is no report of mari-onnx optimize: {error}",
+            f"{report} is not a report that mari-onnx optimize wrote: {error}",
             "write one with mari-onnx optimize IN OUT --report FILE.json",
         ) from error
     if result.worst_request is None:
-        result.notes.append("no bisection: no output could be compared")
+        result.notes.append("--bisect was skipped: no output could be compared")
         return
     result.divergence = first_divergence(source, optimized, tensors, result.worst_request, nodes)
     if result.divergence is None:
-        result.notes.append("no bisection: all mapped tensors agree")
+        result.notes.append("--bisect found nothing: all tensors that both models have agree")
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from mari_onnx.cli.options import (
     default=500,
     show_default=True,
     metavar="N",
-    help="The candidates per request that rewrites would have to pay for.",
+    help="The number of candidates per request for which rewrites are chosen.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON (docs/report.md).")
 @click.option(

@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     default=500,
     show_default=True,
     metavar="N",
-    help="The candidates per request that rewrites have to pay for; the output takes any N.",
+    help="The number of candidates per request for which rewrites are chosen; the output takes any N.",
 )
 @click.option(
     "--target",
     type=click.Choice(["cpu", "cuda"]),
     default="cpu",
     show_default=True,
-    help="The kind of machine that rewrites are chosen for.",
+    help="The kind of machine for which rewrites are chosen.",
 )
 @click.option(
     "--check/--no-check",
@@ -64,12 +64,12 @@ if TYPE_CHECKING:
     "report_file",
     type=click.Path(path_type=Path),
     metavar="FILE.json",
-    help="Write what was done, node by node (docs/report.md).",
+    help="Write what became of each node, and why, as JSON (docs/report.md).",
 )
 @html_option
-@click.option("--dry-run", is_flag=True, help="Do everything but write OUT.")
-@click.option("--force", is_flag=True, help="Let OUT be IN itself.")
-@click.option("--fail-unchanged", is_flag=True, help="Exit with 4 where there was nothing to lift.")
+@click.option("--dry-run", is_flag=True, help="Do everything except writing OUT.")
+@click.option("--force", is_flag=True, help="Allow OUT to be the same file as IN.")
+@click.option("--fail-unchanged", is_flag=True, help="Exit with code 4 if there was nothing to lift.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @common_options
 def optimize(
@@ -107,7 +107,7 @@ def optimize(
     out = console()
     out.quiet = quiet
     if not check and (data is not None or providers != ("auto",)):
-        raise click.UsageError("--data and --provider are for the check, which --no-check leaves out")
+        raise click.UsageError("--data and --provider configure the check, but --no-check skips it")
     requests = None
     if data is not None:
         from mari_onnx.model.signature import signature
@@ -134,7 +134,7 @@ def optimize(
     if fail_unchanged and not done.changed:
         from mari_onnx.errors import Unchanged
 
-        raise Unchanged(f"there was nothing to lift in {source}")
+        raise Unchanged(f"nothing in {source} could be computed once per request instead of once per candidate")
 
 
 def _check_paths(
@@ -150,7 +150,7 @@ def _check_paths(
         target.exists() and original.exists() and target.samefile(original)
     )
     if same and not force:
-        raise OutputInTheWay(f"{output} is the input itself", "name another OUT, or give --force")
+        raise OutputInTheWay(f"OUT {output} is the input file itself", "name another OUT, or give --force")
     taken = {"IN": source, "OUT": output}
     for name, path in reports.items():
         if path is not None:

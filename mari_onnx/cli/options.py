@@ -36,29 +36,29 @@ def side_options(command: F) -> F:
             "--item",
             multiple=True,
             metavar="PATTERN",
-            help="Inputs that depend on the candidate alone.",
+            help="Inputs that depend on the candidate only.",
         ),
         click.option(
             "--cross",
             multiple=True,
             metavar="PATTERN",
-            help="Inputs that depend on both; right for any input with a row per candidate.",
+            help="Inputs that depend on both; use it for any input that has one row per candidate.",
         ),
         click.option(
-            "--rest", type=click.Choice(_SIDE_WORDS), help="The side of whatever is not tagged."
+            "--rest", type=click.Choice(_SIDE_WORDS), help="The side of every input that no other flag names."
         ),
         click.option(
             "--sides",
             "side_file",
             type=click.Path(path_type=Path),
             metavar="FILE",
-            help="A TOML side file; by default MODEL.sides.toml beside the model. Flags beat it.",
+            help="A TOML side file. Default: MODEL.sides.toml beside the model, if there is one. Flags win over it.",
         ),
         click.option(
             "--candidate-axis",
             type=click.IntRange(min=0),
             metavar="AXIS",
-            help="The axis of item and cross inputs that counts candidates.  [default: 0]",
+            help="The axis of item and cross inputs whose length is the number of candidates.  [default: 0]",
         ),
         click.option(
             "--shape",
@@ -134,7 +134,7 @@ def request_id_option(command: F) -> F:
         default="request_id",
         show_default=True,
         metavar="COLUMN",
-        help="The .parquet column that tells requests apart.",
+        help="The .parquet column that holds the request id: rows with the same id are one request.",
     )
     return option(command)
 
@@ -162,7 +162,7 @@ def html_option(command: F) -> F:
         "html_file",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Write the graph before and after as one page that needs no network (docs/report.md).",
+        help="Write the graph before and after as one HTML page that works offline (docs/report.md).",
     )
     return option(command)
 
@@ -202,7 +202,7 @@ def common_options(command: F) -> F:
             "--timeout",
             type=click.FloatRange(min=0, min_open=True),
             metavar="SECONDS",
-            help="Give up after this time, with exit code 7; nothing is written.",
+            help="Stop after this time with exit code 7 and write nothing.",
         ),
         click.option(
             "--debug",
@@ -210,7 +210,7 @@ def common_options(command: F) -> F:
             is_eager=True,
             expose_value=False,
             callback=lambda context, _, value: _note_debug(context, value),
-            help="Show the traceback of an error.",
+            help="Print the Python traceback of an error.",
         ),
     ]
     wrapped: Any = limited

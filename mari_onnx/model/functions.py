@@ -64,7 +64,7 @@ def _visit(key: Key, calls: dict[Key, list[Key]], done: set[Key], order: list[Ke
             names = [".".join(filter(None, each[:2])) for each in path]
             raise InvalidModel(
                 f"the function {'.'.join(filter(None, following[:2]))} calls itself (through {', '.join(names)})",
-                "ONNX functions must not be recursive; export the model anew",
+                "ONNX does not allow recursive functions; export the model again",
             )
         if following is not None and following not in done:
             path[following] = iter(calls[following])

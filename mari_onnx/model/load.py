@@ -121,7 +121,7 @@ def _parse(data: bytes, path: Path) -> onnx.ModelProto:
     except DecodeError as error:
         if "MaxDepth" in str(error):
             raise NotAModel(
-                f"{path} has graphs within graphs, deeper than protobuf reads (about 30, in onnxruntime too)",
+                f"{path} nests graphs deeper than protobuf can read (about 30 levels; onnxruntime has the same limit)",
                 "export the model anew with less nesting",
             ) from error
         head = data[:512]

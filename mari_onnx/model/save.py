@@ -160,7 +160,7 @@ def check_target(path: str | Path) -> Path:
     if target.exists() and not target.is_file():
         raise OutputInTheWay(f"{path} is a device or a pipe, which a rename would replace", "name a file")
     if not target.parent.is_dir():
-        raise WriteError(f"cannot write {path}: no folder {target.parent}", "make it first")
+        raise WriteError(f"cannot write {path}: no folder {target.parent}", "create the folder first")
     return target
 
 

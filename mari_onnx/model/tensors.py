@@ -122,7 +122,7 @@ def external_chunks(tensor: onnx.TensorProto, size: int = 1 << 24) -> Iterator[b
         while left > 0:
             chunk = file.read(min(size, left))
             if not chunk:
-                raise ExternalDataError(f"tensor {tensor.name!r}: {location} became shorter")
+                raise ExternalDataError(f"tensor {tensor.name!r}: {location} became shorter while it was read")
             left -= len(chunk)
             yield chunk
 

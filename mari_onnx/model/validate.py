@@ -68,7 +68,7 @@ def check_structure(model: onnx.ModelProto) -> None:
                 )
         for name in node.output:
             if name and name in scope.names:
-                raise InvalidModel(f"{what} writes {name!r}, which was written before")
+                raise InvalidModel(f"{what} writes {name!r}, which an earlier node writes too")
             scope.names.add(name)
         stack.extend(_Scope.of(graph, scope) for graph in graphs(node))
 

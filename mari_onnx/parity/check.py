@@ -156,7 +156,7 @@ class _Check:
                 if provider in self.settings.providers or provider == "cpu":
                     raise
                 self.result.reset(before)  # nobody asked for it by name
-                self.result.notes.append(f"{provider} is left out: {first_line(error)}")
+                self.result.notes.append(f"{provider} is skipped: {first_line(error)}")
                 continue
             self.result.providers.append(provider)
         self._compared(requests)
@@ -173,7 +173,7 @@ class _Check:
         """Runs and compares all on one provider."""
         failing = next((o for o in off.outputs if isinstance(o, MariError)), None)
         if failing is not None:
-            raise CannotCompare(f"the source itself fails on {provider}: {first_line(failing)}")
+            raise CannotCompare(f"the source model itself fails on {provider}: {first_line(failing)}")
         everything, once = [*requests, *covering], len(covering)
         on = self._source(provider, True, everything, once)
         runs = {
@@ -196,7 +196,7 @@ class _Check:
         runs = self.phases.run("source", provider, optimize, requests, once)
         if runs.differing:
             raise CannotCompare(
-                f"the source answers the same request differently each time, in {', '.join(runs.differing)} "
+                f"the source gives different results for the same request, in {', '.join(runs.differing)} "
                 f"on {provider}: Dropout in training mode, a random operator, or values that an operator does not write"
             )
         return runs
@@ -231,7 +231,7 @@ class _Check:
             given = [*drawn, *recorded]
             if not given:
                 raise UsageError(
-                    "there is no request to check with", "give --candidates or recorded requests"
+                    "there is no request to run the models on", "give --candidates or recorded requests"
                 )
             runs = self._source(provider, False, given)
             pairs = list(zip(given, runs.outputs, strict=True))
@@ -245,12 +245,12 @@ class _Check:
                 continue
             if not kept and all("Got invalid dimensions" in str(error) for _, error in lost):
                 raise UsageError(
-                    f"the inputs do not take the shapes that their sides ask for: {first_line(lost[0][1])}",
+                    f"the model rejects inputs of the shapes that their sides imply: {first_line(lost[0][1])}",
                     f"candidates are taken to be along axis {self.layout.axis}; if they are along another one, give "
                     "--candidate-axis; an input with a length of its own there is no item or cross input",
                 )
             if not kept:
-                raise CannotCompare(f"the source runs on no request; the first: {first_line(lost[0][1])}")
+                raise CannotCompare(f"the source model failed on every request, first with: {first_line(lost[0][1])}")
             nan = [r.edge for r, o in kept if _has_nan(o) and id(r) in own]
             if before is None and None in nan:
                 # Logarithms and roots: with NaN everywhere nothing would be compared.
@@ -262,7 +262,7 @@ class _Check:
             break
         self._told(drawn, [r for r, _ in kept], lost)
         if any(_has_nan(o) for r, o in kept if r.edge is None):
-            self.result.notes.append("the source answers NaN on some requests")
+            self.result.notes.append("the source outputs NaN on some requests")
         else:
             labels = ", ".join(dict.fromkeys(e.label for e in nan if e is not None))
             self.result.notes += [f"the source answers NaN for a user with {labels}"] if nan else []
@@ -278,7 +278,7 @@ class _Check:
             if self.settings.asked and others:
                 result.cannot_compare.append(f"the source takes N = {fixed} alone, so not at N = {', '.join(others)}")
             else:
-                result.notes.append(f"the source takes N = {fixed} alone")
+                result.notes.append(f"the source runs only with N = {fixed}")
         runs_at = {r.n for r in kept if r.edge is None and id(r) in own}
         said: dict[str, str] = {}
         for request, error in lost:

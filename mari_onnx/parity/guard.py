@@ -168,9 +168,9 @@ class _Work:
                 reason = f"outputs differ there ({result.reasons[0]})"
                 return Refuted(reason, outputs if not result.failures else None)
             if result.candidates not in ([], [n]):
-                return Refuted(f"the source takes no other N than {result.candidates[0]}, so no run can tell")
+                return Refuted(f"the source runs only with N = {result.candidates[0]}, so no run shows if that matters")
             if result.verdict == CANNOT_COMPARE or not result.candidates:
-                return Refuted(f"the source itself fails at N = {n}, so no run can tell whether that matters")
+                return Refuted(f"the source itself fails at N = {n}, so no run shows if that matters")
         return None
 
     def rewritten(self, skip: frozenset[str]) -> tuple[Rewrite, ModelLike | None]:

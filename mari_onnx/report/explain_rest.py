@@ -103,11 +103,11 @@ def _why(name: str | None, origin: str | None, written: bool, nodes: Mapping[str
     if done:
         return "nodes around it are taken apart"
     if origin is None or origin == name:
-        return f"{own.op} {f'writes its inputs out here: {NOT_WORTH}' if written else TOGETHER}"
+        return f"{own.op} {f'runs on all N rows: {NOT_WORTH}' if written else TOGETHER}"
     before = nodes[origin]
     return written_out(before) if written else f"{before.op} {before.name!r} {TOGETHER}"
 
 
 def written_out(stop: Node) -> str:
     """The reason of a node that comes after `stop`."""
-    return f"{stop.op} {stop.name!r} wrote its inputs out: {stop.reason or NOT_WORTH}"
+    return f"{stop.op} {stop.name!r} before it runs on all N rows: {stop.reason or NOT_WORTH}"

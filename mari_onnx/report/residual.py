@@ -177,8 +177,8 @@ def measure(
     n = layout.fixed_n or pick_n(model, n)
     if n < 2:
         raise ModelError(
-            "the model takes one candidate only, so nothing can be compared",
-            "export it with a free batch dimension",
+            "the model runs with one candidate only, so nothing can be compared",
+            "export it with a dynamic batch dimension",
         )
     if draw is None:
         ranges, _ = domains(model, layout)

@@ -1,4 +1,4 @@
-"""Which operator stopped the rewrite: the nearest one before a node that wrote its inputs out.
+"""Which operator stopped the rewrite: the nearest one before a node that runs on all N rows.
 
 A node that no rule could take apart takes N rows of everything, and gives N rows to whatever comes
 after it. The nodes after it have no reason of their own; theirs is that node.

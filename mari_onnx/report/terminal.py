@@ -162,7 +162,7 @@ def inputs_table(inputs: Sequence[Input]) -> Table:
         if each.columns:
             side = ", ".join(f"{len(c)} {name}" for name, c in each.columns.items()) + " columns"
         else:
-            side = each.side or "as the graph says"
+            side = each.side or "not tagged"
         table.add_row(escape(each.name), side, each.dtype, escape(shape))
     return table
 

@@ -140,7 +140,7 @@ def _columns(text: str, width: int, pattern: str, origin: str) -> list[int]:
         if (part := _SLICE.match(piece)) is not None:
             bounds = [None if g is None else int(g) for g in part.groups()]
             if bounds[2] == 0:
-                raise UsageError(f"{where}: the step of a slice is zero", "leave it away")
+                raise UsageError(f"{where}: the step of a slice is zero", "leave it out, or write one that is not 0")
             outside = [b for b in bounds[:2] if b is not None and not -width <= b <= width]
             found.extend(range(width)[slice(*bounds)])
         elif re.fullmatch(r"-?\d+", piece):
@@ -157,7 +157,7 @@ def _columns(text: str, width: int, pattern: str, origin: str) -> list[int]:
                 f"the input has columns 0 to {width - 1}",
             )
     if not found:
-        raise NoSuchInput(f"{where}: no column is named", f"the input has columns 0 to {width - 1}")
+        raise NoSuchInput(f"{where}: the selection has no columns", f"the input has columns 0 to {width - 1}")
     return found
 
 
@@ -200,9 +200,9 @@ def _layer_of(data: Mapping[str, Any], origin: str) -> Layer:
             patterns[side].append(f"{fnmatch_escape(name)}[:, [{inner}]]")
     rest, axis = data.get("rest"), data.get("candidate_axis")
     if rest is not None and rest not in SIDES:
-        raise SideFileError(f"{origin}: rest is {rest!r}", f"one of {', '.join(SIDES)}")
+        raise SideFileError(f"{origin}: rest is {rest!r}, which is no side", f"one of {', '.join(SIDES)}")
     if axis is not None and (not isinstance(axis, int) or isinstance(axis, bool) or axis < 0):
-        raise SideFileError(f"{origin}: candidate_axis is {axis!r}", "a number from 0 on")
+        raise SideFileError(f"{origin}: candidate_axis is {axis!r}, which is no axis", "write an integer, 0 or larger")
     own, count = (_patterns(data, key, origin) for key in ("own_dimensions", "count"))
     return Layer(origin, patterns, rest, axis, own, _shapes(data, origin), count)
 

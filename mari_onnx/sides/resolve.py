@@ -145,7 +145,10 @@ def resolve(
     axis = next((a for a in axes if a is not None), 0)
     deepest = max((len(each.shape) for each in signature.inputs), default=0)
     if axis < 0 or (axis and axis >= deepest):
-        raise UsageError(f"candidate axis {axis}, but no input has more than {deepest} dimensions", "count from 0")
+        raise UsageError(
+            f"there is no candidate axis {axis}: no input has more than {deepest} dimensions",
+            "axes count from 0: --candidate-axis 0 is the first",
+        )
     rests = [layer.rest for layer in layers if layer.rest is not None]
     if rests and rests[0] not in SIDES:
         raise UsageError(f"rest is {rests[0]!r}", f"one of {', '.join(SIDES)}")
@@ -204,7 +207,7 @@ def _units(signature: Signature, layers: Sequence[Layer], axis: int) -> list[Uni
         if axis != 0 or len(each.shape) != 2:
             raise UsageError(
                 f"columns of input {each.name!r} {each.text} are tagged",
-                "only an input [N, F] with the candidate axis 0 has columns to tag",
+                "columns can be tagged only of an input [N, F], with candidate axis 0",
             )
         width = each.shape[1]
         if not isinstance(width, int):

@@ -75,7 +75,7 @@ def floor(rewrite: Rewrite, sides: Sides) -> Floor:
         NoFloor: nothing was rewritten, or onnx-graphsurgeon would not carry the graph faithfully.
     """
     if not rewrite.changed:
-        raise NoFloor(f"nothing was lifted: {rewrite.reason}")
+        raise NoFloor(f"mari-onnx changed nothing: {rewrite.reason}")
     _check_safe(rewrite.model)
     model = _in_memory(rewrite.model)
     parts = _parts(rewrite, sides)
@@ -103,7 +103,7 @@ def _check_safe(model: onnx.ModelProto) -> None:
     from onnx import AttributeProto, TensorProto
 
     if runtime.weight_bytes(model) > _LARGEST:
-        raise NoFloor("the weights are too large to be cut in memory")
+        raise NoFloor("the weights are too large to cut the model in memory")
     kinds = {AttributeProto.TYPE_PROTO, AttributeProto.TYPE_PROTOS}
     kinds |= {AttributeProto.GRAPHS, AttributeProto.TENSORS}
     plain = {TensorProto.DataType.Value(name) for name in _PLAIN_TYPES}
@@ -111,12 +111,12 @@ def _check_safe(model: onnx.ModelProto) -> None:
         for node in graph.node:
             for attribute in node.attribute:
                 if attribute.type in kinds:
-                    raise NoFloor(f"node {node.name!r} has an attribute that would be lost")
+                    raise NoFloor(f"node {node.name!r} has an attribute that onnx-graphsurgeon would lose")
         for tensor in graph.initializer:
             if tensor.data_type not in plain:
-                raise NoFloor(f"initializer {tensor.name!r} has a type that would be changed")
+                raise NoFloor(f"initializer {tensor.name!r} has a type that onnx-graphsurgeon would change")
     if model.functions:
-        raise NoFloor("the model has functions of its own")
+        raise NoFloor("the model has local functions, which onnx-graphsurgeon does not keep")
 
 
 _PLAIN_TYPES = (
@@ -223,7 +223,7 @@ def _types(probe: onnx.ModelProto, cut: Sequence[str]) -> dict[str, Any]:
         try:
             found[each.name] = np.dtype(_NUMPY_NAMES.get(name, name))
         except TypeError as error:
-            raise NoFloor(f"tensor {each.name!r} at the cut is a {each.type}") from error
+            raise NoFloor(f"tensor {each.name!r}, where the model would be cut, is a {each.type}") from error
     return found
 
 

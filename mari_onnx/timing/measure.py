@@ -127,7 +127,7 @@ def variants_of(
         done.save(folder / "mari-onnx.onnx")
         found.append(Variant(OURS, folder / "mari-onnx.onnx"))
     else:
-        notes.append(f"mari-onnx leaves the model as it is: {done.report.reason}")
+        notes.append(f"mari-onnx does not change the model: {done.report.reason}")
     if with_floor:
         try:
             cut = floor(rewrite(source.model, sides, Options(candidates, target, assume=True)), sides)
@@ -135,7 +135,7 @@ def variants_of(
                 staged.commit()
             found.append(Variant(FLOOR, folder / "floor.onnx", cut))
         except NoFloor as error:
-            notes.append(f"no floor: {error}")
+            notes.append(f"--floor was skipped: {error}")
     return found, notes
 
 

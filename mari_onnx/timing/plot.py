@@ -21,7 +21,7 @@ def check_format(path: Path) -> None:
     """Raises UsageError for a file of another format, or where matplotlib is missing."""
     if path.suffix.lower() not in FORMATS:
         raise UsageError(
-            f"cannot plot to {path}", f"a file name that ends in {' or '.join(FORMATS)}"
+            f"cannot plot to {path}", f"name a file that ends in {' or '.join(FORMATS)}"
         )
     try:
         import matplotlib  # noqa: F401

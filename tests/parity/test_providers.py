@@ -86,7 +86,7 @@ def test_cuda_that_takes_no_node_is_not_cuda(monkeypatch: pytest.MonkeyPatch) ->
     Machine(monkeypatch, [CUDA, CPU], takes=False)
     result = check(PAIR.source, PAIR.optimized, PAIR.sides, candidates=(1, 3), coverage=0)
     assert (result.verdict, result.providers) == ("equal", ["cpu"])
-    assert any(note.startswith("cuda is left out: no node") for note in result.notes)
+    assert any(note.startswith("cuda is skipped: no node") for note in result.notes)
     assert {o.provider for o in result.outputs} == {"cpu"}
     with pytest.raises(ProviderError, match="no node"):
         check(PAIR.source, PAIR.optimized, PAIR.sides, candidates=(3,), coverage=0, providers=["cuda"])
@@ -149,7 +149,7 @@ def test_a_provider_asked_for_by_name_must_be_there(
     save.save(tiny.items_only(), nothing)
     assert run(["optimize", str(nothing), str(out), "--item", "item_x", "--provider", "cuda"]) == 5
     assert run(["optimize", str(source), str(out), *TAGS, "--provider", "gpu"]) == 5
-    assert "no provider is called" in capsys.readouterr().err
+    assert "there is no execution provider" in capsys.readouterr().err
     assert run(["optimize", str(source), str(out), *TAGS, "--provider", "cpu"]) == 0
     assert run(["optimize", str(source), str(out), *TAGS, "--provider", "cpu", "--no-check"]) == 2
 
@@ -160,7 +160,7 @@ def test_out_of_memory_on_a_gpu_that_nobody_asked_for_is_a_note(monkeypatch: pyt
     machine.fails = True
     result = check(PAIR.source, PAIR.optimized, PAIR.sides, candidates=(1, 3), coverage=0)
     assert (result.verdict, result.providers) == ("equal", ["cpu"])
-    assert any("cuda is left out" in note and "out of memory" in note for note in result.notes)
+    assert any("cuda is skipped" in note and "out of memory" in note for note in result.notes)
 
 
 # ---- recorded requests in optimize ------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def test_optimize_checks_on_recorded_requests_too(
     assert (found["recorded"], found["candidates"]) == (1, [1, 2, 3, 7, 64, 500])
     out.unlink()
     assert run([*flags, "--data", recorded(tmp_path / "wrong.npz", differ=True)]) == 2
-    assert "its row 2 is not its row 0" in capsys.readouterr().err
+    assert "its row 2 differs from row 0" in capsys.readouterr().err
     assert not out.exists()
     import mari_onnx
 

@@ -46,10 +46,10 @@ def test_several_requests_in_one_file(tmp_path: Path) -> None:
     [
         (
             {"user_id": np.array([7, 8, 7])},
-            "user_id is tagged user, but its row 1 is not its row 0",
+            "user_id is tagged user, but its row 1 differs from row 0",
         ),
         ({"item_ids": np.arange(3)}, "has no input 'item_ids'.*did you mean 'item_id'"),
-        ({"item_id": np.arange(4)}, "different numbers of candidates: item_id 4, item_dense 3"),
+        ({"item_id": np.arange(4)}, "differ in their number of candidates: item_id 4, item_dense 3"),
         ({"item_id": np.array([0.5, 1, 2])}, "holds values that int64 cannot hold"),
         ({"item_dense": np.zeros(3, np.float32)}, "the model takes"),
         ({"item_id": np.array(["a", "b", "c"])}, "has type"),
@@ -63,7 +63,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, change: dict[str, np.ndarray], me
 
 def test_missing_inputs_and_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", user_id=np.array([1]))
-    with pytest.raises(UsageError, match="no values for user_dense, item_id, item_dense"):
+    with pytest.raises(UsageError, match="no values for the inputs user_dense, item_id, item_dense"):
         load(tmp_path / "a.npz", SIGNATURE, PAIR.sides)
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.npz").write_text("no archive")
@@ -111,7 +111,7 @@ def test_parquet_rows_are_grouped_by_request(tmp_path: Path) -> None:
     assert first.user["user_dense"].tolist() == [[1, 2, 3]]
     table["user_id"] = [3, 4, 5]
     pandas.DataFrame(table).to_parquet(tmp_path / "r.parquet")
-    with pytest.raises(UsageError, match="session=a: user_id is tagged user"):
+    with pytest.raises(UsageError, match="session=a: input user_id is tagged user"):
         load(tmp_path / "r.parquet", SIGNATURE, PAIR.sides, "session")
     with pytest.raises(UsageError, match="no column 'request_id'"):
         load(tmp_path / "r.parquet", SIGNATURE, PAIR.sides)

@@ -260,7 +260,7 @@ def test_negative_numbers_are_drawn_where_nan_comes_of_a_code() -> None:
         return g.model()
 
     result = check(build("Identity"), build("Relu"), Sides({"x": "user", "z": "item"}), coverage=0)
-    assert "the source answers NaN on some requests" in result.notes
+    assert "the source outputs NaN on some requests" in result.notes
     assert not result.ok
 
 

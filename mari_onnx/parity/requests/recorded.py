@@ -45,7 +45,7 @@ def load(
     layout = Layout(signature, sides)
     found = [_request(arrays, layout, label) for label, arrays in _read(path, layout, request_id)]
     if not found:
-        raise UsageError(f"{path} holds no request")
+        raise UsageError(f"{path} contains no request")
     return found
 
 
@@ -64,17 +64,17 @@ def _read(
     if path.is_dir():
         files = sorted(path.glob("*.npz"))
         if not files:
-            raise UsageError(f"there is no .npz in {path}")
+            raise UsageError(f"the folder {path} has no .npz file")
         for file in files:
             yield from _npz(file, layout)
     elif not path.is_file():
-        raise UsageError(f"{path}: no such file of requests")
+        raise UsageError(f"there is no file {path} with requests")
     elif path.suffix == ".parquet":
         yield from _parquet(path, layout, request_id)
     elif path.suffix == ".npz":
         yield from _npz(path, layout)
     else:
-        raise UsageError(f"{path} is no file of requests", "an .npz, a folder of .npz, a .parquet")
+        raise UsageError(f"{path} is not a file of recorded requests", "give an .npz, a folder of .npz, or a .parquet")
 
 
 def _npz(path: Path, layout: Layout) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
@@ -127,7 +127,7 @@ def _columns(each: Input, rows: Any) -> np.ndarray | None:
         try:
             array = np.stack(parts)
         except ValueError as error:
-            raise UsageError(f"column {each.name!r} has rows of different lengths") from error
+            raise UsageError(f"in column {each.name!r} the rows have different lengths") from error
         if array.dtype == object and array.ndim > 1:  # lists of lists
             array = np.array([[list(x) for x in part] for part in parts])
         width = each.shape[-1] if each.shape else None
@@ -150,7 +150,7 @@ def _request(arrays: Mapping[str, np.ndarray], layout: Layout, label: str) -> Re
             raise UsageError(f"{label}: the model has no input {name!r}", hint + ", ".join(names))
     missing = [name for name in names if name not in arrays]
     if missing:
-        raise UsageError(f"{label}: no values for {', '.join(missing)}")
+        raise UsageError(f"{label}: there are no values for the inputs {', '.join(missing)}")
     made = Request({}, {}, 0, {}, layout.axis, label, whole=layout.whole)
     counts: dict[str, int] = {}
     for each in layout.signature.inputs:
@@ -177,7 +177,7 @@ def _request(arrays: Mapping[str, np.ndarray], layout: Layout, label: str) -> Re
             _one_row(f"{each.name}[:, {list(packed)}]", array[:, list(packed)], 0, label)
     if len(set(counts.values())) > 1:
         text = ", ".join(f"{name} {n}" for name, n in counts.items())
-        raise UsageError(f"{label}: inputs have different numbers of candidates: {text}")
+        raise UsageError(f"{label}: the inputs differ in their number of candidates: {text}")
     made.n = next(iter(counts.values()), 1)
     return made
 
@@ -211,7 +211,7 @@ def _one_row(name: str, array: np.ndarray, axis: int, label: str) -> np.ndarray:
         others = tuple(i for i in range(array.ndim) if i != axis)
         row = int(np.argmin(np.all(same, axis=others)))
         raise UsageError(
-            f"{label}: {name} is tagged user, but its row {row} is not its row 0",
-            "an input that differs between candidates of one request is an item or a cross input",
+            f"{label}: input {name} is tagged user, but its row {row} differs from row 0",
+            "if an input differs between the candidates of a request, tag it --item or --cross",
         )
     return first

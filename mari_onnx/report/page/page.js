@@ -2,7 +2,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const KINDS = {
-    Const: "no input", Shared: "the user alone: once per request", Item: "the candidate alone",
+    Const: "no input", Shared: "user inputs only: once per request", Item: "item inputs only",
     Mixed: "user and candidate",
   };
   // Visible nodes of both graphs together: at first, and at most by "open groups"; and the ranks that their
@@ -374,23 +374,23 @@
   const ACTIONS = {
     lifted: "lifted: runs once per request, for one row",
     split: "split: its user part runs once per request, the rest for every candidate",
-    folded: "folded: done when the model was built, or taken into another node",
+    folded: "folded: computed when the model was written, or part of another node",
     kept: "kept: runs as in the source",
-    barrier: "barrier: sees all N rows, as in the source",
+    barrier: "barrier: its input was computed once per request, but the node runs on all N rows, as in the source",
   };
   function reasonOf(item) {
     if (item.reason) return [item.reason];
     if (item.stopped_by) {
       const stop = graphs[0].items.find((each) => each.type === "node" && each.name === item.stopped_by);
-      if (stop) return [link(stop, `${stop.op} ${stop.name}`), ` before it wrote its inputs out: ${stop.reason}`];
+      if (stop) return [link(stop, `${stop.op} ${stop.name}`), ` before it runs on all N rows: ${stop.reason}`];
     }
     if (item.action === "lifted") return ["nothing is left: it runs once per request"];
     if (item.action === "split") return ["nothing is left to lift: the user part runs once per request"];
     if (item.action === "folded") return ["nothing is left: it is gone from the output"];
     if (item.kind === "Shared") return ["it has one row per request already"];
-    if (item.kind === "Item") return ["it depends on the candidate alone"];
+    if (item.kind === "Item") return ["it depends on item inputs only"];
     if (item.kind === "Const") return ["it depends on no input"];
-    return ["user and candidate have met before it, or meet here: no rule noted a reason"];
+    return ["it combines user and candidate values, here or before; no rule gave a reason"];
   }
   function row(list, name, ...content) {
     list.append(make("dt", {}, name), make("dd", {}, ...content));
@@ -475,9 +475,8 @@
   for (const [kind, text] of Object.entries(KINDS)) {
     byId("legend").append(make("li", {}, make("b", { class: kind }, kind[0]), `${kind}: ${text}`));
   }
-  byId("details").append(make("p", {}, "Click a node for its shapes, cost, rule and reason; a group to open it; "
-    + "the frame of an open group to fold it. Drag to move, turn the wheel to zoom. "
-    + "A node is larger the more FLOPs per candidate it takes."));
+  byId("details").append(make("p", {}, "Click a node to see its shapes, cost, rule and reason. Click a group to open it, and the frame of an open "
+    + "group to fold it. Drag to move, scroll to zoom. The more FLOPs per candidate a node takes, the larger it is."));
   for (const graph of graphs) {
     const count = data[graph.name].nodes.length;
     graph.section.querySelector("h2").textContent = graph.name === "before"
