@@ -21,6 +21,7 @@ from mari_onnx.model.upgrade import upgraded
 from mari_onnx.parity.candidates import with_axes
 from mari_onnx.sides.guess import guessed_flags
 from mari_onnx.sides.resolve import METADATA_KEY, Sides, resolve, side_file_beside
+from mari_onnx.sides.row_index import row_indices
 from mari_onnx.sides.shapes import reshaped
 from mari_onnx.version import __version__
 
@@ -343,7 +344,7 @@ def _finished(source: Source, sides: Sides, candidates: int, result: Rewrite) ->
 def unknown_sides(source: Source) -> SidesUnknown:
     """The refusal, with a command to paste."""
     sig = signature(source.model)
-    flags = " ".join(guessed_flags(sig))
+    flags = " ".join(guessed_flags(sig, indices=row_indices(source.model)))
     name = str(source.path)
     # str(Path()) is "."; a model given as a message has no name to paste.
     command = f"mari-onnx optimize {'IN.onnx' if name == '.' else _quoted(name)} OUT.onnx {flags}"

@@ -103,6 +103,7 @@ def sides_from(
     from mari_onnx.model.signature import signature
     from mari_onnx.parity.candidates import with_axes
     from mari_onnx.sides.resolve import METADATA_KEY, resolve, side_file_beside
+    from mari_onnx.sides.row_index import row_indices
     from mari_onnx.sides.shapes import read
 
     if isinstance(options, click.Context):
@@ -123,6 +124,7 @@ def sides_from(
         guess=options.get("guess", False),
         shapes=dict(map(read, options.get("shapes", ()))),
         count=options.get("counts", ()),
+        indices=row_indices(model) if options.get("guess") else (),
     )
     return with_axes(model, found, model if options.get("check", True) else None)
 

@@ -13,6 +13,7 @@ import numpy as np
 from mari_onnx.errors import MariError
 from mari_onnx.model.signature import Input, signature
 from mari_onnx.sides.candidates import Told, by_shape, decided
+from mari_onnx.sides.row_index import refuse_row_indices
 from mari_onnx.sides.shapes import reshaped
 
 if TYPE_CHECKING:
@@ -35,10 +36,12 @@ def with_axes(model: onnx.ModelProto, sides: Sides, run: ModelLike | None = None
         run: the source, to be run on sizes where shapes do not tell; None: only what shapes say.
 
     Raises:
-        UsageError: the candidates are on another axis than `sides.candidate_axis`, or every batch is fixed at 1.
+        UsageError: the candidates are on another axis than `sides.candidate_axis`, every batch is fixed at 1, or an
+            index of user rows is tagged user.
     """
     shaped = reshaped(model, sides.shapes)
     told = by_shape(signature(shaped), sides)
+    refuse_row_indices(shaped, told.sides)
     if not told.doubtful or run is None:
         return told.sides
     from mari_onnx import runtime

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from mari_onnx.model.signature import Signature
 from mari_onnx.sides.patterns import SIDES, fnmatch_escape
@@ -45,10 +45,11 @@ def guess_side(name: str) -> str | None:
     return "user" if user else "item" if item else None
 
 
-def guessed_flags(signature: Signature, axis: int = 0) -> list[str]:
-    """Flags for the guessed sides, quoted for a shell; unknown names go to `--rest cross`."""
+def guessed_flags(signature: Signature, axis: int = 0, indices: Collection[str] = ()) -> list[str]:
+    """Flags for the guessed sides, quoted for a shell; unknown names go to `--rest cross`, and `indices`, which pick
+    rows of other inputs, are cross whatever they are called."""
     guesses: dict[str, str | None] = {
-        each.name: guess_side(each.name)
+        each.name: "cross" if each.name in indices else guess_side(each.name)
         for each in signature.inputs
         if not each.rank_known or len(each.shape) > axis
     }

@@ -8,7 +8,7 @@ that has one row per candidate, `item` for those that do not depend on the user.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,7 @@ def resolve(
     guess: bool = False,
     shapes: Mapping[str, Shape] | None = None,
     count: Iterable[str] = (),
+    indices: Collection[str] = (),
 ) -> Sides:
     """Sides of the inputs of `signature`. Flags beat the file, the file beats the metadata.
 
@@ -126,6 +127,7 @@ def resolve(
         guess: tag what is left by what its name looks like.
         shapes: input name -> dimensions, where the file lacks or fixes them.
         count: shell patterns on names of inputs whose value is the number of candidates.
+        indices: inputs that pick rows of other inputs (`sides.row_index`), whose names are not asked.
 
     Returns:
         `Sides()` without tags where nothing was said and no dimension tells.
@@ -173,7 +175,8 @@ def resolve(
         from mari_onnx.sides.guess import guess_side
 
         # `cross` is never wrong for an input with one row per candidate.
-        tagged.update((unit, guess_side(unit[0]) or "cross") for unit in left)
+        looks = {unit: None if unit[0] in indices else guess_side(unit[0]) for unit in left}
+        tagged.update((unit, side or "cross") for unit, side in looks.items())
     elif left and said:
         raise _untagged(left, units)
     elif left and tagged:
