@@ -16,7 +16,7 @@ from mari_onnx.engine.assumptions import Assumption, Assumptions
 from mari_onnx.engine.axes.materialize import materialise
 from mari_onnx.engine.cost.flops import Cost, graph_cost
 from mari_onnx.engine.cost.time_model import TimeModel
-from mari_onnx.engine.inputs import enter, input_shapes
+from mari_onnx.engine.inputs import declared, enter, input_shapes
 from mari_onnx.engine.interpreter import FAILURES, Walk, visit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Decline, Tensor, Value, kind
@@ -79,7 +79,7 @@ def rewrite(model: onnx.ModelProto, sides: Sides, options: Options | None = None
         return Rewrite(model, False, [], reason=f"opset {opsets['']} is older than {OLDEST}")
     options = options or Options()
     graph, time = _inlined(model), TimeModel(options.candidates)
-    session = Session(graph, input_shapes(graph, sides), opsets, options)
+    session = Session(graph, input_shapes(graph, sides), opsets, options, declared(graph, sides))
     try:
         result = _rewrite(model, sides, session, time)
         return _thrifty(model, sides, session, time, result) if result.changed and result.grown > GROWTH else result

@@ -61,6 +61,27 @@ def input_shapes(graph: onnx.GraphProto, sides: Sides) -> dict[str, tuple[Size, 
     return found
 
 
+def declared(graph: onnx.GraphProto, sides: Sides) -> dict[str, tuple[int, tuple[Size | None, ...] | None]]:
+    """Element types and shapes that the file declares of tensors other than inputs. A symbol counts if it is the
+    candidates' or if inputs have it; others are unknown dimensions, and so is the rank where no shape is declared."""
+    constants = {p.name for p in graph.initializer} | {s.values.name for s in graph.sparse_initializer}
+    inputs = [i for i in graph.input if i.name not in constants]
+    names = batch_names(inputs, sides)
+    known: dict[int | str | None, Size] = {}
+    for info in inputs:
+        for i, dim in enumerate(info.type.tensor_type.shape.dim):
+            known[dimension(dim)] = _size(info, i, sides, names)
+    known = {dim: size for dim, size in known.items() if isinstance(dim, str)}
+    found: dict[str, tuple[int, tuple[Size | None, ...] | None]] = {}
+    for info in (*graph.value_info, *graph.output):
+        kind = info.type.tensor_type
+        if kind.elem_type:
+            dims = [dimension(dim) for dim in kind.shape.dim]
+            shape = tuple(d if isinstance(d, int) else known.get(d) for d in dims)
+            found[info.name] = (kind.elem_type, shape if kind.HasField("shape") else None)
+    return found
+
+
 def _size(info: onnx.ValueInfoProto, i: int, sides: Sides, names: set[str | int]) -> Size:
     """Dimension i of an input; N also where a fixed-batch export has the number of candidates."""
     side, at = _side(info.name, sides), sides.axis_of(info.name)

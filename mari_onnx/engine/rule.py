@@ -120,7 +120,7 @@ class Context:
         tensors = [materialise(b, v) if v is not None else None for v in self.inputs]
         captured = {name: materialise(b, v) for name, v in self.captured.items()}
         shapes = [t.shape if t is not None else None for t in tensors]
-        found = self.infer(shapes, tensors)
+        found = self._believed(self.infer(shapes, tensors))
         renamed = {name: t.name for name, t in captured.items()} or None
         outs = b.copy(node, tensors, [d for d, _ in found], [None] * len(found), list(captured.values()), renamed)
         values: list[Value | None] = []
@@ -194,6 +194,12 @@ class Context:
     def infer(self, shapes: Sequence[tuple[Size, ...] | None], inputs: Sequence[Tensor | None]) -> Inferred:
         """Element types and shapes of the node's outputs for inputs of these shapes."""
         return infer(self.node, shapes, inputs, self.session.opsets)
+
+    def _believed(self, found: Inferred) -> Inferred:
+        """What the file declares of an operator's outputs, where nothing else tells its element types."""
+        declared = [self.session.declared.get(name) for name in self.node.output]
+        pairs = zip(found, declared, strict=True)
+        return [told if told is not None and kind == TensorProto.UNDEFINED else (kind, s) for (kind, s), told in pairs]
 
 
 def constant(b: Builder, value: Value) -> np.ndarray | None:

@@ -34,6 +34,7 @@ class Session:
     """A source graph and what is looked up in it, once for all walks.
 
     opsets: versions by domain, ai.onnx as "". inputs: shapes of those of known rank, with the symbol N.
+    declared: element type and shape, as the file has them, of inner tensors and of outputs.
     several: tensors that more than one node reads.
     masked: a look-ahead; nothing is computed until a rule asks.
     """
@@ -44,8 +45,10 @@ class Session:
         inputs: Mapping[str, tuple[Size, ...]],
         opsets: Mapping[str, int],
         options: Options,
+        declared: Mapping[str, tuple[int, tuple[Size | None, ...] | None]] | None = None,
     ):
         self.graph, self.inputs, self.opsets, self.options = graph, inputs, dict(opsets), options
+        self.declared = declared or {}
         self.several = _several_readers(graph)
         self.masked = Unread(graph, inputs, self.opsets[""])
 

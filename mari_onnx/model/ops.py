@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Flag, auto
 from functools import cache
 
-STANDARD, ML, MICROSOFT = "", "ai.onnx.ml", "com.microsoft"
+STANDARD, ML, MICROSOFT, EXTENSIONS = "", "ai.onnx.ml", "com.microsoft", "ai.onnx.contrib"
 TRANSCENDENTAL = 8.0
 """FLOPs counted for one exp, log, tanh, erf, ..."""
 
@@ -338,6 +338,7 @@ def _table() -> None:
 
     # ---- strings, and bodies
     _rows("StringNormalizer", f.PLACEWISE, categories=("stopwords",))
+    _rows("StringToHashBucket StringToHashBucketFast StringLower StringUpper", f.PLACEWISE, EXTENSIONS)
     _rows("TfIdfVectorizer", categories=("pool_strings", "pool_int64s"))
     _rows("Loop Scan", f.ITERATES)
 

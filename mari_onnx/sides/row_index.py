@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mari_onnx.errors import UsageError
 from mari_onnx.model.nodes import attribute, captures, is_standard
+from mari_onnx.model.ops import Fact, having
 from mari_onnx.model.signature import signature
 from mari_onnx.sides.resolve import Sides
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     import onnx
 
 # What hands elements on as they are.
-_PLAIN = ("Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten")
+_PLAIN = having(Fact.VIEW) | having(Fact.SAME) | having(Fact.CONVERTS)
 
 
 def row_indices(model: onnx.ModelProto) -> dict[str, frozenset[str]]:
