@@ -309,6 +309,9 @@ class _Check:
         if all(r.n == 0 for r in requests):
             self.result.cannot_compare.append("every request has 0 candidates, so no score was compared")
             return
+        if self.result.outputs and all(each.compared and not each.values for each in self.result.outputs if each.ok):
+            self.result.cannot_compare.append("no output has an element on any request")
+            return
         for each in self.result.outputs:
             if each.ok and (each.compared == 0 or (each.values and not each.numbers)):
                 what = "was compared on no request" if each.compared == 0 else "is NaN wherever it was compared"

@@ -321,3 +321,42 @@ def test_a_comparison_in_a_branch_is_seen() -> None:
         branches[name] = helper.make_graph([constant, equal], name, [], [value])
     g.op("If", [g.input("ready", TensorProto.BOOL, [])], "out", **branches)
     assert numbers(g) == [{39.0, 40.0, 41.0, 89.0, 90.0, 91.0}]
+
+
+# ---- what reaches a question only by way of a product, and ids that are none
+
+
+@pytest.mark.parametrize("idiom", ["IsNaN", "itself"])
+def test_an_input_may_be_nan_where_a_product_of_it_is_asked_for_it(idiom: str) -> None:
+    g = graph()
+    product = g.op("MatMul", [g.input("x", TensorProto.FLOAT, ["N", 3]), g.weight("w", _random(1, 3, 2))], "product")
+    missing = g.op("IsNaN", [product], "missing")
+    if idiom == "itself":
+        missing = g.op("Not", [g.op("Equal", [product, product], "there")], "missing")
+    g.op("Where", [missing, g.weight("instead", np.float32(0.5)), product], "out")
+    assert all(any(n != n for n in each) for each in numbers(g))
+
+
+def _looked_up(least: int | None) -> Graph:
+    """Rows by ids, of which those below `least` get the last row."""
+    g = graph()
+    ids = g.input("x", TensorProto.INT64, ["N"])
+    if least is not None:
+        unknown = g.op("Less", [ids, g.weight("least", np.array(least))], "unknown")
+        ids = g.op("Where", [unknown, g.weight("last", np.array(9)), ids], "known")
+    g.op("Gather", [g.weight("table", _random(1, 10, 2)), ids], "out")
+    return g
+
+
+def test_an_id_may_be_minus_one_where_a_graph_asks_for_what_is_below_0() -> None:
+    assert numbers(_looked_up(0)) == [{-1.0, 0.0, 1.0}]
+    assert -1.0 not in numbers(_looked_up(1))[0]
+    assert found(_looked_up(None)).values is None
+
+
+def test_ids_are_of_all_rows_where_0_stands_for_another_row_and_where_they_count_down() -> None:
+    assert found(_looked_up(1)).rows == 10
+    g = graph()
+    down = g.op("Sub", [g.weight("last", np.array(9)), g.input("x", TensorProto.INT64, ["N"])], "down")
+    g.op("Gather", [g.weight("table", _random(1, 10, 2)), down], "out")
+    assert found(g).rows == 10

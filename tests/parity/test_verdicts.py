@@ -159,6 +159,16 @@ def squares_at(sizes: list[int]) -> onnx.ModelProto:
     return finished(g, helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N", 3]))
 
 
+def test_outputs_without_an_element_are_not_equal() -> None:
+    g = ranker()
+    none = g.weight("none", np.array([0]))
+    g.op("Slice", ["p", none, none, g.weight("axis", np.array([1]))], "y")
+    model = finished(g, helper.make_tensor_value_info("y", 1, ["N", 0]))
+    result = check(model, model, SIDES)
+    assert not result.ok
+    assert "no output has an element on any request" in result.cannot_compare
+
+
 def test_an_n_of_the_default_is_left_out_and_named_one_that_was_typed_is_not() -> None:
     model = squares_at([2, 7, 64])
     result = check(model, model, SIDES)

@@ -84,6 +84,16 @@ class Probe:
         elements: np.ndarray = (at > 0) & (at <= self.total) & (self.ones[name] != self.zeros[name])
         return elements
 
+    def line(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Offset and step of each element of a tensor, and where they are those of input elements from 1 on.
+
+        A graph may give the id 0, which stands for padding, another row: the others are in step all the same.
+        """
+        base, step = self.zeros[name], self.ones[name] - self.zeros[name]
+        second, third = (self.at(n + 1)[name] - self.at(n)[name] for n in (1, 2))
+        later = (step != second) & (second == third) & (second > 0)
+        return np.where(later, self.ones[name] - second, base), np.where(later, second, step), later
+
     def by_input(self, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """One number an input element, as arrays of the inputs' shapes."""
         start = 0

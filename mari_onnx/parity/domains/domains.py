@@ -14,7 +14,7 @@ import numpy as np
 
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.parity.domains import ids, padding, spread
-from mari_onnx.parity.domains.links import Link, compared_with_themselves, links
+from mari_onnx.parity.domains.links import Link, behind_products, compared_with_themselves, links
 from mari_onnx.parity.domains.reactions import normalized, reactions
 from mari_onnx.parity.domains.roles import Role, roles, together
 from mari_onnx.parity.domains.scope import Scope, constants, dims
@@ -114,7 +114,7 @@ def domains(
             gather(trace, gathered, list(reactions(trace)), exact=first)
             for name, why in normalized(trace):
                 gathered.ignore_case(name, why)
-            for origin, node in compared_with_themselves(trace):
+            for origin, node in (*compared_with_themselves(trace), *behind_products(trace)):
                 if trace.kinds[origin] == "f":
                     gathered.add(*trace.owner(origin), float("nan"), 0, node)
             for name, places in spread.spreads(trace).items():

@@ -122,11 +122,12 @@ def _probe(model: onnx.ModelProto, layout: Layout, sinks: Sequence[_Sink], lengt
     for sink in sinks:
         if sink.tensor not in probe.names:
             continue
-        at, base = probe.origin[sink.tensor], probe.zeros[sink.tensor]
-        slope = probe.ones[sink.tensor] - base
+        at = probe.origin[sink.tensor]
+        base, slope, later = probe.line(sink.tensor)
         known = probe.moved(sink.tensor)
         limit = _limits(base, slope, np.unique(base[known]), sink.rows)
         high = np.where(slope > 0, (limit - 1 - base) // np.where(slope > 0, slope, 1) + 1, 1)
+        high = np.where(slope < 0, np.maximum(base, 0) // np.where(slope < 0, -slope, 1) + 1, high)
         modulo = np.zeros(base.shape, bool)
         last = high
         if sink.tensor in probe.big:
@@ -137,7 +138,7 @@ def _probe(model: onnx.ModelProto, layout: Layout, sinks: Sequence[_Sink], lengt
             high = np.where(inside, np.where(modulo, 3 * sink.rows + 1, sink.rows + 2), high)
         # A bucket that a number falls into steps from one row to the next too, but not in step with it.
         for number in (2, 3):
-            known &= modulo | (number >= last) | (probe.at(number)[sink.tensor] == base + number * slope)
+            known &= modulo | later | (number >= last) | (probe.at(number)[sink.tensor] == base + number * slope)
         for place, count in zip(at[known] - 1, np.maximum(high, 1)[known], strict=True):
             rows[place] = count if rows[place] == 0 else min(rows[place], count)
     return {name: probe.folded(name, part) for name, part in probe.by_input(rows) if part.any()}

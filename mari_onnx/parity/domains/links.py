@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mari_onnx.model.nodes import reads
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.parity.domains.reactions import label
 
@@ -64,6 +65,26 @@ def compared_with_themselves(trace: Trace) -> Iterator[tuple[int, str]]:
             one, other = (trace.curves[t].origin for t in node.input)
             if one.shape == other.shape and (one == other).all():
                 yield from ((int(each), label(node)) for each in np.unique(one[one >= 0]))
+
+
+def behind_products(trace: Trace) -> Iterator[tuple[int, str]]:
+    """Input elements behind a tensor that is asked for NaN and has been calculated with since, and the node.
+
+    No one element decides there, but a NaN in any of them gets through products and sums.
+    """
+    parts = trace.parts
+    for node in parts.nodes:
+        asked = node.op_type == "IsNaN" or (node.op_type == "Equal" and len(set(node.input)) == 1)
+        if not asked or node.input[0] in parts.local:
+            continue
+        seen: set[str] = set()
+        stack = [node.input[0]]
+        while stack:
+            name = stack.pop()
+            if name not in seen:
+                seen.add(name)
+                stack.extend(reads(parts.producer[name]) if name in parts.producer else ())
+        yield from ((origin, label(node)) for origin in range(trace.total) if trace.place(origin)[0].name in seen)
 
 
 def _pairs(trace: Trace, one: str, other: str) -> Iterator[tuple[int, int, float]]:

@@ -72,7 +72,7 @@ class Values:
 
 
 def _inside(number: Value, rows: int) -> bool:
-    return not isinstance(number, str) and 0 <= number < rows
+    return not isinstance(number, str) and -1 <= number < rows  # -1 where a graph asks for what is below 0: no id
 
 
 class Gathered:
