@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mari_onnx.api import optimize
 from mari_onnx.engine import interpreter, rewrite
-from mari_onnx.errors import ModelError, UsageError
+from mari_onnx.errors import CannotCompare, ModelError, UsageError
 from mari_onnx.sides.resolve import Sides
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -64,7 +64,9 @@ def test_user_inputs_of_any_rank(axis: int, kind: int, user: Shape) -> None:
 @pytest.mark.parametrize("item", [[], [4], ["N"], [1, 1], ["R", "N"], [0], ["N", 0], ["R", "N", 0], None], ids=str)
 def test_item_inputs_of_any_rank(axis: int, side: Any, item: Shape) -> None:
     source = one_number(FLOAT, ["N", 8], item)
-    optimize(source, Sides({"u": "user"} | ({"x": side} if side else {}), {}, axis))
+    empty = suppress(CannotCompare) if item and 0 in item else nullcontext()  # then no output has an element
+    with empty:
+        optimize(source, Sides({"u": "user"} | ({"x": side} if side else {}), {}, axis))
 
 
 def joined(symbols: Sequence[Shape], lookup_first: bool) -> onnx.ModelProto:
