@@ -66,5 +66,8 @@ class Plan:
         return self._uncovered(user) or self.drawer.meeting.missing(user) > 0
 
     def _uncovered(self, user: bool) -> bool:
-        return any(met < rows for met, rows in self.drawer.coverage(user).values())
+        return any(
+            deck.covered < deck.rows and user == self.layout.is_user_at(*place)
+            for place, deck in self.drawer.decks.items()
+        )
 
