@@ -45,7 +45,7 @@ class Report:
         incidents: rewrites that were undone because the check failed with them.
         notes: what was done to the source before it was rewritten, such as the conversion of an old operator set.
         assumptions: what the output takes for granted; verified if `check` is there.
-        residual: what `report.left.measured` found, None where nothing was measured.
+        residual: what `report.explain_rest.measured` found, None where nothing was measured.
     """
 
     changed: bool

@@ -45,7 +45,7 @@ class Builder:
         """What a dimension of an input, other than the candidates', is at least."""
         self.notes: list[str] = []
         """Why the rule at work left something as it is, though it did not decline."""
-        # the largest absolute value of tensors (see `bounds`, `spans`), and
+        # the largest absolute value of tensors (see `analysis.magnitude`, `analysis.intervals`), and
         # what a tensor is a reshape, a transposition, a range or a choice of: chains of these become one node
         self.bounds: dict[str, float] = {}
         self.spans: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}

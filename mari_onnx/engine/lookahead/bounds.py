@@ -33,7 +33,7 @@ class Sourced:
         self.b = Builder(tables.opset)
         self.made = {name: node for node in nodes for name in node.output if name}
         self.spans: dict[tuple[str, int], Any] = {}
-        """What `unread` found of tensors, at a depth."""
+        """What `masked_rows` found of tensors, at a depth."""
         self._here, self._other, self._tables = here, other, tables
         self._tensors: dict[str, Tensor] = {}
         inputs = {info.name for info in graph.input}

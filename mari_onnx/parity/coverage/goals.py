@@ -5,6 +5,7 @@ A goal looks at tensors of one node in one run and keeps what it has seen; it an
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,7 +27,7 @@ KINDS = {
 _CLOSER = 0.9
 
 
-class Goal:
+class Goal(ABC):
     """Things to meet at one node.
 
     Args:
@@ -72,16 +73,17 @@ class Goal:
             self._nearest = np.minimum(self._nearest, distances)
         return new
 
+    @abstractmethod
     def _found(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        raise NotImplementedError
+        """Which of its things a run reached."""
 
     def _distances(self, values: Sequence[np.ndarray]) -> np.ndarray | None:
         """How far a run was from each thing; None where that is not known."""
         return None
 
+    @abstractmethod
     def text(self, at: int) -> str:
         """One of its things, for people."""
-        raise NotImplementedError
 
 
 class Rows(Goal):
