@@ -51,7 +51,7 @@ class Bench:
         if tensor.node is None:
             return self.feeds[tensor.name]
         nodes, weights = [], {}
-        for node in live(self.b, [tensor]):
+        for node in live([tensor]):
             proto = NodeProto()
             proto.CopyFrom(node.proto)
             nodes.append(proto)

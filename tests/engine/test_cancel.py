@@ -178,13 +178,11 @@ def test_a_second_output_has_no_bound(op: str) -> None:
 
 def _bounds(g: Graph, names: list[str]) -> tuple[list[float], list[str]]:
     from mari_onnx.engine.analysis.magnitude import bound
-    from mari_onnx.engine.ir.builder import Builder
     from mari_onnx.engine.ir.value import Node, Tensor
 
-    b = Builder(17)
     proto: onnx.NodeProto = g.nodes[-1]
     x = Tensor("x", 1, (7, 5, 8), frozenset())
     ones = Tensor("w", 1, (8,), frozenset(), array=np.ones(8))
-    outs = [Tensor(name, 1, (7, 5, 8), frozenset(), node=0) for name in names]
-    b.nodes.append(Node(proto, [x, ones, ones][: len(proto.input)], outs, "", []))
-    return [bound(b, t) for t in outs], names
+    node = Node(proto, [x, ones, ones][: len(proto.input)], [], "", [])
+    node.outputs.extend(Tensor(name, 1, (7, 5, 8), frozenset(), node) for name in names)
+    return [bound(t) for t in node.outputs], names

@@ -33,6 +33,7 @@ from mari_onnx.engine.ir.value import (
     Body,
     Cat,
     Leaf,
+    Node,
     Part,
     Prod,
     Sum,
@@ -219,7 +220,7 @@ def _representable(b: Builder, term: Term) -> bool:
     """Whether no step of a term can exceed what float16 holds, which the source may scale down first."""
     total = b.time.volume(term.k)
     for leaf in (term.a, term.c, *term.outer):
-        total *= max(bound(b, leaf.tensor), 1.0)
+        total *= max(bound(leaf.tensor), 1.0)
     return total < LARGEST_HALF
 
 
@@ -272,7 +273,7 @@ def _by_blocks(
         return whole
     cost = [_price(b, [t for t in way if isinstance(t, Term)]) for way in (apart, whole)]
     cost[0] += _fresh(b, x, mark, [t for t in apart if isinstance(t, Term)])
-    each = x.tensor.alternatives.price or b.time.element_of(_maker(b, x.tensor))
+    each = x.tensor.alternatives.price or b.time.element_of(_maker(x.tensor))
     cost[1] += (each + b.time.element / 2) * b.time.volume(axes_of(x))  # and the row's Concat
     return apart if cost[0] < cost[1] else whole
 
@@ -284,16 +285,16 @@ def _price(b: Builder, terms: Sequence[Term]) -> float:
         total += term.cost(b.time)
         for leaf in (term.a, term.c):
             if leaf.tensor.alternatives.form is not None:
-                op = _maker(b, leaf.tensor)
+                op = _maker(leaf.tensor)
                 share = WRITE if row(op or "").price is None else 1.0
                 total += share * b.time.element_of(op) * b.time.volume(axes_of(leaf))
     return total
 
 
-def _maker(b: Builder, tensor: Tensor) -> str | None:
+def _maker(tensor: Tensor) -> str | None:
     """The operator that computed a tensor, behind those that only move its elements."""
     while tensor.node is not None:
-        node = b.nodes[tensor.node]
+        node = tensor.node
         op = node.proto.op_type
         if op not in having(Fact.MOVES) or node.inputs[0] is None:
             return op
@@ -304,12 +305,13 @@ def _maker(b: Builder, tensor: Tensor) -> str | None:
 def _fresh(b: Builder, leaf: Leaf, mark: int, terms: Sequence[Term]) -> float:
     """The price of element-wise work that the terms' operands need and the leaf, computed as it is, does not."""
     time = b.time
-    first = min(mark, (leaf.tensor.node or mark) - NEARBY)
-    needed = _ancestors(b, [leaf.tensor], first)
+    made = leaf.tensor.node
+    first = min(mark, (made.index if made is not None else mark) - NEARBY)
+    needed = _ancestors([leaf.tensor], first)
     total = 0.0
     operands = [t.a.tensor for t in terms] + [t.c.tensor for t in terms]
-    for index in _ancestors(b, operands + [g.tensor for t in terms for g in t.outer], first) - needed:
-        node = b.nodes[index]
+    more = _ancestors(operands + [g.tensor for t in terms for g in t.outer], first) - needed
+    for node in sorted(more, key=lambda node: node.index):
         sizes = {t.shape for t in node.inputs if t is not None and t.shape != ()}
         spread = len(sizes) > 1 and node.proto.op_type in having(Fact.ELEMENT)
         each = time.spread if spread else time.element_of(node.proto.op_type)
@@ -317,15 +319,15 @@ def _fresh(b: Builder, leaf: Leaf, mark: int, terms: Sequence[Term]) -> float:
     return total
 
 
-def _ancestors(b: Builder, tensors: Sequence[Tensor], first: int) -> set[int]:
+def _ancestors(tensors: Sequence[Tensor], first: int) -> set[Node]:
     """Nodes from ``first`` on that tensors are computed by."""
-    found: set[int] = set()
+    found: set[Node] = set()
     stack = list(tensors)
     while stack:
-        index = stack.pop().node
-        if index is not None and index >= first and index not in found:
-            found.add(index)
-            stack += [i for i in b.nodes[index].inputs if i is not None]
+        node = stack.pop().node
+        if node is not None and node.index >= first and node not in found:
+            found.add(node)
+            stack += [i for i in node.inputs if i is not None]
     return found
 
 

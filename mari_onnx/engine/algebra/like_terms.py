@@ -31,7 +31,7 @@ def collected(b: Builder, x: Leaf, y: Leaf, plus: Plus) -> Sum | None:
     plus: adds up coefficients. None where terms could cancel.
     """
     terms = _like_terms(b, x, y, plus)
-    return next((Sum(tuple(found)) for found in (terms, (x, y)) if found and cancels(b, found) is None), None)
+    return next((Sum(tuple(found)) for found in (terms, (x, y)) if found and cancels(found) is None), None)
 
 
 def _like_terms(b: Builder, x: Leaf, y: Leaf, plus: Plus) -> list[Body] | None:

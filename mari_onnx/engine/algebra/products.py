@@ -154,7 +154,7 @@ def _made(b: Builder, term: Term) -> tuple[str, list[Tensor]] | None:
     t, axes = term.a.tensor, term.a.axes
     if t.node is None or not axes or axes[-1] is None or term.k != {axes[-1]} or not isinstance(t.known[-1], int):
         return None
-    node = b.nodes[t.node]
+    node = t.node
     pieces = [x for x in node.inputs if x is not None and x.shape is not None]
     arithmetic = node.proto.op_type in having(Fact.ADDS) | having(Fact.MULTIPLIES) and is_standard(node.proto)
     if not arithmetic or len(pieces) != 2:

@@ -135,7 +135,7 @@ def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) ->
         form = collected(b, x, y, lambda ls: add_leaves(b, ls))
         if form is not None:
             return with_form(leaf, form)
-        b.closed[leaf.tensor.name] = cancels(b, (x, y)) or ""
+        b.closed[leaf.tensor.name] = cancels((x, y)) or ""
         return leaf
     if op == "Mul":
         return with_form(leaf, Prod((x, y)))
@@ -223,7 +223,7 @@ def add_leaves(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis] = ()) ->
             total = plain_add(b, total, term, order)
     if any(total.tensor is t.tensor for t in terms):
         return total  # the others were neutral: it must not be asked to add_later through itself
-    if cancels(b, terms, of_product=True):
+    if cancels(terms, of_product=True):
         return total
     again = terms if len(terms) < MANY else left
     return absorbing(total, over(total.axes, lambda more: add_leaves(b, [*again, more], order)))
@@ -254,7 +254,7 @@ def plain_add(b: Builder, x: Leaf, y: Leaf, order: Sequence[Axis]) -> Leaf:
         return plain
     (tx, ty), axes = broadcast_layout(b, [x, y], order)
     leaf = Leaf(keep(b, emit.binary(b, "Add", tx, ty), axes), axes)
-    return leaf if leaf.tensor.const or cancels(b, (x, y), of_product=True) else with_form(leaf, Sum((x, y)))
+    return leaf if leaf.tensor.const or cancels((x, y), of_product=True) else with_form(leaf, Sum((x, y)))
 
 
 def over(made: tuple[Axis | None, ...], again: Callable[[Leaf], Leaf]) -> Again:

@@ -22,7 +22,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from mari_onnx.engine.analysis.magnitude import added, bound
-from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Body, Leaf, Prod, Sum, Tensor, leaves
 from mari_onnx.model.ops import Fact, having, row
 
@@ -42,62 +41,61 @@ DEPTH = 16
 MOVES = having(Fact.MOVES) | having(Fact.SAME) | {"Neg"}
 
 
-def cancels(b: Builder, terms: Sequence[Body], of_product: bool = False) -> str | None:
+def cancels(terms: Sequence[Body], of_product: bool = False) -> str | None:
     """Why a sum must not be opened, with the name of a tensor; None where it can be.
 
     of_product: the sum is itself part of a product of the source, whose rounded terms are added up as they are.
     """
-    large = [term for term in terms if _size(b, term, of_product) > LARGE]
+    large = [term for term in terms if _size(term, of_product) > LARGE]
     if len(large) < 2:
         return None
-    names = [_named(b, next(leaves(term)).tensor) for term in large[:2]]
+    names = [_named(next(leaves(term)).tensor) for term in large[:2]]
     return f"{names[0]} and {names[1]} may be large and cancel, so they are added before the product"
 
 
-def _named(b: Builder, tensor: Tensor) -> str:
+def _named(tensor: Tensor) -> str:
     """The name that a tensor has in the source: its own, or that of the node it is written for."""
-    node = b.nodes[tensor.node] if tensor.node is not None else None
-    return tensor.source or (node.origin if node is not None else "") or tensor.name
+    return tensor.source or (tensor.node.origin if tensor.node is not None else "") or tensor.name
 
 
-def _size(b: Builder, body: Body, of_product: bool) -> float:
+def _size(body: Body, of_product: bool) -> float:
     if isinstance(body, Leaf):
-        if of_product and rounded(b, body.tensor):
+        if of_product and rounded(body.tensor):
             return 0.0
-        return offset(b, body.tensor)
+        return offset(body.tensor)
     if isinstance(body, Prod):
-        return math.prod(_size(b, factor, of_product) or TINY for factor in body.factors)
+        return math.prod(_size(factor, of_product) or TINY for factor in body.factors)
     if isinstance(body, Sum):
-        return sum(_size(b, term, of_product) for term in body.terms)
-    return max(_size(b, part.body, of_product) for part in body.parts)
+        return sum(_size(term, of_product) for term in body.terms)
+    return max(_size(part.body, of_product) for part in body.parts)
 
 
-def offset(b: Builder, tensor: Tensor, depth: int = DEPTH) -> float:
+def offset(tensor: Tensor, depth: int = DEPTH) -> float:
     """How large a tensor's elements can be against what tells them apart; infinity where that is not known."""
     if tensor.const:
         return _of_constant(tensor)
-    if rounded(b, tensor):
-        return bound(b, tensor) * (LARGE / ROUNDED)
-    node = b.nodes[tensor.node] if tensor.node is not None else None
+    if rounded(tensor):
+        return bound(tensor) * (LARGE / ROUNDED)
+    node = tensor.node
     first = node.inputs[0] if node is not None and node.inputs else None
     if node is not None and first is not None and depth and node.proto.domain in ("", "ai.onnx"):
         op = node.proto.op_type
         if op in MOVES:
-            return offset(b, first, depth - 1)
+            return offset(first, depth - 1)
         if op in MEANS:  # of a few rows
             count = added(first, tensor)
-            return offset(b, first, depth - 1) * (count if isinstance(count, int) and op == "ReduceSum" else 1)
+            return offset(first, depth - 1) * (count if isinstance(count, int) and op == "ReduceSum" else 1)
         if op == "Concat":
-            return max(offset(b, t, depth - 1) for t in node.inputs if t is not None)
+            return max(offset(t, depth - 1) for t in node.inputs if t is not None)
         if op == "Mul" and node.inputs[1] is not None:  # rows that a mask or a constant scales
-            x, y = (offset(b, t, depth - 1) for t in (first, node.inputs[1]))
+            x, y = (offset(t, depth - 1) for t in (first, node.inputs[1]))
             return x * max(y, TINY) if math.isfinite(x) and math.isfinite(y) else math.inf
-    return bound(b, tensor)
+    return bound(tensor)
 
 
-def rounded(b: Builder, tensor: Tensor, depth: int = DEPTH) -> bool:
+def rounded(tensor: Tensor, depth: int = DEPTH) -> bool:
     """Whether every element is a sum of products that were rounded, so that it is no exact copy of an input."""
-    node = b.nodes[tensor.node] if tensor.node is not None else None
+    node = tensor.node
     if node is None or not depth or tensor.const:
         return False
     op = node.proto.op_type
@@ -106,23 +104,23 @@ def rounded(b: Builder, tensor: Tensor, depth: int = DEPTH) -> bool:
         count = added(inputs[0], tensor)
         return count is not None and not (isinstance(count, int) and count < ROWS)
     if op in having(Fact.NO_LARGER) or op == "LeakyRelu":
-        return rounded(b, inputs[0], depth - 1)
+        return rounded(inputs[0], depth - 1)
     if op == "Concat" or op in having(Fact.ADDS):
-        return all(rounded(b, t, depth - 1) for t in inputs if not (op != "Concat" and t.const and bound(b, t) < LARGE))
+        return all(rounded(t, depth - 1) for t in inputs if not (op != "Concat" and t.const and bound(t) < LARGE))
     if op in having(Fact.MULTIPLIES):
-        return any(rounded(b, t, depth - 1) for t in inputs)
+        return any(rounded(t, depth - 1) for t in inputs)
     if op in having(Fact.MATMUL):
-        return not any(_selects(b, t, last=i == 1) for i, t in enumerate(inputs[:2]))
+        return not any(_selects(t, last=i == 1) for i, t in enumerate(inputs[:2]))
     return bool(row(op).facts & (Fact.PRODUCT | Fact.SOFTMAX | Fact.NORM))
 
 
-def _selects(b: Builder, operand: Tensor, last: bool) -> bool:
+def _selects(operand: Tensor, last: bool) -> bool:
     """Whether a product with the operand may copy elements of the other: one element per column, or all 0 or 1."""
     if operand.const:
         if operand.array.ndim < 2:
             return operand.array.size < 2
         return bool((np.count_nonzero(operand.array, axis=-2 if last else -1) < 2).any())
-    made = b.nodes[operand.node] if operand.node is not None else None
+    made = operand.node
     return made is not None and made.proto.op_type in having(Fact.BOOLEAN) | having(Fact.CONVERTS) | {"OneHot"}
 
 

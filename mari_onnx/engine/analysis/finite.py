@@ -47,10 +47,10 @@ def masked(b: Builder, tensor: Tensor) -> bool:
     """Whether a score may be NaN where a mask hides it: one that is chosen is not, one that is added up is."""
     if b.carried or not given(b, Leaf(tensor, ())):
         return False
-    node = b.nodes[tensor.node] if tensor.node is not None else None
+    node = tensor.node
     while node is not None and node.proto.op_type in having(Fact.MOVES):
         before = node.inputs[0]
-        node = b.nodes[before.node] if before is not None and before.node is not None else None
+        node = before.node if before is not None else None
     return node is None or node.proto.op_type != "Where" or not any(t is not None and t.const for t in node.inputs[1:])
 
 
@@ -65,7 +65,7 @@ def _given(b: Builder, tensor: Tensor) -> bool:
     while stack:
         top = stack[-1]
         if top.name not in known:
-            node = b.nodes[top.node] if top.node is not None else None
+            node = top.node
             if top.const or top.dtype not in FLOATS or node is None:
                 known[top.name] = not top.const and top.dtype in FLOATS
             else:

@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 
 from mari_onnx.engine.analysis.magnitude import bound
-from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Node, Tensor
 from mari_onnx.model.nodes import attribute, attributes, is_standard
 from mari_onnx.model.ops import Fact, having, row
@@ -25,67 +24,66 @@ DEPTH = 16
 """Operators between a mask and the scores."""
 
 
-def span(b: Builder, tensor: Tensor, depth: int = DEPTH) -> Span:
+def span(tensor: Tensor, depth: int = DEPTH) -> Span:
     """Lower and upper bounds of the elements, broadcastable to the tensor's dimensions (float64).
 
     Constant masks give each element its own bounds, through arithmetic and what only moves elements; everything else
     has one bound for all. What a model computes is finite: the sum of -inf and a score is -inf, 0 times it is 0.
     """
-    known = b.spans.get((tensor.name, depth))
-    if known is None:
-        known = b.spans[tensor.name, depth] = _bounds_of(b, tensor, depth)
-    return known
+    if depth not in tensor.spans:
+        tensor.spans[depth] = _bounds_of(tensor, depth)
+    return tensor.spans[depth]
 
 
-def _bounds_of(b: Builder, tensor: Tensor, depth: int) -> Span:
-    found = _span(b, tensor, depth) if depth else None
+def _bounds_of(tensor: Tensor, depth: int) -> Span:
+    found = _span(tensor, depth) if depth else None
     if found is None:
         shape = (1,) * len(tensor.known)
-        most = np.full(shape, 1.0 if tensor.dtype == onnx.TensorProto.BOOL else bound(b, tensor))
+        most = np.full(shape, 1.0 if tensor.dtype == onnx.TensorProto.BOOL else bound(tensor))
         found = (np.zeros(shape) if tensor.dtype == onnx.TensorProto.BOOL else -most), most
     return found
 
 
-def _span(b: Builder, tensor: Tensor, depth: int) -> Span | None:
+def _span(tensor: Tensor, depth: int) -> Span | None:
     if tensor.const:
         array = tensor.array
         if array.dtype == object or array.size > LIMIT:
             return None
         return array.astype(np.float64), array.astype(np.float64)
-    node = _made(b, tensor)
+    node = tensor.node
     if node is None or not is_standard(node.proto):
         return None
     op, rank = node.proto.op_type, len(tensor.known)
     inputs = [t for t in node.inputs if t is not None]
     if op == "Where":
-        spans = [tuple(_lead(side, rank) for side in span(b, t, depth - 1)) for t in inputs]
+        spans = [tuple(_lead(side, rank) for side in span(t, depth - 1)) for t in inputs]
         (surely, may), (low_x, high_x), (low_y, high_y) = spans
         low = np.where(surely == 1, low_x, np.where(may == 0, low_y, np.minimum(low_x, low_y)))
         return low, np.where(surely == 1, high_x, np.where(may == 0, high_y, np.maximum(high_x, high_y)))
     if op == "Not":
-        low, high = span(b, inputs[0], depth - 1)
+        low, high = span(inputs[0], depth - 1)
         return 1 - high, 1 - low
     if op == "Concat" and all(isinstance(t.known[_axis(node)], int) for t in inputs):
-        spans = [span(b, t, depth - 1) for t in inputs]
+        spans = [span(t, depth - 1) for t in inputs]
         return tuple(_side_by_side([s[i] for s in spans], inputs, _axis(node)) for i in (0, 1))  # type: ignore
     if row(op).function in COMBINED and len(inputs) == 2:
-        (low_x, high_x), (low_y, high_y) = (tuple(_lead(s, rank) for s in span(b, t, depth - 1)) for t in inputs)
+        (low_x, high_x), (low_y, high_y) = (tuple(_lead(s, rank) for s in span(t, depth - 1)) for t in inputs)
         return COMBINED[row(op).function](low_x, high_x, low_y, high_y)
     if op == "Neg":
-        low, high = span(b, inputs[0], depth - 1)
+        low, high = span(inputs[0], depth - 1)
         return -high, -low
     if op == "Identity":
-        return span(b, inputs[0], depth - 1)
+        return span(inputs[0], depth - 1)
     if op == "Expand":
-        low, high = span(b, inputs[0], depth - 1)
+        low, high = span(inputs[0], depth - 1)
         return _lead(low, rank), _lead(high, rank)
     if op == "Cast":
-        return _cast(span(b, inputs[0], depth - 1), inputs[0].dtype, tensor.dtype)
+        return _cast(span(inputs[0], depth - 1), inputs[0].dtype, tensor.dtype)
     if op == "Reshape":
-        sides = [_regrouped(side, inputs[0], tensor) for side in span(b, inputs[0], depth - 1)]
+        sides = [_regrouped(side, inputs[0], tensor) for side in span(inputs[0], depth - 1)]
         return (sides[0], sides[1]) if sides[0] is not None and sides[1] is not None else None
     if op in having(Fact.MOVES) - having(Fact.FILLS):
-        low, high = span(b, inputs[0], depth - 1)
+        low, high = span(inputs[0], depth - 1)
         if low.size == 1 and high.size == 1:
             return low.reshape((1,) * rank), high.reshape((1,) * rank)
         moved = [_moved(node, inputs, side) for side in (low, high)]
@@ -152,10 +150,6 @@ def _side_by_side(sides: list[np.ndarray], inputs: list[Tensor], axis: int) -> n
         assert isinstance(size, int)
         wide.append(np.broadcast_to(side, [*shape[:axis], size, *shape[axis + 1 :]]))
     return np.concatenate(wide, axis=axis)
-
-
-def _made(b: Builder, tensor: Tensor) -> Node | None:
-    return b.nodes[tensor.node] if tensor.node is not None else None
 
 
 def _lead(array: np.ndarray, rank: int) -> np.ndarray:

@@ -12,7 +12,6 @@ import math
 import numpy as np
 
 from mari_onnx.engine.analysis.norm_patterns import NORMALIZED, largest
-from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Node, Tensor
 from mari_onnx.model.dims import Size, divide, product
 from mari_onnx.model.nodes import attribute, is_standard
@@ -25,33 +24,33 @@ STEPS = 4000
 NORMS, KEEP, ADDS = having(Fact.NORM), having(Fact.NO_LARGER), having(Fact.ADDS)
 
 
-def bound(b: Builder, tensor: Tensor) -> float:
+def bound(tensor: Tensor) -> float:
     """An upper bound of the elements' absolute values; infinity where none is known."""
-    known = b.bounds
     stack = [tensor]
     steps = 0
     while stack:
         top = stack[-1]
-        if top.name in known:
+        if top.bound is not None:
             stack.pop()
             continue
         steps += 1
         if steps > STEPS:
             return math.inf
         if top.const:
-            known[top.name] = largest(top)
+            top.bound = largest(top)
         elif top.node is None:
-            known[top.name] = math.inf
+            top.bound = math.inf
         else:
-            node = b.nodes[top.node]
-            needed = [t for t in _operands(node) if t.name not in known]
+            node = top.node
+            needed = [t for t in _operands(node) if t.bound is None]
             if needed:
                 stack += needed
                 continue
             first = top is node.outputs[0] or node.proto.op_type == "Split"  # a mean, a spread and a mask are unlike it
-            known[top.name] = min(_node(node, known), *(t(b, node, known) for t in NORMALIZED)) if first else math.inf
+            top.bound = min(_node(node), *(f(node) for f in NORMALIZED)) if first else math.inf
         stack.pop()
-    return known[tensor.name]
+    assert tensor.bound is not None
+    return tensor.bound
 
 
 def _operands(node: Node) -> list[Tensor]:
@@ -66,14 +65,14 @@ def _operands(node: Node) -> list[Tensor]:
     return inputs[1:] if op == "Where" else inputs
 
 
-def _node(node: Node, known: dict[str, float]) -> float:
+def _node(node: Node) -> float:
     op = node.proto.op_type
     inputs = [t for t in node.inputs if t is not None]
     if not is_standard(node.proto):
         return math.inf
     if row(op).bound < math.inf:
         return row(op).bound
-    values = [known.get(t.name, math.inf) for t in inputs]
+    values = [math.inf if t.bound is None else t.bound for t in inputs]
     if op in KEEP:
         return values[0]
     if op == "LeakyRelu":

@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Node, Tensor
 from mari_onnx.model.dims import Size, product
 from mari_onnx.model.nodes import attribute, attributes, is_standard
@@ -22,7 +21,7 @@ from mari_onnx.model.ops import Fact, having
 VIEWS, UNIT_DIMS = having(Fact.VIEW), having(Fact.UNIT_DIMS)
 
 
-def normalized(b: Builder, node: Node, _: dict[str, float]) -> float:
+def normalized(node: Node) -> float:
     """sqrt(D) for ``x / sqrt(mean(x^2) + eps)``, however it is written; infinity for anything else."""
     if node.proto.op_type not in having(Fact.MULTIPLIES):
         return math.inf
@@ -32,10 +31,10 @@ def normalized(b: Builder, node: Node, _: dict[str, float]) -> float:
             continue
         tensor: Tensor | None = scale
         if node.proto.op_type == "Mul":
-            tensor = _through(b, tensor, "Reciprocal")
-        tensor = _through(b, tensor, "Sqrt")
-        mean = _through(b, tensor, "Add") if _adds_positive(b, tensor) else None
-        square = _source(b, _through(b, mean, "ReduceMean"))
+            tensor = _through(tensor, "Reciprocal")
+        tensor = _through(tensor, "Sqrt")
+        mean = _through(tensor, "Add") if _adds_positive(tensor) else None
+        square = _source(_through(mean, "ReduceMean"))
         if mean is None or square is None or x.shape is None:
             continue
         op, inputs = square.proto.op_type, square.inputs
@@ -47,7 +46,7 @@ def normalized(b: Builder, node: Node, _: dict[str, float]) -> float:
     return math.inf
 
 
-def standardized(b: Builder, node: Node, known: dict[str, float]) -> float:
+def standardized(node: Node) -> float:
     """sqrt(D) |g| + |c| for ``x k + (c - m k)``, k = g / sqrt(mean((x - m)^2) + eps), as TensorFlow normalizes.
 
     What the two products lose to rounding grows with x, which therefore must be bounded itself.
@@ -55,23 +54,23 @@ def standardized(b: Builder, node: Node, known: dict[str, float]) -> float:
     if node.proto.op_type != "Add" or len(node.inputs) != 2:
         return math.inf
     for left, right in (node.inputs, node.inputs[::-1]):
-        scaled, rest = _inputs(b, left, "Mul"), _inputs(b, right, "Sub")
+        scaled, rest = _inputs(left, "Mul"), _inputs(right, "Sub")
         if not scaled or not rest or not rest[0].const:
             continue
-        shift = _inputs(b, rest[1], "Mul")
+        shift = _inputs(rest[1], "Mul")
         for (x, k), (m, again) in itertools.product(_both(scaled), _both(shift)):
-            gain = next(((r, g) for r, g in _both(_inputs(b, k, "Mul")) if g.const), None)
-            if k is not again or gain is None or known.get(x.name, math.inf) == math.inf:
+            gain = next(((r, g) for r, g in _both(_inputs(k, "Mul")) if g.const), None)
+            if k is not again or gain is None or x.bound is None or x.bound == math.inf:
                 continue
-            (root,) = _inputs(b, gain[0], "Reciprocal", _slim) or (None,)
-            (sum_,) = _inputs(b, root, "Sqrt", _slim) or (None,)
-            spread, epsilon = _inputs(b, sum_, "Add", _slim) or (None, None)
-            spread = _slim(b, spread) if spread is not None else None
-            square = _inputs(b, spread, "ReduceMean")
-            factors = _inputs(b, square[0], "Mul") if square else ()
+            (root,) = _inputs(gain[0], "Reciprocal", _slim) or (None,)
+            (sum_,) = _inputs(root, "Sqrt", _slim) or (None,)
+            spread, epsilon = _inputs(sum_, "Add", _slim) or (None, None)
+            spread = _slim(spread) if spread is not None else None
+            square = _inputs(spread, "ReduceMean")
+            factors = _inputs(square[0], "Mul") if square else ()
             if not factors or factors[0] is not factors[1] or epsilon is None or not epsilon.const:
                 continue
-            of, mean, least = _inputs(b, factors[0], "Sub"), _inputs(b, m, "ReduceMean"), float(np.min(epsilon.array))
+            of, mean, least = _inputs(factors[0], "Sub"), _inputs(m, "ReduceMean"), float(np.min(epsilon.array))
             if len(of) != 2 or of[0] is not x or of[1] is not m or not mean or mean[0] is not x or least <= 0:
                 continue
             assert spread is not None
@@ -80,12 +79,12 @@ def standardized(b: Builder, node: Node, known: dict[str, float]) -> float:
                 continue
             if product(spread.known) * width != product(x.known) or _behind(gain[0]) != _behind(spread):
                 continue
-            lost = 1e-5 * known[x.name] / math.sqrt(least)
+            lost = 1e-5 * x.bound / math.sqrt(least)
             return (math.sqrt(width) + lost) * largest(gain[1]) + largest(rest[0])
     return math.inf
 
 
-def standardized_rows(b: Builder, node: Node, known: dict[str, float]) -> float:
+def standardized_rows(node: Node) -> float:
     """sqrt(D) |g| + |c| for BatchNormalization of [1, R, D, 1] whose mean and variance are those of its own R rows.
 
     As for `standardized`, x must be bounded.
@@ -101,25 +100,25 @@ def standardized_rows(b: Builder, node: Node, known: dict[str, float]) -> float:
     width = product(x.known[2:])
     if given.get("training_mode", 0) or x.known[0] != 1 or not isinstance(width, int) or epsilon <= 0:
         return math.inf
-    rows = _reduced_rows(b, mean, "ReduceMean", width)
-    squares = _divided(b, variance, width)
-    deviations = _reduced_rows(b, squares, "ReduceSum", width) if squares is not None else None
-    product_ = _made(b, deviations, "Mul")
-    deviation = _made(b, product_.inputs[0], "Sub") if product_ is not None else None
+    rows = _reduced_rows(mean, "ReduceMean", width)
+    squares = _divided(variance, width)
+    deviations = _reduced_rows(squares, "ReduceSum", width) if squares is not None else None
+    product_ = _made(deviations, "Mul")
+    deviation = _made(product_.inputs[0], "Sub") if product_ is not None else None
     if rows is None or product_ is None or deviation is None or product_.inputs[0] is not product_.inputs[1]:
         return math.inf
     taken, away = deviation.inputs
-    if _flat(b, rows) is not _flat(b, x) or taken is not rows or _flat(b, away) is not _flat(b, mean):
+    if _flat(rows) is not _flat(x) or taken is not rows or _flat(away) is not _flat(mean):
         return math.inf
     if away is None or away.known[-1] != 1 or len(away.known) != len(rows.known):
         return math.inf
-    lost = 1e-5 * known.get(x.name, math.inf) / math.sqrt(epsilon)
-    return (math.sqrt(width) + lost) * known.get(gain.name, math.inf) + known.get(shift.name, math.inf)
+    most, scale, offset = (math.inf if t.bound is None else t.bound for t in (x, gain, shift))
+    return (math.sqrt(width) + 1e-5 * most / math.sqrt(epsilon)) * scale + offset
 
 
-def _reduced_rows(b: Builder, tensor: Tensor | None, op: str, width: int) -> Tensor | None:
+def _reduced_rows(tensor: Tensor | None, op: str, width: int) -> Tensor | None:
     """What a reduction over the last ``width`` elements was taken of, however its result is shaped now."""
-    node = _made(b, tensor, op)
+    node = _made(tensor, op)
     x = node.inputs[0] if node is not None else None
     if node is None or x is None or x.shape is None or not x.known or x.known[-1] != width:
         return None
@@ -132,26 +131,26 @@ def _reduced_rows(b: Builder, tensor: Tensor | None, op: str, width: int) -> Ten
     return x if {i for i in over if x.known[i] != 1} == {len(x.known) - 1} and width > 1 else None
 
 
-def _divided(b: Builder, tensor: Tensor | None, width: int) -> Tensor | None:
+def _divided(tensor: Tensor | None, width: int) -> Tensor | None:
     """The tensor of which another is a ``width``-th."""
-    node = _made(b, tensor, "Div")
+    node = _made(tensor, "Div")
     if node is None or node.inputs[1] is None or not node.inputs[1].const:
         return None
     divisor = node.inputs[1].array
     return node.inputs[0] if divisor.size and bool(np.all(divisor == width)) else None
 
 
-def _made(b: Builder, tensor: Tensor | None, op: str) -> Node | None:
+def _made(tensor: Tensor | None, op: str) -> Node | None:
     """The node of this operator that made a tensor, before it was given its shape."""
-    tensor = _flat(b, tensor)
-    node = b.nodes[tensor.node] if tensor is not None and tensor.node is not None else None
+    tensor = _flat(tensor)
+    node = tensor.node if tensor is not None else None
     return node if node is not None and node.proto.op_type == op and is_standard(node.proto) else None
 
 
-def _flat(b: Builder, tensor: Tensor | None) -> Tensor | None:
+def _flat(tensor: Tensor | None) -> Tensor | None:
     """The tensor before its elements, which stay in order, were given another shape."""
     while tensor is not None and tensor.node is not None:
-        node = b.nodes[tensor.node]
+        node = tensor.node
         if node.proto.op_type not in VIEWS or not is_standard(node.proto):
             break
         tensor = node.inputs[0]
@@ -168,21 +167,21 @@ def largest(tensor: Tensor) -> float:
 
 
 def _inputs(
-    b: Builder, tensor: Tensor | None, op: str, strip: Callable[[Builder, Tensor], Tensor] | None = None
+    tensor: Tensor | None, op: str, strip: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[Tensor, ...]:
     """The operands of a tensor that this operator made, as `_bare` (or ``strip``) gives them; nothing for any other."""
     strip = strip or _bare
-    tensor = strip(b, tensor) if tensor is not None else None
-    node = b.nodes[tensor.node] if tensor is not None and tensor.node is not None else None
+    tensor = strip(tensor) if tensor is not None else None
+    node = tensor.node if tensor is not None else None
     if node is None or node.proto.op_type != op:
         return ()
-    return tuple(_bare(b, t) for t in node.inputs if t is not None)
+    return tuple(_bare(t) for t in node.inputs if t is not None)
 
 
-def _bare(b: Builder, tensor: Tensor) -> Tensor:
+def _bare(tensor: Tensor) -> Tensor:
     """The tensor before a dimension of 1 in front went or came, which broadcasting does not see."""
     while tensor.node is not None:
-        node = b.nodes[tensor.node]
+        node = tensor.node
         if node.proto.op_type not in UNIT_DIMS or len(node.inputs) < 2 or node.inputs[0] is None:
             break
         axes = node.inputs[1]
@@ -192,10 +191,10 @@ def _bare(b: Builder, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _slim(b: Builder, tensor: Tensor) -> Tensor:
+def _slim(tensor: Tensor) -> Tensor:
     """The tensor before any dimensions of 1 went or came: where these are is for the caller to compare."""
     while tensor.node is not None:
-        node = b.nodes[tensor.node]
+        node = tensor.node
         before = node.inputs[0] if node.inputs else None
         if node.proto.op_type not in VIEWS or before is None:
             break
@@ -217,16 +216,16 @@ def _both(pair: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]:
     return [(pair[0], pair[1]), (pair[1], pair[0])] if len(pair) == 2 else []
 
 
-def _adds_positive(b: Builder, tensor: Tensor | None) -> bool:
+def _adds_positive(tensor: Tensor | None) -> bool:
     """Whether a tensor is another plus a constant that is not negative: the epsilon under the root."""
-    node = _source(b, tensor)
+    node = _source(tensor)
     constants = [t for t in node.inputs if t is not None and t.const] if node is not None else []
     return len(constants) == 1 and bool(np.all(constants[0].array >= 0))
 
 
-def _through(b: Builder, tensor: Tensor | None, op: str) -> Tensor | None:
+def _through(tensor: Tensor | None, op: str) -> Tensor | None:
     """The input of the operator that made a tensor; of an Add the one that is not a constant."""
-    node = _source(b, tensor)
+    node = _source(tensor)
     if node is not None and op == "Reciprocal" and node.proto.op_type == "Div" and _scalar(node.inputs[0]) == 1:
         return node.inputs[1]
     if node is None or node.proto.op_type != op:
@@ -235,10 +234,10 @@ def _through(b: Builder, tensor: Tensor | None, op: str) -> Tensor | None:
     return inputs[0] if inputs else None
 
 
-def _source(b: Builder, tensor: Tensor | None) -> Node | None:
+def _source(tensor: Tensor | None) -> Node | None:
     """The node that computed a tensor, behind dimensions of 1 that come and go."""
     while tensor is not None and tensor.node is not None:
-        node = b.nodes[tensor.node]
+        node = tensor.node
         if node.proto.op_type not in UNIT_DIMS:
             return node
         tensor = node.inputs[0]

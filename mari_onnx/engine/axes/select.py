@@ -86,7 +86,7 @@ def pull(b: Builder, t: Tensor, dim: int, at: Sequence[int], depth: int) -> Tens
         return emit.pick(b, t, dim, at)
     if t.node is None or depth == 0:
         return None
-    node = b.nodes[t.node]
+    node = t.node
     op, rank = node.proto.op_type, len(t.known)
     if op == "MatMul" and dim == rank - 1:
         x, w = node.inputs

@@ -45,16 +45,13 @@ class Builder:
         """What a dimension of an input, other than the candidates', is at least."""
         self.notes: list[str] = []
         """Why the rule at work left something as it is, though it did not decline."""
-        # the largest absolute value of tensors (see `analysis.magnitude`, `analysis.intervals`), and
-        # what a tensor is a reshape, a transposition, a range or a choice of: chains of these become one node
-        self.bounds: dict[str, float] = {}
-        self.spans: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
         # whether tensors are computed from float inputs (see `finite`)
         self.given: dict[str, bool] = {}
         self.carried = False
         """Whether a NaN of an input stays one up to the outputs."""
         # why sums are not opened (see `cancellation`)
         self.closed: dict[str, str] = {}
+        # what a tensor is a reshape, a transposition, a range or a choice of: chains of these become one node
         self.reshaped: dict[str, Tensor] = {}
         self.transposed: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
         self.cuts: dict[str, tuple[Tensor, int, int]] = {}
@@ -208,15 +205,15 @@ class Builder:
     ) -> list[Tensor]:
         deps: frozenset[str] = frozenset().union(*(t.deps for t in [*inputs, *captured] if t))
         had = list(proto.output) if any(proto.output) else [self.label] * len(dtypes)
-        outs = []
+        node = Node(proto, list(inputs), [], self.origin, list(captured), len(self.nodes))
         for i, (dtype, shape) in enumerate(zip(dtypes, shapes, strict=True)):
             name = self.unique(f"{self.label}/{proto.op_type}") if had[i] else ""
-            outs.append(Tensor(name, dtype, shape, deps, node=len(self.nodes)))
+            node.outputs.append(Tensor(name, dtype, shape, deps, node=node))
         del proto.output[:]
-        proto.output.extend(t.name for t in outs)
+        proto.output.extend(t.name for t in node.outputs)
         proto.name = proto.name or self._node_name(proto.op_type)
-        self.nodes.append(Node(proto, list(inputs), outs, self.origin, list(captured)))
-        return outs
+        self.nodes.append(node)
+        return node.outputs
 
     def _fold(self, proto: NodeProto, inputs: Sequence[Tensor | None], dtype: int) -> Tensor | None:
         """The constant that a node on constants computes, where that is small enough and deterministic."""

@@ -147,7 +147,7 @@ def split(b: Builder, t: Tensor, axis: int, sizes: Sequence[int]) -> list[Tensor
 
 def pieces(b: Builder, t: Tensor, axis: int, sizes: Sequence[int]) -> list[list[Tensor]]:
     """Consecutive parts along an axis, each as tensors to be put together: before they were repeated or joined."""
-    node = b.nodes[t.node] if t.node is not None and len(sizes) > 1 else None
+    node = t.node if t.node is not None and len(sizes) > 1 else None
     x = node.inputs[0] if node is not None else None
     repeated = node is not None and x is not None and node.proto.op_type == "Expand" and len(x.known) == len(t.known)
     if repeated and x is not None and x.known[axis] == t.known[axis]:

@@ -67,9 +67,15 @@ class Alternatives:
 
 
 class Tensor:
-    """A tensor of the new graph. source: the source tensor whose name it has."""
+    """A tensor of the new graph, or of the source as `engine.lookahead` reads it.
 
-    __slots__ = ("_array", "_proto", "alternatives", "deps", "dtype", "name", "node", "shape", "source")
+    node: what computes it; None for inputs and constants. source: the source tensor whose name it has.
+    bound, spans: what `engine.analysis` has found out about its elements.
+    """
+
+    __slots__ = (
+        "_array", "_proto", "alternatives", "bound", "deps", "dtype", "name", "node", "shape", "source", "spans",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -77,7 +83,7 @@ class Tensor:
         dtype: int,
         shape: tuple[Size, ...] | None,
         deps: frozenset[str],
-        node: int | None = None,
+        node: Node | None = None,
         array: np.ndarray | None = None,
         proto: TensorProto | None = None,
     ):
@@ -85,6 +91,8 @@ class Tensor:
         self._array, self._proto = array, proto
         self.alternatives = WRITTEN
         self.source: str | None = None
+        self.bound: float | None = None
+        self.spans: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     @property
     def const(self) -> bool:
@@ -116,9 +124,9 @@ class Tensor:
         return f"{self.name}{list(self.shape) if self.shape is not None else '?'}"
 
 
-@dataclass
+@dataclass(eq=False)
 class Node:
-    """A node of the new graph."""
+    """A node of the new graph, or of the source. index: its place in the order in which the Builder wrote them."""
 
     proto: NodeProto
     inputs: list[Tensor | None]
@@ -127,6 +135,7 @@ class Node:
     """The source node whose rule wrote this one."""
     captured: list[Tensor]
     """Tensors that subgraphs read."""
+    index: int = -1
 
 
 @dataclass(frozen=True)

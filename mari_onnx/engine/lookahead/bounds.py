@@ -1,4 +1,4 @@
-"""Bounds of a source's own tensors: `bounds`, asked of the source as if it were written by a Builder."""
+"""A source's own nodes and tensors as those of the new graph, so that `analysis.magnitude` can be asked about them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import onnx
 from onnx import NodeProto, TensorProto, helper
 
 from mari_onnx.engine.analysis.magnitude import bound
-from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Node, Tensor
 from mari_onnx.engine.lookahead.mask_tables import TRIPS, Tables
 from mari_onnx.engine.lookahead.shapes import Shape
@@ -20,7 +19,7 @@ from mari_onnx.model.nodes import attribute, attributes
 
 
 class Sourced:
-    """The nodes of a source as a Builder's. here, other: shapes at two numbers of candidates."""
+    """The tensors of a source, with their nodes. here, other: shapes at two numbers of candidates."""
 
     def __init__(
         self,
@@ -30,7 +29,6 @@ class Sourced:
         other: Mapping[str, Shape],
         tables: Tables,
     ):
-        self.b = Builder(tables.opset)
         self.made = {name: node for node in nodes for name in node.output if name}
         self.spans: dict[tuple[str, int], Any] = {}
         """What `masked_rows` found of tensors, at a depth."""
@@ -47,7 +45,7 @@ class Sourced:
         """An upper bound of the absolute values; infinity where none is known."""
         tensor = self._tensors.get(name)
         try:
-            return bound(self.b, tensor) if tensor is not None else math.inf
+            return bound(tensor) if tensor is not None else math.inf
         except TRIPS:
             return math.inf
 
@@ -56,7 +54,7 @@ class Sourced:
         table = self._tables.known.get(tensor.name)
         if table is not None and table.slots and table.arrays[0].dtype.kind in "fb":
             most = [float(np.max(np.abs(a.astype(np.float64)), initial=0)) for a in table.arrays]
-            self.b.bounds[tensor.name] = max(most)
+            tensor.bound = max(most)
         return tensor
 
     def _shape(self, name: str) -> tuple[Size, ...] | None:
@@ -89,13 +87,10 @@ class Sourced:
         self._put(proto, [self._tensor(x) if x else None for x in node.input])
 
     def _put(self, proto: NodeProto, inputs: list[Tensor | None]) -> None:
-        at = len(self.b.nodes)
-        outputs = [
-            self._add(Tensor(name, TensorProto.UNDEFINED, self._shape(name), frozenset(), node=at))
-            for name in proto.output
-            if name
-        ]
-        self.b.nodes.append(Node(proto, inputs, outputs, "", []))
+        node = Node(proto, inputs, [], "", [])
+        for name in filter(None, proto.output):
+            made = Tensor(name, TensorProto.UNDEFINED, self._shape(name), frozenset(), node)
+            node.outputs.append(self._add(made))
 
     def _gemm(self, node: NodeProto) -> None:
         """A product and a sum, where B is a constant."""

@@ -7,25 +7,22 @@ from collections.abc import Mapping, Sequence
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Node, Tensor
 from mari_onnx.model.dims import Size
 from mari_onnx.model.nodes import is_standard
 from mari_onnx.model.tensors import FLOATS
 
 
-def live(b: Builder, outputs: Sequence[Tensor]) -> list[Node]:
+def live(outputs: Sequence[Tensor]) -> list[Node]:
     """The nodes that outputs need, in order."""
-    seen: set[int] = set()
+    seen: set[Node] = set()
     stack = [t.node for t in outputs if t.node is not None]
     while stack:
-        index = stack.pop()
-        if index in seen:
-            continue
-        seen.add(index)
-        node = b.nodes[index]
-        stack += [t.node for t in [*node.inputs, *node.captured] if t is not None and t.node is not None]
-    return [b.nodes[i] for i in sorted(seen)]
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            stack += [t.node for t in [*node.inputs, *node.captured] if t is not None and t.node is not None]
+    return sorted(seen, key=lambda node: node.index)
 
 
 def fuse_gemm(nodes: list[Node], outputs: Sequence[Tensor], target: str) -> list[Node]:

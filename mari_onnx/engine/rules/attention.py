@@ -232,7 +232,7 @@ def _masked(ctx: Context, step: Steps, scores: Value, keys: Size, past: Size) ->
     known = constant(b, top)
     if known is not None and not np.isneginf(known.astype(np.float64)).any():
         return scores, None
-    if isinstance(top.body, Leaf) and np.all(span(b, top.body.tensor)[0] > -np.inf):
+    if isinstance(top.body, Leaf) and np.all(span(top.body.tensor)[0] > -np.inf):
         return scores, None
     return scores, step("Equal", top, low)
 

@@ -17,7 +17,7 @@ from onnx import AttributeProto, FunctionProto, NodeProto, TypeProto
 
 from mari_onnx.engine.cost.flops import node_cost
 from mari_onnx.engine.ir.builder import Builder
-from mari_onnx.engine.ir.value import Cat, Decline, Value, axes_of, is_const, leaves
+from mari_onnx.engine.ir.value import Cat, Decline, Node, Value, axes_of, is_const, leaves
 from mari_onnx.engine.rule import Context
 from mari_onnx.model.dims import Size
 from mari_onnx.model.nodes import attribute_graphs, domain, operator, rename_captures
@@ -161,14 +161,13 @@ def _substitute(node: NodeProto, given: dict[str, AttributeProto]) -> None:
 def _written(b: Builder, outputs: Sequence[Value | None], before: int) -> float:
     """Estimated time of the nodes that were written for the outputs."""
     todo = [leaf.tensor for value in outputs if value is not None for leaf in leaves(value.body)]
-    met: set[int] = set()
+    met: set[Node] = set()
     total = 0.0
     while todo:
-        index = todo.pop().node
-        if index is None or index < before or index in met:
+        node = todo.pop().node
+        if node is None or node.index < before or node in met:
             continue
-        met.add(index)
-        node = b.nodes[index]
+        met.add(node)
         shapes = [None if t is None else t.shape for t in node.inputs]
         total += _price(b, node.proto, shapes, [t.shape for t in node.outputs])
         todo += [t for t in [*node.inputs, *node.captured] if t is not None]

@@ -64,7 +64,7 @@ def _copy(ctx: Context, leaves: list[Leaf], order: list[Axis], dtype: int) -> Le
     if op == "Neg" and dtype == TensorProto.FLOAT:
         return with_form(leaf, Prod((leaves[0], Leaf(ctx.b.const(-1, dtype), ()))))
     if op == "Sum" and len(leaves) > 1:
-        return leaf if cancels(ctx.b, leaves) else with_form(leaf, Sum(tuple(leaves)))
+        return leaf if cancels(leaves) else with_form(leaf, Sum(tuple(leaves)))
     if op == "Pow" and leaves[1].tensor.scalar == 2:
         return with_form(leaf, Prod((leaves[0], leaves[0])))
     return leaf

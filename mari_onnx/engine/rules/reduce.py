@@ -80,7 +80,7 @@ def sums(ctx: Context) -> list[Value]:
 def _finite(b: Builder, leaf: Leaf) -> Leaf:
     """0 in place of an infinite maximum: of a row that is -inf throughout the logarithm of the sum is -inf."""
     t = leaf.tensor
-    if bound(b, t) < math.inf:
+    if bound(t) < math.inf:
         return leaf
     itself = emit.binary(b, "Equal", emit.binary(b, "Sub", t, t), b.const(0, t.dtype))
     out = b.emit("Where", [itself, t, b.const(0, t.dtype)], t.shape, t.dtype)

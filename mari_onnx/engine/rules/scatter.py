@@ -89,7 +89,7 @@ def _span(ctx: Context, leaf: Leaf, size: Size) -> Span:
         if not at or isinstance(size, Dim) or len(set(at)) != len(at):
             raise Decline("ScatterND writes along a dynamic axis, or a position twice")
         return at
-    node = ctx.b.nodes[t.node] if t.node is not None else None
+    node = t.node
     if node is None or node.proto.op_type != "Range" or not ctx.b.same(t.known[0], size):
         raise Decline("ScatterND has coordinates that are computed from data")
     first, step = node.inputs[0], node.inputs[2]

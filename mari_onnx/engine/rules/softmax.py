@@ -169,7 +169,7 @@ def _pays(b: Builder, row: Cat, floor: float) -> bool:
         return False
     if not rest:
         return True
-    each = b.time.masked if any(_masked(b, leaf.tensor) for leaf in leaves(row)) else b.time.element_of("Softmax")
+    each = b.time.masked if any(_masked(leaf.tensor) for leaf in leaves(row)) else b.time.element_of("Softmax")
     return b.time.spread * (2 * WIDTH + rest) < (each + b.time.element / 2) * (own + rest)
 
 
@@ -191,7 +191,7 @@ def _plain(b: Builder, leaf: Leaf, k: Axis) -> Leaf:
 def _share(b: Builder, leaf: Leaf, size: int) -> Leaf:
     """1 / size: the weights of a row whose scores are all one number, and NaN where that is not finite."""
     share = b.const(1.0 / size, leaf.tensor.dtype)
-    if math.isfinite(bound(b, leaf.tensor)):
+    if math.isfinite(bound(leaf.tensor)):
         return Leaf(share, ())
     one = emit.unary(b, "Exp", emit.binary(b, "Sub", leaf.tensor, leaf.tensor))
     return Leaf(one if size == 1 else emit.binary(b, "Mul", one, share), leaf.axes)
@@ -231,7 +231,7 @@ def _weightless(b: Builder, cat: Cat, floor: float) -> tuple[Axis | None, list[P
             highs.append((np.asarray(np.inf), ()))
             lows.append((np.asarray(-np.inf), ()))
             continue
-        low, high = span(b, part.body.tensor)
+        low, high = span(part.body.tensor)
         highs.append(_over(high, part))
         lows.append(_over(low, part))
     rows = {a for array, axes in [*highs, *lows] for a, size in zip(axes, array.shape, strict=True) if size > 1}
@@ -319,14 +319,14 @@ def _live(b: Builder, cat: Cat, weightless: tuple[bool, ...], order: list[Axis],
         ]
         form = _blocks(b, Cat(part.axis, tuple(laid), True), [part.axis if a is cat.axis else a for a in order])
         if form is not None:
-            masked = any(_masked(b, leaf.tensor) for leaf in leaves(cat))
+            masked = any(_masked(leaf.tensor) for leaf in leaves(cat))
             whole = with_form(whole, form, b.time.masked if masked else None)
     if part.positions == tuple(range(len(part.positions))):
         return rename(whole, {part.axis: cat.axis})
     return Cat(cat.axis, (part.with_body(whole),), True)
 
 
-def _masked(b: Builder, tensor: Tensor) -> bool:
+def _masked(tensor: Tensor) -> bool:
     """Whether a mask of large negative constants was put on the scores shortly before."""
     stack, seen = [(tensor, 4)], 0
     while stack and seen < 40:
@@ -337,7 +337,7 @@ def _masked(b: Builder, tensor: Tensor) -> bool:
             if array.dtype.kind == "f" and array.size and array.min() < -EXP_RANGE:
                 return True
         elif top.node is not None and depth:
-            stack += [(t, depth - 1) for t in b.nodes[top.node].inputs if t is not None]
+            stack += [(t, depth - 1) for t in top.node.inputs if t is not None]
     return False
 
 

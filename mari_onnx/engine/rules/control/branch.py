@@ -160,6 +160,7 @@ def _write(
     proto: NodeProto = helper.make_node(
         "If", [condition.name], [t.name for t in outs], b._node_name("If"), then_branch=graphs[0], else_branch=graphs[1]
     )
+    node = Node(proto, [condition], outs, b.origin, list(captured.values()), len(b.nodes))
     for out in outs:
-        out.node = len(b.nodes)
-    b.nodes.append(Node(proto, [condition], list(outs), b.origin, list(captured.values())))
+        out.node = node
+    b.nodes.append(node)

@@ -91,7 +91,7 @@ def _map(body: Body, graph: GraphProto, limit: Size | None) -> list[Value]:
     for k, (before, after) in enumerate(zip(entered, results[1 : 1 + len(states)], strict=True)):
         given = ctx.inputs[k + 2]
         assert given is not None
-        if after.items is not None and is_empty(b, given):
+        if after.items is not None and is_empty(given):
             outputs.append(_sequence(b, body.stacked(after.items)))
         elif before is given and after is given:
             outputs.append(given)

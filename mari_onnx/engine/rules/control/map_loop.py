@@ -364,7 +364,7 @@ class Body:
     # ---- results
     def inserted(self, sequence: Value, element: Value) -> Value:
         """The sequence with one element per iteration. Refuses a sequence that is not empty before."""
-        if sequence.items is not None or not is_empty(self.b, sequence):
+        if sequence.items is not None or not is_empty(sequence):
             raise Decline("the Loop inserts into a sequence more than once")
         return replace(sequence, items=element)
 
@@ -403,15 +403,15 @@ class Body:
                 return True
             if top.node is not None and top.node not in seen:
                 seen.add(top.node)
-                node = self.b.nodes[top.node]
+                node = top.node
                 stack += [t for t in [*node.inputs, *node.captured] if t is not None]
         return False
 
 
-def is_empty(b: Builder, value: Value) -> bool:
+def is_empty(value: Value) -> bool:
     """Whether a sequence is known to have no elements."""
     tensor = value.body.tensor if isinstance(value.body, Leaf) else None
-    return tensor is not None and tensor.node is not None and b.nodes[tensor.node].proto.op_type == "SequenceEmpty"
+    return tensor is not None and tensor.node is not None and tensor.node.proto.op_type == "SequenceEmpty"
 
 
 def alike(b: Builder, x: Value, y: Value) -> bool:
@@ -422,13 +422,13 @@ def alike(b: Builder, x: Value, y: Value) -> bool:
         return False
     if x.body.tensor is y.body.tensor:
         return True
-    div, mean = _maker(b, x.body.tensor), _maker(b, y.body.tensor)
+    div, mean = _maker(x.body.tensor), _maker(y.body.tensor)
     if div is None or mean is None or div.proto.op_type != "Div" or mean.proto.op_type != "ReduceMean":
         return False
     total, by = div.inputs
     assert total is not None
     assert by is not None
-    source = _maker(b, total)
+    source = _maker(total)
     if source is None or source.proto.op_type != "ReduceSum" or mean.inputs[0] is not source.inputs[0]:
         return False
     left, terms = product(source.outputs[0].known), product(mean.inputs[0].known)  # type: ignore[union-attr]
@@ -436,11 +436,11 @@ def alike(b: Builder, x: Value, y: Value) -> bool:
     return left == product(y.body.tensor.known) and number is not None and _is_size(b, by, number)
 
 
-def _maker(b: Builder, tensor: Tensor) -> Node | None:
+def _maker(tensor: Tensor) -> Node | None:
     """The node that made a tensor, but for moves."""
-    node = b.nodes[tensor.node] if tensor.node is not None else None
+    node = tensor.node
     while node is not None and node.proto.op_type in VIEWS and node.inputs[0] is not None:
-        node = b.nodes[node.inputs[0].node] if node.inputs[0].node is not None else None
+        node = node.inputs[0].node
     return node
 
 
@@ -450,7 +450,7 @@ def _is_size(b: Builder, tensor: Tensor, size: Size) -> bool:
         return bool(tensor.scalar == size)
     want = b.size(size)
     while tensor is not want and tensor.node is not None:
-        node = b.nodes[tensor.node]
+        node = tensor.node
         inputs = [t for t in node.inputs if t is not None]
         single = node.proto.op_type == "Concat" and len(inputs) == 1
         if not single and node.proto.op_type not in VIEWS | {"Cast"}:
