@@ -27,7 +27,7 @@ from mari_onnx.engine import Options, Rewrite, rewrite
 from mari_onnx.engine.ir.nodes import RANDOM
 from mari_onnx.model.nodes import is_standard
 from mari_onnx.sides.resolve import Sides
-from tests.engine.graphs import unweighed
+from tests.engine.checks import unweighed
 from tests.fuzz.oracle import Fault, strictly
 
 HEAVY = ("averagepool", "lppool", "maxpool")

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper, parser
 from mari_onnx.engine import Options, Rewrite, rewrite
 from mari_onnx.report.residual import measure
 from mari_onnx.sides.resolve import Sides
-from tests.engine.graphs import unweighed
+from tests.engine.checks import unweighed
 
 COUNTS = (1, 3, 7)
 

@@ -17,7 +17,8 @@ from mari_onnx.engine import Options, Rewrite, rewrite
 from mari_onnx.engine.assumptions import UNCHECKED
 from mari_onnx.engine.rules.structure import DROPS, KEEPS, MAY_BE_ONE
 from mari_onnx.parity.assumptions import settle
-from tests.engine.graphs import LENGTHS, Draw, Graph, check, lifted, repeated, run, same, unweighed
+from tests.engine.checks import check, lifted, repeated, same, unweighed
+from tests.engine.graphs import LENGTHS, Draw, Graph, run
 from tests.fuzz.oracle import refuted
 
 D = 3

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import Draw, Graph, N, actions, check, lifted, starts, tensor
+from tests.engine.checks import actions, check, lifted
+from tests.engine.drawing import starts, tensor
+from tests.engine.graphs import Draw, Graph, N
 
 HIDDEN = 4
 

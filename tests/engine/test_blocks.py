@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from mari_onnx.engine.algebra.contract import contract, reduce_sum
+from mari_onnx.engine.algebra.contract import contract
+from mari_onnx.engine.algebra.reduce import reduce_sum
 from mari_onnx.engine.algebra.sums import add, multiply
 from mari_onnx.engine.axes.align import align, flatten, segments, single, split
 from mari_onnx.engine.axes.materialize import as_block, as_leaf, write

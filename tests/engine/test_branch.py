@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mari_onnx.engine import Rewrite
-from tests.engine.graphs import actions
+from tests.engine.checks import actions
 from tests.engine.runtime import check, feeds, model, normal, ops
 
 COUNTS = (1, 2, 3, 4, 5, 7)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from mari_onnx.engine import Rewrite, rewrite
 from mari_onnx.parity.float64 import float64
-from tests.engine.graphs import Graph, ort, unweighed
+from tests.engine.checks import unweighed
+from tests.engine.graphs import Graph, ort
 
 TIMES = 8
 """How many times the source's own error an output may have."""

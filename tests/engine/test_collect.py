@@ -6,7 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import Draw, Graph, N, check, starts, tensor, traced
+from tests.engine.checks import check, traced
+from tests.engine.drawing import starts, tensor
+from tests.engine.graphs import Draw, Graph, N
 
 
 @st.composite

@@ -6,7 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import Draw, Graph, check, lifted, reasons, shapes, signed, starts, tensor
+from tests.engine.checks import check, lifted, reasons
+from tests.engine.drawing import shapes, signed, starts, tensor
+from tests.engine.graphs import Draw, Graph
 
 
 @st.composite

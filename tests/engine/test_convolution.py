@@ -8,7 +8,9 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from mari_onnx.engine import Rewrite
-from tests.engine.graphs import Draw, Graph, N, check, repeated, tensor, traced
+from tests.engine.checks import check, repeated, traced
+from tests.engine.drawing import tensor
+from tests.engine.graphs import Draw, Graph, N
 from tests.engine.test_windows import MANY, fields
 
 

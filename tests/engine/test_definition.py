@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mari_onnx.engine.rule import RULES
-from tests.engine.graphs import Draw, Graph, check, lifted, repeated
+from tests.engine.checks import check, lifted, repeated
+from tests.engine.graphs import Draw, Graph
 
 
 def mixed(draw: Draw, g: Graph, *shape: int) -> str:

@@ -4,7 +4,9 @@ import onnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import Draw, Graph, check, lifted, shapes, starts, tensor
+from tests.engine.checks import check, lifted
+from tests.engine.drawing import shapes, starts, tensor
+from tests.engine.graphs import Draw, Graph
 
 
 @st.composite

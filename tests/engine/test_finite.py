@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mari_onnx.engine import Rewrite, rewrite
-from tests.engine.graphs import Graph, actions, check, ort, run, unweighed
+from tests.engine.checks import actions, check, unweighed
+from tests.engine.graphs import Graph, ort, run
 
 Build = Callable[[Graph, str, str], str]
 """What reads the user's tokens [N, 3, 4] and the candidate's [N, 2, 4]."""

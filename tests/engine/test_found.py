@@ -10,7 +10,8 @@ from onnx import TensorProto, helper
 
 from mari_onnx.engine import Rewrite
 from tests.engine import runtime
-from tests.engine.graphs import Graph, N, check
+from tests.engine.checks import check
+from tests.engine.graphs import Graph, N
 
 INF = np.float32(np.inf)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mari_onnx.engine import rewrite
-from tests.engine.graphs import actions
+from tests.engine.checks import actions
 from tests.engine.runtime import check, lifted, model, normal, ops, sides, unchanged
 
 ACTIVATIONS = {

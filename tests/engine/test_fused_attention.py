@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from mari_onnx.engine import rewrite
-from tests.engine.graphs import actions
+from tests.engine.checks import actions
 from tests.engine.runtime import check, model, normal, ops, sides, unchanged
 
 TOKENS = "(float[N,6,8] u, float[N,2,8] x{more}) => (float y) {{ c = Concat<axis=1>(u, x) {body} y = Relu(a) }}"

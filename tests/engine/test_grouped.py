@@ -6,9 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mari_onnx.engine import Rewrite
 from mari_onnx.engine.rules import groups
 from mari_onnx.engine.rules.groups import FEW
-from tests.engine.graphs import Draw, Graph, N, Rewrite, actions, check, lifted, starts, tensor
+from tests.engine.checks import actions, check, lifted
+from tests.engine.drawing import starts, tensor
+from tests.engine.graphs import Draw, Graph, N
 
 
 def _channels(draw: Draw, g: Graph, count: int, per: int, rest: tuple[int, ...]) -> str:

@@ -7,19 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import (
-    Draw,
-    Graph,
-    N,
-    actions,
-    check,
-    lifted,
-    repeated,
-    shapes,
-    signed,
-    starts,
-    tensor,
-)
+from tests.engine.checks import actions, check, lifted, repeated
+from tests.engine.drawing import shapes, signed, starts, tensor
+from tests.engine.graphs import Draw, Graph, N
 
 
 def _ids(draw: Draw, g: Graph, shape: tuple, rows: int, depth: int = 2) -> str:

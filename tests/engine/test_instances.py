@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mari_onnx.engine import Rewrite
-from tests.engine.graphs import Draw, Graph, N, check, lifted, repeated, tensor, traced
+from tests.engine.checks import check, lifted, repeated, traced
+from tests.engine.drawing import tensor
+from tests.engine.graphs import Draw, Graph, N
 
 NORM = "InstanceNormalization"
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from mari_onnx.engine import Options, rewrite
 from mari_onnx.engine.output import cpu
-from tests.engine.graphs import Draw, Graph, check, shapes, starts, tensor
+from tests.engine.checks import check
+from tests.engine.drawing import shapes, starts, tensor
+from tests.engine.graphs import Draw, Graph
 from tests.engine.test_norm import attentions
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from onnx import GraphProto, TensorProto, ValueInfoProto, helper
 
 from mari_onnx.engine import Options, Rewrite, rewrite
-from tests.engine.graphs import Draw, Graph, N, check, lifted, run, unweighed
+from tests.engine.checks import check, lifted, unweighed
+from tests.engine.graphs import Draw, Graph, N, run
 
 INT, BOOL, HUGE = np.int64, np.bool_, (1 << 63) - 1
 OPS = ("Sum", "Mean", "Max")

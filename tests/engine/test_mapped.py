@@ -9,20 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import (
-    Draw,
-    Graph,
-    N,
-    Shape,
-    actions,
-    check,
-    lifted,
-    repeated,
-    shapes,
-    signed,
-    starts,
-    tensor,
-)
+from tests.engine.checks import actions, check, lifted, repeated
+from tests.engine.drawing import shapes, signed, starts, tensor
+from tests.engine.graphs import Draw, Graph, N, Shape
 
 
 def _axis(draw: Draw, shape: Shape, candidates: bool = True) -> int:

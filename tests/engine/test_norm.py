@@ -9,18 +9,9 @@ from hypothesis import strategies as st
 
 from mari_onnx.engine.analysis import magnitude
 from mari_onnx.engine.analysis.norm_patterns import standardized, standardized_rows
-from tests.engine.graphs import (
-    Draw,
-    Graph,
-    Shape,
-    actions,
-    check,
-    lifted,
-    macs_each,
-    shapes,
-    starts,
-    tensor,
-)
+from tests.engine.checks import actions, check, lifted, macs_each
+from tests.engine.drawing import shapes, starts, tensor
+from tests.engine.graphs import Draw, Graph, Shape
 
 SEEN = 5
 """Columns of masked scores."""

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import Graph, N, actions, check, macs_each
+from tests.engine.checks import actions, check, macs_each
+from tests.engine.graphs import Graph, N
 
 T, D = 3, 4
 THRESHOLDS = (-1, 25, 100)

@@ -6,7 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import Draw, Graph, N, actions, check, lifted, starts, tensor
+from tests.engine.checks import actions, check, lifted
+from tests.engine.drawing import starts, tensor
+from tests.engine.graphs import Draw, Graph, N
 
 
 def _quantized(g: Graph, x: str, width: int, out: int) -> str:

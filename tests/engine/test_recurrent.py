@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mari_onnx.engine import Options, Rewrite, rewrite
-from tests.engine.graphs import Draw, Graph, actions, check, repeated, traced, unweighed
+from tests.engine.checks import actions, check, repeated, traced, unweighed
+from tests.engine.graphs import Draw, Graph
 
 GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
 MANY = 100_000

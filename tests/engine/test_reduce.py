@@ -7,19 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import (
-    Draw,
-    Graph,
-    N,
-    Shape,
-    actions,
-    check,
-    lifted,
-    shapes,
-    signed,
-    starts,
-    tensor,
-)
+from tests.engine.checks import actions, check, lifted
+from tests.engine.drawing import shapes, signed, starts, tensor
+from tests.engine.graphs import Draw, Graph, N, Shape
 
 OPS = ("Sum", "Mean", "SumSquare", "L1", "L2", "LogSum", "LogSumExp", "Max", "Min", "Prod")
 POSITIVE = {"LogSum"}

@@ -9,7 +9,8 @@ from onnx import TensorProto, helper
 
 from mari_onnx.engine import rewrite
 from mari_onnx.sides.resolve import Sides
-from tests.engine.graphs import Graph, N, actions, check, lifted, macs_each, run, same
+from tests.engine.checks import actions, check, lifted, macs_each, same
+from tests.engine.graphs import Graph, N, run
 
 
 def both(g: Graph) -> str:

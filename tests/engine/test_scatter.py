@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import Draw, Graph, N, check, lifted, starts, tensor
+from tests.engine.checks import check, lifted
+from tests.engine.drawing import starts, tensor
+from tests.engine.graphs import Draw, Graph, N
 
 
 def _coordinates(draw: Draw, g: Graph, data: str, shape: tuple, depth: int) -> tuple[str, list]:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from tests.engine.graphs import Draw, Graph, actions, check, lifted
+from tests.engine.checks import actions, check, lifted
+from tests.engine.graphs import Draw, Graph
 
 
 @st.composite

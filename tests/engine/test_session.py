@@ -15,7 +15,8 @@ from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import absorbing, form_of, settle, with_form, without_alternatives
 from mari_onnx.engine.ir.value import Axis, Leaf, Sum
 from mari_onnx.engine.session import Session
-from tests.engine.graphs import Graph, N, check
+from tests.engine.checks import check
+from tests.engine.graphs import Graph, N
 
 
 def test_no_state_is_hidden() -> None:

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import Draw, Graph, N, check, lifted, macs_each, starts, tensor
+from tests.engine.checks import check, lifted, macs_each
+from tests.engine.drawing import starts, tensor
+from tests.engine.graphs import Draw, Graph, N
 
 
 def _rows(draw: Draw, g: Graph, like: str) -> str:

@@ -7,21 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import (
-    LENGTHS,
-    Draw,
-    Graph,
-    N,
-    Shape,
-    actions,
-    check,
-    lifted,
-    macs_each,
-    shapes,
-    signed,
-    starts,
-    tensor,
-)
+from tests.engine.checks import actions, check, lifted, macs_each
+from tests.engine.drawing import shapes, signed, starts, tensor
+from tests.engine.graphs import LENGTHS, Draw, Graph, N, Shape
 
 Moved = tuple[str, Shape]
 

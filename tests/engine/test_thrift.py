@@ -6,7 +6,8 @@ import pytest
 
 import mari_onnx.engine as engine
 from mari_onnx.engine import Rewrite
-from tests.engine.graphs import Graph, check, lifted
+from tests.engine.checks import check, lifted
+from tests.engine.graphs import Graph
 
 
 def _grown(monkeypatch: pytest.MonkeyPatch, g: Graph) -> tuple[Rewrite, Rewrite]:

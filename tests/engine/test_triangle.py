@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.graphs import Draw, Graph, N, actions, check, lifted, repeated, tensor
+from tests.engine.checks import actions, check, lifted, repeated
+from tests.engine.drawing import tensor
+from tests.engine.graphs import Draw, Graph, N
 
 FLOAT, INT32, BOOL, DOUBLE = 1, 6, 9, 11
 

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mari_onnx.engine import Options, Rewrite, rewrite
-from mari_onnx.engine.rules.softmax import MASKED_ROWS
-from tests.engine.graphs import Draw, Graph, repeated, run, same, unweighed
+from mari_onnx.engine.rules.softmax_masks import MASKED_ROWS
+from tests.engine.checks import repeated, same, unweighed
+from tests.engine.graphs import Draw, Graph, run
 
 D = 4
 BIG = {"1e9": -1e9, "1e5": -1e5, "2^32": -(2.0**32) + 1, "min": float(np.finfo(np.float32).min)}

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mari_onnx.engine import Rewrite
 from mari_onnx.engine.rules import windows
-from tests.engine.graphs import Draw, Graph, check, repeated, traced
+from tests.engine.checks import check, repeated, traced
+from tests.engine.graphs import Draw, Graph
 
 MANY = 100_000
 """Candidates for which every run of positions pays."""

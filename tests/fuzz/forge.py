@@ -14,7 +14,7 @@ import onnx
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.engine import graphs
+from tests.engine import drawing, graphs
 from tests.engine.graphs import Draw, N, R
 
 Size: TypeAlias = int | str | tuple[str, int]
@@ -144,7 +144,7 @@ class Forge:
         g, shape = self.g, (*self.front, *own)
         plain = all(isinstance(s, int | str) for s in own) and "T" not in own
         if plain and (R in self.front or self.int(0, 4) == 0):
-            return self.put(graphs.tensor(self.draw, g, shape, self.int(0, 2)), shape)  # type: ignore[arg-type]
+            return self.put(drawing.tensor(self.draw, g, shape, self.int(0, 2)), shape)  # type: ignore[arg-type]
         side = self.one("user", "user", "item", "item", "cross")
         if len(own) <= 2 and own and isinstance(own[-1], int) and self.int(0, 2) == 0:
             rows = self.int(2, 7)

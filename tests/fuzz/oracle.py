@@ -19,7 +19,8 @@ from mari_onnx import engine
 from mari_onnx.engine import Options, Rewrite, interpreter, rewrite
 from mari_onnx.parity.assumptions import Refuted, settle
 from mari_onnx.parity.float64 import float64
-from tests.engine.graphs import Graph, run, unweighed
+from tests.engine.checks import unweighed
+from tests.engine.graphs import Graph, run
 from tests.fuzz.case import Case
 
 TOLERANCE = {"float64": 1e-9, "float32": 3e-5, "float16": 3e-2, "bfloat16": 2e-1}

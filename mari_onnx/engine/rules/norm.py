@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper
 
-from mari_onnx.engine.algebra.contract import reduce_sum
+from mari_onnx.engine.algebra.reduce import reduce_sum
 from mari_onnx.engine.algebra.sums import add, binary, drop_uniform_axes, multiply
 from mari_onnx.engine.axes.align import align
 from mari_onnx.engine.axes.blockwise import zip_bodies

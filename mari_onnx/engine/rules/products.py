@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mari_onnx.engine.algebra.contract import contract, reduce_sum
+from mari_onnx.engine.algebra.contract import contract
+from mari_onnx.engine.algebra.reduce import reduce_sum
 from mari_onnx.engine.algebra.sums import add, multiply, scaled
 from mari_onnx.engine.axes.align import align
 from mari_onnx.engine.axes.blockwise import zip_bodies

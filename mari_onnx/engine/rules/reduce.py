@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from mari_onnx.engine.algebra.contract import reduce_sum, weighted_sum
+from mari_onnx.engine.algebra.reduce import reduce_sum, weighted_sum
 from mari_onnx.engine.algebra.sums import binary, cast_size, multiply
 from mari_onnx.engine.analysis.finite import given
 from mari_onnx.engine.analysis.magnitude import bound

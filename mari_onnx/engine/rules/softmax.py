@@ -1,76 +1,40 @@
-"""Softmax over a row of blocks, and masks.
+"""Softmax over a row of blocks, such as the scores of one query for the user's keys and for the candidate's.
 
-A row [a_1 | a_2]: blocks of constant -inf take no part (their weights are exactly 0). Otherwise
+In: scores as a Value, whose row may be a Cat [a_1 | a_2]. Out: the weights.
 
-    P_p = exp(a_p - m_p),  l_p = sum P_p,  m = max m_p,  g_p = exp(m_p - m) / sum_q l_q exp(m_q - m)
-
-and the weights of block p are g_p P_p: where a_p is the user's alone, P_p and its product with the values are too.
-
-A block of a large finite constant c (-1e9) has weights of exactly 0 too where its row provably has another score above
-c by more than the range of exp: `bounds` says how large scores can be, the constant mask of the block beside it which
-of a row's scores count. A row without such a score (all of it masked: its weights are all equal) is left as it is,
-unless it is a padded one that no output reads (`lookahead.masked_rows`).
+- Blocks whose weights are exactly 0, because of a mask, are left out (`softmax_masks.py`). Rows in which other blocks
+  are masked become softmaxes of their own.
+- What is left is written as one tensor. If some blocks are the user's alone, the weights block by block
+  (`softmax_blocks.py`) are kept beside it as another way to compute it; the product with the values takes the cheaper.
+- A row that a finite mask (-1e9) may cover entirely has equal weights everywhere. It is left as it is, unless it is a
+  padded row that no output reads (`lookahead/masked_rows.py`).
 """
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
-from ml_dtypes import finfo
-from onnx import helper
-
-from mari_onnx.engine.algebra.contract import reduce_sum
-from mari_onnx.engine.algebra.sums import add, binary, multiply
-from mari_onnx.engine.analysis.finite import masked
-from mari_onnx.engine.analysis.intervals import span
-from mari_onnx.engine.analysis.magnitude import EXP_RANGE, bound
-from mari_onnx.engine.axes.blockwise import zip_bodies
+from mari_onnx.engine.analysis.magnitude import bound
 from mari_onnx.engine.axes.materialize import as_block, as_leaf, flatten_nested
 from mari_onnx.engine.axes.select import coalesce, take
 from mari_onnx.engine.batching import MAPPED, run
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import with_form
-from mari_onnx.engine.ir.value import (
-    Axis,
-    Body,
-    Cat,
-    Decline,
-    Leaf,
-    Part,
-    Prod,
-    Tensor,
-    Value,
-    axes_of,
-    is_const,
-    leaves,
-    rename,
-    within,
-)
+from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Leaf, Part, Value, axes_of, leaves, rename, within
 from mari_onnx.engine.rule import Context, normal, rule
-from mari_onnx.engine.rules.reduce import extreme, unary
+from mari_onnx.engine.rules.softmax_blocks import by_blocks
+from mari_onnx.engine.rules.softmax_masks import MASKED_ROWS, has_mask, weightless
 
 WIDTH = 16
 """The head width that is assumed where a softmax has to be weighed before its product with the values."""
-MASKED_ROWS = (
-    "a row whose columns are all masked by a finite number reads all of them, and nothing shows that no row is so"
-)
 ROWS = 5
 """Nodes that a softmax of all rows at once, and the product after it, save."""
-MAX_PATTERNS = 4
-"""Sets of rows that one softmax is taken apart into."""
-
-
-def _finite(b: Builder, leaf: Leaf) -> Leaf:
-    dtype = leaf.tensor.dtype
-    lowest = b.const(float(finfo(helper.tensor_dtype_to_np_dtype(dtype)).min), dtype)
-    return Leaf(emit.binary(b, "Max", leaf.tensor, lowest), leaf.axes)
 
 
 @rule("Softmax")
 def softmax(ctx: Context) -> list[Value | None]:
-    """The row of blocks of the module; a row of several axes is mapped whole."""
+    """Softmax as the module describes it. A row of several axes (before opset 13) is computed as a whole."""
     x = ctx.input(0)
     k = _row_axis(ctx, x)
     if k is None:
@@ -94,7 +58,7 @@ def _row_axis(ctx: Context, x: Value) -> Axis | None:
 
 
 def _softmax_body(b: Builder, body: Body, k: Axis, order: list[Axis], floor: float = -math.inf) -> Body:
-    """Softmax along ``k``: row blocks apart, then the blocks within a row.
+    """Softmax along ``k``: first each block of rows by itself, then the blocks within a row.
 
     floor: what the largest score of each row is at least.
     """
@@ -119,7 +83,7 @@ def _softmax_body(b: Builder, body: Body, k: Axis, order: list[Axis], floor: flo
 
 
 def _whole_grid(b: Builder, grid: Cat, k: Axis, order: list[Axis], floor: float) -> Body | None:
-    """A grid of scores of which no block saves anything, as one tensor with its blocks in order; None for any other."""
+    """Scores in blocks of rows and columns, none of which saves anything, as one softmax; None where one may save."""
     rows = []
     places: tuple[int, ...] | None = None
     for p in grid.parts:
@@ -157,8 +121,8 @@ def _whole_grid(b: Builder, grid: Cat, k: Axis, order: list[Axis], floor: float)
 
 
 def _pays(b: Builder, row: Cat, floor: float) -> bool:
-    """Whether a row's blocks save anything: weights that are 0, a row of the user's alone, or a long user block."""
-    axis, patterns = _weightless(b, row, floor)
+    """Whether a row's blocks save anything: weights of 0, a row of user-only scores, or many user-only columns."""
+    axis, patterns = weightless(b, row, floor)
     if axis is not None or any(patterns[0][0]):
         return True
     kinds = [axes_of(p.body) - {p.axis} for p in row.parts]
@@ -169,7 +133,7 @@ def _pays(b: Builder, row: Cat, floor: float) -> bool:
         return False
     if not rest:
         return True
-    each = b.time.masked if any(_masked(leaf.tensor) for leaf in leaves(row)) else b.time.element_of("Softmax")
+    each = b.time.masked if any(has_mask(leaf.tensor) for leaf in leaves(row)) else b.time.element_of("Softmax")
     return b.time.spread * (2 * WIDTH + rest) < (each + b.time.element / 2) * (own + rest)
 
 
@@ -189,7 +153,7 @@ def _plain(b: Builder, leaf: Leaf, k: Axis) -> Leaf:
 
 
 def _share(b: Builder, leaf: Leaf, size: int) -> Leaf:
-    """1 / size: the weights of a row whose scores are all one number, and NaN where that is not finite."""
+    """1 / size, the weights of a row whose scores are all equal; NaN where the score is not finite."""
     share = b.const(1.0 / size, leaf.tensor.dtype)
     if math.isfinite(bound(leaf.tensor)):
         return Leaf(share, ())
@@ -198,16 +162,16 @@ def _share(b: Builder, leaf: Leaf, size: int) -> Leaf:
 
 
 def _alone(b: Builder, body: Body) -> Body:
-    """Weights of rows of a single score, block by block: 1 each, and NaN where the score is not finite."""
+    """The weights of rows of one score each: 1, or NaN where the score is not finite."""
     if isinstance(body, Cat):
         return Cat(body.axis, tuple(p.with_body(_alone(b, p.body)) for p in body.parts), body.keep_split)
     return _share(b, next(leaves(body)), 1)
 
 
 def _row(b: Builder, cat: Cat, order: list[Axis], floor: float) -> Body:
-    """Softmax along the Cat's own axis: blocks without weight apart, rows apart in which they differ."""
+    """Softmax along the Cat's own axis; rows in which other blocks are masked become softmaxes of their own."""
     cat = flatten_nested(cat)
-    axis, patterns = _weightless(b, cat, floor)
+    axis, patterns = weightless(b, cat, floor)
     if axis is None:
         return _live(b, cat, patterns[0][0], order, floor)
     parts = []
@@ -219,73 +183,12 @@ def _row(b: Builder, cat: Cat, order: list[Axis], floor: float) -> Body:
     return Cat(axis, tuple(parts), True)
 
 
-Pattern = tuple[tuple[bool, ...], list[int]]
 
 
-def _weightless(b: Builder, cat: Cat, floor: float) -> tuple[Axis | None, list[Pattern]]:
-    """Which parts have weights of exactly 0, and the rows (positions along an axis) for which that holds."""
-    highs: list[tuple[np.ndarray, tuple[Axis | None, ...]]] = []
-    lows: list[tuple[np.ndarray, tuple[Axis | None, ...]]] = []
-    for part in cat.parts:
-        if not isinstance(part.body, Leaf):
-            highs.append((np.asarray(np.inf), ()))
-            lows.append((np.asarray(-np.inf), ()))
-            continue
-        low, high = span(part.body.tensor)
-        highs.append(_over(high, part))
-        lows.append(_over(low, part))
-    rows = {a for array, axes in [*highs, *lows] for a, size in zip(axes, array.shape, strict=True) if size > 1}
-    # -inf has no weight whatever else is in the row: a row that is all -inf is NaN either way
-    # (unless it is added to one that may be NaN itself)
-    seen = [not isinstance(p.body, Leaf) or masked(b, p.body.tensor) for p in cat.parts]
-    sure = tuple(bool(np.all(np.isneginf(high))) and not s for (high, _), s in zip(highs, seen, strict=True))
-    if len(rows) > 1:
-        return None, [(sure, [])]
-    axis = rows.pop() if rows else None
-    flat = [[_along(array, axes, axis) for array, axes in side] for side in (highs, lows)]
-    best = np.maximum(np.max(np.broadcast_arrays(*flat[1]), axis=0), floor)
-    with np.errstate(invalid="ignore"):
-        low = best - EXP_RANGE
-        dead = [(np.isneginf(high) | (high < low)) & (not s) for high, s in zip(flat[0], seen, strict=True)]
-        if any(np.any((high < -EXP_RANGE) & ~off) for high, off in zip(flat[0], dead, strict=True)):
-            b.notes.append(MASKED_ROWS)
-    if axis is None or not isinstance(axis.size, int):
-        return None, [(tuple(bool(d.all()) for d in dead), [])]
-    table = np.stack([np.broadcast_to(d, (axis.size,)) for d in dead])
-    kinds = [axes_of(p.body) - {p.axis} for p in cat.parts]
-    for i, kind in enumerate(kinds):
-        if not is_const(cat.parts[i].body) and not any(other < kind for other in kinds if other):
-            table[i] = table[i].all()  # leaving it out of some rows only would save nothing
-    patterns: dict[tuple[bool, ...], list[int]] = {}
-    for row in range(axis.size):
-        patterns.setdefault(tuple(bool(x) for x in table[:, row]), []).append(row)
-    if len(patterns) == 1 or len(patterns) > MAX_PATTERNS:
-        return None, [(tuple(bool(row.all()) for row in table), [])]
-    return axis, list(patterns.items())
-
-
-def _over(array: np.ndarray, part: Part) -> tuple[np.ndarray, tuple[Axis | None, ...]]:
-    """The largest bound of each row of a part; dimensions along which it does not differ are 1."""
-    assert isinstance(part.body, Leaf)
-    axes = part.body.axes
-    if part.axis is not None and part.axis in axes:
-        array = array.max(axis=axes.index(part.axis), keepdims=True)
-    for i in range(array.ndim):
-        first = array.take([0], axis=i)
-        if np.array_equal(np.broadcast_to(first, array.shape), array):
-            array = first
-    return array, axes
-
-
-def _along(array: np.ndarray, axes: tuple[Axis | None, ...], axis: Axis | None) -> np.ndarray:
-    """Bounds as a vector along the axis of the rows, or a single one."""
-    return array.reshape(-1) if axis is not None and axis in axes else array.reshape(-1)[:1]
-
-
-def _live(b: Builder, cat: Cat, weightless: tuple[bool, ...], order: list[Axis], floor: float) -> Body:
-    """Softmax along the Cat's own axis; parts without weight are 0 and take no part."""
-    dead = [p for p, off in zip(cat.parts, weightless, strict=True) if off]
-    live = [p for p, off in zip(cat.parts, weightless, strict=True) if not off]
+def _live(b: Builder, cat: Cat, dead_parts: tuple[bool, ...], order: list[Axis], floor: float) -> Body:
+    """Softmax along the Cat's own axis over the parts that are not dead; the weights of dead parts are 0."""
+    dead = [p for p, off in zip(cat.parts, dead_parts, strict=True) if off]
+    live = [p for p, off in zip(cat.parts, dead_parts, strict=True) if not off]
     if dead and live:
         zero = Leaf(b.const(0, next(leaves(live[0].body)).tensor.dtype), ())
         if len(live) == 1:
@@ -317,36 +220,22 @@ def _live(b: Builder, cat: Cat, weightless: tuple[bool, ...], order: list[Axis],
         laid = [
             Part(tuple(range(i, i + len(p.positions))), p.axis, p.body) for i, p in zip(starts, cat.parts, strict=True)
         ]
-        form = _blocks(b, Cat(part.axis, tuple(laid), True), [part.axis if a is cat.axis else a for a in order])
+        form = by_blocks(b, Cat(part.axis, tuple(laid), True), [part.axis if a is cat.axis else a for a in order])
         if form is not None:
-            masked = any(_masked(leaf.tensor) for leaf in leaves(cat))
+            masked = any(has_mask(leaf.tensor) for leaf in leaves(cat))
             whole = with_form(whole, form, b.time.masked if masked else None)
     if part.positions == tuple(range(len(part.positions))):
         return rename(whole, {part.axis: cat.axis})
     return Cat(cat.axis, (part.with_body(whole),), True)
 
 
-def _masked(tensor: Tensor) -> bool:
-    """Whether a mask of large negative constants was put on the scores shortly before."""
-    stack, seen = [(tensor, 4)], 0
-    while stack and seen < 40:
-        top, depth = stack.pop()
-        seen += 1
-        if top.const:
-            array = top.array
-            if array.dtype.kind == "f" and array.size and array.min() < -EXP_RANGE:
-                return True
-        elif top.node is not None and depth:
-            stack += [(t, depth - 1) for t in top.node.inputs if t is not None]
-    return False
-
-
 def _zeros(dead: list[Part], zero: Leaf) -> list[Part]:
+    """The dead parts, of zeros."""
     return [p.with_body(zero) for p in dead]
 
 
 def _interchanged(b: Builder, cat: Cat, other: Axis, order: list[Axis], floor: float) -> Body:
-    """The grid with its rows outside: a row's softmax must see all of its columns."""
+    """Softmax of a Cat of Cats, made a Cat of rows first: the softmax of a row must see all of its columns."""
     cells: dict[tuple[int, ...], list[int]] = {}
     owners: dict[int, list[int]] = {}
     for p in cat.parts:
@@ -366,38 +255,3 @@ def _interchanged(b: Builder, cat: Cat, other: Axis, order: list[Axis], floor: f
             row = as_leaf(b, row, inner)  # a grid within the grid
         parts.append(Part(tuple(at), sub, _softmax_body(b, row, cat.axis, inner, floor)))
     return Cat(other, tuple(parts))
-
-
-def _blocks(b: Builder, cat: Cat, order: list[Axis]) -> Body | None:
-    """The weights block by block, as factors; None where no block saves anything."""
-    parts = [p for p in cat.parts if p.axis is not None]
-    if len(parts) != len(cat.parts) and any(not isinstance(p.body, Leaf) for p in cat.parts):
-        return None
-    if any(is_const(p.body) for p in cat.parts):
-        return None
-    outside = [a for a in order if a is not cat.axis]
-    tops, sums, weights = [], [], []
-    for p in cat.parts:
-        inner = frozenset({p.axis} if p.axis is not None and p.axis in axes_of(p.body) else ())
-        # a block that is masked throughout must weigh nothing, not be -inf minus -inf
-        top = zip_bodies(b, [extreme(b, "Max", p.body, inner)], lambda ls: _finite(b, ls[0]))
-        shifted = zip_bodies(b, [p.body, top], lambda ls: binary(b, "Sub", ls[0], ls[1], order), order=order)
-        weight = unary(b, "Exp", shifted)
-        tops.append(top)
-        weights.append(weight)
-        count = frozenset({p.axis}) if p.axis is not None else frozenset()
-        sums.append(reduce_sum(b, weight, count, outside))
-    top = tops[0]
-    for other in tops[1:]:
-        top = zip_bodies(b, [top, other], lambda ls: binary(b, "Max", ls[0], ls[1], outside), order=outside)
-    gains = []
-    for t in tops:
-        shifted = zip_bodies(b, [t, top], lambda ls: binary(b, "Sub", ls[0], ls[1], outside), order=outside)
-        gains.append(unary(b, "Exp", shifted))
-    total = add(b, [multiply(b, s, g, outside) for s, g in zip(sums, gains, strict=True)], outside)
-    out = []
-    for p, weight, gain in zip(cat.parts, weights, gains, strict=True):
-        share = zip_bodies(b, [gain, total], lambda ls: binary(b, "Div", ls[0], ls[1], outside), order=outside)
-        out.append(p.with_body(Prod((as_leaf(b, share, outside), as_leaf(b, weight, order)))))
-    return Cat(cat.axis, tuple(out))
-

@@ -22,7 +22,7 @@ from mari_onnx.engine.axes.materialize import materialise
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Decline, Leaf, Tensor, Value
 from mari_onnx.engine.rule import Context, constant, from_tensor, rule
-from mari_onnx.engine.rules.control.map_loop import Body, is_empty
+from mari_onnx.engine.rules.control.map_loop import LoopBody, is_empty
 from mari_onnx.engine.rules.control.state_loop import carried
 from mari_onnx.engine.rules.index_series import follow, only, scalar
 from mari_onnx.model.dims import Dim, Size, symbols
@@ -64,11 +64,11 @@ def _independent(ctx: Context) -> list[Value | None]:
     return [value if name else None for name, value in zip(ctx.node.output, outputs, strict=True)]
 
 
-def _start(ctx: Context) -> Body:
+def _start(ctx: Context) -> LoopBody:
     symbol = ctx.b.unique("iteration")
     tensor = Tensor(symbol, TensorProto.INT64, (Dim.symbol(symbol),), frozenset({"user", "item"}))
     ctx.b.sources[symbol] = tensor, 0
-    body = Body(ctx, symbol, tensor, dict(ctx.captured))
+    body = LoopBody(ctx, symbol, tensor, dict(ctx.captured))
     number, going, *states = (i.name for i in ctx.attrs["body"].input)
     body.env[number] = scalar(ctx.b, Dim.symbol(symbol) - 1)
     body.env[going] = from_tensor(ctx.b.const(np.asarray(True)))
@@ -80,31 +80,31 @@ def _start(ctx: Context) -> Body:
     return body
 
 
-def _map(body: Body, graph: GraphProto, limit: Size | None) -> list[Value]:
+def _map(body: LoopBody, graph: GraphProto, limit: Size | None) -> list[Value]:
     ctx, b = body.ctx, body.b
     states = [i.name for i in graph.input][2:]
     entered = [body.env[name] for name in states]
     results = body.run(graph)
-    body.finish(_trips(body, graph.output[0].name, limit))
-    assert body.count is not None
+    body.rows.finish(_trips(body, graph.output[0].name, limit))
+    assert body.rows.count is not None
     outputs: list[Value] = []
     for k, (before, after) in enumerate(zip(entered, results[1 : 1 + len(states)], strict=True)):
         given = ctx.inputs[k + 2]
         assert given is not None
         if after.items is not None and is_empty(given):
-            outputs.append(_sequence(b, body.stacked(after.items)))
+            outputs.append(_sequence(b, body.rows.stacked(after.items)))
         elif before is given and after is given:
             outputs.append(given)
         elif before is not given and only(b, after) == only(b, before) + 1:  # type: ignore[operator]
             first = only(b, given)
             assert first is not None
-            outputs.append(scalar(b, first + body.count, given.dtype))
+            outputs.append(scalar(b, first + body.rows.count, given.dtype))
         else:
             raise Decline("an iteration of the Loop reads what the one before it computed")
-    return outputs + [body.stacked(value) for value in results[1 + len(states) :]]
+    return outputs + [body.rows.stacked(value) for value in results[1 + len(states) :]]
 
 
-def _trips(body: Body, condition: str, limit: Size | None) -> Size:
+def _trips(body: LoopBody, condition: str, limit: Size | None) -> Size:
     """How often the Loop runs."""
     known = constant(body.b, body.env[condition])
     if known is not None:

@@ -1,4 +1,9 @@
-"""The body of a Loop, interpreted once for all iterations: see `loop`."""
+"""The body of a Loop, run through the rules once for all iterations (`loop.py` says when that is possible).
+
+In: the body's graph and the Values of what it reads; the iteration number is a symbol. Out: Values for all iterations.
+Rows that an iteration reads get an axis for the iterations (`loop_rows.py`). An If in the body becomes a Where, or one
+of its branches. A Loop inside that collects the positions at which a mask is true becomes that mask (`Filter`).
+"""
 
 from __future__ import annotations
 
@@ -9,13 +14,13 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.nodes import RANDOM
-from mari_onnx.engine.ir.value import Axis, Decline, Group, Leaf, Node, Tensor, Value, axes_of, leaves, rename
-from mari_onnx.engine.rule import Context, constant, from_sizes, from_tensor, normal
-from mari_onnx.engine.rules.index_series import linear, only, progression, scalar, solved, substitute
-from mari_onnx.engine.rules.structure import regroup
-from mari_onnx.model.dims import Dim, Size, divide, product, symbols
+from mari_onnx.engine.ir.value import Decline, Leaf, Tensor, Value, axes_of
+from mari_onnx.engine.rule import Context, constant, from_tensor, normal
+from mari_onnx.engine.rules.control.equal_values import equal
+from mari_onnx.engine.rules.control.loop_rows import Rows
+from mari_onnx.engine.rules.index_series import only, scalar, solved, substitute
+from mari_onnx.model.dims import Dim, Size, product, symbols
 from mari_onnx.model.nodes import attribute, attributes, operator
 from mari_onnx.model.ops import Fact, having, row
 from mari_onnx.model.tensors import EXACT, FLOATS
@@ -45,31 +50,28 @@ class Filter:
 
 
 @dataclass(eq=False)
-class Body:
+class LoopBody:
     """The body of a Loop for all iterations.
 
     symbol: the iteration number plus one (a size is at least 1). tensor: stands for what only a run could tell; no
-    result may depend on it. group: the axes of the iterations, of length ``count``, once per row has been taken.
+    result may depend on it. env: Values by the names of the body's tensors.
     """
 
     ctx: Context
     symbol: str
     tensor: Tensor
     env: dict[str, Value]
-    count: Size | None = None
-    group: Group | None = None
     swap: tuple[str, Size] | None = None
     """A symbol and what it is in this branch."""
 
     def __post_init__(self) -> None:
         self.b = self.ctx.b
         self.conditions: dict[str, tuple[str, Size, Size]] = {}
-        self.reach: list[tuple[Size, Size]] = []
+        self.rows = Rows(self.ctx, self.symbol, self.tensor)
         self.filter: Filter | None = None
         self.guarded = False
         self._found: dict[int, tuple[Value, Filter]] = {}
         self._chosen: dict[int, tuple[Value, Value, Filter]] = {}
-        self._rows: dict[tuple[int, int, Size, bool], tuple[Value, Value]] = {}
 
     # ---- nodes
     def run(self, graph: GraphProto) -> list[Value]:
@@ -116,11 +118,11 @@ class Body:
                 self.conditions[node.output[0]] = op, left, right
 
     def special(self, op: str, node: NodeProto, values: list[Value]) -> Value | None:
-        """What the iteration number, a sequence or a filter makes of an operator; None where it is as anywhere."""
+        """The result of an operator on the iteration number, a sequence or a `Filter`; None where its rule applies."""
         if op == "SequenceInsert" and len(values) == 2:
             return self.inserted(*values)
         if op == "Slice":
-            return self.sliced(self.ctx.on(node, values))
+            return self.rows.sliced(self.ctx.on(node, values))
         if op == "Gather":
             inner = self.ctx.on(node, values)
             if id(values[1]) in self._found:
@@ -163,7 +165,7 @@ class Body:
             else:
                 single = self.branch(branches["then_branch"], swap)
                 results = self.branch(branches["else_branch"], None)
-                if not all(alike(self.b, x, y) for x, y in zip(single, results, strict=True)):
+                if not all(equal(self.b, x, y) for x, y in zip(single, results, strict=True)):
                     raise Decline("one iteration of the Loop takes another branch, with another result")
         self.env.update(zip(node.output, results, strict=True))
 
@@ -214,78 +216,12 @@ class Body:
         finally:
             self.env, self.swap = outer, before
 
-    # ---- rows
     def gathered(self, ctx: Context) -> Value | None:
-        """A row, or an element of a progression, at the iteration number."""
-        x, index = ctx.input(0), ctx.input(1)
-        place = only(self.b, index)
-        step = self.filter
-        if step is not None and place == step.place and index.rank == 0 and not ctx.attr("axis", 0):
-            return self.row(x, 0, step.start, step.length, False)
-        if place is None or self.symbol not in symbols(place) or index.rank > 1:
-            return None
-        element = self.element(x, place, index.rank)
-        if element is not None:
-            return element
-        return self.row(x, normal(ctx.attr("axis", 0), x.rank), place, 1, index.rank == 0)
-
-    def sliced(self, ctx: Context) -> Value | None:
-        """``x[L i : L i + L]`` along one axis. Refuses a length that differs between iterations."""
-        if len(ctx.inputs) < 3:
-            return None
-        x, start, end = ctx.input(0), only(self.b, ctx.input(1)), only(self.b, ctx.input(2))
-        if start is None or end is None or self.symbol not in symbols(start) | symbols(end):
-            return None
-        axes = ctx.ints(3) if len(ctx.inputs) > 3 else [0]
-        steps = ctx.ints(4) if len(ctx.inputs) > 4 else [1]
-        if axes is None or len(axes) != 1 or steps != [1] or self.symbol in symbols(end - start):
-            raise Decline("a Slice in the body of the Loop differs in length between iterations")
-        if end - start == 1:
-            element = self.element(x, start, 1)
-            if element is not None:
-                return element
-        return self.row(x, normal(axes[0], x.rank), start, end - start, False)
-
-    def element(self, x: Value, place: Size, rank: int) -> Value | None:
-        """Element ``i + k`` of a progression."""
-        series, at = progression(self.b, x), linear(place, self.symbol)
-        if series is None or at is None or at[1] != 1 or not isinstance(at[0], int) or at[0] < 0:
-            return None
-        self.reach.append((x.shape[0], at[0]))
-        sym = np.empty((1,) * rank, dtype=object)
-        sym[...] = series[0] + series[1] * place
-        return from_sizes(self.b, sym, x.dtype)
-
-    def row(self, x: Value, at: int, start: Size, length: Size, drop: bool) -> Value:
-        """``x[i L : i L + L]`` as a Value over L; the axis of the iterations is in none of its groups.
-
-        Refuses rows of unequal length, and rows of rows.
-        """
-        key = (id(x.body), at, length, drop)
-        if key in self._rows and self._rows[key][0].known == x.known:
-            return self._rows[key][1]
-        b = self.b
-        found = linear(start, self.symbol)
-        if found is None or found[0] != 0 or not b.same(found[1], length):
-            raise Decline("a Slice in the body of the Loop does not take rows of one length")
-        size = x.shape[at]
-        rows = divide(size, length)
-        if rows is None and b.fixed:
-            rows = divide(b.literal(size), b.literal(length))
-        if rows is None or (self.count is not None and not b.same(self.count, rows)):
-            raise Decline(f"nothing shows that {size} is one row of {length} per iteration of the Loop")
-        if self.group is not None and set(self.group) & axes_of(x.body):
-            raise Decline("it takes rows of what are rows of the Loop already")
-        y = regroup(self.ctx, x, [*x.shape[:at], rows, length, *x.shape[at + 1 :]])
-        if self.group is None:
-            self.count, self.group = rows, tuple(Axis(a.size) for a in y.known[at])
-        if [a.size for a in self.group] != [a.size for a in y.known[at]]:
-            raise Decline("the Loop takes rows along different axes")
-        body = rename(y.body, dict(zip(y.known[at], self.group, strict=True)))
-        inner = [] if drop else [y.known[at + 1]]
-        value = Value((*y.known[:at], *inner, *y.known[at + 2 :]), body, x.dtype)
-        self._rows[key] = x, value
-        return value
+        """What a Gather reads at the iteration number, of the Loop or of the Loop inside; None for other indices."""
+        x, index, step = ctx.input(0), ctx.input(1), self.filter
+        if step is not None and only(self.b, index) == step.place and index.rank == 0 and not ctx.attr("axis", 0):
+            return self.rows.row(x, 0, step.start, step.length, False)
+        return self.rows.gathered(ctx)
 
     # ---- a Loop inside that picks positions
     def search(self, node: NodeProto) -> None:
@@ -329,7 +265,7 @@ class Body:
         """Rows at the positions that were found: something to reduce."""
         if normal(ctx.attr("axis", 0), x.rank) != 0:
             return None
-        rows = self.row(x, 0, chosen.start, chosen.length, False)
+        rows = self.rows.row(x, 0, chosen.start, chosen.length, False)
         mark = Value(None, Leaf(self.tensor, ()), x.dtype)
         self._chosen[id(mark)] = mark, rows, chosen
         return mark
@@ -361,99 +297,15 @@ class Body:
         total = self.emit("ReduceSum", kept, *given, **attrs)
         return self.emit("Div", total, self.emit("Cast", self.number(chosen), to=rows.dtype))
 
-    # ---- results
+    # ---- sequences
     def inserted(self, sequence: Value, element: Value) -> Value:
         """The sequence with one element per iteration. Refuses a sequence that is not empty before."""
         if sequence.items is not None or not is_empty(sequence):
             raise Decline("the Loop inserts into a sequence more than once")
         return replace(sequence, items=element)
 
-    def finish(self, trips: Size) -> None:
-        """Check what was assumed about the number of iterations. Refuses a Loop for which it does not hold."""
-        if self.count is not None and not self.b.same(self.count, trips):
-            raise Decline(f"the Loop runs {trips} times over {self.count} rows")
-        if self.group is None:
-            self.count, self.group = trips, (Axis(trips),) if trips != 1 else ()
-        for size, offset in self.reach:
-            left = self.b.literal(size) - self.b.literal(trips) - offset
-            if isinstance(left, Dim) or left < 0:
-                raise Decline("the Loop reads past the end of its offsets")
-
-    def stacked(self, value: Value) -> Value:
-        """The value of each iteration, the iterations first.
-
-        Refuses a value of unknown rank, and one that the iteration number is computed into.
-        """
-        if value.groups is None or self.group is None:
-            raise Decline("an output of the Loop's body has an unknown rank")
-        if axes_of(value.body) - set(value.axes) - set(self.group):
-            raise Decline("an output of the Loop's body depends on an axis that is not among its dimensions")
-        named = {s for size in value.shape for s in symbols(size)}
-        sources = [self.b.sources[s][0] for s in named if s in self.b.sources]
-        if self.symbol in named or self.depends([*sources, *(leaf.tensor for leaf in leaves(value.body))]):
-            raise Decline("the result depends on the iteration number")
-        return Value((self.group, *value.known), value.body, value.dtype)
-
-    def depends(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether any of them was computed from the iteration number."""
-        stack, seen = list(tensors), set()
-        while stack:
-            top = stack.pop()
-            if top is self.tensor:
-                return True
-            if top.node is not None and top.node not in seen:
-                seen.add(top.node)
-                node = top.node
-                stack += [t for t in [*node.inputs, *node.captured] if t is not None]
-        return False
-
 
 def is_empty(value: Value) -> bool:
     """Whether a sequence is known to have no elements."""
     tensor = value.body.tensor if isinstance(value.body, Leaf) else None
     return tensor is not None and tensor.node is not None and tensor.node.proto.op_type == "SequenceEmpty"
-
-
-def alike(b: Builder, x: Value, y: Value) -> bool:
-    """Whether two Values are equal: the same tensor, or a sum over the number of its terms and a mean."""
-    if x.groups != y.groups or not isinstance(x.body, Leaf) or not isinstance(y.body, Leaf):
-        return False
-    if [a for a in x.body.axes if a is not None] != [a for a in y.body.axes if a is not None]:
-        return False
-    if x.body.tensor is y.body.tensor:
-        return True
-    div, mean = _maker(x.body.tensor), _maker(y.body.tensor)
-    if div is None or mean is None or div.proto.op_type != "Div" or mean.proto.op_type != "ReduceMean":
-        return False
-    total, by = div.inputs
-    assert total is not None
-    assert by is not None
-    source = _maker(total)
-    if source is None or source.proto.op_type != "ReduceSum" or mean.inputs[0] is not source.inputs[0]:
-        return False
-    left, terms = product(source.outputs[0].known), product(mean.inputs[0].known)  # type: ignore[union-attr]
-    number = divide(terms, left)
-    return left == product(y.body.tensor.known) and number is not None and _is_size(b, by, number)
-
-
-def _maker(tensor: Tensor) -> Node | None:
-    """The node that made a tensor, but for moves."""
-    node = tensor.node
-    while node is not None and node.proto.op_type in VIEWS and node.inputs[0] is not None:
-        node = node.inputs[0].node
-    return node
-
-
-def _is_size(b: Builder, tensor: Tensor, size: Size) -> bool:
-    """Whether a scalar is a dimension, converted."""
-    if isinstance(size, int):
-        return bool(tensor.scalar == size)
-    want = b.size(size)
-    while tensor is not want and tensor.node is not None:
-        node = tensor.node
-        inputs = [t for t in node.inputs if t is not None]
-        single = node.proto.op_type == "Concat" and len(inputs) == 1
-        if not single and node.proto.op_type not in VIEWS | {"Cast"}:
-            break
-        tensor = inputs[0]
-    return tensor is want
