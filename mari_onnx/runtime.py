@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
@@ -174,6 +174,7 @@ def session(
     threads: int = 1,
     *,
     lean: bool = False,
+    shared: Mapping[str, onnxruntime.OrtValue] | None = None,
     profile: str | None = None,
     what: str | None = None,
 ) -> onnxruntime.InferenceSession:
@@ -185,7 +186,10 @@ def session(
             TensorRT.
         optimize: all of onnxruntime's graph optimizations, or none.
         threads: within an operator; operators run one after the other.
-        lean: no pre-packed copies of weights and no memory arena: one copy of the weights, slower.
+        lean: no pre-packed copies of weights, no memory arena and no threads that spin: one copy of the weights,
+            slower.
+        shared: numbers of external initializers, which are used as they are; their files need not hold them, and the
+            caller keeps them as long as the session.
         profile: prefix of a profile file to write (see `nodes_by_provider`).
         what: how an error calls the model, by default its path.
 
@@ -211,6 +215,9 @@ def session(
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for name, value in (shared or {}).items():
+        options.add_initializer(name, value)
     if profile:
         options.enable_profiling = True
         options.profile_file_prefix = profile
@@ -348,21 +355,22 @@ class ExternalWriter:
             return tensor
         else:
             data = tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
-        return self.add_bytes(tensor.name, tensor.data_type, tensor.dims, data)
+        return self.add_bytes(tensor.name, tensor.data_type, tensor.dims, [data])
 
     def add_bytes(
-        self, name: str, data_type: int, dims: Sequence[int], data: bytes | memoryview
+        self, name: str, data_type: int, dims: Sequence[int], data: Iterable[bytes | memoryview]
     ) -> onnx.TensorProto:
-        """Writes little-endian `data` and answers the tensor that refers to it."""
+        """Writes little-endian data, piece after piece, and answers the tensor that refers to it."""
         import onnx
 
         self._file.write(
             b"\0" * (-self._file.tell() % 4096)
         )  # aligned: onnxruntime can then map it
         offset = self._file.tell()
-        self._file.write(data)
+        for piece in data:
+            self._file.write(piece)
         made = onnx.TensorProto(name=name, data_type=data_type, dims=dims)
-        set_external(made, self.path.name, offset, len(data))
+        set_external(made, self.path.name, offset, self._file.tell() - offset)
         return made
 
 

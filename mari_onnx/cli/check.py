@@ -71,7 +71,11 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
 )
 @click.option("--extremes", is_flag=True, help="Also draw floats at scales 0, 1e-6, 1e3 and 1e4.")
 @provider_option
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Threads per operator.  [default: 1, or 2 beyond 256 MiB of weights]",
+)
 @click.option("--rtol", type=click.FloatRange(min=0), help="Instead of the measured tolerance.")
 @click.option("--atol", type=click.FloatRange(min=0), help="Instead of the measured tolerance.")
 @click.option(

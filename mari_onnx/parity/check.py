@@ -110,7 +110,7 @@ class _Check:
         conflict = runtime.conflict()
         self.result.notes += [conflict] if conflict else []
         self.plan = Plan(self.layout, domains, self.settings)
-        self.phases = Phases(models, self.names, self.signatures, self.result, progress)
+        self.phases = Phases(models, self.loaded, self.names, self.signatures, self.result, progress)
         self._refused: set[int] = set()
         self.outputs = Outputs(
             settings, self.signatures["source"].outputs, self.layout.axis, self.phases, self.result, self._refused
@@ -320,12 +320,12 @@ class _Check:
     def _explore(self, requests: Sequence[draw.Request], drawing: bool, provider: str) -> list[draw.Request]:
         """Further requests; where none are drawn, it is measured what recorded ones reach."""
         self.phases.progress("coverage", 0, 1)
-        self.watch = Watch(self.loaded, self.settings.threads)
+        self.watch = Watch(self.loaded, self.phases.threads)
         if not drawing:
             for request in requests:
                 self.watch.look(request)
             return []
-        guide = Guide(self.plan, self.watch)
+        guide = Guide(self.plan, self.watch, self.phases.price)
         found = guide.explore(requests)
         self.result.coverage = self.plan.drawer.coverage()
         self.result.values = self.plan.drawer.meeting.report()

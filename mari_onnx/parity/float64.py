@@ -2,8 +2,7 @@
 
 All floating-point types become float64: weights, constants, casts, declared types, in bodies and
 functions too. Operators without a float64 kernel run in float32 between two casts, and are named.
-Tables that only Gather reads stay as they are, with a cast behind the lookup: the same values for
-half the memory.
+Tables that only Gather reads stay as they are, with a cast behind the lookup: the same values without a copy.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from mari_onnx.errors import MariError
 from mari_onnx.model.ops import Fact, row
 from mari_onnx.model.tensors import BELOW_DOUBLE, FLOATS
+from mari_onnx.parity.float64_weights import Weights, convert
 
 if TYPE_CHECKING:
     import onnx
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from mari_onnx.runtime import ModelLike
 
 _FLOAT, _DOUBLE = 1, 11
-# A table smaller than this is simply converted.
-_LARGE = 2**16
 
 
 @dataclass
@@ -85,7 +83,7 @@ def float64(
     narrow = {n.op_type for n in model.graph.node if row(n.op_type).gates}
     types = _element_types(loaded)
     with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder:
-        weights = _convert_weights(loaded.graph.initializer, model, Path(folder))
+        weights = convert(loaded.graph.initializer, model, Path(folder))
         del loaded  # a model read from one file is not kept beside its float64 form
         _convert_graph(model.graph, model, weights)
         for function in model.functions:
@@ -96,7 +94,7 @@ def float64(
             path = _write(model, Path(folder), narrow, types)
             try:
                 made = runtime.session(
-                    str(path), optimize=False, threads=threads, lean=bool(weights.external)
+                    str(path), optimize=False, threads=threads, lean=weights.external, shared=weights.shared
                 )
                 break
             except MariError as error:
@@ -134,69 +132,8 @@ def _is_float(dtype: np.dtype) -> bool:
     return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
-@dataclass
-class _Weights:
-    """What became of the weights: `tables` stay narrow and are cast behind their Gather."""
-
-    tables: set[str]
-    external: bool
-
-
-def _convert_weights(
-    weights: Sequence[onnx.TensorProto], model: onnx.ModelProto, folder: Path
-) -> _Weights:
-    import onnx
-    from onnx import numpy_helper
-
-    from mari_onnx.model import tensors
-    from mari_onnx.runtime import STAGE_BYTES, ExternalWriter
-
-    graph = model.graph
-    sizes = [int(np.prod(t.dims, dtype=np.int64)) for t in weights]
-    external = sum(sizes) * 4 > STAGE_BYTES
-    large = {
-        t.name
-        for t, n in zip(weights, sizes, strict=True)
-        if n * 4 >= _LARGE and t.data_type in BELOW_DOUBLE
-    }
-    tables = _only_gathered(graph, large)
-    with ExternalWriter(folder / "wide.bin") as writer:
-        for tensor in weights:  # one at a time: a second copy of all weights would not fit
-            if (
-                tensor.data_type not in BELOW_DOUBLE
-                and tensor.data_location != onnx.TensorProto.EXTERNAL
-            ):
-                graph.initializer.append(tensor)
-                continue
-            array = tensors.array(tensor)
-            if tensor.data_type in BELOW_DOUBLE and tensor.name not in tables:
-                array = array.astype(np.float64)
-            if external and array.nbytes >= 4096:
-                data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-                data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-                graph.initializer.append(
-                    writer.add_bytes(tensor.name, data_type, tensor.dims, data.data)
-                )
-            else:
-                graph.initializer.append(numpy_helper.from_array(array, tensor.name))
-    return _Weights(tables, external)
-
-
-def _only_gathered(graph: onnx.GraphProto, names: set[str]) -> set[str]:
-    """Those of `names` that nothing but the data input of a Gather of this graph reads."""
-    from mari_onnx.parity.domains.dependence import reads as reads_of
-
-    found = names - {o.name for o in graph.output} - {i.name for i in graph.input}
-    for node in graph.node:
-        reads = list(reads_of(node))
-        if node.op_type == "Gather" and not node.domain:
-            reads = reads[1:]
-        found.difference_update(reads)
-    return found
-
-
 def _convert_graph(
-    graph: onnx.GraphProto, model: onnx.ModelProto, weights: _Weights | None = None
+    graph: onnx.GraphProto, model: onnx.ModelProto, weights: Weights | None = None
 ) -> None:
     for value in [*graph.input, *graph.output]:
         _widen_type(value.type)

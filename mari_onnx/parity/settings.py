@@ -25,6 +25,7 @@ class Settings:
         multiple: how many times the source's own error is allowed.
         coverage: at most so many further requests, to reach what the drawn ones do not.
         extremes: further requests with floats of 0, 1e-6, 1e3 and 1e4.
+        threads: within an operator; None for one, and two for a model of more than 256 MiB of weights.
         dump: folder for the inputs of the worst request of outputs that fail.
     """
 
@@ -38,7 +39,7 @@ class Settings:
     top_k: Sequence[int] = (10, 50)
     coverage: int = 10_000
     extremes: bool = False
-    threads: int = 1
+    threads: int | None = None
     dump: str | os.PathLike[str] | None = None
 
     @property

@@ -128,6 +128,56 @@ def test_float64_is_float64_through_constants_casts_and_bodies() -> None:
     assert y.tolist() == [1 / 3, 1 / 3]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("outside", [False, True])
+def test_float64_of_a_large_model_uses_tables_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: type, outside: bool
+) -> None:
+    """Layers are written in pieces; tables that are only looked up are not written."""
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    rng = np.random.default_rng(0)
+    table, layer = rng.standard_normal((700, 30)).astype(dtype), rng.standard_normal((30, 50)).astype(dtype)
+    g = Graph()
+    g.op("Gather", [g.weight("table", table), g.input("id", TensorProto.INT64, ["N"])], "row")
+    g.op("MatMul", ["row", g.weight("layer", layer)], "y")
+    g.output("y", ["N", 50], kind)
+    path = tmp_path / "model.onnx"
+    onnx.save(g.model(), path, save_as_external_data=outside, location="model.weights", size_threshold=0)
+    monkeypatch.setattr(runtime, "STAGE_BYTES", 1000)
+    monkeypatch.setattr("mari_onnx.model.load.LAZY_TENSOR", 1000)
+    monkeypatch.setattr("mari_onnx.parity.float64_weights._TABLE_BYTES", 1000)
+    monkeypatch.setattr("mari_onnx.parity.float64_weights._PIECE", 7)
+    monkeypatch.setattr("mari_onnx.parity.float64.tempfile.tempdir", str(tmp_path))
+    ids = np.array([0, 699, 3, -1])
+    with float64(path) as model:
+        (y,) = model.run({"id": ids})
+        (written,) = tmp_path.glob("mari-onnx-*/wide.bin")
+        assert written.stat().st_size == layer.size * 8
+    np.testing.assert_allclose(y, table[ids].astype(np.float64) @ layer.astype(np.float64), rtol=1e-12, atol=1e-12)
+
+
+def test_of_dear_requests_the_cheapest_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    plain = runtime.run
+
+    def counted(made, feed, what, names=None):  # type: ignore[no-untyped-def]
+        if what in ("the source model", "the optimized model") or " at N=" in what:
+            runs.append(max(len(value) for value in feed.values()))
+        return plain(made, feed, what, names)
+
+    monkeypatch.setattr(runtime, "run", counted)
+    model = one_op("Relu", ["N", 3])
+    assert check(model, model, Sides({"x": "item"}), coverage=0).ok
+    assert runs.count(500) == 2 * 2 * 4  # requests, runs, phases
+    runs.clear()
+    monkeypatch.setattr("mari_onnx.parity.phases._AGAIN", 1.0)
+    assert check(model, model, Sides({"x": "item"}), coverage=0).ok
+    assert runs.count(500) == 2 * 4
+    assert runs.count(1) == (2 + 1) * 4
+    random = one_op("RandomUniformLike", ["N", 3])
+    assert check(random, random, Sides({"x": "item"}), coverage=0).verdict == "cannot be compared"
+
+
 def test_a_provider_that_is_not_there_is_an_error() -> None:
     with pytest.raises(ProviderError, match="there is no execution provider 'gpu'"):
         check(PAIR.source, PAIR.optimized, PAIR.sides, providers=["gpu"])

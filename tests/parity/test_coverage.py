@@ -38,6 +38,10 @@ def test_rows_of_a_table() -> None:
     g.output("out", ["N", 2])
     (goal,) = looked(g.model(), x=np.array([0, 3, 3, -1]))
     assert missed(goal) == ["row 1", "row 2"]
+    assert goal.look([np.array([-5, 1, 1])]) == 1
+    assert not goal.done
+    assert goal.look([np.array([2, 7])]) == 1
+    assert goal.done
 
 
 def test_outcomes_of_a_comparison_with_several_constants() -> None:

@@ -38,7 +38,7 @@ class Goal(ABC):
         size: how many things there are to meet.
 
     Attributes:
-        met: `[size]` booleans, in an order of the goal's own.
+        met: `[size]` booleans, in an order of the goal's own; `left` of them are false.
         closer: whether the last run came closer than all before it to something that is not met.
         same: goals of two nodes, or of two models, with an equal `same` count once.
     """
@@ -48,13 +48,14 @@ class Goal(ABC):
     def __init__(self, kind: str, node: str, op: str, tensors: Sequence[str], size: int):
         self.kind, self.node, self.op, self.tensors = kind, node, op, tuple(tensors)
         self.met = np.zeros(size, bool)
+        self.left = size
         self.closer = False
         self._nearest: np.ndarray | None = None
         self.same = (kind, op, self.tensors, size)
 
     @property
     def done(self) -> bool:
-        return bool(self.met.all())
+        return not self.left
 
     def look(self, values: Sequence[np.ndarray]) -> int:
         """How many things one run met for the first time."""
@@ -62,20 +63,21 @@ class Goal(ABC):
         if self.done:
             return 0
         found = self._found(values)
-        new = int(np.count_nonzero(found & ~self.met))
-        if new:
-            self.met |= found
+        at = np.flatnonzero(found) if found.dtype == bool else found
+        fresh = np.unique(at[~self.met[at]])
+        self.met[fresh] = True
+        self.left -= fresh.size
         distances = self._distances(values)
         if distances is not None:
             if self._nearest is None:
                 self._nearest = distances
             self.closer = bool((~self.met & (distances < _CLOSER * self._nearest)).any())
             self._nearest = np.minimum(self._nearest, distances)
-        return new
+        return int(fresh.size)
 
     @abstractmethod
     def _found(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        """Which of its things a run reached."""
+        """Which of its things a run reached: `[size]` booleans, or their places where there may be millions."""
 
     def _distances(self, values: Sequence[np.ndarray]) -> np.ndarray | None:
         """How far a run was from each thing; None where that is not known."""
@@ -94,11 +96,9 @@ class Rows(Goal):
         self.same = ("rows", table, rows)
 
     def _found(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        found = np.zeros(self.met.size, bool)
         at = values[0].reshape(-1).astype(np.int64)
         at = np.where(at < 0, at + self.met.size, at)
-        found[at[(at >= 0) & (at < self.met.size)]] = True
-        return found
+        return at[(at >= 0) & (at < self.met.size)]
 
     def text(self, at: int) -> str:
         return f"row {at}"

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mari_onnx.parity.coverage import sizes
-from mari_onnx.parity.coverage.budget import Budget, Price
+from mari_onnx.parity.coverage.budget import Budget
 from mari_onnx.parity.coverage.empty import survived
 from mari_onnx.parity.coverage.vary import Varied
 from mari_onnx.parity.requests.edge_users import Edge
 
 if TYPE_CHECKING:
+    from mari_onnx.parity.coverage.budget import Price
     from mari_onnx.parity.coverage.watch import Watch
     from mari_onnx.parity.requests.draw import Request
     from mari_onnx.parity.requests.plan import Plan
@@ -40,15 +41,15 @@ class Guide:
     Args:
         plan: whose `draw` was called.
         watch: says what a request reaches.
+        price: of a run of the source.
 
     Attributes:
         tries: requests that were tried; `kept` those of them that are compared.
         faults: what is wrong with the optimized model on requests that cannot be compared; `notes` what is odd.
     """
 
-    def __init__(self, plan: Plan, watch: Watch):
-        self._plan, self._watch = plan, watch
-        self._price = Price(watch.models["source"])
+    def __init__(self, plan: Plan, watch: Watch, price: Price):
+        self._plan, self._watch, self._price = plan, watch, price
         self.tries = 0
         self.faults: list[str] = []
         self.notes: list[str] = []
