@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import numpy_helper
 
 from mari_onnx.engine import Options, Rewrite, rewrite
 from mari_onnx.engine.rules.softmax_masks import MASKED_ROWS
@@ -328,15 +329,19 @@ class Counting(Model):
         g = self.g
         low = self.number(BIG["1e9"])
         padded = low
-        if plan.low == "min":
+        if plan.low in ("min", "2^32"):
             n = g.Gather(g.Shape(self.ids), g.const(np.array(0)), axis=0)
+            if plan.low == "2^32":  # as a sum of so many ones
+                one = numpy_helper.from_array(np.ones(1, np.int64))
+                n = g.reduce("Sum", g.ConstantOfShape(g.unsqueeze(n, 0), value=one), [0], keepdims=0)
             padded = g.Where(g.Less(n, g.const(np.array(4))), low, self.number(-1.0))
         columns = g.unsqueeze(self.all_bits(plan.pad), 1)
         return g.Where(g.const(self.hidden(plan.seen)[None]), low, g.Where(columns, padded, scores))
 
 
-def test_masks_that_hang_on_the_number_of_candidates_stay() -> None:
-    result = compared(Plan(odd="low=min"), counts=(1, 3, 5), model=Counting)[1]
+@pytest.mark.parametrize("low", ["min", "2^32"])
+def test_masks_that_hang_on_the_number_of_candidates_stay(low: str) -> None:
+    result = compared(Plan(odd=f"low={low}"), counts=(1, 3, 5), model=Counting)[1]
     assert declined(result)
 
 

@@ -1,136 +1,218 @@
-"""Lower and upper bounds of a tensor's elements, one by one: which of them a constant mask keeps out of a softmax.
+"""Lower and upper bounds of a tensor's elements, one by one: which of them a mask keeps out of a softmax.
 
 A mask reaches the scores in many spellings (Where over And, Or and Not, a sum with -inf, ``(1 - mask) * -1e9``, Min);
-interval arithmetic over what makes it tells them all. How large a tensor is that no mask reaches is for `bounds`.
+interval arithmetic over what makes it tells them all. `transfer` says what an operator makes of the bounds of its
+operands. `span` asks it about tensors of the new graph, whose masks are constants; `lookahead.masked_rows` about the
+source, for each setting of the booleans that its masks are made of. How large a tensor is that no mask reaches is for
+`magnitude`.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, TypeVar
 
 import numpy as np
-import onnx
+from onnx import NodeProto, TensorProto
 
 from mari_onnx.engine.analysis.magnitude import bound
 from mari_onnx.engine.ir.value import Node, Tensor
+from mari_onnx.model.dims import Size
 from mari_onnx.model.nodes import attribute, attributes, is_standard
-from mari_onnx.model.ops import Fact, having, row
+from mari_onnx.model.ops import Fact, having
 
+F = TypeVar("F", bound=Callable[..., Any])
 Span = tuple[np.ndarray, np.ndarray]
+"""Lower and upper bounds, float64, broadcastable to the tensor's dimensions and of its rank. Booleans are 0 and 1."""
+Place = Callable[[Sequence[np.ndarray]], np.ndarray | None]
+"""Where a node that moves elements, or joins them, puts those of arrays like its operands; None where that is unknown.
+"""
 LIMIT = 1 << 22
 """Elements of a constant up to which it is looked into."""
 DEPTH = 16
 """Operators between a mask and the scores."""
+VARIADIC = having(Fact.VARIADIC)
+PLACED = having(Fact.MOVES) - having(Fact.FILLS)
+INTERVALS: dict[str, Callable[..., Any]] = {}
+"""By operator, the bounds of its result from those of its operands: two at a time if it takes any number."""
+
+
+def bounds_of(*ops: str) -> Callable[[F], F]:
+    """Registers a function that gives bounds of what these operators compute element by element."""
+
+    def register(function: F) -> F:
+        INTERVALS.update(dict.fromkeys(ops, function))
+        return function
+
+    return register
+
+
+def operands(node: NodeProto) -> int:
+    """How many inputs, from the first on, `transfer` wants the bounds of; 0 where it can tell nothing of the node."""
+    if not is_standard(node):
+        return 0
+    if node.op_type in INTERVALS or node.op_type == "Concat":
+        return len(node.input)
+    return int(node.op_type in PLACED or node.op_type == "Cast")
+
+
+def transfer(node: NodeProto, spans: Sequence[Span], place: Place) -> Span | None:
+    """Bounds of what a node computes of tensors with these bounds; None where there are none.
+
+    spans: of as many inputs as `operands` says.
+    """
+    op = node.op_type
+    if op == "Cast":
+        return _cast(spans[0], attribute(node, "to"))
+    if op in INTERVALS:
+        found: Span | None = reduce(INTERVALS[op], spans) if op in VARIADIC else INTERVALS[op](*spans)
+        return found
+    low, high = (place([span[side] for span in spans]) for side in (0, 1))
+    return (low, high) if low is not None and high is not None else None
 
 
 def span(tensor: Tensor, depth: int = DEPTH) -> Span:
-    """Lower and upper bounds of the elements, broadcastable to the tensor's dimensions (float64).
+    """Bounds of the elements of a tensor of the new graph.
 
     Constant masks give each element its own bounds, through arithmetic and what only moves elements; everything else
     has one bound for all. What a model computes is finite: the sum of -inf and a score is -inf, 0 times it is 0.
     """
     if depth not in tensor.spans:
-        tensor.spans[depth] = _bounds_of(tensor, depth)
+        tensor.spans[depth] = _found(tensor, depth) or _of_size(tensor)
     return tensor.spans[depth]
 
 
-def _bounds_of(tensor: Tensor, depth: int) -> Span:
-    found = _span(tensor, depth) if depth else None
-    if found is None:
-        shape = (1,) * len(tensor.known)
-        most = np.full(shape, 1.0 if tensor.dtype == onnx.TensorProto.BOOL else bound(tensor))
-        found = (np.zeros(shape) if tensor.dtype == onnx.TensorProto.BOOL else -most), most
-    return found
-
-
-def _span(tensor: Tensor, depth: int) -> Span | None:
+def _found(tensor: Tensor, depth: int) -> Span | None:
     if tensor.const:
         array = tensor.array
         if array.dtype == object or array.size > LIMIT:
             return None
-        return array.astype(np.float64), array.astype(np.float64)
+        return (array.astype(np.float64),) * 2
     node = tensor.node
-    if node is None or not is_standard(node.proto):
+    count = operands(node.proto) if node is not None and depth else 0
+    if node is None or not count:
         return None
-    op, rank = node.proto.op_type, len(tensor.known)
-    inputs = [t for t in node.inputs if t is not None]
-    if op == "Where":
-        spans = [tuple(_lead(side, rank) for side in span(t, depth - 1)) for t in inputs]
-        (surely, may), (low_x, high_x), (low_y, high_y) = spans
-        low = np.where(surely == 1, low_x, np.where(may == 0, low_y, np.minimum(low_x, low_y)))
-        return low, np.where(surely == 1, high_x, np.where(may == 0, high_y, np.maximum(high_x, high_y)))
-    if op == "Not":
-        low, high = span(inputs[0], depth - 1)
-        return 1 - high, 1 - low
-    if op == "Concat" and all(isinstance(t.known[_axis(node)], int) for t in inputs):
-        spans = [span(t, depth - 1) for t in inputs]
-        return tuple(_side_by_side([s[i] for s in spans], inputs, _axis(node)) for i in (0, 1))  # type: ignore
-    if row(op).function in COMBINED and len(inputs) == 2:
-        (low_x, high_x), (low_y, high_y) = (tuple(_lead(s, rank) for s in span(t, depth - 1)) for t in inputs)
-        return COMBINED[row(op).function](low_x, high_x, low_y, high_y)
-    if op == "Neg":
-        low, high = span(inputs[0], depth - 1)
-        return -high, -low
-    if op == "Identity":
-        return span(inputs[0], depth - 1)
-    if op == "Expand":
-        low, high = span(inputs[0], depth - 1)
-        return _lead(low, rank), _lead(high, rank)
-    if op == "Cast":
-        return _cast(span(inputs[0], depth - 1), inputs[0].dtype, tensor.dtype)
-    if op == "Reshape":
-        sides = [_regrouped(side, inputs[0], tensor) for side in span(inputs[0], depth - 1)]
-        return (sides[0], sides[1]) if sides[0] is not None and sides[1] is not None else None
-    if op in having(Fact.MOVES) - having(Fact.FILLS):
-        low, high = span(inputs[0], depth - 1)
-        if low.size == 1 and high.size == 1:
-            return low.reshape((1,) * rank), high.reshape((1,) * rank)
-        moved = [_moved(node, inputs, side) for side in (low, high)]
-        return (moved[0], moved[1]) if moved[0] is not None and moved[1] is not None else None
-    return None
+    spans = [span(t, depth - 1) for t in node.inputs[:count] if t is not None]
+    return transfer(node.proto, spans, lambda sides: _placed(node, tensor, sides))
 
 
-def _add(low_x: np.ndarray, high_x: np.ndarray, low_y: np.ndarray, high_y: np.ndarray) -> Span:
+def _of_size(tensor: Tensor) -> Span:
+    shape = (1,) * len(tensor.known)
+    if tensor.dtype == TensorProto.BOOL:
+        return np.zeros(shape), np.ones(shape)
+    most = np.full(shape, bound(tensor))
+    return -most, most
+
+
+@bounds_of("Add", "Sum")
+def _add(x: Span, y: Span) -> Span:
     with np.errstate(invalid="ignore"):
-        low, high = low_x + low_y, high_x + high_y
-    high = np.where(np.isneginf(high_x) | np.isneginf(high_y), -np.inf, high)
+        low, high = x[0] + y[0], x[1] + y[1]
+    high = np.where(np.isneginf(x[1]) | np.isneginf(y[1]), -np.inf, high)
     return np.nan_to_num(low, nan=-np.inf, posinf=np.inf, neginf=-np.inf), high
 
 
-def _sub(low_x: np.ndarray, high_x: np.ndarray, low_y: np.ndarray, high_y: np.ndarray) -> Span:
-    return _add(low_x, high_x, -high_y, -low_y)
+@bounds_of("Sub")
+def _subtract(x: Span, y: Span) -> Span:
+    return _add(x, _negative(y))
 
 
-def _mul(low_x: np.ndarray, high_x: np.ndarray, low_y: np.ndarray, high_y: np.ndarray) -> Span:
+@bounds_of("Neg")
+def _negative(x: Span) -> Span:
+    return -x[1], -x[0]
+
+
+@bounds_of("Mul")
+def _multiply(x: Span, y: Span) -> Span:
     with np.errstate(invalid="ignore"):
-        corners = [x * y for x in (low_x, high_x) for y in (low_y, high_y)]
+        corners = [a * b for a in x for b in y]
     corners = [np.nan_to_num(c, nan=0.0, posinf=np.inf, neginf=-np.inf) for c in corners]
     return np.minimum.reduce(np.broadcast_arrays(*corners)), np.maximum.reduce(np.broadcast_arrays(*corners))
 
 
-COMBINED: dict[object, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Span]] = {
-    operator.add: _add,
-    operator.sub: _sub,
-    operator.mul: _mul,
-    max: lambda low_x, high_x, low_y, high_y: (np.maximum(low_x, low_y), np.maximum(high_x, high_y)),
-    min: lambda low_x, high_x, low_y, high_y: (np.minimum(low_x, low_y), np.minimum(high_x, high_y)),
-}
-"""Bounds of what two operands are combined to, by the function of an operator."""
+@bounds_of("Div")
+def _divide(x: Span, y: Span) -> Span | None:
+    """Of integers too, whose quotient is cut towards 0."""
+    if not np.all((y[0] > 0) | (y[1] < 0)):
+        return None
+    low, high = _multiply(x, (1 / y[1], 1 / y[0]))
+    return np.where(low > 0, np.floor(low), low), np.where(high < 0, np.ceil(high), high)
 
 
-def _cast(found: Span, old: int, new: int) -> Span | None:
-    low, high = found
-    if new == onnx.TensorProto.BOOL:
+@bounds_of("Max", "Or")
+def _largest(x: Span, y: Span) -> Span:
+    return np.maximum(x[0], y[0]), np.maximum(x[1], y[1])
+
+
+@bounds_of("Min", "And")
+def _smallest(x: Span, y: Span) -> Span:
+    return np.minimum(x[0], y[0]), np.minimum(x[1], y[1])
+
+
+@bounds_of("Not")
+def _not(x: Span) -> Span:
+    return 1 - x[1], 1 - x[0]
+
+
+@bounds_of("Identity")
+def _same(x: Span) -> Span:
+    return x
+
+
+@bounds_of("Where")
+def _chosen(condition: Span, x: Span, y: Span) -> Span:
+    surely, never = condition[0] == 1, condition[1] == 0
+    low = np.where(surely, x[0], np.where(never, y[0], np.minimum(x[0], y[0])))
+    return low, np.where(surely, x[1], np.where(never, y[1], np.maximum(x[1], y[1])))
+
+
+def _cast(x: Span, to: int) -> Span | None:
+    low, high = x
+    if to == TensorProto.BOOL:
         return ((low > 0) | (high < 0)).astype(np.float64), ((low != 0) | (high != 0)).astype(np.float64)
-    exact = old == onnx.TensorProto.BOOL or new in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
-    return found if exact and new != onnx.TensorProto.UNDEFINED else None
+    if to in (TensorProto.FLOAT, TensorProto.DOUBLE):
+        return x
+    fits = np.all(low >= 0) and np.all(high <= 1)  # whatever is cut or rounded
+    return (np.floor(low), np.ceil(high)) if fits else None
+
+
+# ---- elements at other places -----------------------------------------------------------------------------------
+def _placed(node: Node, out: Tensor, sides: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Bounds of elements that are moved or joined; a dimension of 1 stands for one that does not differ."""
+    op, side, attrs = node.proto.op_type, sides[0], attributes(node.proto)
+    inputs = [t for t in node.inputs if t is not None]
+    if op == "Concat":
+        return side_by_side(sides, [t.known for t in inputs], attrs["axis"])
+    rank = len(out.known)
+    if side.size == 1:
+        return side.reshape((1,) * rank)
+    if op == "Expand":
+        return side.reshape((1,) * (rank - side.ndim) + side.shape)
+    if op in having(Fact.VIEW):
+        return _regrouped(side, inputs[0], out)
+    if op == "Transpose":
+        return side.transpose(attrs.get("perm"))
+    if not all(t.const for t in inputs[1:]):
+        return None
+    arrays = [t.array for t in inputs[1:]]
+    if op == "Gather":
+        axis = attrs.get("axis", 0)
+        return side.take(arrays[0] if side.shape[axis] > 1 else np.zeros_like(arrays[0]), axis=axis)
+    if op != "Slice":
+        return None
+    starts, ends = arrays[:2]
+    along = arrays[2] if len(arrays) > 2 else range(len(starts))
+    steps = arrays[3] if len(arrays) > 3 else np.ones_like(starts)
+    index = [slice(None)] * side.ndim
+    for start, end, axis, step in zip(starts, ends, along, steps, strict=True):
+        if side.shape[axis] != 1:
+            index[axis] = slice(int(start), int(end), int(step))
+    return side[tuple(index)]
 
 
 def _regrouped(side: np.ndarray, old: Tensor, new: Tensor) -> np.ndarray | None:
     """Bounds behind a Reshape that only drops and adds dimensions of 1."""
-    if side.size == 1:
-        return side.reshape((1,) * len(new.known))
     kept = [i for i, size in enumerate(old.known) if size != 1]
     if [old.known[i] for i in kept] != [size for size in new.known if size != 1]:
         return None
@@ -138,47 +220,13 @@ def _regrouped(side: np.ndarray, old: Tensor, new: Tensor) -> np.ndarray | None:
     return side.reshape([1 if size == 1 else next(sizes) for size in new.known])
 
 
-def _axis(node: Node) -> int:
-    return int(attribute(node.proto, "axis"))
-
-
-def _side_by_side(sides: list[np.ndarray], inputs: list[Tensor], axis: int) -> np.ndarray:
-    shape = list(np.max([s.shape for s in sides], axis=0))
-    wide = []
-    for side, tensor in zip(sides, inputs, strict=True):
-        size = tensor.known[axis]
-        assert isinstance(size, int)
-        wide.append(np.broadcast_to(side, [*shape[:axis], size, *shape[axis + 1 :]]))
-    return np.concatenate(wide, axis=axis)
-
-
-def _lead(array: np.ndarray, rank: int) -> np.ndarray:
-    return array.reshape((1,) * (rank - array.ndim) + array.shape)
-
-
-def _moved(node: Node, inputs: list[Tensor], side: np.ndarray) -> np.ndarray | None:
-    """Bounds after an operator that moves elements; a dimension of 1 stands for one that does not differ."""
-    op = node.proto.op_type
-    attrs = attributes(node.proto)
-    if op == "Transpose":
-        return side.transpose(attrs["perm"])
-    if not all(t.const for t in inputs[1:]):
-        return None
-    arrays = [t.array.reshape(-1) for t in inputs[1:]]
-    if op in having(Fact.UNIT_DIMS):
-        axes = tuple(int(a) for a in (arrays[0] if arrays else attrs["axes"]))
-        return np.expand_dims(side, axes) if op == "Unsqueeze" else np.squeeze(side, axis=axes)
-    if op == "Gather":
-        axis = int(attrs.get("axis", 0))
-        if inputs[1].array.ndim != 1:
+def side_by_side(sides: Sequence[np.ndarray], shapes: Sequence[tuple[Size, ...]], axis: int) -> np.ndarray | None:
+    """Bounds of what a Concat joins, where the tensors have these shapes; None where one has no known size there."""
+    wide = list(np.max([s.shape for s in sides], axis=0))
+    parts = []
+    for side, shape in zip(sides, shapes, strict=True):
+        wide[axis] = shape[axis]
+        if not isinstance(shape[axis], int):
             return None
-        return side if side.shape[axis] == 1 else side.take(inputs[1].array, axis=axis)
-    if op != "Slice":
-        return None
-    starts, ends, along = arrays[0], arrays[1], arrays[2]
-    steps = arrays[3] if len(arrays) > 3 else np.ones_like(starts)
-    index = [slice(None)] * side.ndim
-    for start, end, axis, step in zip(starts, ends, along, steps, strict=True):
-        if side.shape[int(axis)] != 1:
-            index[int(axis)] = slice(int(start), int(end), int(step))
-    return side[tuple(index)]
+        parts.append(np.broadcast_to(side, wide))
+    return np.concatenate(parts, axis=axis)

@@ -8,13 +8,16 @@ provably above -1e9 + 800; tables, weights and normalizations bound most scores 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from mari_onnx.engine.analysis.norm_patterns import NORMALIZED, largest
 from mari_onnx.engine.ir.value import Node, Tensor
 from mari_onnx.model.dims import Size, divide, product
-from mari_onnx.model.nodes import attribute, is_standard
+from mari_onnx.model.nodes import attribute, attributes, is_standard
 from mari_onnx.model.ops import Fact, having, row
 
 EXP_RANGE = 800.0
@@ -89,8 +92,10 @@ def _node(node: Node) -> float:
         return max(values)
     if op == "Where":
         return max(values[1:])
-    if op == "MatMul":
-        return _product(inputs, values)
+    if op == "Cast" and attribute(node.proto, "to") in (TensorProto.FLOAT, TensorProto.DOUBLE):
+        return values[0]
+    if op in having(Fact.MATMUL):
+        return _product(inputs, values, attributes(node.proto))
     if op == "ReduceSum":
         count = added(inputs[0], node.outputs[0])
         return values[0] * count if isinstance(count, int) else math.inf
@@ -110,12 +115,16 @@ def added(x: Tensor, total: Tensor) -> Size | None:
     return divide(product(x.known), product(total.known))
 
 
-def _product(inputs: list[Tensor], values: list[float]) -> float:
+def _product(inputs: list[Tensor], values: list[float], attrs: Mapping[str, Any]) -> float:
+    """Of two matrices, and what Gemm adds to it."""
     if not all(math.isfinite(v) for v in values):
         return math.inf
+    scale, beta = (abs(float(attrs.get(name, 1.0))) for name in ("alpha", "beta"))
+    rest = beta * values[2] if len(values) > 2 else 0.0
+    contracted = -2 if attrs.get("transA") else -1, -1 if attrs.get("transB") else -2
     for which, other in ((1, 0), (0, 1)):
         if inputs[which].const and inputs[which].array.ndim > 1:
             weights = np.abs(inputs[which].array.astype(np.float64))
-            return values[other] * float(weights.sum(axis=-2 if which else -1).max())
-    width = inputs[0].known[-1]
-    return values[0] * values[1] * width if isinstance(width, int) else math.inf
+            return scale * values[other] * float(weights.sum(axis=contracted[which]).max()) + rest
+    width = inputs[0].known[contracted[0]]
+    return scale * values[0] * values[1] * width + rest if isinstance(width, int) else math.inf

@@ -223,27 +223,12 @@ class Tables:
 
     def _with_bits(self, node: NodeProto) -> dict[str, Table] | None:
         tables = [self.known[x] for x in node.input if x]
-        out = self.shape(node.output[0])
-        if out is None:
+        out, made = self.shape(node.output[0]), self.settings(node, [t.slots for t in tables])
+        if out is None or made is None:
             return None
-        slots: Slots | None
-        if node.op_type in BY_ELEMENT and len(node.output) == 1:
-            made = union([t.slots for t in tables], out)
-            if made is None:
-                return None
-            slots, maps = made
-            if node.op_type in LOGIC and len(slots) > max(len(t.slots) for t in tables) and _alike(tables, out):
-                return None  # two bits an element: a bit of its own
-        elif node.op_type == "Concat":
-            slots, maps = self.joined(node, [t.slots for t in tables]), [list(range(len(t.slots))) for t in tables]
-        elif node.op_type in MOVES and all(not t.slots for t in tables[1:]) and len(node.output) == 1:
-            moves = [self.moved(node, slot) for slot in tables[0].slots]
-            slots = None if any(m is None for m in moves) else tuple(m[0] for m in moves if m is not None)
-            maps = [list(range(len(t.slots))) for t in tables]
-        else:
-            return None
-        if slots is None:
-            return None
+        slots, maps = made
+        if node.op_type in LOGIC and len(slots) > max(len(t.slots) for t in tables) and _alike(tables, out):
+            return None  # two bits an element: a bit of its own
         arrays = []
         for way in ways(slots):
             given = iter(t.arrays[pick(way, places)] for t, places in zip(tables, maps, strict=True))
@@ -252,6 +237,21 @@ class Tables:
                 return None
             arrays.append(array)
         return {node.output[0]: Table(slots, tuple(arrays))}
+
+    def settings(self, node: NodeProto, operands: Sequence[Slots]) -> tuple[Slots, list[list[int]]] | None:
+        """The slots of what a node makes of operands that have these; which of them each operand's slots became."""
+        out = self.shape(node.output[0])
+        if out is None or len(node.output) > 1:
+            return None
+        if node.op_type in BY_ELEMENT:
+            return union(operands, out)
+        slots: Slots | None = None
+        if node.op_type == "Concat":
+            slots = self.joined(node, operands)
+        elif node.op_type in MOVES and not any(operands[1:]):
+            moves = [self.moved(node, slot) for slot in operands[0]]
+            slots = None if any(m is None for m in moves) else tuple(m[0] for m in moves if m is not None)
+        return (slots, [list(range(len(s))) for s in operands]) if slots is not None else None
 
     def _plain(self, node: NodeProto, arrays: Sequence[np.ndarray | None]) -> None:
         result = self._run(node, arrays) if len(arrays) == len(node.input) else None
@@ -314,7 +314,9 @@ def forget(nodes: Sequence[NodeProto], first: Tables, second: Tables) -> None:
                     picked.add(name)
                     if not same:
                         counted.add(name)
-            elif any(x in counted for x in values):
+            elif any(x in counted for x in values) or (
+                here is not None and there is not None and here.shape == there.shape and not same
+            ):
                 counted.add(name)
     for tables in (first, second):
         for name in counted - tables.roots.keys():

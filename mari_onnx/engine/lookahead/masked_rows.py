@@ -7,9 +7,9 @@ the candidates. Such a row is a padded one (pad[q] = 1: else its own entry is no
 is in padded rows only, as long as others give padded columns a weight of exactly 0. If no output reads a padded row,
 any number will do there: the softmax may take the columns without weight out of all rows.
 
-`Attentions` tells of each Softmax, from what its mask is for each setting of its bits (`bits`) and from how large the
-scores can be (`bounds`, here of the source): rows whose bit ``rows`` is 0 have an entry above ``floor``; in them,
-columns whose bit ``columns`` is 1 weigh exactly 0. `Flow` follows the padded rows (garbage) from there to the outputs:
+`Attention` tells of each Softmax, from what its mask is for each setting of its bits (`mask_tables`) and how large the
+scores can be then (`intervals.transfer`): rows whose bit ``rows`` is 0 have an entry above ``floor``; in them, columns
+whose bit ``columns`` is 1 weigh exactly 0. `Flow` follows the padded rows (garbage) from there to the outputs:
 an element may be garbage if one of the bits in its slots is 1. Garbage is finite: scores and values of the source are,
 and operators that may make another thing of them are not passed.
 """
@@ -17,41 +17,31 @@ and operators that may make another thing of them are not passed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
 from onnx import NodeProto
 
+from mari_onnx.engine.analysis.intervals import DEPTH, Span, operands, side_by_side, transfer
 from mari_onnx.engine.analysis.magnitude import EXP_RANGE
 from mari_onnx.engine.lookahead.bounds import Sourced, sliced
-from mari_onnx.engine.lookahead.mask_tables import (
-    MOVES,
-    TRIPS,
-    Slots,
-    Table,
-    Tables,
-    forget,
-    pick,
-    possible,
-    union,
-    ways,
-)
+from mari_onnx.engine.lookahead.mask_tables import TRIPS, Slots, Table, Tables, forget, pick, possible, ways
 from mari_onnx.engine.lookahead.shapes import Inputs, integers, needed, shapes
 from mari_onnx.engine.lookahead.taint import Flow
 from mari_onnx.model.nodes import attribute, graphs, is_standard
-from mari_onnx.model.ops import Fact, having
 
 COUNTS = (2, 3)
 """Numbers of candidates at which it is proven; what is computed from the number itself is not known (`forget`)."""
-DEPTH = 16
-"""Operators between a mask and the scores."""
 LARGEST = 1e20
 """Scores beyond it may be lost beside a mask of the lowest number of a type."""
 CLEAR = 0.02
 """What rounding of a mask and of scores may come to, as a share."""
-TYPES = (np.dtype(np.float32), np.dtype(np.float64))
+GREATEST = float(np.finfo(np.float32).max)
+"""What a sum or a product may come to; what is only chosen or moved may be as large as its type allows."""
+TYPES = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(bool))
 
 
 class Unread:
@@ -108,12 +98,16 @@ def _inner(nodes: Iterable[NodeProto]) -> set[str]:
 
 
 @dataclass(frozen=True)
-class Span:
-    """Lower and upper bounds of a tensor's elements for each setting of its slots."""
+class Spans:
+    """Bounds of a tensor's elements for each setting of its slots."""
 
     slots: Slots
     low: tuple[np.ndarray, ...]
     high: tuple[np.ndarray, ...]
+
+    def of(self, way: int) -> Span:
+        """The bounds for one setting."""
+        return self.low[way], self.high[way]
 
 
 @dataclass(frozen=True)
@@ -156,7 +150,7 @@ class Attention:
         return best
 
 
-def _floor(span: Span, slots: Slots, rows: np.ndarray, columns: np.ndarray) -> float | None:
+def _floor(span: Spans, slots: Slots, rows: np.ndarray, columns: np.ndarray) -> float | None:
     """What the best entry of a row outside ``rows`` is at least, if ``columns`` are so far below that they weigh 0."""
     shape = rows.shape
     low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
@@ -175,107 +169,61 @@ def _floor(span: Span, slots: Slots, rows: np.ndarray, columns: np.ndarray) -> f
     return float(best.min())
 
 
-def _span(name: str, tables: Tables, sourced: Sourced, depth: int) -> Span | None:
+def _span(name: str, tables: Tables, sourced: Sourced, depth: int) -> Spans | None:
     """Bounds of scores with masks; None if there are none, or a sum may leave the type's range."""
-    known = sourced.spans.get((name, depth))
-    if known is None:
-        known = sourced.spans[name, depth] = (_found(name, tables, sourced, depth),)
-    return known[0]
+    if (name, depth) not in sourced.spans:
+        sourced.spans[name, depth] = _found(name, tables, sourced, depth)
+    known: Spans | None = sourced.spans[name, depth]
+    return known
 
 
-def _found(name: str, tables: Tables, sourced: Sourced, depth: int) -> Span | None:
-    shape = tables.shape(name)
+def _found(name: str, tables: Tables, sourced: Sourced, depth: int) -> Spans | None:
+    shape, table, node = tables.shape(name), tables.known.get(name), sourced.tensor(name).node
     if shape is None:
         return None
-    table = tables.known.get(name)
     if table is not None:
         return _of_table(table)
-    found = None
-    node = sourced.made.get(name)
-    if node is not None and depth and is_standard(node):
-        found = _of_node(node, shape, tables, sourced, depth - 1)
-    if found is None:
-        most = sourced.bound(name)
-        if not most < LARGEST:
-            return None
-        found = Span((), (np.full((1,) * len(shape), -most),), (np.full((1,) * len(shape), most),))
-    return found
+    found = _of_node(node.proto, tables, sourced, depth - 1) if node is not None and depth else None
+    most = sourced.bound(name)
+    if found is not None or not most < LARGEST:
+        return found
+    every = np.full((1,) * len(shape), most)
+    return Spans((), (-every,), (every,))
 
 
-def _of_table(table: Table) -> Span | None:
-    if any(a.dtype not in TYPES for a in table.arrays):
+def _of_table(table: Table) -> Spans | None:
+    if any(a.dtype not in TYPES or not np.all(np.isfinite(a)) for a in table.arrays):
         return None
     arrays = tuple(a.astype(np.float64) for a in table.arrays)
-    least = float(np.finfo(table.arrays[0].dtype).min)
-    return None if any(np.any(a < least) or not np.all(np.isfinite(a)) for a in arrays) else Span(
-        table.slots, arrays, arrays
-    )
+    return Spans(table.slots, arrays, arrays)
 
 
-def _of_node(node: NodeProto, shape: tuple[int, ...], tables: Tables, sourced: Sourced, depth: int) -> Span | None:
-    op, inputs = node.op_type, list(node.input)
-    if op == "Where":
-        condition = tables.known.get(inputs[0])
-        sides = [_span(x, tables, sourced, depth) for x in inputs[1:]]
-        if condition is None or sides[0] is None or sides[1] is None:
-            return None
-        return _combined(condition, sides[0], sides[1], shape)
-    if op in having(Fact.ADDS) and len(inputs) == 2:
-        sides = [_span(x, tables, sourced, depth) for x in inputs]
-        x, y = sides
-        if x is None or y is None:
-            return None
-        if op == "Sub":
-            y = Span(y.slots, tuple(-a for a in y.high), tuple(-a for a in y.low))
-        made = union([x.slots, y.slots], shape)
-        if made is None:
-            return None
-        slots, (left, right) = made
-        low = tuple(x.low[pick(w, left)] + y.low[pick(w, right)] for w in ways(slots))
-        high = tuple(x.high[pick(w, left)] + y.high[pick(w, right)] for w in ways(slots))
-        least = float(np.finfo(np.float32).min) - 2 * LARGEST
-        return Span(slots, low, high) if all(np.all(a >= least) for a in low) else None
-    if op in having(Fact.MULTIPLIES):
-        for at in (1, 0) if op == "Mul" else (1,):
-            factor = tables.constant(inputs[at])
-            if factor is None or factor.size != 1 or factor.dtype not in TYPES:
-                continue
-            other = _span(inputs[1 - at], tables, sourced, depth)
-            if other is None:
-                return None
-            value = float(factor.reshape(()))
-            if op == "Div":
-                value = 1 / value if value else math.inf
-            if not 0 < value < LARGEST or (value > 1 and any(np.any(np.abs(a) > LARGEST) for a in other.low)):
-                return None
-            wide = [tuple(np.broadcast_to(a, np.broadcast_shapes(a.shape, shape)) * value for a in side)
-                    for side in (other.low, other.high)]  # fmt: skip
-            return Span(tuple(np.broadcast_to(s, shape) for s in other.slots), wide[0], wide[1])
-    if op == "Identity":
-        return _span(inputs[0], tables, sourced, depth)
-    if op in MOVES - having(Fact.FILLS) and len(node.output) == 1:
-        inner = _span(inputs[0], tables, sourced, depth)
-        old = tables.shape(inputs[0])
-        if inner is None or old is None or not inner.slots:
-            return None
-        groups: list[Slots] = []
-        for group in (inner.slots, inner.low, inner.high):
-            moves = [tables.moved(node, np.broadcast_to(a, old)) for a in group]
-            if any(m is None for m in moves):
-                return None
-            groups.append(tuple(m[0] for m in moves if m is not None))
-        return Span(groups[0], groups[1], groups[2])
-    return None
-
-
-def _combined(condition: Table, x: Span, y: Span, shape: tuple[int, ...]) -> Span | None:
-    made = union([condition.slots, x.slots, y.slots], shape)
+def _of_node(node: NodeProto, tables: Tables, sourced: Sourced, depth: int) -> Spans | None:
+    """What `intervals.transfer` tells for each setting of the operands' slots, if that is in range."""
+    spans = [_span(name, tables, sourced, depth) for name in node.input[: operands(node)]]
+    known = [x for x in spans if x is not None]
+    made = tables.settings(node, [x.slots for x in known]) if known and len(known) == len(spans) else None
     if made is None:
         return None
-    slots, (chosen, left, right) = made
-    low, high = [], []
-    for way in ways(slots):
-        which = condition.arrays[pick(way, chosen)].astype(bool)
-        low.append(np.where(which, x.low[pick(way, left)], y.low[pick(way, right)]))
-        high.append(np.where(which, x.high[pick(way, left)], y.high[pick(way, right)]))
-    return Span(slots, tuple(low), tuple(high))
+    slots, maps = made
+    given = [[x.of(pick(way, places)) for x, places in zip(known, maps, strict=True)] for way in ways(slots)]
+    found = [transfer(node, each, partial(_placed, node, tables)) for each in given]
+    told = [x for x in found if x is not None]
+    most = max(GREATEST, *(float(np.max(np.abs(side), initial=0)) for each in given for x in each for side in x))
+    if len(told) < len(found) or any(np.any(np.abs(side) > most) for x in told for side in x):
+        return None
+    return Spans(slots, tuple(low for low, _ in told), tuple(high for _, high in told))
+
+
+def _placed(node: NodeProto, tables: Tables, sides: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Bounds of elements that a node moves or joins."""
+    shapes = [shape for name in node.input[: len(sides)] if (shape := tables.shape(name)) is not None]
+    out = tables.shape(node.output[0])
+    if len(shapes) < len(sides) or out is None:
+        return None
+    if node.op_type == "Concat":
+        return side_by_side(sides, shapes, attribute(node, "axis"))
+    if sides[0].size == 1:
+        return sides[0].reshape((1,) * len(out))
+    moved = tables.moved(node, np.broadcast_to(sides[0], shapes[0]))
+    return moved[0] if moved is not None else None
