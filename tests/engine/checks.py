@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from mari_onnx import engine
 from mari_onnx.engine import Options, Rewrite, rewrite
 from mari_onnx.engine.cost.flops import Cost
-from tests.engine.graphs import Graph, run
+from tests.engine.graphs import Graph, run, runner
 
 COUNTS = (1, 3, 7)
 """Numbers of candidates at which outputs are compared."""
@@ -68,9 +68,9 @@ def check(
     ):
         before_, after = ([(i.name, i.type.tensor_type.elem_type) for i in each] for each in (was, new))
         assert before_ == after, f"names, order or types of the {what} changed: {before_} -> {after}"
+    before_runner, after_runner = runner(source), runner(result.model)
     for n in (g.fixed,) if g.fixed else counts:
-        want = run(source, g.feeds(n))
-        have = run(result.model, g.feeds(n, once=result.changed))
+        want, have = before_runner(g.feeds(n)), after_runner(g.feeds(n, once=result.changed))
         for name, a, b in zip(g.outputs, want, have, strict=True):
             same(a, b, tolerance, f"output {name!r} at N={n}")
     if expect is not None:

@@ -188,7 +188,8 @@ class Graph:
                 )
             )
         made = self._made(infos, [onnx.ValueInfoProto(name=o) for o in self.outputs])
-        runs = [run(made, self.feeds(n)) for n in ((self.fixed,) * 2 if self.fixed else (3, 7))]
+        made_runner = runner(made)
+        runs = [made_runner(self.feeds(n)) for n in ((self.fixed,) * 2 if self.fixed else (3, 7))]
         outputs = []
         for name, a, b in zip(self.outputs, *runs, strict=True):
             dims = [
@@ -265,9 +266,19 @@ def _spoilt(values: np.ndarray, rng: np.random.Generator, axis: int) -> np.ndarr
 
 
 def run(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    wanted = {i.name for i in model.graph.input}
-    with np.errstate(all="ignore"):
-        return ReferenceEvaluator(plain(model)).run(None, {k: v for k, v in feeds.items() if k in wanted})
+    """The outputs of a model by onnx's reference evaluator; feeds that the model lacks are ignored."""
+    return runner(model)(feeds)
+
+
+def runner(model: onnx.ModelProto) -> Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]:
+    """`run` of one model, to be called several times: the evaluator is made once."""
+    wanted, evaluator = {i.name for i in model.graph.input}, ReferenceEvaluator(plain(model))
+
+    def runs(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        with np.errstate(all="ignore"):
+            return evaluator.run(None, {k: v for k, v in feeds.items() if k in wanted})
+
+    return runs
 
 
 def ort(

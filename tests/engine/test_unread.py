@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from mari_onnx.engine import Options, Rewrite, rewrite
 from mari_onnx.engine.rules.softmax_masks import MASKED_ROWS
 from tests.engine.checks import repeated, same, unweighed
-from tests.engine.graphs import Draw, Graph, run
+from tests.engine.graphs import Draw, Graph, run, runner
 
 D = 4
 BIG = {"1e9": -1e9, "1e5": -1e5, "2^32": -(2.0**32) + 1, "min": float(np.finfo(np.float32).min)}
@@ -243,12 +243,12 @@ def compared(
     source = made.g.model()
     with unweighed():
         result = rewrite(source, made.g.sides, Options())
+    before, after = runner(source), runner(result.model)
     for n in counts:
         for i, feeds in enumerate(itertools.islice(histories(made, n), 2 if n == 1 else None)):
             users = {k for k, v in made.g.inputs.items() if v.side == "user"}
             whole = {k: np.repeat(v, n, axis=0) if k in users else v for k, v in feeds.items()}
-            wanted = run(source, whole)
-            have = run(result.model, feeds if result.changed else whole)
+            wanted, have = before(whole), after(feeds if result.changed else whole)
             for name, a, b in zip(made.g.outputs, wanted, have, strict=True):
                 same(a, b, tolerance, f"{name} of history {i} at N={n}: {plan}")
     return made, result
@@ -374,7 +374,7 @@ def test_rows_that_may_be_divided_by_zero_stay() -> None:
 
 
 @st.composite
-def plans(draw: Draw) -> Plan:
+def plans(draw: Draw, layers: int) -> Plan:
     readers = ("items", "valid", "chosen", "pooled", "product", "target", "max")
     bad = ("last", "all", "mean", "maximum", "pooled by another", "history")
     rare = draw(st.integers(0, 3)) == 0
@@ -384,7 +384,7 @@ def plans(draw: Draw) -> Plan:
     return Plan(
         length=draw(st.integers(2, 4)),
         items=draw(st.integers(1, 2)),
-        layers=draw(st.integers(1, 3)),
+        layers=layers,
         first=draw(st.booleans()),
         opset=draw(st.sampled_from((13, 17, 18))),
         pad=draw(st.sampled_from(("equal", "greater", "length", "both", "shifted"))),
@@ -400,8 +400,11 @@ def plans(draw: Draw) -> Plan:
     )
 
 
-@given(plans())
-def test_no_output_depends_on_rows_that_are_given_up(plan: Plan) -> None:
-    if plan.how == "float":
-        plan = replace(plan, items=1)
-    compared(plan)
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_no_output_depends_on_rows_that_are_given_up(layers: int) -> None:
+    @settings(max_examples=settings().max_examples // 3)
+    @given(plans(layers))
+    def right(plan: Plan) -> None:
+        compared(replace(plan, items=1) if plan.how == "float" else plan)
+
+    right()

@@ -15,7 +15,7 @@ from tests.fuzz import oracle
 from tests.fuzz.case import CASES, Case, cases, load
 from tests.fuzz.oracle import Fault, judge
 
-SHARDS = 4
+SHARDS = 10
 """The 500 examples in as many tests, so that they run side by side."""
 
 
