@@ -1,4 +1,11 @@
-"""The engine: `rewrite` a model so that what depends on the user alone is computed once per request."""
+"""The engine: `rewrite` a model so that what depends on the user alone is computed once per request.
+
+In: an onnx model, which inputs are the user's, the item's or both (`Sides`), and `Options`. Out: a `Rewrite`, which has
+the new model, what became of each source node, and what still has to be verified by running both models.
+
+The engine goes through the source once (`interpreter.py`). Each operator's rule (`rules/`) says what its outputs are
+and writes nodes of the new graph. docs/design.md explains the idea and the words used here.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +24,7 @@ from mari_onnx.engine.axes.materialize import materialise
 from mari_onnx.engine.cost.flops import Cost, graph_cost
 from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.inputs import declared, enter, input_shapes
-from mari_onnx.engine.interpreter import FAILURES, Walk, visit
+from mari_onnx.engine.interpreter import FAILURES, Interpreter, visit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Decline, Tensor, Value, kind
 from mari_onnx.engine.outcome import NodeReport
@@ -64,14 +71,20 @@ class Rewrite:
 
     @property
     def grown(self) -> float:
-        """Nodes for each node of the source that does not fold."""
+        """Nodes of the new graph per node of the source; source nodes that are computed at build time are not
+        counted.
+        """
         return len(self.model.graph.node) / max(1, sum(report.action != "folded" for report in self.nodes))
 
 
 def rewrite(model: onnx.ModelProto, sides: Sides, options: Options | None = None) -> Rewrite:
     """A model that computes once per request what depends on the user alone. The source is only read.
 
-    Inputs tagged ``user`` have 1 on the candidate axis in the new model; names, order and types stay.
+    model: any opset; tensors of any rank, N candidates along ``sides.candidate_axis``. In the new model, inputs tagged
+    ``user`` have size 1 on that axis; names, order and element types of inputs and outputs stay.
+
+    Refuses nothing by an exception: where the model cannot be rewritten, `Rewrite.model` is the source, ``changed`` is
+    False and ``reason`` says why (an opset before `OLDEST`, a user input that is also an output, nothing to save).
     """
     opsets = {o.domain or "": o.version for o in model.opset_import}
     opsets.setdefault("", opsets.get("ai.onnx", 1))
@@ -92,7 +105,10 @@ def rewrite(model: onnx.ModelProto, sides: Sides, options: Options | None = None
 
 
 def _thrifty(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeModel, first: Rewrite) -> Rewrite:
-    """Once more with nodes dear, until the graph is short enough; the first where that loses what was saved."""
+    """A graph with too many nodes is rewritten at a higher price per node, until it is short enough.
+
+    The first graph stays where the shorter ones lose more than `LOSS` of the FLOPs that were saved.
+    """
     best = first
     for thrift in THRIFTS:
         try:
@@ -109,12 +125,13 @@ def _thrifty(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
 
 
 def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeModel) -> Rewrite:
+    """One rewrite at the prices of ``time``, assembled and compared with the source."""
     graph, options = session.graph, session.options
     b = Builder(session.opsets[""], all_names(graph), time)
     b.carried = carried(graph)
     env, stored = enter(b, session, sides)
     assumptions = Assumptions(options.assume, options.declined)
-    walk = Walk(b, session, env, assumptions)
+    state = Interpreter(b, session, env, assumptions)
     if "user" in sides.inputs.values() and "N" not in b.sources and "N" not in b.fixed:
         return Rewrite(model, False, [], reason="no item or cross input has the number of candidates as a dimension")
     inputs = {info.name for info in graph.input}
@@ -124,12 +141,12 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
         reason = f"the user input {both[0]!r} is also an output, so it must keep its N rows"
         return Rewrite(model, False, [], reason=reason)
     for node in graph.node:
-        visit(walk, node)
+        visit(state, node)
     wanted = [(o.name, stored.get(o.name) or _output(b, env[o.name])) for o in graph.output]
     outputs = name_outputs(b, wanted, inputs | {i.name for i in graph.initializer})
     nodes = fuse_gemm(live(outputs), outputs, options.target)
     if options.target == "cpu":
-        kept = sum(report.action != "folded" for report in walk.reports)
+        kept = sum(report.action != "folded" for report in state.reports)
         nodes = for_cpu(b, nodes, outputs, most=2 * kept)
     restore_names(env, nodes, outputs)
     shapes = {name: value.shape for name, value in env.items() if value.groups is not None}
@@ -139,14 +156,14 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     result = Rewrite(
         made,
         True,
-        walk.reports,
+        state.reports,
         {name: kind(value.body) for name, value in env.items()},
         shapes,
         out_shapes,
         tensor_map(env, {t.name for n in nodes for t in n.outputs}),
     )
     before, after = _cost(graph, shapes, time), _cost(made.graph, out_shapes, time)
-    moved = bool(lifted) or any(r.action in ("lifted", "split") for r in walk.reports)
+    moved = bool(lifted) or any(r.action in ("lifted", "split") for r in state.reports)
     less = after.flops < before.flops or (after.flops == before.flops and after.bytes < before.bytes)
     result.flops, result.assumptions = after.flops, assumptions.made
     if not moved or not less:
@@ -162,6 +179,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
 
 
 def _output(b: Builder, value: Value) -> Tensor:
+    """A graph output as a tensor. Raises `Decline` where its rank is not known."""
     try:
         return materialise(b, value)
     except KeyError as error:

@@ -1,8 +1,9 @@
-"""What a rewrite takes for granted because a run can tell: recorded, so that the check runs exactly that case.
+"""Facts that a rewrite assumes because a run can verify them, recorded so that the check runs exactly that case.
 
-Some facts matter at one number of candidates alone, and a proof of them would be longer than all rules that need them:
-whether a Squeeze without axes may keep the candidates' axis where N is 1, say. A rule assumes such a fact with
-`Assumptions.make`. Whoever asked for the rewrite runs source and output there, and declines what does not hold.
+Some facts matter at one number of candidates alone, and proving them would take more code than all rules that need
+them. An example: a Squeeze without axes drops the candidate axis where N is 1. A rule assumes such a fact with
+`Assumptions.make`. The caller of the rewrite runs source and new model there, and rewrites again without an assumption
+that does not hold.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ class Assumption:
 
 @dataclass
 class Assumptions:
-    """What one walk may assume, and what it did assume.
+    """What one rewrite may assume, and what it did assume.
 
     Attributes:
-        allowed: whether a run follows that verifies what is assumed.
-        declined: reasons, by name of the source node: there nothing is assumed.
-        made: the assumptions, in the order of the walk.
+        allowed: whether the caller verifies assumptions by running both models.
+        declined: reasons, by name of the source node for which nothing is assumed.
+        made: the assumptions, in the order of the source nodes.
     """
 
     allowed: bool
@@ -50,7 +51,9 @@ class Assumptions:
     made: list[Assumption] = field(default_factory=list)
 
     def make(self, assumption: Assumption) -> None:
-        """Assumes it. Raises `Decline` with the reason where that may not be."""
+        """Records the assumption. Raises `Decline` with the reason where it may not be made: the caller declined it, or
+        nobody verifies it.
+        """
         reason = UNCHECKED if not self.allowed else self.declined.get(assumption.node)
         if reason is not None:
             raise Decline(f"{assumption.why}: {reason}")

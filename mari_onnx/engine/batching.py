@@ -1,11 +1,11 @@
-"""Operators that work on each position of some axes by itself: run once for all positions that are equal.
+"""Operators that handle each position of some axes by itself: computed once for all positions that are equal.
 
-`MAPPED` says for each operator which input axes go through to which output axes untouched. For those axes
+`MAPPED` lists, for each operator, the mapped axes: which axis of each input is which axis of each output. For those
 
     f(broadcast(x)) = broadcast(f(x))    and    f([x_1 | x_2]) = [f(x_1) | f(x_2)]
 
-whatever f does on its other axes: a GRU over the user's history runs on one row, TopK on the rows that differ. An
-operator that mixes positions of an axis does not list it, and sees it whole.
+whatever f does on its other axes: a GRU over the user's history runs on one row, TopK on the rows that differ. An axis
+whose positions read each other is not listed; the operator gets it as a whole.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from mari_onnx.model.ops import Fact, row
 
 @dataclass(frozen=True)
 class Through:
-    """One mapped axis: its place in each input (None: the input lacks it) and in each output."""
+    """One mapped axis: its index in each input (None: the input lacks it) and in each output."""
 
     inputs: tuple[int | None, ...]
     outputs: tuple[int | None, ...]
 
     def moved(self, by: int) -> Through:
-        """For an input 0 and outputs that have more dimensions in front."""
+        """The same axis where input 0 and the outputs have ``by`` more dimensions in front."""
         first = self.inputs[0]
         inputs = (None if first is None else first + by, *self.inputs[1:])
         return Through(inputs, tuple(None if d is None else d + by for d in self.outputs))
@@ -47,7 +47,7 @@ MAPPED: dict[tuple[str, str], Spec] = {}
 
 
 def mapped(*ops: str, domain: str = "") -> Callable[[Spec], Spec]:
-    """Registers the axes that `ops` leave apart: their rule, where they have no other."""
+    """Registers a function that lists the mapped axes of `ops`; it is their rule where they have no other."""
 
     def register(spec: Spec) -> Spec:
         @wraps(spec, assigned=("__doc__", "__module__"))
@@ -63,7 +63,9 @@ def mapped(*ops: str, domain: str = "") -> Callable[[Spec], Spec]:
 
 
 def run(ctx: Context, through: Sequence[Through]) -> list[Value | None]:
-    """The node, with each mapped axis at the positions that differ. Refuses an output whose shape is not known."""
+    """The outputs of the node, with each mapped axis only at positions that differ. Refuses outputs of unknown
+    shape.
+    """
     b = ctx.b
     rows = _row_axes(ctx, through)
     node = _from_the_end(ctx) if rows else ctx.node
@@ -149,7 +151,9 @@ def run(ctx: Context, through: Sequence[Through]) -> list[Value | None]:
 
 
 def _row_axes(ctx: Context, through: Sequence[Through]) -> int:
-    """How many leading axes are but rows for the operator, however many dimensions they are stored as."""
+    """The number of leading mapped axes that may be stored as one dimension or several, as the operator treats all
+    as rows.
+    """
     facts = row(ctx.node.op_type)
     if ctx.node.domain or Fact.ROWS not in facts.facts or ctx.opset < facts.flattened_before:
         return 0
@@ -162,7 +166,7 @@ def _row_axes(ctx: Context, through: Sequence[Through]) -> int:
 
 
 def _from_the_end(ctx: Context) -> NodeProto:
-    """The node with its axis counted from the last."""
+    """The node with its axis attribute counted from the last dimension."""
     axis = ctx.attr("axis", -1)
     if axis < 0:
         return ctx.node

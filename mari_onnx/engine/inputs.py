@@ -1,6 +1,8 @@
-"""The Values that a walk begins with: the source's initializers, and its inputs as the new graph takes them.
+"""The Values from which the interpreter starts: the source's initializers and inputs.
 
-In: the inputs' sides. A user's input has 1 on the candidate axis of the new graph, and the source's N in its Value.
+In: the source graph and the side of each input. Out: a Value per input and initializer, and the tensors that the new
+graph takes. A user input has size 1 on the candidate axis of the new graph; its Value keeps the source's N, so that
+shapes computed from it are right.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ N = Dim.symbol("N")
 
 
 def enter(b: Builder, session: Session, sides: Sides) -> tuple[dict[str, Value], dict[str, Tensor]]:
-    """Initializers and inputs as Values, and of those that are inputs alone the new graph's tensors, by name."""
+    """Values of all initializers and inputs, and the new graph's tensors of those that are inputs alone, both by
+    name.
+    """
     env: dict[str, Value] = {}
     inputs: dict[str, Tensor] = {}
     for proto in session.graph.initializer:
@@ -47,7 +51,7 @@ def enter(b: Builder, session: Session, sides: Sides) -> tuple[dict[str, Value],
 
 
 def input_shapes(graph: onnx.GraphProto, sides: Sides) -> dict[str, tuple[Size, ...]]:
-    """Shapes of the inputs of known rank, with the symbol N for the candidates."""
+    """Shapes of the inputs of known rank, by name; the candidate axis has the symbol N."""
     initialized = {p.name: tuple(p.dims) for p in graph.initializer}
     initialized |= {s.values.name: tuple(s.dims) for s in graph.sparse_initializer}
     inputs = [i for i in graph.input if i.name not in initialized]
@@ -62,8 +66,11 @@ def input_shapes(graph: onnx.GraphProto, sides: Sides) -> dict[str, tuple[Size, 
 
 
 def declared(graph: onnx.GraphProto, sides: Sides) -> dict[str, tuple[int, tuple[Size | None, ...] | None]]:
-    """Element types and shapes that the file declares of tensors other than inputs. A symbol counts if it is the
-    candidates' or if inputs have it; others are unknown dimensions, and so is the rank where no shape is declared."""
+    """Element types and shapes that the file declares of tensors other than inputs, by name.
+
+    A symbol counts if it is the candidate axis' or if an input has it. Other dimensions are None, and so is the shape
+    where none is declared.
+    """
     constants = {p.name for p in graph.initializer} | {s.values.name for s in graph.sparse_initializer}
     inputs = [i for i in graph.input if i.name not in constants]
     names = batch_names(inputs, sides)
@@ -83,7 +90,7 @@ def declared(graph: onnx.GraphProto, sides: Sides) -> dict[str, tuple[int, tuple
 
 
 def _size(info: onnx.ValueInfoProto, i: int, sides: Sides, names: set[str | int]) -> Size:
-    """Dimension i of an input; N also where a fixed-batch export has the number of candidates."""
+    """Dimension i of an input. It is N also where a model that was exported with a fixed batch has that number."""
     side, at = _side(info.name, sides), sides.axis_of(info.name)
     dim = dimension(info.type.tensor_type.shape.dim[i])
     # in the [R, N, ...] layout the user's inputs are [R, ...]: only a name tells that one has the candidates' axis
@@ -98,7 +105,7 @@ def _size(info: onnx.ValueInfoProto, i: int, sides: Sides, names: set[str | int]
 
 
 def batch_names(inputs: Sequence[onnx.ValueInfoProto], sides: Sides) -> set[str | int]:
-    """What tagged inputs call the candidate axis: names, and the literal size of a fixed-batch export."""
+    """The names that tagged inputs give the candidate axis; its literal size in a model exported with a fixed batch."""
     names: set[str | int] = set()
     for info in inputs:
         side, at = _side(info.name, sides), sides.axis_of(info.name)
@@ -121,7 +128,7 @@ DEPS = {"user": {"user"}, "item": {"item"}, "cross": {"user", "item"}, "packed":
 def _input(
     b: Builder, info: onnx.ValueInfoProto, sides: Sides, shape: tuple[Size, ...] | None
 ) -> tuple[Value, Tensor]:
-    """What the source has of an input, and what the new graph takes for it. shape: None if the rank is not known."""
+    """The Value of an input, and the tensor that the new graph takes. shape: None if the rank is not known."""
     side, at = _side(info.name, sides), sides.axis_of(info.name)
     if shape is None:
         tensor = b.input(info.name, info.type.tensor_type.elem_type, None, frozenset(DEPS[side]))
@@ -153,7 +160,7 @@ def _input(
 
 
 def _count(b: Builder, info: onnx.ValueInfoProto, shape: tuple[Size, ...]) -> tuple[Value, Tensor]:
-    """An input whose value is N: what is computed from it is known as sizes are. Refuses more than one number."""
+    """An input of one element whose value is N; sizes computed from it are known. Refuses more than one element."""
     if any(size != 1 for size in shape):
         raise Decline(f"{info.name} is not one number, and cannot be the number of candidates")
     tensor = b.input(info.name, info.type.tensor_type.elem_type, shape, frozenset())
@@ -165,7 +172,7 @@ def _count(b: Builder, info: onnx.ValueInfoProto, shape: tuple[Size, ...]) -> tu
 def _packed(
     b: Builder, tensor: Tensor, axes: Sequence[Axis | None], columns: Mapping[str, Sequence[int]], at: int
 ) -> Cat:
-    """``X[N, F]``: the user's columns from row 0, the others as they are. Refuses other layouts."""
+    """A packed input ``X[N, F]``: row 0 of the user's columns, all rows of the others. Refuses other layouts."""
     if len(axes) != 2:
         raise Decline("only an input of shape [N, F] can have columns of several sides")
     rows, across = axes[at], axes[1 - at]

@@ -1,7 +1,9 @@
-"""One walk over the source graph: every tensor becomes a `Value`, every node is answered by its operator's rule.
+"""Goes through the source graph once, in order: every tensor gets a `Value`, every node is given to its operator's
+rule.
 
-The source is only read. The default rule writes all inputs out and copies the node, so an operator that no rule knows
-is still right; it is also what a rule falls back to when it declines, with the reason kept for the report.
+In: a node, and the Values of its inputs. Out: the Values of its outputs, nodes of the new graph, and a report of what
+became of the node. The source is only read. A node without a rule is copied on written-out inputs, which is always
+correct; so is one whose rule declines, and the report says why.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ STRICT = bool(os.environ.get("MARI_ONNX_STRICT"))
 
 
 @dataclass
-class Walk:
-    """The state of the walk."""
+class Interpreter:
+    """One run through a source graph, or through a subgraph of it: what has been computed so far."""
 
     b: Builder
     session: Session
@@ -45,23 +47,23 @@ class Walk:
     reports: list[NodeReport] = field(default_factory=list)
 
 
-def visit(walk: Walk, node: NodeProto) -> None:
-    """Answer one node."""
+def visit(state: Interpreter, node: NodeProto) -> None:
+    """Computes the Values of one node's outputs, by its rule or by copying it, and adds its report."""
 
     def within(inner: NodeProto, env: dict[str, Value]) -> None:
-        visit(walk if env is walk.env else replace(walk, env=env, assumptions=None, reports=[]), inner)
+        visit(state if env is state.env else replace(state, env=env, assumptions=None, reports=[]), inner)
 
-    inputs = [walk.env[name] if name else None for name in node.input]
-    ctx = Context(walk.b, walk.session, node, list(inputs), walk.env, within, walk.assumptions)
-    before = len(walk.reports)
-    walk.b.origin = node.name or next((o for o in node.output if o), "")
-    walk.b.label = next((o for o in node.output if o), node.name)
-    walk.b.notes.clear()
+    inputs = [state.env[name] if name else None for name in node.input]
+    ctx = Context(state.b, state.session, node, list(inputs), state.env, within, state.assumptions)
+    before = len(state.reports)
+    state.b.origin = node.name or next((o for o in node.output if o), "")
+    state.b.label = next((o for o in node.output if o), node.name)
+    state.b.notes.clear()
     reason: str | None = None
     outputs: Sequence[Value | None] | None = None
     name, splits = "default", False
     owner = domain(node.domain)
-    if {node.name, walk.b.label} & walk.session.options.skip:
+    if {node.name, state.b.label} & state.session.options.skip:
         reason = "skipped: the check found that this rewrite changes the outputs"
     elif node.op_type in RANDOM:
         reason = "it is random: two runs differ, so it is always copied"
@@ -86,17 +88,17 @@ def visit(walk: Walk, node: NodeProto) -> None:
     if outputs is not None and any(v is not None and v.dtype in NARROW and partial(v) for v in outputs):
         reason, name, outputs = "Expand and Concat do not take its element type", "default", None
     if outputs is None:
-        del walk.reports[before:]
+        del state.reports[before:]
         outputs = ctx.write_out()
     loop_rules.follow(ctx, outputs)
     for output, value in zip(node.output, outputs, strict=False):
         if output and value is not None:
-            walk.env[output] = value
-            if output in walk.session.several:
+            state.env[output] = value
+            if output in state.session.several:
                 settle(value.body)
     report = outcome(node, inputs, outputs, name, splits, reason)
-    if len(walk.reports) > before:  # others stand in its place, and have reports of their own
+    if len(state.reports) > before:  # others stand in its place, and have reports of their own
         report.action = "folded"
     else:
-        report.reason = reason or "; ".join(dict.fromkeys(walk.b.notes)) or None
-    walk.reports.append(report)
+        report.reason = reason or "; ".join(dict.fromkeys(state.b.notes)) or None
+    state.reports.append(report)

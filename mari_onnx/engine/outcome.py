@@ -1,4 +1,7 @@
-"""What became of one source node, for reports."""
+"""What became of one source node, as the report shows it: lifted, split, folded, kept or barrier.
+
+In: the Values of a node's inputs and outputs, and the rule that computed them. Out: a `NodeReport`.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,9 @@ def outcome(
     splits: bool,
     reason: str | None,
 ) -> NodeReport:
-    """The report of a node. rule: the name of the one that answered it. splits: whether it takes operands apart."""
+    """The report of a node. rule: the rule's name. splits: whether the rule takes operands apart though its result
+    is whole.
+    """
     first = next((v for v in outputs if v is not None), None)
     if node.op_type == "Loop":  # its counter comes first
         first = next((v for v in outputs if v is not None and v.groups is not None and _saves(v)), first)
@@ -52,12 +57,12 @@ def outcome(
 
 
 def partial(value: Value) -> bool:
-    """Whether the new graph has it in parts, or without one of its axes."""
+    """Whether the new graph has the value as several parts, or as a tensor that lacks one of its axes."""
     return value.groups is not None and (isinstance(value.body, Cat) or axes_of(value.body) != frozenset(value.axes))
 
 
 def _saves(value: Value) -> bool:
-    """Whether some of the value is computed once for positions that are equal."""
+    """Whether the new graph computes some of the value once for several positions that are equal."""
     if is_const(value.body):
         return False
     axes = frozenset(value.axes)

@@ -1,4 +1,7 @@
-"""What a rule sees of its node, the table of rules, and an operator written as others (`lowered`)."""
+"""What a rule sees of its node (`Context`), and the table in which rules are registered (`rule`).
+
+`Steps`, from `lowered(ctx)`, writes an operator as several other operators, each by its own rule.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,10 @@ AnswerT = TypeVar("AnswerT", bound=Answer)
 
 @dataclass(frozen=True)
 class Rule:
-    """How an operator is answered.
+    """How the outputs of an operator are computed.
 
-    splits: it takes operands apart though its result is whole, so reports call such a node split.
-    general: it may be replaced by a rule of the operator's own (`mapped`).
+    splits: the rule takes operands apart though its result is one tensor, so reports call such a node split.
+    general: a more specific rule of the same operator replaces it (`mapped`).
     """
 
     answer: Answer
@@ -43,7 +46,7 @@ class Rule:
 
     @property
     def name(self) -> str:
-        """What reports call it: the family of operators, which is its module's name."""
+        """The name in reports: that of the rule's module, which is the family of operators."""
         return self.answer.__module__.rsplit(".", 1)[-1]
 
 
@@ -52,7 +55,7 @@ RULES: dict[tuple[str, str], Rule] = {}
 
 
 def rule(*ops: str, domain: str = "", splits: bool = False) -> Callable[[AnswerT], AnswerT]:
-    """Register the rule for operators; each has one, beside the general one that it goes before."""
+    """Registers a function as the rule of some operators. It replaces a general one (`mapped`) of the same operator."""
 
     def register(answer: AnswerT) -> AnswerT:
         for op in ops:
@@ -67,8 +70,8 @@ def rule(*ops: str, domain: str = "", splits: bool = False) -> Callable[[AnswerT
 class Context:
     """One source node with the Values of its inputs (None where an optional input is left out).
 
-    env: Values by name around the node. What is visited with it takes the node's place, in reports too.
-    visit: answers a node of a subgraph; its inputs are in the environment given, its outputs are put there.
+    env: Values by name around the node. Nodes that are interpreted with it replace the node, in reports too.
+    visit: interprets one node of a subgraph; reads its inputs from the environment given and puts its outputs there.
     assumptions: what may be assumed, and what was; None in a subgraph, which a run may not reach.
     """
 
@@ -87,14 +90,14 @@ class Context:
 
     @cached_property
     def captured(self) -> dict[str, Value]:
-        """What subgraphs of the node read."""
+        """Values, by name, that the node's subgraphs read from outside."""
         return {name: self.env[name] for name in captures(self.node) if name in self.env}
 
     def on(self, node: NodeProto, inputs: Sequence[Value | None]) -> Context:
-        """Another node, written under the name of this one."""
+        """The same context for another node and other inputs; what it writes is named after the present node."""
         return replace(self, node=node, inputs=list(inputs))
 
-    def walk(self, graph: GraphProto, env: dict[str, Value]) -> list[Value]:
+    def interpret(self, graph: GraphProto, env: dict[str, Value]) -> list[Value]:
         """The outputs of a subgraph, whose nodes are answered. env: what it reads; all of its tensors are added.
 
         Refuses sparse constants.
@@ -108,14 +111,16 @@ class Context:
         return [env[o.name] for o in graph.output]
 
     def assume(self, what: str, why: str) -> None:
-        """Takes for granted what a run at one candidate verifies. Raises `Decline` where none will, with the reason."""
+        """Assumes a fact that a run at one candidate can verify. Raises `Decline`, with the reason, where nobody
+        verifies it.
+        """
         if self.assumptions is None:
             raise Decline(f"{why}: {IN_A_BODY}")
         output = next((o for o in self.node.output if o), "")
         self.assumptions.make(Assumption(self.node.name or output, output, what, why))
 
     def write_out(self) -> list[Value | None]:
-        """The default rule: all inputs written out, the node as it is."""
+        """The outputs of the node copied as it is, on inputs that are written out as tensors with all N rows."""
         b, node = self.b, self.node
         tensors = [materialise(b, v) if v is not None else None for v in self.inputs]
         captured = {name: materialise(b, v) for name, v in self.captured.items()}
@@ -156,19 +161,19 @@ class Context:
         return value
 
     def array(self, i: int) -> np.ndarray | None:
-        """Input i as a constant, else None."""
+        """Input i as a numpy array where it is a constant, else None."""
         value = self.inputs[i] if i < len(self.inputs) else None
         return None if value is None else constant(self.b, value)
 
     def ints(self, i: int) -> list[int] | None:
-        """Input i as known integers, else None."""
+        """Input i as a list of integers where it is a constant or known sizes, else None."""
         array = self.array(i)
         return None if array is None else [int(x) for x in array.reshape(-1)]
 
     def sizes(self, i: int) -> list[Size | None]:
-        """Input i as dimensions, entries that are not known as None.
+        """The elements of input i as dimensions, an integer or a polynomial each; None for one that is not known.
 
-        Raises `Decline` where the input is computed from data.
+        Raises `Decline` where the whole input is computed from data.
         """
         value = self.inputs[i] if i < len(self.inputs) else None
         found = None if value is None else symbolic(self.b, value)
@@ -192,18 +197,18 @@ class Context:
         return Value(tuple(groups), body, dtype if dtype is not None else next(iter(leaves(body))).tensor.dtype)
 
     def infer(self, shapes: Sequence[tuple[Size, ...] | None], inputs: Sequence[Tensor | None]) -> Inferred:
-        """Element types and shapes of the node's outputs for inputs of these shapes."""
+        """Element type and shape of each output of the node, for inputs of these shapes."""
         return infer(self.node, shapes, inputs, self.session.opsets)
 
     def _believed(self, found: Inferred) -> Inferred:
-        """What the file declares of an operator's outputs, where nothing else tells its element types."""
+        """The inferred types and shapes; where the type is not known, what the file declares."""
         declared = [self.session.declared.get(name) for name in self.node.output]
         pairs = zip(found, declared, strict=True)
         return [told if told is not None and kind == TensorProto.UNDEFINED else (kind, s) for (kind, s), told in pairs]
 
 
 def constant(b: Builder, value: Value) -> np.ndarray | None:
-    """The Value as a numpy array where it is a constant of static shape."""
+    """The elements as a numpy array where the Value is a constant of static shape, else None."""
     if value.groups is None or not is_const(value.body):
         return None
     if not all(isinstance(size, int) for size in value.shape):
@@ -213,7 +218,7 @@ def constant(b: Builder, value: Value) -> np.ndarray | None:
 
 
 def symbolic(b: Builder, value: Value) -> np.ndarray | None:
-    """The Value's elements as an object array of int, Dim or None, where it is a small integer tensor."""
+    """The elements as an object array of int, Dim or None, for an integer tensor of up to `MAX_SYMBOLIC` elements."""
     if value.sym is not None:
         return value.sym
     if value.dtype not in EXACT or value.groups is None:
@@ -234,7 +239,9 @@ def symbolic(b: Builder, value: Value) -> np.ndarray | None:
 
 
 def from_sizes(b: Builder, sym: np.ndarray, dtype: int) -> Value:
-    """A Value of known symbolic elements; a constant where they are all integers. Raises `Decline`."""
+    """A Value with these elements, an array of int or `Dim`; a constant where all are int. Raises `Decline` for
+    None.
+    """
     flat = list(sym.reshape(-1))
     if any(s is None for s in flat):
         raise Decline("an element of the shape is computed from data")
@@ -257,7 +264,7 @@ def from_array(b: Builder, array: np.ndarray, dtype: int) -> Value:
 
 
 def from_tensor(tensor: Tensor) -> Value:
-    """A tensor taken as it is, every dimension an axis of its own."""
+    """A Value of a tensor in which each dimension is an axis of its own."""
     if tensor.shape is None:
         return Value(None, Leaf(tensor, ()), tensor.dtype)
     axes = [None if size == 1 else Axis(size) for size in tensor.shape]
@@ -305,6 +312,6 @@ class Steps:
 
 @contextmanager
 def lowered(ctx: Context) -> Iterator[Steps]:
-    """Steps under the name of the source node."""
+    """`Steps` that write operators in place of the node, under its name."""
     with ctx.b.named():
         yield Steps(ctx)

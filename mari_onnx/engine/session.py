@@ -1,4 +1,8 @@
-"""What holds for all walks over one source graph: how to rewrite it, and what it tells rules about later nodes."""
+"""What stays the same however often one source graph is interpreted: options, opsets, shapes, and look-aheads.
+
+Made once per call of `rewrite`; rules read it as `ctx.session`. A look-ahead tells a rule about nodes that come later
+in the source (`lookahead/`).
+"""
 
 from __future__ import annotations
 
@@ -18,9 +22,9 @@ from mari_onnx.model.ops import Fact, having
 class Options:
     """How to rewrite.
 
-    candidates: N for which the cost model weighs rewrites. target: "cpu" or "cuda". skip: source nodes left alone.
-    assume: facts may be assumed that a run can tell; the caller verifies `Rewrite.assumptions`. declined: source nodes
-    for which nothing is assumed, with the reason.
+    candidates: the N for which costs are estimated. target: "cpu" or "cuda". skip: names of source nodes that are
+    copied. assume: facts may be assumed that a run can verify; the caller then verifies `Rewrite.assumptions`.
+    declined: source nodes for which nothing is assumed, with the reason.
     """
 
     candidates: int = 500
@@ -31,12 +35,12 @@ class Options:
 
 
 class Session:
-    """A source graph and what is looked up in it, once for all walks.
+    """A source graph and what is looked up in it.
 
-    opsets: versions by domain, ai.onnx as "". inputs: shapes of those of known rank, with the symbol N.
+    opsets: versions by domain, ai.onnx as "". inputs: shapes of inputs of known rank, with the symbol N.
     declared: element type and shape, as the file has them, of inner tensors and of outputs.
     several: tensors that more than one node reads.
-    masked: a look-ahead; nothing is computed until a rule asks.
+    masked: which rows of attentions are masked; nothing is computed until a rule asks.
     """
 
     def __init__(

@@ -1,10 +1,11 @@
-"""Like terms of sums are collected: a cross network's user half stays one tensor times one number a candidate.
+"""Collects like terms of a sum. In a cross network the user's half stays one tensor, times one number per candidate:
 
     u s_1 + b_1 + u s_2 + b_2 + u  =  u (s_1 + s_2 + 1) + (b_1 + b_2)
 
-Layer by layer the sum keeps its length, so that a product behind any number of layers reads ``u W`` once per request.
+The sum does not grow from layer to layer, so a product behind any number of layers needs ``u W`` only once per request.
 
-A product opens a sum, ``(x + y) W = x W + y W``, only where no two terms can be large and cancel (`cancellation`).
+In: two tensors with the forms of both. Out: the form of their sum. A product may use it, ``(x + y) W = x W + y W``,
+only where no two terms can be large and cancel (`analysis/cancellation.py`).
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ Plus = Callable[[Sequence[Leaf]], Leaf]
 
 
 def collected(b: Builder, x: Leaf, y: Leaf, plus: Plus) -> Sum | None:
-    """The form of ``x + y``: terms that multiply the same tensor as one, constants as one, else just the two.
+    """The form of ``x + y`` with like terms and constants collected; just the two where nothing is alike.
 
-    plus: adds up coefficients. None where terms could cancel.
+    plus: adds coefficients. None where terms could cancel.
     """
     terms = _like_terms(b, x, y, plus)
     return next((Sum(tuple(found)) for found in (terms, (x, y)) if found and cancels(found) is None), None)
@@ -77,7 +78,7 @@ def _entries(b: Builder, leaf: Leaf) -> list[Entry]:
 
 
 def _entry(b: Builder, form: Prod) -> Entry | None:
-    """A product of two tensors: what the candidates do not vary first, and the larger one."""
+    """A product of two tensors as (tensor, factor): the tensor that candidates share first, else the larger one."""
     if len(form.factors) != 2:
         return None
     x, y = form.factors

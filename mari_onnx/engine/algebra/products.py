@@ -1,4 +1,9 @@
-"""Products of two tensors as MatMuls: like terms joined, small ones riding in large ones."""
+"""Products of two tensors as MatMul and Gemm nodes, and sums of such products.
+
+In: `Term` objects, each a sum over some axes of a product of two tensors. Out: one leaf. Terms that read the same
+tensor, or vary along the same axes, become one product. Terms that are small (the user's) become the C operand of the
+largest Gemm.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +33,7 @@ TILE = 100
 
 @dataclass(frozen=True)
 class Term:
-    """outer * sum over k of a * c."""
+    """``outer`` times the sum over the axes ``k`` of ``a * c``. outer: factors that do not have the axes of k."""
 
     outer: tuple[Leaf, ...]
     a: Leaf
@@ -41,7 +46,7 @@ class Term:
         return (axes_of(self.a) | axes_of(self.c)) - self.k
 
     def cost(self, time: TimeModel) -> float:
-        """Its estimated time; 0 where it is folded."""
+        """The estimated time; 0 where both operands are constants."""
         if self.a.tensor.const and self.c.tensor.const and not self.outer:
             return 0.0  # at build time
         a, c = axes_of(self.a), axes_of(self.c)
@@ -52,7 +57,7 @@ class Term:
 
 
 def same_terms(b: Builder, terms: Sequence[Term]) -> list[Term]:
-    """Terms over the same tensor become one: their other operands are added (constants at build time)."""
+    """Terms that read the same tensor joined to one; their other operands are added, constants at build time."""
     out: list[Term] = []
     readers: dict[int, list[int]] = {}  # of each tensor, in `out`: thousands of parts must not meet each other
     for term in terms:
@@ -71,7 +76,7 @@ def same_terms(b: Builder, terms: Sequence[Term]) -> list[Term]:
 
 
 def _match(x: Term, y: Term) -> dict[Axis, Axis] | None:
-    """How y's contracted axes are x's, where both read the same tensor the same way."""
+    """y's contracted axes by x's, where both terms read the same tensor in the same way; else None."""
     if x.a.tensor is not y.a.tensor or x.outer != y.outer or len(x.k) != len(y.k):
         return None
     mapping = {}
@@ -86,7 +91,9 @@ def _match(x: Term, y: Term) -> dict[Axis, Axis] | None:
 
 
 def merge(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> list[Term]:
-    """At most one product for each set of axes: operands over the same axes are laid side by side along k."""
+    """At most one product for each set of axes: the operands of the others are concatenated along k, where that is
+    cheaper.
+    """
     groups: dict[object, list[Term]] = {}
     for term in same_terms(b, terms):
         if is_const(term.a) and not is_const(term.c):
@@ -117,7 +124,9 @@ def merge(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> list[Term
 
 
 def _as_one(b: Builder, members: list[Term]) -> list[Term]:
-    """Operands that were computed alike from pieces (pairs of fields): pieces side by side first, then one node."""
+    """Operands that were computed alike from pieces (pairs of fields) as one: the pieces are concatenated, then
+    computed.
+    """
     alike: dict[object, list[tuple[Term, list[Tensor]]]] = {}
     out: list[Term] = []
     for term in members:
@@ -150,7 +159,9 @@ def _as_one(b: Builder, members: list[Term]) -> list[Term]:
 
 
 def _made(b: Builder, term: Term) -> tuple[str, list[Tensor]] | None:
-    """The operator of an operand of one short row, and the pieces it was computed from, which differ in shape."""
+    """The operator of an operand that is one short row, and the pieces it was computed from, where these differ in
+    shape.
+    """
     t, axes = term.a.tensor, term.a.axes
     if t.node is None or not axes or axes[-1] is None or term.k != {axes[-1]} or not isinstance(t.known[-1], int):
         return None
@@ -165,7 +176,7 @@ def _made(b: Builder, term: Term) -> tuple[str, list[Tensor]] | None:
 
 
 def _flat(b: Builder, term: Term) -> tuple[Leaf, Leaf, int, Axis | None]:
-    """Both operands of a term with the contracted axes as one, of static size."""
+    """Both operands of a term with the contracted axes merged to one of static size."""
     ks = tuple(a for a in term.a.axes if a in term.k and a is not None)
     size = 1
     for a in ks:
@@ -181,7 +192,7 @@ def _flat(b: Builder, term: Term) -> tuple[Leaf, Leaf, int, Axis | None]:
 
 
 def _side(b: Builder, cat: Cat, k: Axis, first: bool) -> Leaf:
-    """Operands side by side along k: weights with k in front, activations with k where the largest of them has it."""
+    """Operands concatenated along k: weights have k in front, activations have it where the largest of them does."""
     lead = max(cat.parts, key=lambda p: b.time.volume(axes_of(p.body)))
     assert isinstance(lead.body, Leaf)
     free = [a for a in lead.body.axes if a is not None and a is not lead.axis]
@@ -193,7 +204,7 @@ def _side(b: Builder, cat: Cat, k: Axis, first: bool) -> Leaf:
 
 
 def total(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> Body | None:
-    """The terms' products, added: smaller ones ride in the largest, where they lack its rows."""
+    """The sum of the terms' products. Terms without the rows of the largest one become the C operand of its Gemm."""
     if not terms:
         return None
     *small, large = sorted(terms, key=lambda t: b.time.volume(t.out))
@@ -201,7 +212,7 @@ def total(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> Body | No
 
 
 def _add_into_gemm(b: Builder, large: Term, others: Sequence[Leaf], order: Sequence[Axis]) -> Leaf:
-    """The largest product plus the others; what takes one more small term later adds it to the others."""
+    """The largest product plus the others. If one more small term is added later, it is added to the others first."""
     others = others if len(others) < MANY else folded(b, others, order)
     rows = axes_of(large.a) - axes_of(large.c)
     riding = [t for t in others if not axes_of(t) & rows] if not large.outer else []
@@ -240,10 +251,10 @@ def _emit_term(b: Builder, term: Term, order: Sequence[Axis], addend: Leaf | Non
 def product(
     b: Builder, x: Leaf, y: Leaf, k: frozenset[Axis], order: Sequence[Axis] = (), addend: Leaf | None = None
 ) -> Leaf:
-    """One contraction of two tensors as a MatMul: shared axes are the batch, the others rows and columns.
+    """One contraction of two tensors as a MatMul. Axes that both have beside ``k`` are its batch, the others rows and
+    columns.
 
-    addend: what is added to it; without the rows it is added before the columns are told apart, so that a Gemm takes
-    it.
+    addend: a leaf to add to the result. If it lacks the rows, it becomes the C operand of a Gemm.
     """
     if addend is not None:
         if axes_of(addend) <= axes_of(y) - axes_of(x) and not axes_of(x) & axes_of(y) - k and k:
@@ -304,7 +315,9 @@ def product(
 def _outside(
     b: Builder, x: Leaf, rows: Sequence[Axis], batch: Sequence[Axis], cols: Sequence[Axis], order: Sequence[Axis]
 ) -> list[Axis]:
-    """Rows (candidates) that come before the batch (heads): products of their own, rather than a transposed result."""
+    """A product for each position of the rows (candidates), where that is cheaper than to transpose a result that has
+    the batch (heads) first.
+    """
     if len(cols) != 1 or not set(order) >= {*rows, *batch, *cols} or "item" not in x.tensor.deps:
         return []
     first = min(order.index(a) for a in batch)
@@ -316,12 +329,12 @@ def _outside(
 
 
 def _or_one(axes: Sequence[Axis]) -> Sequence[Axis | None]:
-    """The axes of rows or columns; without any there is one dimension of size 1."""
+    """The axes of rows or columns, or [None], a dimension of size 1, where there are none."""
     return axes or [None]
 
 
 def _from_left(x: Leaf, y: Leaf, k: frozenset[Axis], order: Sequence[Axis]) -> bool:
-    """Whether ``y x`` needs no transposition: x has k before its last axis, and the result has that axis last too."""
+    """Whether ``y x`` needs no Transpose: x has k before its last axis, and the result has that axis last too."""
     stored = [a for a in x.axes if a is not None]
     own = [a for a in stored if a in k]
     if len(stored) <= len(own) + 1 or stored[-1 - len(own) : -1] != own:
@@ -332,7 +345,7 @@ def _from_left(x: Leaf, y: Leaf, k: frozenset[Axis], order: Sequence[Axis]) -> b
 
 
 def _rows_times_columns(b: Builder, x: Leaf, y: Leaf, k: frozenset[Axis], addend: Leaf) -> Leaf | None:
-    """``x y + addend`` with all columns as one dimension, the addend a row of it."""
+    """``x y + addend`` with all columns merged to one dimension; the addend is a row."""
     if not k <= axes_of(x) & axes_of(y) or is_const(x):
         return None
     rows = [a for a in x.axes if a is not None and a not in k]
@@ -349,7 +362,7 @@ def _rows_times_columns(b: Builder, x: Leaf, y: Leaf, k: frozenset[Axis], addend
 
 
 def _drop(b: Builder, leaf: Leaf, k: frozenset[Axis], other: Leaf) -> Leaf:
-    """Sum a leaf over contracted axes that the other operand does not have."""
+    """A leaf summed over the contracted axes that the other operand does not have."""
     own = [i for i, a in enumerate(leaf.axes) if a in k and a not in axes_of(other)]
     if not own:
         return leaf

@@ -1,4 +1,8 @@
-"""Broadcast sums and products of bodies, block by block, with the forms that contractions look through."""
+"""Sums, differences, products and quotients of bodies with broadcasting, part by part.
+
+In: bodies over common axes. Out: bodies. The terms or factors are kept beside the written tensor as a form, so that a
+product behind it can use them: `(u + x) W = u W + x W`.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +47,10 @@ MANY = 16
 def broadcast_layout(
     b: Builder, leaves: Sequence[Leaf], order: Sequence[Axis] = ()
 ) -> tuple[list[Tensor], tuple[Axis | None, ...]]:
-    """The leaves' tensors in one layout, ready for numpy broadcasting, and the axes of the result (None: size 1).
+    """The leaves' tensors in one common layout, ready to broadcast as in numpy, and the axes of the result (None: size
+    1).
 
-    The largest keeps the layout that it has.
+    The largest tensor keeps its layout.
     """
     union = frozenset().union(*(axes_of(leaf) for leaf in leaves))
     biggest = max(leaves, key=lambda leaf: (len(axes_of(leaf)), b.time.volume(axes_of(leaf)), not leaf.tensor.const))
@@ -67,14 +72,16 @@ def broadcast_layout(
 
 
 def _aligned(leaf: Leaf, axes: Sequence[Axis | None]) -> bool:
-    """Whether a leaf is stored as the result, or with 1 there: ``[N, 1] + [1, 1]``, of which nothing is squeezed."""
+    """Whether a leaf is stored like the result, or with 1 there: ``[N, 1] + [1, 1]`` needs no Squeeze."""
     return len(leaf.axes) == len(axes) and all(a is None or a is own for a, own in zip(leaf.axes, axes, strict=True))
 
 
 def _merged(
     biggest: Leaf, leaves: Sequence[Leaf], union: frozenset[Axis], order: Sequence[Axis]
 ) -> list[Axis | None]:
-    """All axes in the logical order where that names them, else each before what follows it in its own tensor."""
+    """The axes of all leaves in one order: the logical one where it names them all, else one that fits the leaves'
+    own.
+    """
     if union <= set(order):
         return list(rows_first([a for a in order if a in union]))
     axes: list[Axis | None] = [a for a in biggest.axes if a is not None]
@@ -88,9 +95,9 @@ def _merged(
 
 
 def _filled(b: Builder, leaf: Leaf, axes: Sequence[Axis | None], union: frozenset[Axis]) -> list[Axis]:
-    """Inner axes along which a small operand is repeated, a constant at build time and the user's once per request.
+    """A small operand repeated along short inner axes: a constant at build time, the user's once per request.
 
-    onnxruntime broadcasts in runs, along which an operand goes on with the other or stays; short runs are slow.
+    onnxruntime broadcasts in runs along which an operand advances or stays; short runs are slow.
     """
     inside, have = [a for a in axes if a is not None], axes_of(leaf)
     if not have or have >= set(inside) or not all(isinstance(a.size, int) for a in inside):
@@ -109,7 +116,7 @@ def _filled(b: Builder, leaf: Leaf, axes: Sequence[Axis | None], union: frozense
 
 
 def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) -> Leaf:
-    """One arithmetic operator on two leaves, with the form that contractions can look through."""
+    """One arithmetic operator on two leaves; terms or factors are kept beside the result as a form."""
     x, y = drop_uniform_axes(b, x), drop_uniform_axes(b, y)
     plain = _neutral(b, op, x, y)
     if plain is not None:
@@ -145,12 +152,14 @@ def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) ->
 
 
 def keep(b: Builder, t: Tensor, axes: tuple[Axis | None, ...]) -> Tensor:
-    """A tensor with one dimension per axis (numpy drops leading ones only where every operand lacked them)."""
+    """A tensor as a leaf with one dimension per axis; numpy drops leading ones only where every operand lacks them."""
     return t if len(t.known) == len(axes) else emit.reshape(b, t, [a.size if a is not None else 1 for a in axes])
 
 
 def _neutral(b: Builder, op: str, x: Leaf, y: Leaf) -> Leaf | None:
-    """x + 0, x * 1, x - 0, x / 1 are x; x * 0 is 0 and x - inf is -inf where x is finite, as far as `finite` tells."""
+    """x for x + 0, x * 1, x - 0 and x / 1; 0 for x * 0 and -inf for x - inf where x is finite
+    (`analysis/finite.py`); else None.
+    """
     for this, other in ((x, y), (y, x)):
         value = other.tensor.scalar if not axes_of(other) else None
         if value is None or this.tensor.dtype != other.tensor.dtype or (this is y and op not in having(Fact.COMMUTES)):
@@ -163,7 +172,7 @@ def _neutral(b: Builder, op: str, x: Leaf, y: Leaf) -> Leaf | None:
 
 
 def drop_uniform_axes(b: Builder, leaf: Leaf) -> Leaf:
-    """A constant without the axes along which it is the same everywhere."""
+    """A constant without the axes along which all its elements are equal; any other leaf unchanged."""
     if not leaf.tensor.const or not axes_of(leaf):
         return leaf
     array, axes = leaf.tensor.array, list(leaf.axes)
@@ -181,7 +190,7 @@ def drop_uniform_axes(b: Builder, leaf: Leaf) -> Leaf:
 
 
 def scaled(b: Builder, x: Leaf, factor: float) -> Leaf:
-    """A leaf times a constant; its form lets contractions put the constant into the weights."""
+    """A leaf times a constant. A product behind it can put the constant into its weights."""
     if factor == 1:
         return x
     scale = b.const(factor, x.tensor.dtype)
@@ -190,7 +199,7 @@ def scaled(b: Builder, x: Leaf, factor: float) -> Leaf:
 
 
 def multiply(b: Builder, x: Body, y: Body, order: Sequence[Axis] = ()) -> Body:
-    """x * y; of a form its items one by one."""
+    """``x * y``, part by part; a Sum or Prod is multiplied term by term."""
     for form, other in ((x, y), (y, x)):
         if isinstance(form, Prod):
             return reduce(lambda product, factor: multiply(b, product, factor, order), form.factors, other)
@@ -206,12 +215,12 @@ def multiply(b: Builder, x: Body, y: Body, order: Sequence[Axis] = ()) -> Body:
 
 
 def add(b: Builder, terms: Sequence[Body], order: Sequence[Axis] = ()) -> Body:
-    """A broadcast sum, the small terms first."""
+    """The broadcast sum of the terms, part by part; small terms are added first."""
     return zip_bodies(b, list(terms), lambda ls: add_leaves(b, ls, order), order=order)
 
 
 def add_leaves(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis] = ()) -> Leaf:
-    """Terms without axes that others have are added up first, so that each goes through the large ones once."""
+    """The sum of leaves. Terms that lack axes are added to each other first, so that each large tensor is read once."""
     left = folded(b, terms, order)
     total = left[-1]
     for term in left[:-1]:
@@ -230,7 +239,9 @@ def add_leaves(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis] = ()) ->
 
 
 def folded(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis]) -> list[Leaf]:
-    """The terms by size, each added to the smallest other that has all of its axes, but for those of full size."""
+    """The terms by size, each added to the smallest other one that has all of its axes, except for those of full
+    size.
+    """
     left = sorted(terms, key=lambda t: (not t.tensor.const, b.time.volume(axes_of(t))))
     done: list[Leaf] = []
     while left:
@@ -258,7 +269,7 @@ def plain_add(b: Builder, x: Leaf, y: Leaf, order: Sequence[Axis]) -> Leaf:
 
 
 def over(made: tuple[Axis | None, ...], again: Callable[[Leaf], Leaf]) -> Again:
-    """A way to compute a tensor again, over whatever axes it has by then."""
+    """A function that computes a tensor again (``again``), for whatever axes the tensor has by then."""
 
     def compute(axes: tuple[Axis | None, ...], other: Leaf) -> Leaf:
         forth = {now: then for then, now in zip(made, axes, strict=True) if then is not None and now is not None}
@@ -274,7 +285,7 @@ def over(made: tuple[Axis | None, ...], again: Callable[[Leaf], Leaf]) -> Again:
 
 
 def cast_size(b: Builder, axis: Axis, dtype: int) -> Tensor:
-    """The length of an axis as a scalar of a floating-point type."""
+    """The length of an axis as a scalar tensor of a floating-point type."""
     size = emit.reshape(b, b.size(axis.size), ())
     return b.emit("Cast", [size], (), dtype, {"to": dtype})
 
@@ -301,7 +312,7 @@ def times(b: Builder, body: Body, factor: float) -> Body:
 
 
 def repeat(b: Builder, body: Body, axes: frozenset[Axis]) -> Body:
-    """The sum over axes on which the body does not vary: a multiplication by their length."""
+    """The sum over axes on which the body does not vary: the body times their length."""
     scale: float = 1
     for a in in_order(axes):
         if isinstance(a.size, int):

@@ -1,4 +1,8 @@
-"""Axes as data: the common refinement of two groupings, splitting and merging axes, and aligning several values."""
+"""Axes of Values: splitting one axis, merging several, and giving several Values the same axes.
+
+In: Values or bodies. Out: the same elements over other axes. `segments` finds the axes that two shapes of the same
+elements have in common: [6, 4] and [3, 8] both split into (3, 2, 4).
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,10 @@ MAX_RAGGED = 3
 
 
 def segments(b: Builder, left: Sequence[Size], right: Sequence[Size]) -> list[tuple[Size, int, int]] | None:
-    """The common refinement of two factorisations of one row-major shape: (size, index left, index right).
+    """The coarsest axes of which both shapes consist, as a list of (size, index in ``left``, index in ``right``).
 
-    Entries of 1 on either side take no segment. None where the two cannot be refined.
+    left, right: two shapes with the same number of elements in row-major order. Dimensions of 1 are skipped. None where
+    there are no such axes ([2, 3] and [3, 2]), or where sizes are not known well enough.
     """
     out: list[tuple[Size, int, int]] = []
     i = j = 0
@@ -65,7 +70,7 @@ def _ratio(b: Builder, a: Size, c: Size) -> Size | None:
 
 
 def split(b: Builder, body: Body, axis: Axis, new: Sequence[Axis]) -> Body:
-    """One axis as several (row-major)."""
+    """The body with one axis replaced by several, in row-major order."""
     if len(new) == 1:
         return rename(body, {axis: new[0]})
     if isinstance(body, Leaf):
@@ -84,7 +89,7 @@ def split(b: Builder, body: Body, axis: Axis, new: Sequence[Axis]) -> Body:
 
 
 def _whole(b: Builder, cat: Cat) -> Leaf:
-    """The Cat as one tensor. Raises `Decline` for one that is only a form, which is then not carried along."""
+    """The Cat as one leaf. Raises `Decline` for a Cat that is only a form; the form is then dropped."""
     if not tensors_alone(cat):
         raise Decline("a Reshape cuts through the parts of a tensor that is not written")
     return as_leaf(b, cat)
@@ -127,7 +132,10 @@ def _repeats(p: Part, outer: int, last: int) -> bool:
 
 
 def _ragged(b: Builder, cat: Cat, new: Sequence[Axis], inner: int) -> Cat | None:
-    """Rows that vary alike together, each of the few rows in which parts that do not meet by itself."""
+    """A Cat split into rows of ``inner`` positions each: rows of parts that vary alike together, other rows one by one.
+
+    None where no row has parts of one kind only, or where more than `MAX_RAGGED` rows have several.
+    """
     cat = flatten_nested(cat)
     owner = {q: axes_of(p.body) - {p.axis} for p in cat.parts for q in p.positions}
     rows: dict[frozenset[Axis], list[int]] = {}
@@ -152,14 +160,14 @@ def _ragged(b: Builder, cat: Cat, new: Sequence[Axis], inner: int) -> Cat | None
 
 
 def _blocks(at: Sequence[int], n: int) -> bool:
-    """Whether positions come as whole rows of n."""
+    """Whether positions come in whole rows of n."""
     if len(at) % n:
         return False
     return all(at[i] % n == 0 and tuple(at[i : i + n]) == tuple(range(at[i], at[i] + n)) for i in range(0, len(at), n))
 
 
 def flatten(b: Builder, body: Body, group: Group, new: Axis) -> Body:
-    """A group of axes as one."""
+    """The body with a group of axes replaced by the single axis ``new``."""
     if len(group) == 1:
         return rename(body, {group[0]: new})
     if isinstance(body, Leaf):
@@ -197,7 +205,7 @@ def flatten(b: Builder, body: Body, group: Group, new: Axis) -> Body:
 
 
 def single(b: Builder, value: Value, i: int) -> tuple[Value, Axis | None]:
-    """The value with logical axis i as one atomic axis (None: size 1)."""
+    """The value with its logical dimension i as one atomic axis, and that axis; None for a dimension of 1."""
     group = value.known[i]
     if not group:
         return value, None
@@ -210,10 +218,11 @@ def single(b: Builder, value: Value, i: int) -> tuple[Value, Axis | None]:
 
 
 def align(b: Builder, values: Sequence[Value]) -> tuple[list[Body], tuple[Group, ...]]:
-    """Bodies over common axes, for numpy broadcasting of the values. Raises `Decline`.
+    """The values' bodies over common axes, for broadcasting as in numpy, and the groups of the result. Raises `Decline`
+    where dimensions are not known to be equal or 1.
 
-    Constants come last, so that they take the axes of the others: a tiled gate ``(16, 32)`` over fields ``(32, 16)`` is
-    written out as 512 columns, where axes that refine both would cut a `Cat` across its parts.
+    Constants are aligned last and take the axes of the others: a tiled gate ``(16, 32)`` over fields ``(32, 16)`` is
+    written out as 512 columns, because axes that fit both would cut a `Cat` across its parts.
     """
     rank = max(v.rank for v in values)
     padded = [((),) * (rank - v.rank) + v.known for v in values]
@@ -267,7 +276,7 @@ def align(b: Builder, values: Sequence[Value]) -> tuple[list[Body], tuple[Group,
 def _coarse(
     b: Builder, body: Body, groups: Sequence[Group], canon: Sequence[Group]
 ) -> tuple[Body, tuple[Group, ...]]:
-    """A constant without the axes that would split those of ``canon``."""
+    """A constant written out so that it has the axes of ``canon``, where its own would split them."""
     out: list[Group] = []
     for group, other in zip(groups, canon, strict=True):
         sizes, whole = [a.size for a in other], product(a.size for a in group)

@@ -1,4 +1,9 @@
-"""Element-wise walks over several bodies at once, block by block."""
+"""Applies an element-wise operator to several bodies part by part (`zip_bodies`).
+
+In: bodies over common axes, any of which may be a Cat, and a function of leaves. Out: one body. The positions of an
+axis at which the same parts of all Cats meet are a *cell*; the function is called once per cell. Cells that save
+nothing are computed together, where that needs fewer nodes.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +26,10 @@ def zip_bodies(
     mapped: frozenset[Axis] | None = None,
     order: Sequence[Axis] = (),
 ) -> Body:
-    """Apply an operator cell by cell along every axis in ``mapped`` (None: all), where any body is a Cat.
+    """Applies a function of leaves to each cell along every axis in ``mapped`` (None: all) on which a body is a Cat.
 
-    A Cat along another axis is written out first.
+    visit: takes a leaf per body and returns the result's body. order: the logical order of the axes. A Cat along an
+    axis that is not in ``mapped`` is written out first.
     """
     bodies = [coalesce(b, body, order) if isinstance(body, Cat) else body for body in bodies]
     for k, body in enumerate(bodies):
@@ -60,9 +66,9 @@ def zip_bodies(
 
 
 def cells_of(bodies: Sequence[Body], axis: Axis) -> dict[tuple[int, ...], list[int]]:
-    """Positions along ``axis`` by cell: (part of the first Cat along it, part of the second, ..) -> positions.
+    """Positions along ``axis`` by cell, as a mapping (part of the first Cat, part of the second, ..) -> positions.
 
-    In the order of the first Cat's parts, which then need no reordering.
+    The cells are in the order of the first Cat's parts, so that these need no reordering.
     """
     cats = [body for body in bodies if isinstance(body, Cat) and body.axis is axis]
     part_of = [{p: k for k, part in enumerate(cat.parts) for p in part.positions} for cat in cats]
@@ -73,7 +79,9 @@ def cells_of(bodies: Sequence[Body], axis: Axis) -> dict[tuple[int, ...], list[i
 
 
 def interchange(b: Builder, cat: Cat, axes: frozenset[Axis]) -> Cat:
-    """The same with an axis of these outside that a part is a Cat along: [[a / b] | c] as [[a | c_a] / [b | c_b]]."""
+    """A Cat of Cats with one of ``axes``, the axis of an inner Cat, outside: [[a / b] | c] becomes [[a | c_a] / [b |
+    c_b]].
+    """
     inner = [p.body for p in cat.parts if isinstance(p.body, Cat) and p.body.axis in axes]
     if cat.axis in axes or not inner:
         return cat
@@ -87,10 +95,10 @@ def interchange(b: Builder, cat: Cat, axes: frozenset[Axis]) -> Cat:
 
 
 def _kinds(bodies: Sequence[Body], axis: Axis, cells: dict[tuple[int, ...], list[int]]) -> list[object] | None:
-    """Along which axes each cell of an element-wise step varies, and whether it is constant; None for grids.
+    """The axes along which each cell varies, and whether it is constant; None where Cats are nested.
 
-    Cells that vary alike save nothing apart. One that is constant may be -inf or zero throughout, which later operators
-    can use.
+    Cells that vary along the same axes save nothing by being computed separately. A constant cell stays separate, as
+    later operators can use that it is -inf or zero throughout.
     """
     cats = [body for body in bodies if isinstance(body, Cat) and body.axis is axis]
     if any(isinstance(p.body, Cat) for cat in cats for p in cat.parts):
@@ -115,7 +123,7 @@ def _kinds(bodies: Sequence[Body], axis: Axis, cells: dict[tuple[int, ...], list
 
 
 def _joining_pays(b: Builder, bodies: Sequence[Body], axis: Axis, fewer: int) -> bool:
-    """Whether fewer nodes are worth it that parts are put together, which else would be cut."""
+    """Whether writing parts as one tensor costs less than the ``fewer`` nodes that it saves."""
     together = apart = 0.0
     for body in bodies:
         size = b.time.copy * b.time.volume(axes_of(body))
@@ -129,7 +137,9 @@ def _joining_pays(b: Builder, bodies: Sequence[Body], axis: Axis, fewer: int) ->
 
 
 def _grid_saves_nothing(bodies: Sequence[Body]) -> bool:
-    """Whether Cats along several axes meet (heads and tokens) and one operand varies everywhere as the result does."""
+    """Whether Cats along several axes meet (heads and tokens) and one operand varies along all axes of the result
+    anyway.
+    """
     if len({body.axis for body in bodies if isinstance(body, Cat)}) < 2:
         return False
     union = frozenset().union(*(axes_of(body) for body in bodies))
@@ -139,7 +149,7 @@ def _grid_saves_nothing(bodies: Sequence[Body]) -> bool:
 def _all_together(
     b: Builder, bodies: Sequence[Body], visit: Callable[[list[Leaf]], Body], order: Sequence[Axis]
 ) -> Body:
-    """One node on whole operands, along each axis block behind block as the first Cat along it has its parts."""
+    """One node on whole operands, whose positions are ordered along each axis as in the first Cat along it."""
     places: dict[Axis, list[int]] = {}
     stack = list(bodies)
     union = frozenset().union(*(axes_of(body) for body in bodies))
@@ -188,8 +198,8 @@ def _unsplit(
 ) -> Body:
     """An element-wise step that saves nothing by parts, as one node.
 
-    The operands keep the order of the parts, block behind block: constants are put in that order at build time, a
-    product gets its columns from its weights in that order, and only what was made otherwise forces the source's order.
+    The operands keep the order of the parts: constants are put in that order at build time, and a product gets its
+    columns from its weights in that order. Only an operand that was made otherwise forces the source's order.
     """
     for body in bodies:
         if isinstance(body, Leaf) and axis in body.axes and not body.tensor.const:

@@ -1,4 +1,7 @@
-"""Bodies written out: the one place where a concatenation is laid down, and a Shared tensor becomes N rows."""
+"""Writes bodies as tensors. The only place where a Cat becomes a Concat, and where one user row becomes N rows.
+
+In: a body, and the layout that is wanted. Out: a tensor of the new graph.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,10 @@ MAX_RUNS = 128
 
 
 def write(b: Builder, body: Body, order: Sequence[Group], full: frozenset[Axis] = frozenset()) -> Tensor:
-    """One tensor with a dimension for each group of ``order``, axes merged within a group.
+    """The body as one tensor with a dimension for each group of ``order``; axes are merged within a group.
 
-    A group of which the body has no axis becomes 1, unless ``full`` asks for it: then it is expanded.
+    A group of which the body has no axis becomes a dimension of 1, unless its axes are in ``full``: then it is
+    repeated.
     """
     if isinstance(body, Cat):
         return _write_cat(b, body, order, full)
@@ -40,7 +44,9 @@ def write(b: Builder, body: Body, order: Sequence[Group], full: frozenset[Axis] 
 
 
 def _together(b: Builder, cat: Cat) -> Cat:
-    """Neighbours in one layout, side by side as they are stored: dimensions of 1 are dealt with once, not in each."""
+    """Neighbouring parts that are stored in the same layout, concatenated as they are stored, so that dimensions of 1
+    are handled once and not in each part.
+    """
     parts = sorted(cat.parts, key=lambda p: p.positions)
     out: list[Part] = []
     run: list[Part] = []
@@ -60,7 +66,7 @@ Layout = tuple[int, tuple[Axis | None, ...]]
 
 
 def _layouts(part: Part) -> set[Layout]:
-    """The dimensions that can be the part's own along the Cat, with the axes of the others."""
+    """The stored dimensions that can be a part's own along the Cat, each with the axes of the other dimensions."""
     body, at = part.body, part.positions
     if not isinstance(body, Leaf) or at != tuple(range(at[0], at[0] + len(at))):
         return set()
@@ -108,7 +114,7 @@ def _fronted(body: Body) -> bool:
 
 
 def _interleaved(b: Builder, ordered: Sequence[Part], written: Sequence[Tensor], at: int) -> Tensor:
-    """Parts with scattered positions, in the order of the positions."""
+    """Parts with scattered positions as one tensor, in the order of the positions."""
     runs = _runs(ordered)
     if len(runs) <= MAX_RUNS:
         pieces: dict[tuple[int, int], list[Tensor]] = {}
@@ -123,7 +129,7 @@ def _interleaved(b: Builder, ordered: Sequence[Part], written: Sequence[Tensor],
 
 
 def _runs(parts: Sequence[Part]) -> list[tuple[int, int, int, int]]:
-    """Contiguous runs in order along the axis: (position, part, offset within the part, length)."""
+    """Contiguous ranges along the axis, in order, as (first position, part, offset within the part, length)."""
     runs: list[tuple[int, int, int, int]] = []
     for p, k, i in sorted((p, k, i) for k, part in enumerate(parts) for i, p in enumerate(part.positions)):
         if runs and runs[-1][1] == k and runs[-1][0] + runs[-1][3] == p and runs[-1][2] + runs[-1][3] == i:
@@ -134,7 +140,7 @@ def _runs(parts: Sequence[Part]) -> list[tuple[int, int, int, int]]:
 
 
 def as_leaf(b: Builder, body: Body, order: Sequence[Axis] = ()) -> Leaf:
-    """The body as one tensor that has the axes along which it varies, in ``order`` where given."""
+    """The body as one tensor that has just the axes along which it varies, in ``order`` where that is given."""
     if isinstance(body, Leaf):
         return body
     present = axes_of(body)
@@ -146,7 +152,9 @@ def as_leaf(b: Builder, body: Body, order: Sequence[Axis] = ()) -> Leaf:
 
 
 def as_block(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Cat:
-    """The Cat as one tensor, its parts behind each other, for operators that do not mind the order along the axis."""
+    """The Cat as a Cat of one part: all parts concatenated in their own order, for operators that do not mind the
+    order.
+    """
     cat = flatten_nested(cat)
     at = tuple(p for part in cat.parts for p in part.positions)
     sub = Axis(len(at))
@@ -159,7 +167,7 @@ def as_block(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Cat:
 
 
 def flatten_nested(cat: Cat) -> Cat:
-    """A part that is itself a Cat along the same positions gives its parts to the outer one."""
+    """The Cat with a part that is itself a Cat along the same positions replaced by that Cat's parts."""
     if not any(isinstance(p.body, Cat) and p.body.axis is p.axis for p in cat.parts):
         return cat
     parts: list[Part] = []
@@ -178,7 +186,7 @@ def _biggest_first(body: Body) -> list[Leaf]:
 
 
 def materialise(b: Builder, value: Value) -> Tensor:
-    """The tensor of the source graph, with its whole logical shape."""
+    """The whole tensor of the source graph, in its logical shape, with all N rows."""
     if value.groups is None:
         assert isinstance(value.body, Leaf)
         return value.body.tensor

@@ -1,4 +1,8 @@
-"""Positions along an axis: taking some of them, and putting the parts of a Cat in order (the paper's neat layout)."""
+"""Positions along an axis: taking some of them (`take`), and joining the parts of a Cat that vary alike (`coalesce`).
+
+In: bodies and positions. Out: bodies. What is computed from constant weights gets the chosen columns from the weights
+at build time; other tensors are sliced or gathered.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +36,7 @@ ELEMENTWISE = having(Fact.ELEMENT) - having(Fact.CONVERTS)
 
 
 def take(b: Builder, body: Body, axis: Axis, at: Sequence[int], new: Axis | None) -> Body:
-    """Positions along an axis, on the axis ``new`` (None: a single position)."""
+    """The body at some positions along an axis; ``new`` is the axis of the result, None for a single position."""
     if isinstance(body, Leaf):
         if axis not in body.axes:
             return body
@@ -72,7 +76,9 @@ def take(b: Builder, body: Body, axis: Axis, at: Sequence[int], new: Axis | None
 
 
 def _picked(b: Builder, t: Tensor, dim: int, at: Sequence[int]) -> Tensor:
-    """Positions of a tensor: scattered ones from the weights that made it, not gathered for each candidate."""
+    """Some positions of a tensor. Scattered ones are taken from the weights that made it, not gathered for each
+    candidate.
+    """
     if not t.const and list(at) != list(range(at[0], at[0] + len(at))) and "item" in t.deps:
         found = pull(b, t, dim, at, 4)
         if found is not None:
@@ -81,7 +87,9 @@ def _picked(b: Builder, t: Tensor, dim: int, at: Sequence[int]) -> Tensor:
 
 
 def pull(b: Builder, t: Tensor, dim: int, at: Sequence[int], depth: int) -> Tensor | None:
-    """``(x W)[:, at] = x W[:, at]``, also behind element-wise operators; None where the tensor was made otherwise."""
+    """``(x W)[:, at]`` computed as ``x W[:, at]``, also behind element-wise operators; None where the tensor is no
+    product.
+    """
     if t.const:
         return emit.pick(b, t, dim, at)
     if t.node is None or depth == 0:
@@ -112,7 +120,7 @@ def pull(b: Builder, t: Tensor, dim: int, at: Sequence[int], depth: int) -> Tens
 
 
 def cut(b: Builder, body: Body, axis: Axis, start: int, stop: int, new: Axis | None, size: Size) -> Body:
-    """A range along an axis of symbolic size, start and stop as Slice takes them."""
+    """A range along an axis of symbolic size; ``start`` and ``stop`` as Slice takes them, ``size`` is the result's."""
     if isinstance(body, Leaf):
         if axis not in body.axes:
             return body
@@ -128,7 +136,9 @@ def cut(b: Builder, body: Body, axis: Axis, start: int, stop: int, new: Axis | N
 
 
 def coalesce(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Body:
-    """At most one part for each set of axes that parts vary along, however the source interleaved them."""
+    """The Cat with one part for each set of axes along which parts vary, in whatever order the source concatenated
+    them.
+    """
     cat = flatten_nested(cat)
     if any(isinstance(p.body, (Sum, Prod)) for p in cat.parts):
         return cat  # a form: nothing is written
@@ -157,7 +167,9 @@ def coalesce(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Body:
 
 
 def _repeated(b: Builder, cat: Cat, order: Sequence[Axis]) -> Body | None:
-    """Pieces that occur several times (a field in each of its pairs): each once, then rows of blocks by a Gather."""
+    """A Cat in which pieces occur several times (a field in each of its pairs): each piece once, then rows by a
+    Gather.
+    """
     if len(cat.parts) < 8 or any(p.axis is not None for p in cat.parts):
         return None
     unique = {p.body: i for i, p in reversed(list(enumerate(cat.parts)))}
@@ -175,7 +187,9 @@ def _repeated(b: Builder, cat: Cat, order: Sequence[Axis]) -> Body | None:
 
 
 def _adopt(classes: dict[object, list[Part]]) -> None:
-    """Constants that are not uniform go with a part of the user's: a copy once per request, not nodes of their own."""
+    """Puts constants that are not uniform into a part of the user's: a copy once per request instead of nodes of
+    their own.
+    """
     hosts = [key for key, parts in classes.items() if all(_shared(p.body) for p in parts)]
     for key, parts in list(classes.items()):
         if not all(isinstance(p.body, Leaf) and p.body.tensor.const and axes_of(p.body) for p in parts):
@@ -199,7 +213,7 @@ def _signature(body: Body, sub: Axis | None) -> object:
 
 
 def _join(b: Builder, axis: Axis, parts: Sequence[Part], order: Sequence[Axis]) -> Part:
-    """Several parts as one, their positions behind each other."""
+    """Several parts as one, whose positions follow each other."""
     at = tuple(p for part in parts for p in part.positions)
     sub = Axis(len(at))
     first = parts[0].body
@@ -235,7 +249,7 @@ def _join(b: Builder, axis: Axis, parts: Sequence[Part], order: Sequence[Axis]) 
 
 
 def _rejoined(b: Builder, parts: Sequence[Part]) -> Part | None:
-    """Ranges of one tensor that together are a range of it again: the tensor in its own order, and no Concat."""
+    """Parts that are ranges of one tensor and together a range of it: that range, without a Concat. None for others."""
     base: Tensor | None = None
     owners: dict[int, int] = {}
     axes: tuple[Axis | None, ...] = ()
@@ -262,7 +276,9 @@ def _rejoined(b: Builder, parts: Sequence[Part]) -> Part | None:
 
 
 def _stacked(b: Builder, parts: Sequence[Part]) -> Part | None:
-    """Equal ranges of one tensor on an axis of their own (heads, split and stacked): the tensor's axis, split."""
+    """Equal ranges of one tensor along an axis of their own (heads, split and stacked): the tensor with its axis
+    split.
+    """
     first = parts[0].body
     if len(parts) < 2 or not isinstance(first, Leaf) or any(p.axis is not None for p in parts):
         return None
@@ -294,7 +310,7 @@ def _stacked(b: Builder, parts: Sequence[Part]) -> Part | None:
 
 
 def _align_sub(body: Body, k: int, member: Part, sub: Axis | None) -> Body:
-    """Part k of a nested Cat, on the axis that the first of its column has."""
+    """Part k of a nested Cat over the axis that the first part of its column has."""
     assert isinstance(body, Cat)
     part = body.parts[k]
     if part.axis is None or member.axis is None:

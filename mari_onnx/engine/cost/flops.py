@@ -1,10 +1,9 @@
 """What a node costs: floating-point operations and bytes moved, from concrete shapes.
 
-An estimate that serves to compare rewrites and to weigh redundant work, not a model of any
-machine: a multiply-add counts as 2 flops, a transcendental function as `TRANSCENDENTAL`, data
-movement as none; bytes are every operand read once and every result written once, but for
-operators that read only part of an operand (Gather and the like) or move nothing (Reshape).
-An operator that no table knows costs one flop an output element.
+An estimate to compare rewrites by, not a model of any machine. A multiply-add counts as 2 FLOPs, a transcendental
+function as `TRANSCENDENTAL`, moving data as none. Bytes are every operand read once and every result written once;
+operators that read part of an operand (Gather and the like) count that part, and Reshape counts nothing. An operator
+without a row in `model/ops.py` costs one FLOP per output element.
 """
 
 from __future__ import annotations

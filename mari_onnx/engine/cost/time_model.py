@@ -1,4 +1,7 @@
-"""What decides between two exact ways to compute a thing: their estimated time, in multiply-adds of a GEMM."""
+"""Estimated times, in multiply-adds of a GEMM: they decide between two exact ways to compute the same tensor.
+
+In: axes, sizes and operators. Out: numbers. A symbolic dimension counts as a fixed length.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ class HasSize(Protocol):
 
 @dataclass(frozen=True)
 class TimeModel:
-    """Prices, and the sizes that dimensions are taken for. A `Builder` has one, for all that is written with it."""
+    """Prices of elements, nodes and copies, and the numbers that symbolic dimensions count as. A `Builder` has one."""
 
     candidates: int = 500
     """N."""
@@ -41,21 +44,21 @@ class TimeModel:
 
     @property
     def piece(self) -> float:
-        """The fixed cost of one more piece: its operator, a Slice, and a part in what is concatenated."""
+        """The fixed price of cutting off one more piece: its operator, a Slice, and a part in a Concat."""
         return 3 * self.node
 
     def element_of(self, op: str | None) -> float:
-        """An element of an operator's result."""
+        """The price of one element of an operator's result."""
         return row(op or "").price or self.element
 
     def length(self, size: Size) -> int:
-        """The number that a dimension is taken for."""
+        """The number that a dimension counts as."""
         if isinstance(size, Dim):
             return size.evaluate({s: self.candidates if s == "N" else self.free for s in symbols(size)})
         return size
 
     def volume(self, axes: Iterable[HasSize]) -> float:
-        """Elements over these axes, at least one along each."""
+        """The number of elements over these axes; each axis counts as at least one."""
         total = 1.0
         for axis in axes:
             total *= max(1, self.length(axis.size))

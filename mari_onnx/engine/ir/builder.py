@@ -1,7 +1,7 @@
-"""The new graph while it is being written: tensors, nodes, constants, and where symbols come from at run time.
+"""The new graph while it is being written: tensors, nodes, constants, and the run-time values of symbolic sizes.
 
-Nodes are hash-consed (the same operator on the same inputs is one node), constant inputs are folded, and what no
-output asks for is dropped at the end, so rules may emit alternatives freely.
+The same operator on the same inputs is one node, nodes on constants are computed at once, and nodes that no output
+needs are dropped at the end. So rules may write alternatives freely.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ FOLD_LIMIT = 1 << 16
 class Builder:
     """Writes the new graph.
 
-    reserved: names of the source graph (subgraphs included), which new tensors must not take by accident.
-    time: what decides between two ways to write the same.
+    reserved: names of the source graph, subgraphs included, which new tensors must not have by accident.
+    time: estimates costs, to choose between two ways to write the same thing.
     """
 
     def __init__(self, opset: int, reserved: Iterable[str] = (), time: TimeModel | None = None):
@@ -67,7 +67,9 @@ class Builder:
     # ---- names -----------------------------------------------------------------------------------------------------
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Other source nodes may be answered inside; what follows is named after the present one again."""
+        """A context in which other source nodes may be interpreted; after it, nodes are named after the present one
+        again.
+        """
         origin, label = self.origin, self.label
         try:
             yield
@@ -98,7 +100,7 @@ class Builder:
 
     # ---- tensors ---------------------------------------------------------------------------------------------------
     def input(self, name: str, dtype: int, shape: tuple[Size, ...] | None, deps: frozenset[str]) -> Tensor:
-        """An input of the new graph. deps: the sides that it depends on."""
+        """An input of the new graph. deps: the sides that it depends on, of {"user", "item"}."""
         self._used.add(name)
         return Tensor(name, dtype, shape, deps)
 
@@ -139,7 +141,9 @@ class Builder:
         attrs: dict[str, Any] | None = None,
         domain: str = "",
     ) -> Tensor:
-        """One node with one output. dtype defaults to the first input's."""
+        """Writes one node with one output of the given shape (None: unknown rank). dtype: default is the first
+        input's.
+        """
         attrs = {k: v for k, v in (attrs or {}).items() if v is not None}
         if dtype is None:
             assert inputs[0] is not None
@@ -155,7 +159,7 @@ class Builder:
     def emit_many(
         self, op: str, inputs: Sequence[Tensor], shapes: Sequence[tuple[Size, ...]], attrs: dict[str, Any]
     ) -> list[Tensor]:
-        """One node with an output for each shape, all of the first input's type."""
+        """Writes one node with an output for each shape, all of the first input's element type."""
         key = (op, tuple(t.name for t in inputs), repr(sorted(attrs.items())), len(shapes))
         if key not in self._memo:
             proto = helper.make_node(op, [t.name for t in inputs], [""] * len(shapes), **attrs)
@@ -171,9 +175,9 @@ class Builder:
         captured: Sequence[Tensor] = (),
         renamed: dict[str, str] | None = None,
     ) -> list[Tensor]:
-        """The source node on other inputs; attributes, doc string and metadata are kept.
+        """Writes the source node on other inputs; attributes, doc string and metadata are kept.
 
-        renamed: what subgraphs read, by source name, under its new name.
+        renamed: new names of the tensors that its subgraphs read, by source name.
         """
         key = None
         if not is_random(node) and not captured and not renamed:
@@ -216,7 +220,9 @@ class Builder:
         return node.outputs
 
     def _fold(self, proto: NodeProto, inputs: Sequence[Tensor | None], dtype: int) -> Tensor | None:
-        """The constant that a node on constants computes, where that is small enough and deterministic."""
+        """The constant that a node on constants computes; None where it is too large, random, or cannot be
+        evaluated.
+        """
         if not inputs or not dtype or not all(t is None or t.const for t in inputs) or proto.op_type in RANDOM:
             return None
         if not is_standard(proto) or any(graphs(proto)):
@@ -237,7 +243,7 @@ class Builder:
 
     # ---- sizes at run time -----------------------------------------------------------------------------------------
     def size(self, size: Size) -> Tensor:
-        """A dimension as an int64 tensor of shape [1], computed from the shapes of inputs."""
+        """A dimension as an int64 tensor of shape [1]; a symbolic one is computed from the shapes of inputs."""
         if isinstance(size, int):
             return self.ints([size])
         total: Tensor | None = None
@@ -264,23 +270,23 @@ class Builder:
         return self.emit("Slice", [shape, self.ints([axis]), self.ints([axis + 1]), self.ints([0])], (1,))
 
     def sizes(self, sizes: Sequence[Size]) -> Tensor:
-        """A shape as an int64 tensor of one dimension."""
+        """A shape as an int64 tensor of shape [rank]."""
         if all(isinstance(s, int) for s in sizes):
             return self.ints([int(s) for s in sizes if isinstance(s, int)])
         return self.emit("Concat", [self.size(s) for s in sizes], (len(sizes),), attrs={"axis": 0})
 
     def computable(self, size: Size) -> bool:
-        """Whether the run-time value of every symbol can be had."""
+        """Whether the run-time values of all symbols in a size can be computed."""
         return all(name in self.sources or name in self.fixed for name in symbols(size))
 
     def fresh(self, tensor: Tensor, axis: int) -> Dim:
-        """A new symbol for a dimension that only the run can tell."""
+        """A new symbol for a dimension of ``tensor`` that only a run can tell."""
         name = f"?{tensor.name}.{axis}"
         self.sources.setdefault(name, (tensor, axis))
         return Dim.symbol(name)
 
     def same(self, a: Size, b: Size) -> bool:
-        """Whether two dimensions are equal, the fixed batch of the export counted in."""
+        """Whether two dimensions are equal, also by the fixed batch size of the export."""
         if a == b:
             return True
         if not self.fixed:
@@ -288,11 +294,13 @@ class Builder:
         return self.literal(a) == self.literal(b)
 
     def literal(self, size: Size) -> Size:
-        """The size with all symbols replaced whose value is fixed; an integer where that is all of them."""
+        """The size with all symbols of fixed value replaced; an integer where no other is left."""
         return size.substitute(self.fixed) if isinstance(size, Dim) else size
 
     def least(self, size: Size) -> int | None:
-        """The smallest that a size can be. At least 1 of `rows`; a history, and what the run tells, may be 0."""
+        """The smallest value of a size. The symbols in `rows` are at least 1; a history length or an unknown size
+        may be 0.
+        """
         size = self.literal(size)
         if isinstance(size, int):
             return size
@@ -307,6 +315,6 @@ class Builder:
         return total
 
     def filled(self, size: Size) -> bool:
-        """Whether a dimension has a position, whatever the run."""
+        """Whether a dimension has at least one position in every run."""
         low = self.least(size)
         return low is not None and low > 0

@@ -1,4 +1,6 @@
-"""Writing single operators on tensors of the new graph, whatever the opset: each answers a `Tensor` of known shape."""
+"""Writes single operators for any opset: each function takes tensors of the new graph and returns one of known
+shape.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ FILLED = {
 
 
 def transpose(b: Builder, t: Tensor, perm: Sequence[int]) -> Tensor:
-    """Transposes ``t`` as numpy does. Two Transposes in a row become one, and the identity writes nothing."""
+    """Transposes ``t`` as numpy does. Two Transposes in a row become one; the identity writes nothing."""
     if t.name in b.transposed:
         t, before = b.transposed[t.name]
         perm = [before[p] for p in perm]
@@ -31,7 +33,10 @@ def transpose(b: Builder, t: Tensor, perm: Sequence[int]) -> Tensor:
 
 
 def reshape(b: Builder, t: Tensor, shape: Sequence[Size]) -> Tensor:
-    """Squeeze or Unsqueeze where that is all, else Reshape to a constant target wherever one -1 and zeros allow it."""
+    """``t`` in another shape of as many elements: Squeeze or Unsqueeze where that is enough, else Reshape.
+
+    The target is a constant wherever one -1 and zeros can express it.
+    """
     shape = tuple(shape)
     t = b.reshaped.get(t.name, t)
     if t.known == shape:
@@ -71,12 +76,14 @@ def _empty(b: Builder, t: Tensor, shape: tuple[Size, ...]) -> Tensor:
 
 
 def _told(size: Size) -> bool:
-    """Whether only the run tells it."""
+    """Whether only a run tells the size."""
     return any(name.startswith("?") for name in symbols(size))
 
 
 def _ones(have: Sequence[Size], shape: Sequence[Size]) -> tuple[list[int], list[int]] | tuple[None, None]:
-    """Dimensions of 1 to drop (by source position) and to add (by target position), if that is all."""
+    """Dimensions of 1 to drop (indices in the source) and to add (indices in the target); None if more has to
+    change.
+    """
     if [s for s in have if s != 1] != [s for s in shape if s != 1]:
         return None, None
     drop, add, i, j = [], [], 0, 0
@@ -99,7 +106,7 @@ def _axes(b: Builder, op: str, t: Tensor, axes: Sequence[int], shape: tuple[Size
 
 
 def expand(b: Builder, t: Tensor, shape: Sequence[Size]) -> Tensor:
-    """To a shape of the same rank. The only place where a Shared tensor becomes N rows."""
+    """Repeats dimensions of 1 to a shape of the same rank. The only place where one user row becomes N rows."""
     if t.known == tuple(shape):
         return t
     # A dimension that stays is written as 1: Expand broadcasts both ways, and the graph reads no size it need not.
@@ -108,7 +115,7 @@ def expand(b: Builder, t: Tensor, shape: Sequence[Size]) -> Tensor:
 
 
 def concat(b: Builder, tensors: Sequence[Tensor], axis: int) -> Tensor:
-    """Concatenates tensors of equal rank along an axis; a single one is returned unchanged."""
+    """Concatenates tensors of equal rank along an axis; a single tensor is returned unchanged."""
     if len(tensors) == 1:
         return tensors[0]
     shape = list(tensors[0].known)
@@ -118,7 +125,7 @@ def concat(b: Builder, tensors: Sequence[Tensor], axis: int) -> Tensor:
 
 
 def cut(b: Builder, t: Tensor, axis: int, start: int, stop: int, size: Size, step: int = 1) -> Tensor:
-    """Slice along one axis; ``size`` is what is left there."""
+    """A Slice along one axis; ``size`` is the size of the result there."""
     shape = (*t.known[:axis], size, *t.known[axis + 1 :])
     inputs = [t, b.ints([start]), b.ints([stop]), b.ints([axis])]
     if step != 1:
@@ -127,7 +134,7 @@ def cut(b: Builder, t: Tensor, axis: int, start: int, stop: int, size: Size, ste
 
 
 def split(b: Builder, t: Tensor, axis: int, sizes: Sequence[int]) -> list[Tensor]:
-    """Consecutive parts along an axis."""
+    """Consecutive parts of the given sizes along an axis."""
     if len(sizes) == 1:
         return [t]
     shapes = [(*t.known[:axis], n, *t.known[axis + 1 :]) for n in sizes]
@@ -146,7 +153,9 @@ def split(b: Builder, t: Tensor, axis: int, sizes: Sequence[int]) -> list[Tensor
 
 
 def pieces(b: Builder, t: Tensor, axis: int, sizes: Sequence[int]) -> list[list[Tensor]]:
-    """Consecutive parts along an axis, each as tensors to be put together: before they were repeated or joined."""
+    """Consecutive parts along an axis, each as a list of tensors to concatenate. A Concat or Expand behind ``t`` is
+    undone.
+    """
     node = t.node if t.node is not None and len(sizes) > 1 else None
     x = node.inputs[0] if node is not None else None
     repeated = node is not None and x is not None and node.proto.op_type == "Expand" and len(x.known) == len(t.known)
@@ -172,7 +181,7 @@ def pieces(b: Builder, t: Tensor, axis: int, sizes: Sequence[int]) -> list[list[
 
 
 def pick(b: Builder, t: Tensor, axis: int, positions: Sequence[int]) -> Tensor:
-    """Positions along an axis, in that order: nothing, a Slice or a Gather."""
+    """Positions along an axis, in that order: ``t`` itself, a Slice or a Gather."""
     n, first = len(positions), positions[0]
     size = t.known[axis]
     if list(positions) == list(range(first, first + n)):
@@ -209,7 +218,7 @@ def pick(b: Builder, t: Tensor, axis: int, positions: Sequence[int]) -> Tensor:
 
 
 def reduce(b: Builder, op: str, t: Tensor, axes: Sequence[int], keep: bool = True) -> Tensor:
-    """A Reduce* operator over dimensions of a tensor."""
+    """A Reduce* operator over dimensions of a tensor. keep: reduced dimensions stay, with size 1."""
     if not axes:
         return t
     shape = tuple(1 if i in axes else s for i, s in enumerate(t.known) if keep or i not in axes)
@@ -232,7 +241,7 @@ def reduce(b: Builder, op: str, t: Tensor, axes: Sequence[int], keep: bool = Tru
 
 
 def broadcast(a: Sequence[Size], c: Sequence[Size]) -> tuple[Size, ...]:
-    """The shape of an element-wise result. Dimensions must be equal or 1."""
+    """The shape of an element-wise result of two shapes of equal rank; dimensions must be equal or 1."""
     rank = max(len(a), len(c))
     left, right = (1,) * (rank - len(a)) + tuple(a), (1,) * (rank - len(c)) + tuple(c)
     return tuple(y if x == 1 else x for x, y in zip(left, right, strict=True))

@@ -1,4 +1,9 @@
-"""Other ways to compute a tensor (`Sum`, `Prod`, a softmax by blocks), remembered beside it for contractions."""
+"""Forms: other ways to compute a tensor (a `Sum`, a `Prod`, a softmax by blocks), remembered beside it.
+
+`(q - k) W` is cheaper as `q W - k W` where q is the user's. So the tensor `q - k` is written, and the Sum is kept with
+it; a product that reads it takes the cheaper way. `Alternatives` (`ir/value.py`) holds a tensor's forms, and only this
+module changes them. Nothing is written for a form until something uses it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +30,7 @@ from mari_onnx.engine.ir.value import (
 
 
 def form_of(leaf: Leaf) -> Body | None:
-    """The leaf's other form, over the leaf's axes."""
+    """The leaf's other form, over the leaf's axes; None where it has none."""
     form = leaf.tensor.alternatives.form
     if callable(form):
         form = form()
@@ -38,7 +43,7 @@ def form_of(leaf: Leaf) -> Body | None:
 
 
 def has_cheaper_form(body: Body) -> bool:
-    """Whether a leaf has a form of parts that vary less than it: a factor that is a constant would not be one."""
+    """Whether the leaf has a form whose parts vary along fewer axes than it; a constant factor alone does not count."""
     if not isinstance(body, Leaf) or body.tensor.const or body.tensor.alternatives.form is None:
         return False
     cheaper = body.tensor.alternatives.cheaper
@@ -50,9 +55,9 @@ def has_cheaper_form(body: Body) -> bool:
 
 
 def with_form(leaf: Leaf, body: Body, price: float | None = None) -> Leaf:
-    """Remember another way to compute a leaf, if it can be cheaper to contract than the leaf itself.
+    """Remembers another way to compute a leaf, if it can be cheaper to multiply than the leaf itself.
 
-    price: of an element of the leaf, where it differs from its operator's usual one.
+    price: the price of an element of the leaf, where it differs from its operator's usual one.
     """
     tensor = leaf.tensor
     if tensor.alternatives.form is None and not tensor.const and _helps(body, axes_of(leaf)):
@@ -63,9 +68,10 @@ def with_form(leaf: Leaf, body: Body, price: float | None = None) -> Leaf:
 
 
 def _helps(body: Body, full: frozenset[Axis], scaled: bool = True) -> bool:
-    """Whether nothing in the form is a plain tensor over all the axes that the leaf has.
+    """Whether no item of the form is a plain tensor over all the axes that the leaf has.
 
-    scaled: but for one with a constant factor (a mask, the scale of a BatchNormalization), which goes into weights.
+    scaled: such a tensor may have a constant factor (a mask, the scale of a BatchNormalization), which goes into
+    weights.
     """
     if isinstance(body, Leaf):
         formed = body.tensor.alternatives.form is not None if scaled else has_cheaper_form(body)
@@ -80,7 +86,7 @@ def _helps(body: Body, full: frozenset[Axis], scaled: bool = True) -> bool:
 
 
 def derive(old: Leaf, new: Leaf, how: Callable[[Body], Body]) -> Leaf:
-    """Carry the form of a leaf to a regrouped or cut copy of it, computed when asked for."""
+    """Carries the form of a leaf over to a regrouped or cut copy of it; it is computed when something reads it."""
     if old.tensor.alternatives.form is None or new.tensor is old.tensor:
         return new
     if new.tensor.alternatives.form is None and not new.tensor.const:
@@ -97,7 +103,9 @@ def derive(old: Leaf, new: Leaf, how: Callable[[Body], Body]) -> Leaf:
 
 
 def absorbing(total: Leaf, more: Again, factor: Again | None = None) -> Leaf:
-    """Let a sum take in one more small term later on, and a product a constant factor of its columns."""
+    """Remembers how to write a sum again with one more small term, or a product with a constant factor for each
+    column.
+    """
     old = total.tensor.alternatives
     if old.add_later is None and not total.tensor.const:
         total.tensor.alternatives = replace(old, add_later=more, rescale=factor)
@@ -105,9 +113,9 @@ def absorbing(total: Leaf, more: Again, factor: Again | None = None) -> Leaf:
 
 
 def settle(body: Body) -> None:
-    """Tensors that are needed as they are: a bias or a scale that one of several readers adds comes after them.
+    """Forgets how to write these tensors again: several nodes read them, so each would repeat the product.
 
-    Taken into their weights, the product would run once for each reader, or each iteration of a Loop.
+    A bias or scale that one of the readers adds is then a node after them.
     """
     for leaf in leaves(body):
         leaf.tensor.alternatives = replace(leaf.tensor.alternatives, add_later=None, rescale=None)
@@ -115,7 +123,7 @@ def settle(body: Body) -> None:
 
 @contextmanager
 def without_alternatives(bodies: Iterable[Body]) -> Iterator[None]:
-    """Tensors as they were written alone, as long as it lasts; what is found of them meanwhile is forgotten."""
+    """A context in which tensors have no forms; what is remembered meanwhile is forgotten."""
     kept = [(leaf.tensor, leaf.tensor.alternatives) for body in bodies for leaf in leaves(body)]
     try:
         for tensor, _ in kept:
@@ -127,7 +135,7 @@ def without_alternatives(bodies: Iterable[Body]) -> Iterator[None]:
 
 
 def tensors_alone(body: Body) -> bool:
-    """Whether no sum or product is inside, so that the body can be written out."""
+    """Whether a body has no Sum or Prod inside, so that it can be written as a tensor."""
     if isinstance(body, Cat):
         return all(tensors_alone(p.body) for p in body.parts)
     return isinstance(body, Leaf)

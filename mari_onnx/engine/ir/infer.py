@@ -1,4 +1,4 @@
-"""Element types and shapes of a single node's outputs, by onnx's own inference, on symbolic dimensions."""
+"""Element types and shapes of a single node's outputs, by onnx's shape inference, with symbolic dimensions."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def infer(
 ) -> Inferred:
     """(element type, shape) for each output. An unknown dimension is None, an unknown rank a shape of None.
 
-    A dimension that depends on symbols other than by being equal to one (a Conv over T) is fitted as an affine
-    function on a few sample sizes, and one more sample checks the fit. What depends on small sizes in another way is
-    not fitted: a Slice is cut short by them, and a dimension of 1 takes what an Expand asks for.
+    onnx infers only with integers and names. A dimension that is computed from symbols (of a Conv over T) is inferred
+    at a few sample sizes and fitted as an affine function; one more sample checks the fit. Operators that treat small
+    sizes in another way are not fitted: a Slice is cut short by them, and Expand repeats a dimension of 1.
     """
     other = OTHERS.get((domain(node.domain), node.op_type))
     told = other(node, shapes, inputs) if other is not None else None
@@ -76,7 +76,7 @@ def _whatever(
     inputs: Sequence[Tensor | None],
     opsets: dict[str, int],
 ) -> Inferred:
-    """Where the type of an input is not known: what holds for floats and for integers."""
+    """Types and shapes where the element type of an input is not known: what holds for floats and for integers."""
     kinds = (TensorProto.FLOAT, TensorProto.INT64)
     runs = [found for kind in kinds if (found := _run(node, shapes, inputs, opsets, None, kind)) is not None]
     out: Inferred = []
@@ -88,8 +88,9 @@ def _whatever(
 
 
 def _doubtful(node: NodeProto) -> set[str]:
-    """What onnx and onnxruntime differ on in a pooling: a last window that lies in padding ("ceil"), and windows with
-    holes under SAME padding ("holes")."""
+    """The case of a pooling in which onnx and onnxruntime differ: a last window in padding ("ceil"), or windows with
+    holes under SAME padding ("holes").
+    """
     given = attributes(node)
     same = given.get("auto_pad") in ("SAME_UPPER", "SAME_LOWER")
     found = {"holes"} if same and any(d != 1 for d in given.get("dilations", [])) else set()
@@ -97,7 +98,7 @@ def _doubtful(node: NodeProto) -> set[str]:
 
 
 def _pooled(node: NodeProto, shape: tuple[Size | None, ...] | None) -> tuple[Size | None, ...] | None:
-    """The shape of a pooling as far as there is no doubt about it."""
+    """The shape of a pooling, with None where onnx and onnxruntime may differ."""
     doubts = _doubtful(node)
     if shape is None or not doubts:
         return shape

@@ -1,4 +1,4 @@
-"""What a single node computes of arrays, and whether it computes the same each time."""
+"""Runs a single node on numpy arrays, and tells whether a node is random."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RANDOM = having(Fact.RANDOM)
 
 
 def evaluate(proto: NodeProto, arrays: Sequence[np.ndarray | None], opset: int) -> np.ndarray:
-    """One node on arrays, by onnx's reference evaluator. Raises whatever it raises."""
+    """The outputs of one node on arrays, by onnx's reference evaluator. Raises whatever the evaluator raises."""
     node = NodeProto()
     node.CopyFrom(proto)
     names = [f"i{k}" if a is not None else "" for k, a in enumerate(arrays)]
@@ -33,7 +33,7 @@ def evaluate(proto: NodeProto, arrays: Sequence[np.ndarray | None], opset: int) 
 
 
 def is_random(node: NodeProto) -> bool:
-    """Whether two equal nodes need not compute the same: it draws numbers, or a body of it does."""
+    """Whether two equal nodes may compute different results: the operator draws numbers, or a subgraph of it does."""
     for each in all_nodes([node]):
         if each.op_type in RANDOM or (each.op_type == "Dropout" and len(each.input) > 2):
             return True

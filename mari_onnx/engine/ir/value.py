@@ -1,11 +1,11 @@
-"""What the interpreter computes with: `Value`, a tensor of the source graph that need not have been written out.
+"""`Value`: what the interpreter knows of a tensor of the source graph, which need not exist in the new graph.
 
 A Value has the *logical* shape of the source tensor, as a list of groups of atomic axes (`[N*T, D]` is
-``((N, T), (D,))``; an axis of size 1 is the empty group), and a *body* that says what the new graph has of it:
+``((N, T), (D,))``; a dimension of size 1 is the empty group), and a *body* that says what the new graph has of it:
 
     Leaf(tensor, axes)      one tensor of the new graph; ``axes`` names its stored dimensions. An axis of the Value that
                             the leaf does not have is broadcast: the leaf is computed once for all its positions. A body
-                            without the candidate axis is the `Shared` kind.
+                            without the candidate axis is computed once per request.
     Cat(axis, parts)        a concatenation that has not been written out: each part has positions along ``axis``
     Sum(terms), Prod(factors)   a broadcast sum or product that has not been written out. Found only as the ``form`` of
                             a written tensor (another way to compute it), where contractions look for something cheaper.
@@ -28,9 +28,9 @@ from mari_onnx.model.dims import Size, product
 
 
 class Axis:
-    """An atomic axis: an identity with a size (never the integer 1).
+    """An atomic axis: an identity with a size (never the integer 1). Two axes of equal size are different axes.
 
-    number: of its making, so that a set of axes can be gone through in the same order in every run (`in_order`).
+    number: counts axes as they are made, so that a set of them has the same order in every run (`in_order`).
     """
 
     __slots__ = ("__weakref__", "number", "size")
@@ -44,7 +44,7 @@ class Axis:
 
 
 def in_order(axes: Iterable[Axis]) -> list[Axis]:
-    """Axes in the order in which they were made: whatever writes nodes for a set of axes goes through it so."""
+    """Axes in the order in which they were made; code that writes nodes for a set of axes uses this order."""
     return sorted(axes, key=lambda axis: axis.number)
 
 
@@ -140,7 +140,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Leaf:
-    """``axes[i]`` is the axis of the tensor's stored dimension i; None is a stored dimension of size 1."""
+    """One tensor. ``axes[i]`` is the axis of its stored dimension i; None is a stored dimension of size 1."""
 
     tensor: Tensor
     axes: tuple[Axis | None, ...]
@@ -148,9 +148,9 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Part:
-    """Positions along the Cat's axis, and their values.
+    """Some positions along a Cat's axis, and the body that has their values.
 
-    axis: the body's own axis along them (None: one position).
+    axis: the body's own axis along these positions; None for a single position.
     """
 
     positions: tuple[int, ...]
@@ -158,13 +158,15 @@ class Part:
     body: Body
 
     def with_body(self, body: Body) -> Part:
-        """Another body at the same positions."""
+        """The same positions with another body."""
         return Part(self.positions, self.axis, body)
 
 
 @dataclass(frozen=True)
 class Cat:
-    """``keep_split``: the parts were computed apart; joining those of one kind again would only copy them."""
+    """A concatenation of parts along ``axis``. ``keep_split``: the parts were computed separately; joining parts that
+    vary along the same axes would only copy them.
+    """
 
     axis: Axis
     parts: tuple[Part, ...]
@@ -199,9 +201,9 @@ WRITTEN = Alternatives()
 class Places:
     """Coordinates of a mask that is the same at all positions of its first ``free`` axes.
 
-    shape: of the mask; flat: row-major positions within its other axes; across: coordinates are along axis 0.
+    shape: of the mask. flat: row-major positions within its other axes. across: coordinates are along axis 0.
     merged: the mask was flat, so that there is a single coordinate, of the product of ``shape``.
-    rows: for a mask that is one computed bit at all positions, the number of its rows that are picked: all or none.
+    rows: for a mask that is one computed bit at all positions, the number of rows that it picks: all or none.
     bit: that bit, a scalar.
     """
 
@@ -261,7 +263,7 @@ class Value:
 
 
 def leaves(body: Body) -> Iterator[Leaf]:
-    """All leaves of a body, in no order that matters."""
+    """All leaves of a body, in no particular order."""
     stack: list[Body] = [body]
     while stack:
         top = stack.pop()
@@ -276,7 +278,7 @@ def leaves(body: Body) -> Iterator[Leaf]:
 
 
 def depth(body: Body) -> int:
-    """How many Cats lie within each other."""
+    """How many Cats are nested within each other."""
     levels, inner = 0, [body]
     while inner := [part.body for cat in inner if isinstance(cat, Cat) for part in cat.parts]:
         levels += 1
@@ -297,7 +299,7 @@ def axes_of(body: Body) -> frozenset[Axis]:
 
 
 def rename(body: Body, mapping: dict[Axis, Axis]) -> Body:
-    """The body with axes exchanged, all at once."""
+    """The body with axes replaced, all at the same time."""
     if not mapping:
         return body
     if isinstance(body, Leaf):
@@ -313,14 +315,14 @@ def rename(body: Body, mapping: dict[Axis, Axis]) -> Body:
 
 
 def fresh(value: Value) -> Value:
-    """The value over axes of its own, so that it can stand beside another that shares them."""
+    """The same value over new axes, so that it can stand beside another value that has its axes."""
     mapping = {axis: Axis(axis.size) for axis in value.axes}
     groups = tuple(tuple(mapping[a] for a in group) for group in value.known)
     return Value(groups, _renewed(value.body, mapping), value.dtype, value.sym)
 
 
 def _renewed(body: Body, mapping: dict[Axis, Axis]) -> Body:
-    """The body with axes exchanged, and the inner axes of its parts for new ones, in one go."""
+    """The body with axes replaced, and with new axes inside its parts."""
     if not isinstance(body, Cat):
         return rename(body, mapping)
     parts = []
@@ -359,11 +361,13 @@ class Decline(Exception):
 
 
 def within(order: Sequence[Axis], axis: Axis, sub: Axis | None) -> list[Axis]:
-    """The order of axes inside a part of a Cat along ``axis``."""
+    """The order of axes inside a part of a Cat along ``axis``: ``sub`` replaces it, or it is left out where sub is
+    None.
+    """
     return [a for a in (sub if a is axis else a for a in order) if a is not None]
 
 
 def rows_first(axes: Sequence[Axis]) -> list[Axis]:
-    """Candidates that a transposed source has behind everything else, in front: rows are computed one by one."""
+    """The axes with the candidate axis moved from the end to the front: rows are computed one by one."""
     dynamic = [a for a in axes if not isinstance(a.size, int)]
     return [axes[-1], *axes[:-1]] if dynamic and dynamic == [axes[-1]] else list(axes)

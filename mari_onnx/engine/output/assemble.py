@@ -1,4 +1,7 @@
-"""From the builder's nodes to a model: what outputs ask for, with their names, and the Add in the Gemm."""
+"""Puts the finished graph together: the nodes that outputs need, MatMul and Add as one Gemm, and the model around them.
+
+In: the builder's nodes, and the tensors that are outputs. Out: an onnx model with the source's names and metadata.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from mari_onnx.model.tensors import FLOATS
 
 
 def live(outputs: Sequence[Tensor]) -> list[Node]:
-    """The nodes that outputs need, in order."""
+    """The nodes that the outputs need, in the order in which they were written."""
     seen: set[Node] = set()
     stack = [t.node for t in outputs if t.node is not None]
     while stack:
@@ -26,7 +29,10 @@ def live(outputs: Sequence[Tensor]) -> list[Node]:
 
 
 def fuse_gemm(nodes: list[Node], outputs: Sequence[Tensor], target: str) -> list[Node]:
-    """``MatMul`` then ``Add`` as one Gemm, where the sum is asked for by the Add alone: the user part rides along."""
+    """The nodes with ``MatMul`` and a following ``Add`` as one Gemm, where nothing else reads the product.
+
+    The user's part of a sum, one row, becomes its C operand.
+    """
     if target not in ("cpu", "cuda"):
         return nodes
     uses: dict[str, int] = {}
@@ -69,9 +75,9 @@ def _fits(source: Node, product: Tensor, c: Tensor) -> bool:
 def assemble(
     source: onnx.ModelProto, nodes: Sequence[Node], outputs: Sequence[Tensor], stored: Mapping[str, Tensor]
 ) -> onnx.ModelProto:
-    """A model with the source's signature, opsets and metadata, and these nodes.
+    """A model with the source's inputs, outputs, opsets and metadata, and these nodes.
 
-    stored: graph inputs by name, with the shapes that the new graph takes.
+    stored: the tensors of graph inputs by name, with the shapes that the new graph takes.
     """
     model = onnx.ModelProto()
     model.ir_version = source.ir_version

@@ -1,14 +1,15 @@
-"""What onnxruntime's CPU kernels are slow at, written another way: the same operators on the same numbers.
+"""Rewrites what onnxruntime's CPU kernels are slow at. The operators compute the same numbers in another layout or
+order.
 
-    LN(x + y)        its SkipLayerNormalization takes five times as long as an Add and a LayerNormalization, but for
-                     short rows; the fusion looks for an Add, so the sum is a Sum of two
-    Softmax(x)       in place, with rows that are no multiple of a vector register, it takes two to three times as long:
-                     each row's load waits for the masked store of the row before. Behind a Reshape of which
-                     onnxruntime cannot tell the result's size it is not computed in place
-    x W + b          of more than two dimensions is a MatMul and an Add, which goes through the result once more; as
-                     rows it is one Gemm, and takes the activation that follows with it
-    Transpose(x)     two blocks of axes that change places are moved outwards, row by row of what is behind them; with a
-                     dimension of 1 between, the first is moved inwards, which is up to four times as fast
+    LN(x + y)        onnxruntime fuses it to SkipLayerNormalization, which takes five times as long as an Add and a
+                     LayerNormalization (except for short rows). The fusion looks for an Add, so a Sum of two is written
+    Softmax(x)       computed in place it takes two to three times as long, where a row is no multiple of a vector
+                     register: the load of each row waits for the store of the one before. It is put behind a Reshape
+                     whose size onnxruntime cannot infer, because it then gets a buffer of its own
+    x W + b          in more than two dimensions it is a MatMul and an Add, which reads the result once more. As rows it
+                     is one Gemm, and onnxruntime fuses the activation that follows into it
+    Transpose(x)     two blocks of axes that are swapped are copied by moving one outwards, row by row. With a dimension
+                     of 1 between the blocks, one is moved inwards, which is up to four times as fast
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ MIN_ELEMENTS = 8192
 
 
 def for_cpu(b: Builder, nodes: list[Node], outputs: Sequence[Tensor], most: int) -> list[Node]:
-    """The nodes as the CPU's kernels like them, as far as they stay at most ``most``."""
+    """The nodes rewritten for onnxruntime's CPU kernels, as long as there are no more than ``most`` nodes."""
     readers: dict[str, list[Node | None]] = {t.name: [None] for t in outputs}
     for node in nodes:
         for t in [*node.inputs, *node.captured]:
@@ -66,7 +67,7 @@ def for_cpu(b: Builder, nodes: list[Node], outputs: Sequence[Tensor], most: int)
 
 
 def _as_rows(b: Builder, nodes: list[Node], readers: dict[str, list[Node | None]], most: int) -> list[Node]:
-    """MatMul and Add of a bias on tensors of more than two dimensions as one Gemm on their rows."""
+    """MatMul and Add of a bias in more than two dimensions as one Gemm on rows, between two Reshapes."""
     made = {t.name: node for node in nodes for t in node.outputs}
     instead: dict[int, list[Node]] = {}
     room = most - len(nodes)
@@ -128,7 +129,7 @@ def _gemm_of_rows(b: Builder, source: Node, add: Node, bias: Tensor, last: Node)
 
 
 def _normalized(node: Node, readers: Sequence[Node | None]) -> bool:
-    """Whether a LayerNormalization reads a sum: as one operator, or as the mean and what is left without it."""
+    """Whether a LayerNormalization reads a sum: as one operator, or as a mean and the difference from it."""
     if node.proto.op_type != "Add" or not is_standard(node.proto) or node.outputs[0].dtype not in WITHOUT_BFLOAT16:
         return False
     shape = node.outputs[0].shape
@@ -150,7 +151,7 @@ def _slow_in_place(b: Builder, node: Node) -> bool:
 
 
 def _not_in_place(b: Builder, node: Node) -> list[Node]:
-    """The Softmax between two Reshapes, the first to [-1, width]."""
+    """The Softmax between two Reshapes; the first makes it [-1, width]."""
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
     width = y.known[-1]
@@ -179,7 +180,9 @@ Swap = tuple[Size, Size, Size, Size]
 
 
 def _swap(b: Builder, node: Node) -> Swap | None:
-    """The blocks of a Transpose that lets two neighbours change places, where each row behind them is short."""
+    """The sizes of a Transpose that swaps two neighbouring blocks of axes, where the rows behind them are short;
+    else None.
+    """
     x = node.inputs[0]
     perm = attribute(node.proto, "perm")
     if x is None or x.shape is None or perm is None or 0 in x.shape:
@@ -205,7 +208,7 @@ def _swap(b: Builder, node: Node) -> Swap | None:
 
 
 def _fused(node: Node, readers: Sequence[Node | None]) -> bool:
-    """Whether onnxruntime makes the Transpose a part of the products that read it."""
+    """Whether onnxruntime fuses the Transpose into the products that read it."""
     rank = len(node.outputs[0].known)
     perm = attribute(node.proto, "perm")
     rows_first = perm == [*range(1, rank - 1), 0, rank - 1]

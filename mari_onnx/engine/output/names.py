@@ -1,4 +1,7 @@
-"""Names of tensors of the new graph: the source's where they are the same."""
+"""Names of tensors of the new graph: a tensor that equals one of the source has its name.
+
+In: the Values by source name, and the tensors of the new graph. Out: the same tensors, renamed.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from mari_onnx.engine.ir.value import Leaf, Node, Tensor, Value
 
 
 def name_outputs(b: Builder, wanted: Sequence[tuple[str, Tensor]], kept: set[str]) -> list[Tensor]:
-    """Give graph outputs their names: by renaming the tensor, or by an Identity where it has another name to keep.
+    """The graph outputs, each under its name: the tensor is renamed, or copied by an Identity if it must keep another
+    name.
 
     kept: names of inputs and initializers; an output that is one of these, unchanged, needs no node.
     """
@@ -31,7 +35,7 @@ def name_outputs(b: Builder, wanted: Sequence[tuple[str, Tensor]], kept: set[str
 
 
 def restore_names(env: Mapping[str, Value], nodes: list[Node], outputs: list[Tensor]) -> None:
-    """Tensors that are the source's own keep its names, so that a diff of the two graphs reads well."""
+    """Gives tensors that equal a tensor of the source its name, so that a diff of the two graphs is easy to read."""
     taken = {t.name for n in nodes for t in [*n.inputs, *n.outputs, *n.captured] if t is not None}
     captured = {t.name for n in nodes for t in n.captured}
     keep = {t.name for t in outputs}
@@ -49,7 +53,9 @@ def restore_names(env: Mapping[str, Value], nodes: list[Node], outputs: list[Ten
 
 
 def tensor_map(env: Mapping[str, Value], made: set[str]) -> dict[str, str]:
-    """Source tensors that the new graph has as a tensor of the same rank, broadcast where nothing varies."""
+    """Names of source tensors -> names of tensors of the new graph that have the same elements and rank, where those
+    that do not vary along an axis may have size 1 there.
+    """
     found = {}
     for name, value in env.items():
         body = value.body

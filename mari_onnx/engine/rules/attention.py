@@ -1,14 +1,14 @@
-"""Attention of opset 23 on, as the operators that its definition names.
+"""The standard's Attention (opset 23), written as the operators of its definition where that saves work.
 
     Y = P V,  P = softmax(cap(s Q Kᵀ) masked),  Y = 0 where all keys of a query are masked
 
-Heads are an axis ([B, T, H D] is [B, H, T, D]); a head of K and V that several heads of Q share is one that broadcasts;
-a cache is `[past | K]`; a causal mask is j <= i + past; a boolean mask is Where(mask, scores, -inf), another one a sum.
-From there on it is the grid of scores, the masked blocks and the softmax by blocks of the other rules.
+Heads are an axis ([B, T, H D] is [B, H, T, D]). A head of K and V that several heads of Q share is broadcast. A cache
+is `[past | K]`, a causal mask is j <= i + past, a boolean mask is Where(mask, scores, -inf), and a float mask is added.
+The rules of these operators then split scores and softmax into blocks.
 
-That pays where Q, K, V, the cache or the mask vary differently: the user's history under the candidate's query, tokens
-`[user | item]` of which the user's do not see the item's, or many of the user's. Where all vary alike, or little is
-saved, the operator stays whole, over the batch: a runtime computes it in one go.
+That saves work where Q, K, V, the cache or the mask depend on different inputs: the user's history under the
+candidate's query, or tokens `[user | item]` of which the user's do not see the item's. Where all depend on the same
+inputs, or little is saved, the operator stays whole, over the batch, because a runtime computes it in one kernel.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Q, K, V, MASK, PAST_K, PAST_V, VALID = range(7)
 
 @rule("Attention", splits=True)
 def attention(ctx: Context) -> list[Value | None]:
-    """softmax(s Q Kᵀ + mask) V in its parts where its inputs vary differently and it pays, else whole over the batch.
+    """softmax(s Q Kᵀ + mask) V, by the operators of its definition where that saves work, else whole over the batch.
 
     Refuses, where they do: scores as an output, lengths of the keys as an input, windows, a mask that is not known to
     be as long as the keys, heads or widths that are not known, a causal mask behind a cache of dynamic length or on top
@@ -49,7 +49,9 @@ def attention(ctx: Context) -> list[Value | None]:
 
 
 def _whole(ctx: Context) -> list[Value | None]:
-    """Over the batch; a mask has it where it has four dimensions, and not one row for all."""
+    """The operator itself, over the batch. A mask has the batch axis if it has four dimensions and more than one
+    row.
+    """
     batch = [0 if i != MASK or _has_batch(ctx) else None for i in range(len(ctx.inputs))]
     return run(ctx, [Through(tuple(batch), (0,) * len(ctx.node.output))])
 
@@ -60,15 +62,18 @@ def _has_batch(ctx: Context) -> bool:
 
 
 def _gains(ctx: Context) -> bool:
-    """Whether inputs, or the parts of one, have the batch or parts of it while others lack it. A mask that lacks it
-    alone saves nothing."""
+    """Whether some inputs, or parts of one, lack the batch axis or parts of it that others have. A mask alone saves
+    nothing.
+    """
     kinds = {s for i in (Q, K, V, PAST_K, PAST_V) if ctx.has(i) for s in batches(ctx.input(i))}
     masks = batches(ctx.input(MASK)) if ctx.has(MASK) and _has_batch(ctx) else set()
     return len(kinds) > 1 or not masks <= kinds | {1}
 
 
 def batches(value: Value) -> set[Size | None]:
-    """How much of the batch the parts of a Value have: the size of it along which they vary; None for parts of it."""
+    """For each part of a Value, how much of the batch it varies along: that size, or None where the batch itself is
+    in parts.
+    """
     group = frozenset(value.known[0])
 
     def of(body: Body) -> set[Size | None]:
@@ -85,7 +90,7 @@ def batches(value: Value) -> set[Size | None]:
 
 
 def _parts(ctx: Context, step: Steps) -> list[Value | None] | None:
-    """The outputs; None where the parts do not pay."""
+    """The outputs by the definition's operators; None where these are not cheaper."""
     dtype = ctx.input(Q).dtype
     outputs = list(ctx.node.output) + [""] * (4 - len(ctx.node.output))
     if dtype not in FLOATS or any(ctx.input(i).dtype != dtype for i in (K, V)):
@@ -140,10 +145,10 @@ def _parts(ctx: Context, step: Steps) -> list[Value | None] | None:
 
 
 def _pays(time: TimeModel, q: Value, k: Value, v: Value, y: Value, each: float) -> bool:
-    """Whether the parts are cheaper than the operator on written-out inputs.
+    """Whether the definition's operators are cheaper than the kernel on written-out inputs.
 
-    They are where an operand lacks the batch, or rows of the result do. Otherwise the operator copies K and V for each
-    candidate and the parts the scores, but for rows of the user's that take their softmax by blocks.
+    They are where an operand lacks the batch, or rows of the result do. Otherwise the kernel copies K and V for each
+    candidate, and the operators copy the scores; user rows may still take their softmax by blocks.
     """
     rows, columns = batches(q), batches(k) | batches(v)
     if len(batches(y)) > 1 or (len(rows) == len(columns) == 1 and rows != columns):
@@ -157,7 +162,7 @@ def _pays(time: TimeModel, q: Value, k: Value, v: Value, y: Value, each: float) 
 
 
 def _without(value: Value) -> int:
-    """Positions along axis 2 of parts that do not have all of the batch."""
+    """The number of positions along axis 2 in parts that do not have all axes of the batch."""
     body, group = value.body, frozenset(value.known[0])
     if not isinstance(body, Cat) or (body.axis,) != value.known[2]:
         return 0
@@ -182,13 +187,16 @@ def _heads(ctx: Context, step: Steps) -> list[Value]:
 
 
 def _shaped(step: Steps, x: Value, *heads: int) -> Value:
-    """[B, .., T, D] with other axes of heads between."""
+    """x as [B, .., T, D], with these axes of heads between."""
     last = step("Shape", x, start=x.rank - 2)
     return step("Reshape", x, step("Concat", step.ints(0, *heads), last, axis=0))
 
 
 def _scaled(ctx: Context, step: Steps, q: Value, turned: Value, width: int) -> tuple[Value, Value]:
-    """The operands of the scores: s on both sides by halves, as narrow types overflow otherwise."""
+    """Q and K for the scores, with the scale on Q. In types narrower than 32 bits each has its root, to avoid overflow.
+
+    Refuses a negative scale.
+    """
     scale = ctx.attr("scale")
     scale = 1 / math.sqrt(width) if scale is None else scale
     if scale < 0:
@@ -203,7 +211,7 @@ def _scaled(ctx: Context, step: Steps, q: Value, turned: Value, width: int) -> t
 
 
 def _masked(ctx: Context, step: Steps, scores: Value, keys: Size, past: Size) -> tuple[Value, Value | None]:
-    """The scores with -inf where a key is masked, and which queries see no key; None where each sees one."""
+    """The scores with -inf at masked keys, and which queries see no key at all; None for that where each sees one."""
     b, dtype = ctx.b, scores.dtype
     low = step.const(-np.inf, dtype)
     if ctx.attr("is_causal", 0) and past != 0:
@@ -238,7 +246,7 @@ def _masked(ctx: Context, step: Steps, scores: Value, keys: Size, past: Size) ->
 
 
 def causal(step: Steps, scores: Value) -> Value:
-    """j <= i, [queries, keys]."""
+    """The mask j <= i, of shape [queries, keys]."""
     zero, one = step.const(0), step.const(1)
     size = [step("Squeeze", step("Shape", scores, start=2 + d, end=3 + d)) for d in (0, 1)]
     i, j = (step("Range", zero, s, one) for s in size)

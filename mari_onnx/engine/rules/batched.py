@@ -1,4 +1,8 @@
-"""Which axes go through untouched, operator by operator (`mari_onnx.engine.batching`)."""
+"""The mapped axes of operators, one function for each family (`mari_onnx.engine.batching` says what they are).
+
+In: a node's `Context`. Out: the axes along which the operator handles each position by itself. An operator without
+another rule is computed once for all positions of these that are equal.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from mari_onnx.engine.rule import Context, normal
 
 
 def _all_but(ctx: Context, axes: Sequence[int], outs: int = 1, keep: bool = True) -> list[Through]:
-    """All axes of input 0 but these; with ``keep`` false the others close up in the outputs."""
+    """All axes of input 0 except ``axes``. keep: the outputs have these too; otherwise the others move up."""
     rank = ctx.input(0).rank
     gone = {normal(a, rank) for a in axes}
     out = []
@@ -33,7 +37,7 @@ def _softmax(ctx: Context) -> list[Through]:
 
 @mapped("CumSum", "CumProd")
 def _cumulative(ctx: Context) -> list[Through]:
-    """All axes but the one along which it adds or multiplies. Refuses a computed axis."""
+    """All axes except the one along which it adds or multiplies. Refuses an axis that is computed."""
     axis = ctx.ints(1)
     if axis is None:
         raise Decline("the axis is computed at run time")
@@ -48,7 +52,7 @@ def _lp(ctx: Context) -> list[Through]:
 
 @mapped("TopK")
 def _topk(ctx: Context) -> list[Through]:
-    """All axes but the one that is ranked. Refuses a computed k."""
+    """All axes except the ranked one. Refuses a k that is computed."""
     if ctx.ints(1) is None:
         raise Decline("k is computed at run time")
     return _all_but(ctx, [ctx.attr("axis", -1)], outs=2)
@@ -56,13 +60,15 @@ def _topk(ctx: Context) -> list[Through]:
 
 @mapped("ArgMax", "ArgMin")
 def _arg(ctx: Context) -> list[Through]:
-    """All axes but the one that is searched, which the output lacks with keepdims 0."""
+    """All axes except the searched one, which the output lacks with keepdims 0."""
     return _all_but(ctx, [ctx.attr("axis", 0)], keep=bool(ctx.attr("keepdims", 1)))
 
 
 @mapped("LayerNormalization", "RMSNormalization")
 def norm_axes(ctx: Context) -> list[Through]:
-    """The axes before `axis`: mean and variance are taken over all others. A scale or bias that has them goes along."""
+    """The axes before `axis`: mean and variance are taken over all others. A scale or bias that has these axes is
+    mapped too.
+    """
     rank = ctx.input(0).rank
     axis = normal(ctx.attr("axis", -1), rank)
     others = [ctx.input(i) if ctx.has(i) else None for i in range(1, len(ctx.inputs))]
@@ -76,7 +82,7 @@ def norm_axes(ctx: Context) -> list[Through]:
 
 @mapped("LayerNormalization", "SimplifiedLayerNormalization", domain="com.microsoft")
 def _ms_norm(ctx: Context) -> list[Through]:
-    """As the standard operator."""
+    """As for the standard's operator."""
     return norm_axes(ctx)
 
 
@@ -98,7 +104,7 @@ def _instance(ctx: Context) -> list[Through]:
 
 @mapped("GRU", "LSTM", "RNN")
 def _recurrent(ctx: Context) -> list[Through]:
-    """The batch: each sequence is run by itself, with the state and the length of its own."""
+    """The batch: each sequence is computed by itself, with its own state and length."""
     # X [T, N, I], W, R, B, sequence_lens [N], initial_h [dirs, N, H], initial_c, P; layout 1 puts N first
     first = ctx.attr("layout", 0) == 1
     state = 0 if first else 1
@@ -109,7 +115,9 @@ def _recurrent(ctx: Context) -> list[Through]:
 
 @mapped("GatherElements")
 def _gather_elements(ctx: Context) -> list[Through]:
-    """Axes but `axis` of equal size in data and indices: where indices are fewer, they are not position by position."""
+    """Axes except `axis` that have equal size in data and indices; where indices are fewer, positions do not
+    correspond.
+    """
     data, index = ctx.input(0), ctx.input(1)
     axis = normal(ctx.attr("axis", 0), data.rank)
     return [

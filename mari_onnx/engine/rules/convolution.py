@@ -1,13 +1,13 @@
-"""Conv as the linear operator that it is, along channels and along space.
+"""Conv as a linear operator, along channels and along space.
 
     conv([u | x], W) = conv(u, W_u) + conv(x, W_x)       [u | x] along the channels, W_u and W_x the columns of W
-    conv(u, x)[p] = sum_k W_k u[q_k] + sum_k W_k x[q_k]  a window over both sides: the user's taps, and the item's
-    conv(broadcast x, W)[p] = x W',  W' = sum_k W_k      x the same everywhere; over the taps k that fall on x, not on
-                                                         padding, of which there are few sets
+    conv(u, x)[p] = sum_k W_k u[q_k] + sum_k W_k x[q_k]  a window over both: the positions in u, and those in x
+    conv(broadcast x, W)[p] = x W',  W' = sum_k W_k      x equal at all positions; summed over the kernel elements k
+                                                         that do not fall on padding, of which there are few sets
 
-so that the user's channels and the user's part of a window are summed once. Windows over one side are left to
-`windows.py`. All of it only where it saves more than the nodes cost. With groups, a kernel of one element is a product
-for each group, and any other is left to windows.
+So the user's channels, and the user's part of a window, are computed once per request. Windows that lie on one side are
+left to `windows.py`. All of it is used only where it saves more than its nodes cost. With groups, a kernel of one
+element is a product per group (`groups.py`); any other is left to `windows.py`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TOO_FEW = "some channels are the user's, but splitting them off would cost more 
 
 @rule("Conv")
 def conv(ctx: Context) -> Sequence[Value | None]:
-    """By windows, by channels, or as a product; with weights or a bias that are computed, over the batch."""
+    """By windows, by channels, or as a product. With computed weights or bias it is computed whole, over the batch."""
     weight = ctx.array(1)
     if weight is None or ctx.input(0).rank != weight.ndim:
         return pointwise(ctx)
@@ -59,7 +59,7 @@ def conv(ctx: Context) -> Sequence[Value | None]:
 
 @dataclass
 class Kernel:
-    """The weights [F, C, ..], and how windows lie along each spatial axis; pads are None where they are not known."""
+    """The weights [F, C, ..], and how windows lie along each spatial axis. pads are None where they are not known."""
 
     weight: np.ndarray
     strides: list[int]
@@ -73,7 +73,7 @@ class Kernel:
 
     @property
     def plain(self) -> bool:
-        """A product already."""
+        """Whether the Conv is a product over channels already: one kernel element, no stride, no padding."""
         return set(self.shape) <= {1} and set(self.strides) <= {1} and not any(self.pads or [1])
 
 
@@ -85,7 +85,9 @@ def _kernel(ctx: Context, weight: np.ndarray) -> Kernel:
 
 
 def _product(ctx: Context, x: Value, weight: Value, summed: Sequence[int], behind: Sequence[Group]) -> Value:
-    """sum over the axes ``summed`` of x [N, C, ..] times W [F, C, ..], and the bias; ``behind``: the axes after F."""
+    """The sum over the axes ``summed`` of x [N, C, ..] times W [F, C, ..], plus the bias; ``behind``: the axes after
+    F.
+    """
     left, right = (Value(tuple(v.known[i] for i in summed), v.body, x.dtype) for v in (x, weight))
     (bx, bw), groups = align(ctx.b, [left, right])
     k = frozenset(a for g in groups for a in g)
@@ -93,7 +95,7 @@ def _product(ctx: Context, x: Value, weight: Value, summed: Sequence[int], behin
 
 
 def _shifted(ctx: Context, value: Value) -> Value:
-    """With the bias."""
+    """The value plus the bias."""
     bias = ctx.array(2) if ctx.has(2) else None
     if bias is None:
         return value
@@ -109,7 +111,9 @@ def _sum(ctx: Context, values: Sequence[Value]) -> Value:
 
 
 def _taps(ctx: Context, kernel: Kernel, w: Windows) -> list[Value] | None:
-    """Windows over both sides as products with the taps that fall on either; None where Convs on slices are as good."""
+    """Windows over both sides as products with the kernel elements on either; None where Convs on slices are as
+    good.
+    """
     time = ctx.b.time
     full = frozenset().union(*w.kinds)
     everywhere = time.volume(full)
@@ -158,7 +162,7 @@ def _taps(ctx: Context, kernel: Kernel, w: Windows) -> list[Value] | None:
 
 
 def _window(ctx: Context, kernel: Kernel, w: Windows, p: int, out: Sequence[int | None]) -> Value:
-    """One output position."""
+    """The result at output position p."""
     at, dilation = w.d + 2, kernel.dilations[w.d]
     ks = [(q - w.starts[p]) // dilation for q in w.inside[p]]
     x = positions(ctx, w.value, at, w.inside[p])
@@ -168,7 +172,7 @@ def _window(ctx: Context, kernel: Kernel, w: Windows, p: int, out: Sequence[int 
 
 
 def _spread(ctx: Context, kernel: Kernel) -> Value | None:
-    """x W' where x does not vary along space at all: for each set of taps once, then at all positions that have it."""
+    """``x W'`` where x is equal at all positions: computed once per set of kernel elements, then broadcast."""
     x, spatial = ctx.input(0), len(kernel.shape)
     inner = frozenset(a for g in x.known[2:] for a in g)
     if not inner or kernel.pads is None or inner & axes_of(x.body):
@@ -205,7 +209,7 @@ def _spread(ctx: Context, kernel: Kernel) -> Value | None:
 
 
 def _channels(ctx: Context, kernel: Kernel) -> list[Value] | None:
-    """A Conv for the channels of each kind, and their sum."""
+    """One Conv for the channels that vary along the same axes each, and their sum."""
     value = _along(ctx, ctx.input(0), 1)
     if value is None:
         return None
@@ -245,6 +249,6 @@ def _channels(ctx: Context, kernel: Kernel) -> list[Value] | None:
 
 
 def _sizes(time: TimeModel, kernel: Kernel, x: Value) -> tuple[float, float]:
-    """Multiply-adds of a channel for a window, and the number of windows for a position of the batch."""
+    """Multiply-adds of one channel in one window, and the number of windows per position of the batch."""
     windows = time.volume(a for g in x.known[2:] for a in g) / float(np.prod(kernel.strides))
     return float(kernel.weight[:, 0].size), max(1.0, windows)

@@ -1,9 +1,9 @@
 """An operator without a rule of its own, written as the standard defines it.
 
-The standard ships a function body for most operators that are made of others (RotaryEmbedding, CenterCropPad,
-MeanVarianceNormalization, ..). Each node of the body is answered by its own rule, so whatever these lift is lifted. The
-kernel of the operator does the same in one pass over memory, but on rows that are written out: the definition is taken
-where what it writes is estimated to be cheaper. Otherwise, and without a definition, the node is copied.
+onnx ships a function body for most operators that are compositions of others (RotaryEmbedding, CenterCropPad,
+MeanVarianceNormalization, ..). Each node of the body is computed by its own rule, so whatever these rules save is
+saved. The operator's kernel does the same in one pass over memory, but on rows that are written out. The definition is
+used where it is estimated to be cheaper; otherwise, or where there is none, the node is copied.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from mari_onnx.model.ops import Fact, row
 def by_definition(ctx: Context) -> list[Value | None]:
     """The outputs of the node, computed by the nodes of its definition.
 
-    Refuses an operator that the standard does not define by others, one whose definition means another thing at the
-    model's opset or loses digits that a kernel keeps, and one whose definition would cost more than its kernel on rows
-    that are written out.
+    Refuses an operator that has no definition, one whose definition has another meaning at the model's opset or loses
+    digits that a kernel keeps, and one whose definition would cost more than its kernel on rows that are written out.
     """
     b, name = ctx.b, operator(ctx.node)
     if not any(v is not None and _repeats(v) for v in ctx.inputs):
@@ -53,7 +52,7 @@ def by_definition(ctx: Context) -> list[Value | None]:
 
 
 def _repeats(value: Value) -> bool:
-    """Whether writing the value out repeats what is there once."""
+    """Whether writing the value out repeats rows."""
     if value.groups is None or is_const(value.body):
         return False
     return isinstance(value.body, Cat) or axes_of(value.body) != frozenset(value.axes)
@@ -94,7 +93,9 @@ def _definition(ctx: Context) -> FunctionProto | None:
 
 
 def _subtracts_squares(body: FunctionProto) -> bool:
-    """Whether a variance is E[x^2] - E[x]^2: of a mean far from 0 nothing is left, or less than 0. Kernels center x."""
+    """Whether the body computes a variance as E[x^2] - E[x]^2, which loses all digits where the mean is large.
+    Kernels do not.
+    """
     made = {name: node for node in body.node for name in node.output}
 
     def squared(name: str) -> bool:
@@ -109,7 +110,7 @@ def _subtracts_squares(body: FunctionProto) -> bool:
 
 
 def _since(node: NodeProto, opset: int) -> int:
-    """The opset since which an operator is as it is at this one."""
+    """The opset in which the version of the operator that ``opset`` uses was introduced."""
     return int(onnx.defs.get_schema(node.op_type, opset, node.domain).since_version)
 
 
@@ -142,7 +143,9 @@ def _inlined(ctx: Context, body: FunctionProto, absent: set[str]) -> Iterable[No
 
 
 def _substitute(node: NodeProto, given: dict[str, AttributeProto]) -> None:
-    """Attributes that refer to the function's own get their values; one that is not given is left to its default."""
+    """Replaces references to the function's attributes by their values; one that is not given is left to its
+    default.
+    """
     for i in reversed(range(len(node.attribute))):
         each = node.attribute[i]
         if each.ref_attr_name:

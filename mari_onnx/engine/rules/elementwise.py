@@ -1,4 +1,4 @@
-"""Element-wise operators go into every block, and run on what differs only.
+"""Element-wise operators: applied to each part of a Cat, and to user-only operands once per request.
 
     f([x_1 | x_2], broadcast(y)) = [f(x_1, y_1) | f(x_2, y_2)]      f(broadcast(x)) = broadcast(f(x))
 """
@@ -29,7 +29,9 @@ FAR = 4.0
     having(Fact.ELEMENT, STANDARD) - {"Add", "Sub", "Mul", "Div", "Where", "Cast", "CastLike", "Clip", "Identity"}
 ))  # fmt: skip
 def plain(ctx: Context) -> list[Value]:
-    """Any element-wise operator whose result is boolean or of the first input's type; others have rules below."""
+    """Any element-wise operator whose result is boolean or of the first input's type; the others have rules of their
+    own.
+    """
     values = [ctx.input(i) for i in range(len(ctx.inputs))]
     bodies, groups = align(ctx.b, values)
     order = [a for g in groups for a in g]
@@ -40,12 +42,12 @@ def plain(ctx: Context) -> list[Value]:
 
 @rule("Gelu", "QuickGelu", domain=MICROSOFT)
 def microsoft(ctx: Context) -> list[Value]:
-    """Contrib activations, element-wise like any other: f([x_1 | x_2]) = [f(x_1) | f(x_2)]."""
+    """Activations of com.microsoft, element-wise like any other: f([x_1 | x_2]) = [f(x_1) | f(x_2)]."""
     return plain(ctx)
 
 
 def _copy(ctx: Context, leaves: list[Leaf], order: list[Axis], dtype: int) -> Leaf:
-    """The node itself on one block."""
+    """The node itself, on the leaves of one part."""
     leaves = [drop_uniform_axes(ctx.b, leaf) for leaf in leaves]
     tensors, axes = broadcast_layout(ctx.b, leaves, order)
     if ctx.node.domain and tensors[0].known == ():
@@ -72,7 +74,7 @@ def _copy(ctx: Context, leaves: list[Leaf], order: list[Axis], dtype: int) -> Le
 
 @rule("Add", "Sub", "Mul", "Div")
 def arithmetic(ctx: Context) -> list[Value]:
-    """Add, Sub, Mul, Div: block by block, keeping the terms and factors for contractions that follow."""
+    """Add, Sub, Mul and Div, part by part; terms and factors are kept for products that follow (`ir/forms.py`)."""
     x, y = ctx.input(0), ctx.input(1)
     (bx, by), groups = align(ctx.b, [x, y])
     order = [a for g in groups for a in g]
@@ -83,9 +85,9 @@ def arithmetic(ctx: Context) -> list[Value]:
 
 @rule("Where")
 def where(ctx: Context) -> list[Value]:
-    """Where a block of the condition is the same throughout, the block is one of the two branches.
+    """Part by part; where a part of the condition is the same throughout, the result is a part of one branch.
 
-    A causal mask makes the user x item block of the scores a constant; both branches equal are that branch.
+    A causal mask makes the block of the user's queries and the item's keys a constant. Equal branches are that branch.
     """
     values = [ctx.input(i) for i in range(3)]
     bodies, groups = align(ctx.b, values)
@@ -143,7 +145,7 @@ def cast_like(ctx: Context) -> list[Value]:
 
 @rule("Clip")
 def clip(ctx: Context) -> list[Value]:
-    """Bounds are scalars, so they stay inputs of every block's Clip. Refuses other bounds."""
+    """The bounds are scalars and stay inputs of each part's Clip. Refuses other bounds."""
     x = ctx.input(0)
     bounds: list[Tensor | None] = []
     for value in ctx.inputs[1:]:
@@ -185,9 +187,9 @@ def dropout(ctx: Context) -> list[Value | None]:
 def batch_normalization(ctx: Context) -> list[Value]:
     """In inference ``x * a + c`` with a = scale / sqrt(var + eps), c = bias - mean * a for each channel (axis 1).
 
-    With computed statistics (tf2onnx's LayerNormalization: rows as channels) the node itself, on channels that differ;
-    likewise where a mean is far above its deviation: ``x a`` and ``c`` would cancel, in the weights behind them too.
-    Refuses training mode, which mixes the candidates, and inputs of which nothing can be computed once.
+    The node itself is kept where the statistics are computed (tf2onnx's LayerNormalization: rows as channels), and
+    where a mean is far above its deviation, because ``x a`` and ``c`` would then cancel. Refuses training mode, which
+    mixes the candidates, and inputs of which nothing can be computed once.
     """
     if ctx.attr("training_mode", 0) or len([o for o in ctx.node.output if o]) > 1:
         raise Decline("BatchNormalization in training mode mixes the candidates")
@@ -215,14 +217,14 @@ def batch_normalization(ctx: Context) -> list[Value]:
 
 
 def _far(mean: np.ndarray | None, var: np.ndarray | None, epsilon: float) -> bool:
-    """Whether a mean exceeds `FAR` deviations in some channel."""
+    """Whether the mean of some channel exceeds `FAR` standard deviations."""
     if mean is None or var is None:
         return True
     return bool(np.any(mean.astype(np.float64) ** 2 > FAR**2 * (var.astype(np.float64) + epsilon)))
 
 
 def _quantized(ctx: Context) -> list[Value]:
-    """Per-tensor quantization is element-wise; per channel it is left as it is."""
+    """Quantization with one scale is element-wise; with a scale per channel the node is left as it is."""
     x = ctx.input(0)
     for value in ctx.inputs[1:]:
         if value is not None and (value.groups is None or value.rank > 0):

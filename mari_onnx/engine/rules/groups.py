@@ -1,4 +1,4 @@
-"""Convs of width 1 over groups of channels: a product for each group.
+"""Convs of width 1 over groups of channels, as one product per group.
 
     Conv 1x1 in G groups    sum_c W[g, f, c] X[n, g, c, ..]
 """
@@ -18,7 +18,7 @@ FEW = "splitting the channels of {} groups would save less than the extra nodes 
 
 
 def grouped(ctx: Context, x: Value, weight: np.ndarray, count: int) -> Value | None:
-    """``sum_c W[g, f, c] X[n, g, c, ..]``: all groups at once, or each by itself where a Cat's parts lie across them.
+    """``sum_c W[g, f, c] X[n, g, c, ..]``: all groups at once, or group by group where a Cat's parts lie across groups.
 
     None where x is one tensor (the Conv is one kernel), or where parts save less than their nodes cost.
     """
@@ -52,7 +52,7 @@ def grouped(ctx: Context, x: Value, weight: np.ndarray, count: int) -> Value | N
 
 
 def _saves(ctx: Context, cat: Cat, shape: tuple[int, ...]) -> bool:
-    """Whether channels of fewer axes save more than products of each group, and putting them together, cost."""
+    """Whether channels that vary along fewer axes save more than a product per group, and joining the results, cost."""
     time = ctx.b.time
     count, wide, _ = shape
     kinds = [axes_of(p.body) - {p.axis} for p in cat.parts]

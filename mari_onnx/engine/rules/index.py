@@ -1,7 +1,7 @@
-"""Gather and its kin: constant indices pick positions, looked-up ids are element-wise in the ids.
+"""Gather, GatherND and related operators: constant indices pick positions, computed ids look rows up.
 
     Gather(table, [i_1 | i_2]) = [Gather(table, i_1) | Gather(table, i_2)]
-    Gather(broadcast(x), i) along an axis of x = broadcast(Gather(x, i)),  i broadcast alike
+    Gather(broadcast(x), i) along an axis of x = broadcast(Gather(x, i)),  where i lacks the same axes
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from mari_onnx.model.dims import Size, product
 
 @rule("Gather")
 def gather(ctx: Context) -> list[Value]:
-    """Constant indices pick positions, Gather([x_1 | x_2], i) = [x_1 or x_2 at i]; others are a look-up (see above)."""
+    """Constant indices pick positions: Gather([x_1 | x_2], i) = [x_1 or x_2 at i]. Computed ones look rows up
+    (`lookup`).
+    """
     x = ctx.input(0)
     at = normal(ctx.attr("axis", 0), x.rank)
     places = ctx.input(1).places
@@ -40,7 +42,7 @@ def gather(ctx: Context) -> list[Value]:
 
 
 def _picked(ctx: Context, x: Value, at: int, index: np.ndarray) -> Value | None:
-    """Constant indices along an axis."""
+    """The positions that constant indices name, along dimension ``at``."""
     size = x.shape[at]
     flat = [int(i) for i in index.reshape(-1)]
     if isinstance(size, int):
@@ -63,7 +65,9 @@ def _picked(ctx: Context, x: Value, at: int, index: np.ndarray) -> Value | None:
 
 
 def _own_row(ctx: Context, x: Value, ids: Value, at: int) -> tuple[Value, Value]:
-    """``h[arange(N), i]`` as exporters write it, rows behind each other and n T + i: of equal rows, one at i mod T."""
+    """``h[arange(N), i]`` as exporters write it, a look-up at n T + i in flattened rows; of equal rows, at i mod T
+    in one.
+    """
     group = x.known[at]
     if ids.strided is None or len(group) < 2 or group[0] in axes_of(x.body):
         return x, ids
@@ -84,7 +88,7 @@ def _mod(ctx: Context, x: Leaf, y: Leaf) -> Leaf:
 
 
 def lookup(ctx: Context, x: Value, ids: Value, at: int) -> Value:
-    """Rows of a table by computed ids. The table must not vary along axes that the ids have: Gather has no batch."""
+    """Rows of a table by computed ids, part by part. Refuses a table that varies along an axis of the ids."""
     b = ctx.b
     x, axis = single(b, x, at)
     own = [g for i, g in enumerate(x.known) if i != at]
@@ -110,10 +114,10 @@ def lookup(ctx: Context, x: Value, ids: Value, at: int) -> Value:
 
 @rule("GatherND")
 def gather_nd(ctx: Context) -> list[Value]:
-    """Coordinates are positions of the merged axes where they are constant, or those of a constant mask.
+    """Constant coordinates, or those of a constant mask, pick positions of the merged axes; others are looked up.
 
-    A coordinate along an axis on which the data does not vary has no effect; one that is left is a look-up.
-    Refuses coordinates of a dynamic or batch axis.
+    A coordinate along an axis on which the data does not vary has no effect. Refuses coordinates along a dynamic or a
+    batch axis.
     """
     x, batch = ctx.input(0), ctx.attr("batch_dims", 0)
     places = ctx.input(1).places
@@ -136,7 +140,7 @@ def gather_nd(ctx: Context) -> list[Value]:
 
 
 def flat_positions(index: np.ndarray, sizes: Sequence[int]) -> list[int]:
-    """Row-major positions of constant coordinates (the last axis of ``index``)."""
+    """Row-major positions of constant coordinates, which are the last axis of ``index``."""
     flat = np.zeros(index.shape[:-1], dtype=np.int64)
     for d, size in enumerate(sizes):
         flat = flat * size + np.where(index[..., d] < 0, index[..., d] + size, index[..., d])

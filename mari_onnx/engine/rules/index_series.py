@@ -1,4 +1,8 @@
-"""Integers that follow a rule: arithmetic progressions, and sizes that are linear in a symbol."""
+"""Integer vectors whose elements follow a formula: arithmetic progressions (Range), and sizes linear in a symbol.
+
+In: nodes on such vectors. Out: what is known of the results, noted in `Value.series` and `Value.strided`. Used by
+look-ups at ``n T + i`` and by Loops over offsets.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,9 @@ from mari_onnx.model.tensors import EXACT
 
 
 def follow(ctx: Context, outputs: Sequence[Value | None]) -> None:
-    """Note on an output that it is the progression ``first, first + step, ...``, where that follows from the inputs."""
+    """Notes on outputs that they are the progression ``first, first + step, ...``, where that follows from the
+    inputs.
+    """
     op, out = ctx.node.op_type, outputs[0] if outputs else None
     if out is None or out.groups is None or out.rank != 1 or out.series is not None or out.dtype not in EXACT:
         return
@@ -34,7 +40,7 @@ def follow(ctx: Context, outputs: Sequence[Value | None]) -> None:
 
 
 def _strided(values: Sequence[Value]) -> tuple[Size, Value] | None:
-    """0, step, 2 step, .. plus another vector of that length."""
+    """The step and the rest, where one of two added vectors is 0, step, 2 step, ..; else None."""
     x, y = values if values[0].series is not None else reversed(values)
     if x.series is None or x.series[0] != 0 or y.groups is None or y.rank != 1 or y.shape != x.shape:
         return None
@@ -69,7 +75,7 @@ def _series(ctx: Context, op: str, values: Sequence[Value]) -> tuple[Size, Size]
 
 
 def only(b: Builder, value: Value) -> Size | None:
-    """The one element of a small integer tensor, where it is known."""
+    """The single element of a small integer tensor, as an int or a `Dim`; None where it is not known."""
     if value.groups is None or product(value.shape) != 1:
         return None
     found = symbolic(b, value)
@@ -77,7 +83,7 @@ def only(b: Builder, value: Value) -> Size | None:
 
 
 def progression(b: Builder, value: Value) -> tuple[Size, Size] | None:
-    """The progression that a vector is, noted or constant."""
+    """First element and step of an integer vector that is an arithmetic progression, noted or constant; else None."""
     if value.series is not None or value.groups is None or value.rank != 1 or value.dtype not in EXACT:
         return value.series
     array = constant(b, value)
@@ -104,14 +110,14 @@ def substitute(size: Size, name: str, by: Size) -> Size:
 
 
 def linear(size: Size, name: str) -> tuple[Size, Size] | None:
-    """``size`` as (c, k) of ``c + k * (name - 1)``, k free of the symbol."""
+    """(c, k) such that ``size`` is ``c + k * (name - 1)`` and k does not have the symbol; else None."""
     at = [substitute(size, name, k) for k in (1, 2)]
     step = at[1] - at[0]
     return (at[0], step) if size == at[0] + step * (Dim.symbol(name) - 1) else None
 
 
 def solved(difference: Size, fixed: str) -> tuple[str, Size] | None:
-    """A symbol other than ``fixed`` and what it is where the difference is zero."""
+    """A symbol other than ``fixed``, and its value where the difference is zero; None where there is none."""
     if not isinstance(difference, Dim):
         return None
     for name in sorted(difference.symbols - {fixed}):

@@ -1,12 +1,12 @@
-"""Rows picked by a mask: NonZero, `x[mask]`, and the sorting of rows that are all alike.
+"""Rows picked by a mask (NonZero, `x[mask]`), and TopK over rows that are all equal.
 
     x[m] for a constant mask        = the positions of m, for each position of the axes along which m is repeated
     x[m] for one bit m of the user  = all rows of x, or none: x with as many rows as m has ones (N or 0)
-    TopK(c), c alike along the axis = c, and 0, 1, 2, ..
+    TopK(c), c equal along the axis = c, and 0, 1, 2, ..
 
-A mask of one bit is what "users whose history is not empty" comes to, when all rows are one user's (DIEN's packed
-sequences). Whatever does not depend on the candidate stays one row behind it; how many times that row counts is told
-by the run, like any other dimension.
+"Users whose history is not empty" is a mask of one bit where all rows are one user's (DIEN's packed sequences). What
+does not depend on the candidate stays one row; how many rows it counts as is known only at run time, like other
+dimensions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from mari_onnx.model.tensors import INDICES
 
 @rule("NonZero")
 def non_zero(ctx: Context) -> list[Value]:
-    """Coordinates of a mask: constant but for axes in front along which it is repeated (the candidates), or one bit.
+    """The coordinates of a mask that is constant, except for repeated leading axes (the candidates), or that is one
+    bit.
 
     Refuses any other mask that is computed from data.
     """
@@ -75,7 +76,7 @@ def non_zero(ctx: Context) -> list[Value]:
 
 
 def _all_or_none(ctx: Context, x: Value, bit: Leaf) -> Value:
-    """Coordinates of all elements of a mask, or of none."""
+    """The coordinates of all elements of a mask, or of none."""
     b = ctx.b
     repeated = b.emit("Expand", [emit.reshape(b, bit.tensor, (1,)), b.sizes([x.shape[0]])], (x.shape[0],))
     picked = b.emit("NonZero", [repeated], (1, 1), TensorProto.INT64)
@@ -122,9 +123,9 @@ def flat_masked(ctx: Context, x: Value, at: int, places: Places) -> Value:
 
 
 def _chosen_rows(ctx: Context, x: Value, rows: Size, bit: Tensor | None) -> Value:
-    """As many rows of x as the bit picks; of what does not vary along them, one as before.
+    """As many rows of x as the bit picks. What does not vary along them stays one row.
 
-    The one row is there even if none is picked. Its integers are 0 then: as ids they may be what the mask is to keep
+    That row exists even if none is picked. Its integers are 0 then, because as ids they may be what the mask is to keep
     away from a table (-1, or the table's length).
     """
     x, axis = single(ctx.b, x, 0)
@@ -154,14 +155,14 @@ def _first(ctx: Context, tensor: Tensor, place: int, rows: Size) -> Tensor:
 
 
 def merged(ctx: Context, x: Value, start: int, stop: int) -> Value:
-    """Logical axes start to stop as one."""
+    """The value with logical axes start to stop merged into one."""
     group = tuple(a for g in x.known[start:stop] for a in g)
     return ctx.value([*x.known[:start], group, *x.known[stop:]], x.body, x.dtype)
 
 
 @rule("TopK")
 def topk(ctx: Context) -> list[Value | None]:
-    """Rows that are alike along the ranked axis are in order as they are; any others are ranked whole."""
+    """Rows that are equal along the ranked axis are in order already; others are ranked whole, over the mapped axes."""
     x = ctx.input(0)
     at = normal(ctx.attr("axis", -1), x.rank)
     alike = bool(x.known[at]) and not set(x.known[at]) & axes_of(x.body) and ctx.attr("sorted", 1)

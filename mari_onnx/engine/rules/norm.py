@@ -1,17 +1,18 @@
-"""Normalizations over a Cat or a broadcast: statistics by parts, and a form that later products open.
+"""Normalizations over a Cat or a broadcast: statistics part by part, and a form that later products use.
 
-Chan's parallel formula: with n_p, m_p and M_p the length, mean and sum of squared deviations of part p,
+By Chan's parallel formula, with n_p, m_p and M_p the length, mean and sum of squared deviations of part p,
 
     m = sum n_p m_p / n         M = sum M_p + n_p (m_p - m)^2         s = sqrt(M / n + eps)
 
     LayerNorm [u|x] = ([u|x] - m) / s * g + c,      so     LayerNorm([u|x]) W = (u G_u + x G_x - m 1G) / s + c W
 
-with G = diag(g) W: the user's product and statistics once per request. RMSNorm is the same without m; L2 normalization
-is a sum of squares by parts. The tensor itself, where something else asks for it, is the plain operator.
+with G = diag(g) W: the user's product and statistics are computed once per request. RMSNorm is the same without m; L2
+normalization is a sum of squares by parts. Where something else reads the normalized tensor, the plain operator is
+written.
 
     GroupNorm(x) = InstanceNorm of x [N, G, C / G, ..] * scale + bias
 
-whose groups, where each lies on one side, are apart as the channels of an InstanceNormalization are.
+Groups that each lie on one side are computed separately, like the channels of an InstanceNormalization.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ from mari_onnx.model.tensors import FROM_32_BITS
 
 @rule("LayerNormalization", "RMSNormalization", splits=True)
 def layer_norm(ctx: Context) -> list[Value | None]:
-    """The plain operator on rows that differ, and beside it the form of the module's formula for later products.
+    """The plain operator on rows that differ, with the module's formula kept beside it for products that follow.
 
-    The form is for a Cat along a normalized axis, with constant scale and bias, statistics in float32 and no second
-    output asked for; else there is the plain operator alone.
+    The formula applies to a Cat along a normalized axis with constant scale and bias, statistics in float32 and no
+    second output in use; otherwise there is the plain operator alone.
     """
     x = ctx.input(0)
     axis = normal(ctx.attr("axis", -1), x.rank)
@@ -68,9 +69,9 @@ def layer_norm(ctx: Context) -> list[Value | None]:
 
 @rule("GroupNormalization", splits=True)
 def group_norm(ctx: Context) -> list[Value | None]:
-    """Group by group where groups are apart, each of channels of one side; else, or in another precision, the batch.
+    """Group by group where each group's channels are of one side; else whole, over the batch.
 
-    Before opset 21 scale and bias are of the groups, from then on of the channels.
+    Before opset 21 scale and bias have an element per group, from then on per channel.
     """
     x = ctx.input(0)
     exact = x.dtype == ctx.attr("stash_type", TensorProto.FLOAT if ctx.opset >= 21 else x.dtype)
@@ -79,7 +80,7 @@ def group_norm(ctx: Context) -> list[Value | None]:
 
 
 def _by_groups(ctx: Context, x: Value) -> Value | None:
-    """The InstanceNormalization of the groups, scaled and shifted; None where the groups are not apart."""
+    """The InstanceNormalization of the groups, scaled and shifted; None where groups have channels of both sides."""
     b, number = ctx.b, int(ctx.attr("num_groups"))
     channels = x.shape[1] if x.rank > 1 else 0
     if not isinstance(channels, int) or channels % number:
@@ -145,7 +146,9 @@ def _form(
 
 
 def _shifted(b: Builder, joined: Cat, k: frozenset[Axis], order: list[Axis]) -> Cat:
-    """The same less the mean of the user's part: it normalizes alike, and no common offset cancels in the product."""
+    """The Cat minus the mean of the user's part: it has the same normalization, and no common offset cancels in the
+    product.
+    """
     own = min(joined.parts, key=lambda p: len(axes_of(p.body)))
     inner = k - {joined.axis} | (frozenset({own.axis}) if own.axis is not None else frozenset())
     offset = mean(b, own.body, inner, order)
@@ -161,7 +164,7 @@ def _minus(b: Builder, leaf: Leaf) -> Leaf:
 
 
 def variance(b: Builder, body: Body, m: Body, k: frozenset[Axis], order: list[Axis]) -> Body:
-    """The population variance over ``k``, by parts (Chan); ``m`` is the mean of the whole.
+    """The population variance over ``k``, part by part (Chan); ``m`` is the mean over all parts.
 
     Refuses a dynamic dimension.
     """

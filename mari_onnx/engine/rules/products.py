@@ -23,7 +23,7 @@ from mari_onnx.model.tensors import FLOATS
 
 @rule("MatMul", splits=True)
 def matmul(ctx: Context) -> list[Value]:
-    """sum_k A[.., m, k] B[.., k, n] over the blocks of k; the batch axes broadcast.
+    """The sum over k of A[.., m, k] B[.., k, n], block by block of k; the batch axes broadcast.
 
     Refuses integers, which wrap around or saturate, and scalars, which MatMul does not take.
     """
@@ -44,7 +44,7 @@ def matmul(ctx: Context) -> list[Value]:
 
 
 def contracted(ctx: Context, x: Body, y: Body, k: frozenset[Axis], groups: list[Group], dtype: int) -> Value:
-    """The contraction, with axes of k that neither operand has counted."""
+    """The contraction over ``k`` as a Value; axes of k that neither operand has multiply the result by their length."""
     order = [a for g in groups for a in g]
     has = axes_of(x) | axes_of(y)
     lost = k - has
@@ -57,7 +57,7 @@ def contracted(ctx: Context, x: Body, y: Body, k: frozenset[Axis], groups: list[
 
 @rule("Gemm", splits=True)
 def gemm(ctx: Context) -> list[Value]:
-    """alpha A' B' + beta C = (alpha A') B' + (beta C), with C added where it varies least. Refuses integers."""
+    """``(alpha A') B' + (beta C)``, where C is added to the terms that vary along the fewest axes. Refuses integers."""
     x, y = ctx.input(0), fresh(ctx.input(1))
     if x.dtype not in FLOATS:
         raise Decline("it multiplies integers")
@@ -131,7 +131,7 @@ def _tokens(term: str) -> list[str]:
 
 
 def _letters(term: str, rank: int) -> list[str]:
-    """One name an axis; those of an ellipsis are counted from the right ("." and a number)."""
+    """One name per axis; the axes of an ellipsis are named "." and their number counted from the right."""
     tokens = _tokens(term)
     wide = rank - (len(tokens) - 1)
     out: list[str] = []

@@ -1,7 +1,7 @@
-"""Quantization by what a tensor holds at run time.
+"""Quantization whose scale depends on what the tensor holds at run time.
 
-    DynamicQuantizeLinear   scale and zero point follow from the smallest and the largest element of x (and 0), so an
-                            element that is there N times counts as one: f(broadcast(x)) = broadcast(f(x))
+    DynamicQuantizeLinear   scale and zero point follow from the smallest and the largest element of x (and 0), so N
+                            equal rows count like one: f(broadcast(x)) = broadcast(f(x))
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from mari_onnx.engine.rule import Context, from_tensor, rule
 
 @rule("DynamicQuantizeLinear")
 def dynamic(ctx: Context) -> list[Value]:
-    """On the positions that differ. Parts of a Cat are put together: the range is that of all of them."""
+    """On one row for all that are equal. The parts of a Cat are concatenated, because the range is that of all of
+    them.
+    """
     x = ctx.input(0)
     leaf = as_leaf(ctx.b, x.body, [a for group in x.known for a in group])
     kinds = [TensorProto.UINT8, TensorProto.FLOAT, TensorProto.UINT8]

@@ -1,10 +1,10 @@
-"""GRU, LSTM and RNN over time steps of which the leading ones vary less: the history, and the candidate behind it.
+"""GRU, LSTM and RNN over time steps of which the first ones are the user's: the history, and the candidate after it.
 
     rnn([u | x], s) = [rnn(u, s) | rnn(x, s')],   s' the state after u
 
-The state after the user's steps is the user's, so these run on one row, and only the steps from the first of the
-candidate's on have N. A reverse direction begins at the other end of time, where its leading steps are the last ones.
-Two directions are two nodes, each with its rows of W, R, B, P and the states, where that helps one of them.
+The state after the user's steps is the user's too, so these steps run on one row; only the steps from the candidate's
+first one on have N rows. A reverse direction starts at the other end of time, where its first steps are the last ones.
+Two directions become two nodes, each with its rows of W, R, B, P and the states, where one of them gains by that.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ PIECES = 2
 
 @dataclass
 class Steps:
-    """Time is logical axis ``at`` of x; kinds: the axes of the batch along which each step varies, states included."""
+    """x as a sequence. ``at``: its time axis; kinds: per step, the batch axes along which it varies, initial states
+    included.
+    """
 
     x: Value
     at: int
@@ -47,10 +49,10 @@ class Steps:
 
 @rule("GRU", "LSTM", "RNN")
 def recurrent(ctx: Context) -> Sequence[Value | None]:
-    """The leading steps that vary less once, the others from the state after them; else over the batch alone.
+    """The first steps once per request and the others from the state after them; else whole, over the batch.
 
-    Not where lengths of sequences are given, unless all are known to be full, nor over a dynamic number of steps, nor,
-    with two directions, where activations have parameters, which are a list for both.
+    The steps are not divided where lengths of sequences are given, unless all are known to be full, where the number of
+    steps is dynamic, or where two directions have activations with parameters, which are one list for both.
     """
     steps = _steps(ctx)
     if steps is None:
@@ -76,7 +78,7 @@ def recurrent(ctx: Context) -> Sequence[Value | None]:
 
 
 def _steps(ctx: Context) -> Steps | None:
-    """The steps, where x is a Cat along a static time, and there are no lengths to heed."""
+    """The steps, where x is a Cat along a static time axis and all sequences have all steps; else None."""
     x, weights = ctx.input(X), ctx.input(R)
     at = 1 if ctx.attr("layout", 0) else 0
     size = x.shape[at] if x.rank == 3 else 1
@@ -104,7 +106,7 @@ def _steps(ctx: Context) -> Steps | None:
 
 
 def _full(ctx: Context, steps: int) -> bool:
-    """Whether every sequence has all steps."""
+    """Whether every sequence is known to have all steps."""
     if not ctx.has(LENGTHS):
         return True
     lengths = ctx.input(LENGTHS)
@@ -114,7 +116,7 @@ def _full(ctx: Context, steps: int) -> bool:
 
 
 def _lead(ctx: Context, steps: Steps, direction: str) -> int:
-    """How many leading steps are run apart."""
+    """How many first steps of a direction are computed separately."""
     kinds = steps.kinds if direction == FORWARD else steps.kinds[::-1]
     full = frozenset().union(*kinds)
     if all(kind == full for kind in kinds):
@@ -132,7 +134,7 @@ def _lead(ctx: Context, steps: Steps, direction: str) -> int:
 def _direction(
     ctx: Context, steps: Steps, d: int, name: str, lead: int, directions: int
 ) -> list[Value | None]:
-    """Y, Y_h (and Y_c) of one direction, those that are asked for."""
+    """Y, Y_h (and Y_c) of direction ``d``, as far as the node's outputs are in use."""
     inputs: list[Value | None] = [*ctx.inputs, *[None] * (8 - len(ctx.inputs))]
     inputs[LENGTHS] = None
     if directions > 1:
@@ -158,7 +160,7 @@ def _direction(
 
 
 def _node(ctx: Context, name: str, d: int, directions: int, asked: Sequence[bool]) -> NodeProto:
-    """The node for one direction, with the outputs that are asked for."""
+    """The node for one direction, with the outputs that are in use."""
     node = NodeProto()
     node.CopyFrom(ctx.node)
     del node.output[:]

@@ -1,4 +1,4 @@
-"""Reductions: over the Cat axis the parts' results are combined, beside it each part is reduced by itself.
+"""Reductions: along a Cat's axis the parts' results are combined; along other axes each part is reduced by itself.
 
     sum [x_1 | x_2] = sum x_1 + sum x_2         max [x_1 | x_2] = max(max x_1, max x_2)
     mean x = sum x / n      l2 x = sqrt(sum x^2)      sumsquare x = sum x^2      l1 x = sum |x|
@@ -26,7 +26,7 @@ from mari_onnx.model.tensors import FLOATS, INDICES
 
 
 def reduced(ctx: Context, x: Value) -> tuple[frozenset[Axis], list[Group], bool]:
-    """The axes reduced, the groups left, and whether anything is reduced at all."""
+    """The axes that are reduced, the groups of the result, and whether anything is reduced at all."""
     axes = ctx.axes_arg(1)
     if not axes:
         if ctx.attr("noop_with_empty_axes", 0):
@@ -42,9 +42,9 @@ def reduced(ctx: Context, x: Value) -> tuple[frozenset[Axis], list[Group], bool]
     "ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", splits=True
 )
 def sums(ctx: Context) -> list[Value]:
-    """Every reduction that is a sum of something: mean, L1, L2, square, log and logsumexp; see the module.
+    """Every reduction that is computed from a sum: mean, L1, L2, square, log and logsumexp (see the module).
 
-    Refuses integers except sums of int32 and int64, and a reduction over no axis at all.
+    Refuses integers, except sums of int32 and int64, and a reduction over no axis.
     """
     x = ctx.input(0)
     op = ctx.node.op_type
@@ -88,12 +88,12 @@ def _finite(b: Builder, leaf: Leaf) -> Leaf:
 
 
 def unary(b: Builder, op: str, body: Body) -> Body:
-    """op on each block."""
+    """The operator on each part."""
     return zip_bodies(b, [body], lambda ls: Leaf(emit.unary(b, op, ls[0].tensor), ls[0].axes))
 
 
 def mean(b: Builder, body: Body, k: frozenset[Axis], order: list[Axis]) -> Body:
-    """The mean over axes; those on which nothing varies drop out. Refuses a mean of no elements."""
+    """The mean over axes; an axis on which nothing varies has no effect. Refuses a mean of no elements."""
     if isinstance(body, Cat):
         body = coalesce(b, body, order)
     varies = k & axes_of(body)
@@ -130,7 +130,7 @@ def mean(b: Builder, body: Body, k: frozenset[Axis], order: list[Axis]) -> Body:
 
 @rule("ReduceMax", "ReduceMin", "ReduceProd", splits=True)
 def extremes(ctx: Context) -> list[Value]:
-    """max, min and prod of the parts' own. Refuses booleans, and a reduction over no axis at all."""
+    """The max, min or product of the parts' results. Refuses booleans, and a reduction over no axis."""
     x = ctx.input(0)
     k, groups, any_ = reduced(ctx, x)
     op = ctx.node.op_type.removeprefix("Reduce")
@@ -147,7 +147,9 @@ def extremes(ctx: Context) -> list[Value]:
 
 
 def _whole_row(b: Builder, body: Body, k: frozenset[Axis]) -> None:
-    """Raises `Decline` where a row of a maximum would be cut that may have NaN: onnxruntime's depends on its place."""
+    """Raises `Decline` where a maximum over values that may be NaN would be split: onnxruntime's depends on the
+    NaN's place.
+    """
     while isinstance(body, Cat) and body.axis not in k:
         body = max((p.body for p in body.parts), key=lambda part: isinstance(part, Cat))
     if isinstance(body, Cat) and given(b, body):
@@ -156,7 +158,7 @@ def _whole_row(b: Builder, body: Body, k: frozenset[Axis]) -> None:
 
 @rule("GlobalAveragePool", "GlobalMaxPool", splits=True)
 def global_pool(ctx: Context) -> list[Value]:
-    """The mean or the maximum over all axes but the first two, which stay as 1: what tf2onnx makes of a mean.
+    """The mean or the maximum over all axes except the first two, which become 1: what tf2onnx makes of a mean.
 
     Refuses integers, and tensors without such axes.
     """
@@ -173,7 +175,7 @@ def global_pool(ctx: Context) -> list[Value]:
 
 
 def _filled(b: Builder, body: Body, k: frozenset[Axis]) -> None:
-    """Raises `Decline` where an axis that is dropped, because nothing varies along it, may have no position at all."""
+    """Raises `Decline` where an axis on which nothing varies may have no position at all."""
     if not all(b.filled(a.size) for leaf, here in _cells(body, k) for a in here - axes_of(leaf)):
         raise Decline("it takes a mean or maximum along an axis that may be empty")
 
@@ -205,7 +207,7 @@ def extreme(b: Builder, op: str, body: Body, k: frozenset[Axis]) -> Body:
 
 
 def _cells(body: Body, k: frozenset[Axis]) -> Iterator[tuple[Leaf, frozenset[Axis]]]:
-    """Every leaf with the reduced axes as its part has them."""
+    """Every leaf of a body, with the reduced axes that it has inside its part."""
     if isinstance(body, Cat):
         for p in body.parts:
             inner = k - {body.axis} | ({p.axis} if p.axis is not None and body.axis in k else frozenset())

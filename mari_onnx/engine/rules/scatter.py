@@ -2,8 +2,8 @@
 
     x[:, a:b] = y        is        [x[:, :a] | y | x[:, b:]]
 
-PyTorch writes an assignment to a slice as coordinates of every element: a Range over each axis, expanded to all of
-them, side by side. Coordinates that are constant come from whatever else assigns (tf.tensor_scatter_nd_update).
+PyTorch writes an assignment to a slice as coordinates of every element: a Range per axis, each expanded to the others'
+shape, concatenated. Constant coordinates come from other assignments (tf.tensor_scatter_nd_update).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Span = Sequence[int] | None
 
 @rule("ScatterND")
 def scatter_nd(ctx: Context) -> list[Value]:
-    """Distinct coordinates, constant or a range of each axis: a Cat of the updates and of what they leave of the data.
+    """A Cat of the updates and the rest of the data, for distinct coordinates that are constant or a range per axis.
 
     Refuses coordinates computed from data, positions that are written twice, and reductions.
     """
@@ -49,7 +49,7 @@ def scatter_nd(ctx: Context) -> list[Value]:
 
 
 def _slab(ctx: Context, x: Value, index: Value, updates: Value) -> Value:
-    """Coordinates that are a range of each axis by itself, expanded to one another."""
+    """The result for coordinates that are a range per axis, each expanded to the others' shape."""
     lead, depth = index.rank - 1, index.shape[-1]
     if not isinstance(depth, int):
         raise Decline("ScatterND has an unknown number of coordinates")

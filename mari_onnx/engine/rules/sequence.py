@@ -1,9 +1,9 @@
-"""Sequences whose elements are known: a list of Values, or Values of one shape stacked along an axis of their own.
+"""Sequences whose elements are known: a list of Values, or Values of one shape stacked along an axis.
 
     SequenceAt([s_1, .., s_n], i) = s_i,  ConcatFromSequence = Concat,  SequenceMap(f) = [f(s_1), .., f(s_n)]
 
-The tensor of such a Value is the sequence itself, for operators that know nothing of its elements; where none asks for
-it, it is dropped. Refused: elements chosen at run time, sequences that a Loop grows by more than one element.
+The sequence itself is written too, for operators that have no rule for known elements; if no output needs it, it is
+dropped. Refused: elements chosen at run time, sequences that a Loop grows by more than one element.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_ELEMENTS = 256
 
 
 def _listed(ctx: Context, elements: Sequence[Value]) -> list[Value]:
-    """The node as it is, with what its elements are."""
+    """The node copied as it is, with a note of its elements."""
     (out,) = ctx.write_out()
     assert out is not None
     return [replace(out, listed=tuple(elements))]
@@ -69,7 +69,7 @@ def empty(ctx: Context) -> list[Value]:
 
 @rule("SequenceInsert")
 def insert(ctx: Context) -> list[Value]:
-    """One more element, at a constant position or behind all others. Refuses a position that is computed."""
+    """The elements with one more, at a constant position or at the end. Refuses a position that is computed."""
     elements, new = list(_elements(ctx)), ctx.input(1)
     at = len(elements)
     if ctx.has(2):
@@ -82,7 +82,7 @@ def insert(ctx: Context) -> list[Value]:
 
 @rule("SequenceErase")
 def erase(ctx: Context) -> list[Value]:
-    """All but the element at a constant position, or but the last."""
+    """The elements without the one at a constant position, or without the last."""
     elements = list(_elements(ctx))
     at = _place(ctx, 1, len(elements)) if ctx.has(1) else len(elements) - 1
     return _listed(ctx, [*elements[:at], *elements[at + 1 :]])
@@ -102,7 +102,7 @@ def sequence_map(ctx: Context) -> list[Value]:
         for given, value in zip(body.input, ctx.inputs, strict=True):
             assert value is not None
             env[given.name] = value if value.listed is None else value.listed[k]
-        results.append(ctx.walk(body, env))
+        results.append(ctx.interpret(body, env))
     outs = ctx.write_out()
     columns = zip(*results, strict=True)
     return [replace(out, listed=column) for out, column in zip(outs, columns, strict=True) if out is not None]
@@ -110,7 +110,7 @@ def sequence_map(ctx: Context) -> list[Value]:
 
 @rule("ConcatFromSequence")
 def concat_from_sequence(ctx: Context) -> list[Value]:
-    """The elements behind each other: a Concat, or the axis along which they are stacked as its outer part.
+    """The elements concatenated; elements stacked along an axis are merged with it.
 
     Refuses elements of unknown rank.
     """
@@ -156,7 +156,7 @@ def sequence_length(ctx: Context) -> list[Value]:
 
 @rule("SplitToSequence")
 def split_to_sequence(ctx: Context) -> list[Value]:
-    """Ranges of an axis; those of equal length are stacked as well. Refuses lengths that are computed at run time."""
+    """Ranges of an axis; ranges of equal length are stacked as well. Refuses lengths that are computed at run time."""
     x = ctx.input(0)
     at = normal(ctx.attr("axis", 0), x.rank)
     size, sizes = x.shape[at], _lengths(ctx, x.shape[at])

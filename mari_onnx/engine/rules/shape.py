@@ -1,7 +1,8 @@
-"""Shapes inside the graph: followed symbolically, and written anew where a tensor is asked for.
+"""Shapes computed inside the graph: followed as symbols, and written anew where a tensor of them is needed.
 
-The rows of a user tensor are counted as the source counts them (N), although the new graph has one; so a Reshape or an
-Expand whose batch was read from a user tensor is right, and no shape arithmetic is copied.
+In: nodes on integers that are sizes or constants (Shape, Gather, Mul, ..). Out: Values with known symbolic elements. A
+user tensor counts with the source's N rows here, although the new graph has one; so a Reshape or an Expand whose batch
+was read from a user tensor is right, and no shape arithmetic of the source is copied.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def shape(ctx: Context) -> list[Value]:
 
 @rule("Size")
 def size(ctx: Context) -> list[Value]:
-    """The product of `shape`."""
+    """The number of elements: the product of `shape`."""
     total = np.empty((), dtype=object)
     total[()] = product(ctx.input(0).shape)
     return [from_sizes(ctx.b, total, TensorProto.INT64)]
@@ -59,7 +60,7 @@ def constant(ctx: Context) -> list[Value]:
 
 @rule("ConstantOfShape")
 def constant_of_shape(ctx: Context) -> list[Value]:
-    """One element, broadcast: no axis of it varies. Refuses a shape that is computed from data."""
+    """One element, broadcast to the shape. Refuses a shape that is computed from data."""
     sizes = ctx.sizes(0)
     if any(s is None for s in sizes):
         raise Decline("the shape is computed from data")
@@ -100,7 +101,9 @@ def range_(ctx: Context) -> list[Value]:
 
 
 def fold(ctx: Context) -> list[Value] | None:
-    """The node on symbolic elements, where all inputs have them and at least one is not a plain constant."""
+    """The node computed on symbolic elements, where all inputs have them and at least one is no plain constant; else
+    None.
+    """
     op = ctx.node.op_type
     if not is_standard(ctx.node) or not ctx.inputs:
         return None
@@ -197,7 +200,7 @@ def _divide(x: Size, y: Size) -> Size | None:
 
 
 def _sign(ctx: Context, x: Size, y: Size) -> int | None:
-    """The sign of x - y where every size gives the same one."""
+    """The sign of x - y where it is the same for every size; else None."""
     difference = ctx.b.literal(x) - ctx.b.literal(y)
     if isinstance(difference, int):
         return (difference > 0) - (difference < 0)

@@ -1,7 +1,9 @@
-"""Ranges and positions of an axis: Slice, Split, Compress, and what Gather with constant indices picks.
+"""Ranges and positions of an axis: Slice, Split, Compress, and Gather with constant indices.
 
-Of a `Cat` each range keeps the parts that it covers, and nothing is written. Bounds of a dynamic axis count from its
-ends; where a short one may lack some of the range, only the run tells how long the result is.
+    [x_1 | x_2][a:b]  =  [the positions of x_1 in a:b | those of x_2]
+
+A range of a Cat keeps the parts that it covers, and no node is written. Bounds on a dynamic axis count from its ends;
+where a short axis may not have the whole range, only a run tells how long the result is.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ HUGE = 10**9
 
 @rule("Slice")
 def slice_(ctx: Context) -> list[Value]:
-    """Positions start, start + step, .. of an axis: of a Cat, those of its parts. Refuses bounds computed from data."""
+    """Positions start, start + step, .. of an axis. Refuses bounds computed from data."""
     x = ctx.input(0)
     axes: list[int] | None
     steps: list[int] | None
@@ -69,12 +71,13 @@ def _slice(ctx: Context, x: Value, at: int, start: Size, end: Size, step: int) -
 
 
 def _end(end: int, step: int) -> int | None:
-    """numpy's end for a Slice's: below -size with a negative step means through the first element."""
+    """A Slice's end as numpy counts it: below -size with a negative step it means through the first element."""
     return None if step < 0 and end < -HUGE else end
 
 
 def range_of(ctx: Context, x: Value, at: int, start: int, stop: int, inside: bool = False) -> Value:
-    """A range of a dynamic axis whose length follows from the bounds. inside: it is there, or the source fails.
+    """A range of a dynamic axis whose length follows from the bounds. inside: the source fails unless the axis has it
+    all.
 
     Refuses bounds that a short axis would cut.
     """
@@ -103,7 +106,7 @@ def range_of(ctx: Context, x: Value, at: int, start: int, stop: int, inside: boo
 
 
 def _inside(ctx: Context, size: Size, start: int, stop: int) -> bool:
-    """Whether a dimension, however short, has the whole range: no bound is clamped."""
+    """Whether a dimension has the whole range even if it is as short as it can be."""
     low = ctx.b.least(size)
     if low is None or ((start < 0) == (stop < 0) and stop <= start):
         return False
@@ -113,7 +116,9 @@ def _inside(ctx: Context, size: Size, start: int, stop: int) -> bool:
 
 
 def _short(ctx: Context, x: Value, at: int, start: int, stop: int) -> Value:
-    """A range that a short dimension may lack in part (the last three of two clicks): only the run tells its length."""
+    """A range that a short dimension may not have in full (the last three of two clicks): only the run tells its
+    length.
+    """
     x, axis = single(ctx.b, x, at)
     body = x.body
     if axis is None or not isinstance(body, Leaf) or axis not in body.axes:
@@ -129,7 +134,7 @@ def _short(ctx: Context, x: Value, at: int, start: int, stop: int) -> Value:
 
 
 def positions(ctx: Context, x: Value, at: int, places: Sequence[int], drop: bool = False) -> Value:
-    """Positions along logical axis ``at``; ``drop``: a single one, without its dimension."""
+    """Positions along logical axis ``at``. drop: there is one, and the result lacks the dimension."""
     if not places:
         # no element: any scalar, broadcast along an axis of length 0
         empty = Leaf(ctx.b.const(0, x.dtype), ())
@@ -168,10 +173,10 @@ def compress(ctx: Context) -> list[Value]:
 
 @rule("Split")
 def split_op(ctx: Context) -> list[Value]:
-    """Ranges of an axis, each of which keeps the parts it covers.
+    """Ranges of an axis, each of which keeps the parts that it covers.
 
-    Of a dynamic dimension equal shares: `[h * N]` is [h, N], and each takes a row. Refuses other ranges of one.
-    Shares may be given as lengths that the run computes, of parts that were joined before.
+    A dynamic dimension is split into equal shares: `[h * N]` is [h, N], and each share is a row. Refuses other ranges
+    of one. Lengths that the run computes are accepted if they are those of parts that were concatenated before.
     """
     x = ctx.input(0)
     at = normal(ctx.attr("axis", 0), x.rank)
@@ -199,7 +204,7 @@ def split_op(ctx: Context) -> list[Value]:
 
 
 def _apart(ctx: Context, x: Value, at: int, sizes: Sequence[int]) -> list[Value] | None:
-    """Every part of a tensor by one Split, where it is a tensor along the axis."""
+    """Every range of a tensor by one Split, where the value is a single tensor along the axis; else None."""
     group = x.known[at]
     if len(group) != 1 or not all(sizes) or sum(sizes) != group[0].size or is_const(x.body):
         return None

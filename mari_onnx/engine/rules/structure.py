@@ -1,7 +1,9 @@
 """Operators that move elements without computing: they regroup axes or pick positions, and write no node.
 
+    transpose([u | x]) = [u' | x'],   reshape(broadcast(x)) = broadcast(x) over other groups,   Concat is a `Cat`
+
 Reshape, Flatten, Squeeze, Unsqueeze and Transpose regroup atomic axes; Expand and Tile add axes along which nothing
-varies; Concat stays a `Cat`.
+varies.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ MAX_DEPTH = 16
 
 @rule("Transpose")
 def transpose(ctx: Context) -> list[Value]:
-    """The same groups in another order: transpose([u | x]) = [u' | x']."""
+    """The same groups in another order."""
     x = ctx.input(0)
     perm = ctx.attr("perm") or list(range(x.rank))[::-1]
     value = ctx.value([x.known[p] for p in perm], x.body, x.dtype)
@@ -37,7 +39,9 @@ def transpose(ctx: Context) -> list[Value]:
 
 @rule("Reshape")
 def reshape(ctx: Context) -> list[Value]:
-    """The same atomic axes in other groups; an axis that a target cuts is split. 0 copies, -1 is solved for."""
+    """The same atomic axes in other groups; an axis that the target cuts is split. 0 copies a dimension, -1 is
+    solved for.
+    """
     x = ctx.input(0)
     wanted = ctx.sizes(1) if ctx.has(1) else [int(s) for s in ctx.attr("shape")]
     keep_zero = bool(ctx.attr("allowzero", 0))
@@ -48,7 +52,7 @@ def reshape(ctx: Context) -> list[Value]:
 
 
 def _pointing(x: Value, moved: Value) -> Value:
-    """Coordinates of a flattened mask, one each, point where they did as a vector or a column."""
+    """Coordinates of a flattened mask, which still point there when they are reshaped to a vector or a column."""
     if x.places is not None and x.places.merged:
         if moved.rank == 1:
             moved.places = x.places
@@ -95,7 +99,8 @@ def regroup(ctx: Context, x: Value, target: Sequence[Size]) -> Value:
 
 
 def _through(ctx: Context, x: Value, target: Sequence[Size]) -> Value:
-    """A target that cuts across axes: between points where both sides have come as far, axes become one and are cut.
+    """The value for a target that cuts across axes: axes are merged up to points where both shapes have covered as many
+    elements, and then split.
 
     A target of ``2 N`` counts as (N, 2), so that the candidates stay an axis of their own.
     """
@@ -128,7 +133,7 @@ def _through(ctx: Context, x: Value, target: Sequence[Size]) -> Value:
 
 
 def _meeting(ctx: Context, left: Sequence[Size], right: Sequence[Size]) -> list[tuple[int, int]]:
-    """Pairs of positions at which both factorisations have covered the same number of elements."""
+    """Pairs of indices up to which both shapes have the same number of elements."""
     points = [(0, 0)]
     for i in range(1, len(left) + 1):
         done = product(left[:i])
@@ -157,10 +162,10 @@ def flatten_op(ctx: Context) -> list[Value]:
 
 @rule("Squeeze")
 def squeeze(ctx: Context) -> list[Value]:
-    """The groups without those of size 1; the one position of a dimension that only the run can tell to be 1.
+    """The groups without those of size 1; of a dimension that only a run can tell to be 1, its one position.
 
-    The source fails where it is not. Refuses a dimension that is not 1, or is at one candidate alone.
-    Without axes, a dimension that is 1 at one candidate is assumed to stay; a run at N = 1 tells whether that matters.
+    Without axes, N is assumed to stay where it is 1 at one candidate; a run at N = 1 tells whether that matters.
+    Refuses a dimension that is not known to be 1, such as N, and without axes any that may be 1.
     """
     x = ctx.input(0)
     axes = ctx.axes_arg(1)
@@ -183,13 +188,13 @@ def squeeze(ctx: Context) -> list[Value]:
 
 
 def _multiple(dim: Dim) -> bool:
-    """Whether a dimension is a multiple of the candidates, so that it is 1 at one candidate or not at all."""
+    """Whether a dimension is a multiple of N, so that it is 1 at one candidate or never."""
     return dim.symbols == {"N"} and len(dim.terms) == 1
 
 
 @rule("Unsqueeze")
 def unsqueeze(ctx: Context) -> list[Value]:
-    """An empty group, which is a dimension of 1, at each of `axes`."""
+    """An empty group, a dimension of size 1, at each of `axes`. Refuses axes that are computed."""
     x = ctx.input(0)
     axes = ctx.axes_arg(1) or []
     rank = x.rank + len(axes)
@@ -200,9 +205,9 @@ def unsqueeze(ctx: Context) -> list[Value]:
 
 @rule("Expand")
 def expand(ctx: Context) -> list[Value]:
-    """Broadcast to a shape: an axis that the body does not have costs nothing.
+    """Broadcast to a shape; an axis that the body does not have costs nothing.
 
-    Refuses a target that is computed from data, or not known to fit.
+    Refuses a target that is computed from data, or that is not known to fit.
     """
     x = ctx.input(0)
     target = ctx.sizes(1)
@@ -225,7 +230,7 @@ def expand(ctx: Context) -> list[Value]:
 
 @rule("Tile")
 def tile(ctx: Context) -> list[Value]:
-    """Repeats are an axis of their own before the repeated one: `[r * n]` is the group (r, n).
+    """The repeats are an axis before the repeated one: `[r * n]` is the group (r, n).
 
     Refuses repeats that are computed from data, and repeats of another rank than x (numpy takes them, ONNX does not).
     """
@@ -243,10 +248,10 @@ def tile(ctx: Context) -> list[Value]:
 
 @rule("Concat")
 def concat(ctx: Context) -> list[Value]:
-    """A `Cat`, not written out; one that is concatenated again is flattened, so nesting costs nothing.
+    """A `Cat`, not written out; a Cat of a Cat along the same axis is flattened, so that nesting costs nothing.
 
-    Parts of one dynamic length (heads put behind each other on the batch axis) are an axis before it: `[h * N]` is the
-    group (h, N). Refuses parts of different dynamic lengths.
+    Parts of one dynamic length (heads concatenated on the batch axis) become an axis before it: `[h * N]` is the group
+    (h, N). Refuses parts of different dynamic lengths.
     """
     values = [ctx.input(i) for i in range(len(ctx.inputs))]
     if len(values) == 1:
@@ -291,9 +296,9 @@ def concat(ctx: Context) -> list[Value]:
 
 
 def _agreed(ctx: Context, values: Sequence[Value]) -> list[Value]:
-    """The parts of a Concat, where a dimension that only the run can tell is what another part shows it to be.
+    """The parts of a Concat, where a dimension that only a run can tell is taken to be what another part has there.
 
-    A Concat runs only if its parts agree in all other dimensions, so its result may count on that.
+    A Concat runs only if its parts agree in all other dimensions.
     """
     out = list(values)
     for d in range(values[0].rank):

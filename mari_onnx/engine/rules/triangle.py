@@ -1,8 +1,8 @@
-"""Trilu is a choice by a constant triangle, which goes into every block as any choice does.
+"""Trilu as a Where with a constant triangle, which is then applied to each part like any Where.
 
     trilu(x)[i, j] = x[i, j] where j - i >= k (upper) or j - i <= k (lower), else 0        = Where(triangle, x, 0)
 
-Exact for any x, also infinite or not a number where it is dropped.
+Exact for any x: infinities and NaN that are dropped leave no trace.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ WHERE = {
 
 @rule("Trilu")
 def trilu(ctx: Context) -> Sequence[Value | None]:
-    """By the triangle where x is taken apart along the last two axes, or is the same along one of them.
+    """Where(triangle, x, 0) where x is a Cat along the last two axes, or does not vary along one of them.
 
-    Else, with dynamic sizes or a k that is computed, all but the last two axes are mapped.
+    Otherwise, and with dynamic sizes or a computed k, the operator itself, over all axes but the last two.
     """
     x = ctx.input(0)
     sizes, k = x.shape[-2:], ctx.ints(1) if ctx.has(1) else [0]

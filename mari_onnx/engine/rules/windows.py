@@ -1,12 +1,12 @@
-"""Windows over fields: Conv, pooling and CumSum along an axis on which user and item positions lie behind each other.
+"""Windows over fields: Conv, pooling and CumSum along an axis that has user positions and item positions.
 
-    pool [u | x]     output positions whose whole window lies in u, computed once; the others on the slice they need
+    pool [u | x]     output positions whose whole window lies in u are computed once; the others on the slice they need
     cumsum [u | x] = [cumsum u | cumsum [x_0 + last(cumsum u) | x_1 ..]]
     pad [u | x]    = [c | u | x | c]
 
-Padding counts as constant. A run of output positions is a node on a slice of the input, padded only where it touches
-the border, so every element is computed from the same numbers in the same order. All of it only where a run saves more
-than the nodes it takes; a CumSum that is reversed or exclusive is left to the rule for whole rows.
+Padding counts as constant. A run of output positions becomes a node on a slice of the input, padded only at the border,
+so every element is computed from the same numbers in the same order. All of it is used only where a run saves more than
+its nodes cost. A CumSum that is reversed or exclusive is left to the rule for whole rows.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ACROSS = "its windows reach over user and item positions, and splitting them wou
 
 @dataclass
 class Run:
-    """Positions start to stop along an axis, whose values vary along these axes (of the batch)."""
+    """The positions start to stop along an axis, which vary along these axes of the batch."""
 
     start: int
     stop: int
@@ -44,7 +44,7 @@ class Run:
 
 
 def _along(ctx: Context, x: Value, at: int) -> Value | None:
-    """The Value with a `Cat` along logical axis ``at``, None where it has none."""
+    """The Value with its Cat along logical axis ``at``; None where it is no Cat there."""
     if not isinstance(x.shape[at], int) or not x.known[at]:
         return None
     x, axis = single(ctx.b, x, at)
@@ -55,7 +55,7 @@ def _along(ctx: Context, x: Value, at: int) -> Value | None:
 
 
 def kinds_of(x: Value, at: int, batch: frozenset[Axis]) -> list[frozenset[Axis]]:
-    """For each position the axes of the batch along which it varies."""
+    """For each position along logical axis ``at``, the axes of the batch along which it varies."""
     assert isinstance(x.body, Cat)
     kinds: list[frozenset[Axis]] = [frozenset()] * int(x.shape[at])  # type: ignore[arg-type]
     for part in x.body.parts:
@@ -65,7 +65,7 @@ def kinds_of(x: Value, at: int, batch: frozenset[Axis]) -> list[frozenset[Axis]]
 
 
 def _runs(time: TimeModel, kinds: Sequence[frozenset[Axis]], unit: float) -> list[Run]:
-    """Runs of positions; those that save less than a piece costs are computed with their neighbours.
+    """Runs of positions that vary alike; a run that saves less than one more piece costs is joined to its neighbours.
 
     unit: the cost of one position at one position of the batch.
     """
@@ -91,7 +91,7 @@ def _runs(time: TimeModel, kinds: Sequence[frozenset[Axis]], unit: float) -> lis
 
 
 def joined(ctx: Context, values: Sequence[Value], at: int) -> Value:
-    """The pieces, concatenated."""
+    """The pieces, concatenated along logical axis ``at``."""
     node = helper.make_node("Concat", [f"i{k}" for k in range(len(values))], ["o"], axis=at)
     (value,) = structure.concat(ctx.on(node, values))
     return value
@@ -108,9 +108,9 @@ def _piece(ctx: Context, node: NodeProto, x: Value, through: Sequence[Through]) 
 
 @rule("MaxPool", "AveragePool")
 def pool(ctx: Context) -> Sequence[Value | None]:
-    """A pooling of values alone: the indices of a MaxPool count from the start of the whole input.
+    """A pooling, by runs of output positions.
 
-    Refuses those indices.
+    Refuses the indices of a MaxPool as an output: they count from the start of the whole input.
     """
     kernel = list(ctx.attr("kernel_shape"))
     found = None
@@ -147,7 +147,7 @@ def by_windows(
 ) -> list[Value] | None:
     """The operator by runs of output positions along one spatial axis; None where that saves nothing.
 
-    each: the cost of one output position. other: a way to compute it that may be better.
+    each: the cost of one output position. other: another way to compute it, which is taken where it is better.
     """
     x, spatial = ctx.input(0), len(kernel)
     if x.rank != spatial + 2:
@@ -187,7 +187,7 @@ def by_windows(
 
 
 def run_of(ctx: Context, windows: Windows, r: Run) -> Value:
-    """The operator on the slice that a run of windows reads."""
+    """The operator on the slice of the input that a run of windows reads."""
     d, size, pads = windows.d, len(windows.kinds), windows.pads
     low, high = windows.starts[r.start], windows.starts[r.stop - 1] + windows.reach + 1
     node = _with_pads(ctx.node, pads, d, len(pads) // 2, max(0, -low), max(0, high - size))
@@ -196,7 +196,9 @@ def run_of(ctx: Context, windows: Windows, r: Run) -> Value:
 
 
 def _read(ctx: Context, windows: Windows, r: Run, span: range) -> Value:
-    """The positions that a run spans; zeros for those that its dilated windows leave out, where they vary more."""
+    """The positions that a run spans. Those that its dilated windows leave out are zeros, where they vary along more
+    axes.
+    """
     x, at = windows.value, windows.d + 2
     read = {q for qs in windows.inside[r.start : r.stop] for q in qs}
     apart = [q for q in span if q not in read and not windows.kinds[q] <= r.axes]
@@ -214,7 +216,7 @@ def _read(ctx: Context, windows: Windows, r: Run, span: range) -> Value:
 def padding(
     ctx: Context, x: Value, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> list[int] | None:
-    """The padding in numbers, None where it follows from a size that is not known."""
+    """The padding in numbers; None where it follows from a size that is not known."""
     spatial, how = len(kernel), ctx.attr("auto_pad", "NOTSET")
     if how == "VALID":
         return [0] * (2 * spatial)
@@ -250,9 +252,8 @@ def _with_pads(node: NodeProto, pads: Sequence[int], d: int, spatial: int, befor
 
 @rule("CumSum")
 def cumsum(ctx: Context) -> Sequence[Value | None]:
-    """The leading positions that vary less once; the others go on from their last sum.
-
-    Refuses an axis that is computed.
+    """The leading user positions once per request; the others start from their last sum. Refuses an axis that is
+    computed.
     """
     x, axes = ctx.input(0), ctx.ints(1)
     if axes is None:
@@ -296,7 +297,7 @@ def _sum(ctx: Context, x: Value, y: Value) -> Value:
 
 @rule("Pad")
 def pad(ctx: Context) -> Sequence[Value | None]:
-    """Constants before and behind a Cat along its axis; any other padding runs on whole rows."""
+    """Constants before and after a Cat along its axis; any other padding is computed on whole rows."""
     x = ctx.input(0)
     pads = ctx.ints(1) if ctx.opset >= 11 else None
     axes = ctx.ints(3) if ctx.has(3) else list(range(x.rank))
@@ -326,7 +327,7 @@ def pad(ctx: Context) -> Sequence[Value | None]:
 
 
 def _alone(ctx: Context, x: Value, at: int) -> Value | None:
-    """A tensor of the user's as a Cat of one part: the padding (the candidate's column of a mask) stays a constant."""
+    """A user tensor as a Cat of one part: the padding (the candidate's column of a mask) stays a constant."""
     size = x.shape[at]
     if not isinstance(size, int) or size < 1:
         return None

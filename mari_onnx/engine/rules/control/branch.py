@@ -1,16 +1,16 @@
-"""An If on one condition: both branches by their rules, and part by part the one that is taken.
+"""If: both branches are interpreted, and the result is chosen part by part.
 
-Where the condition is a constant, the nodes of the branch that is taken stand in the If's place. Otherwise
+Where the condition is a constant, the nodes of the branch that is taken replace the If. Otherwise
 
     if c: [u | x u | t]  else: [h | x h | t]   =   [if c: u else: h | if c: x u else: x h | t]
 
-c is one value (it can only be the user's, or computed from sizes). Each branch is interpreted on its own, and what is
-written for it stays inside of it: it runs only if it is taken. Their results are aligned and cut as the operands of an
-element-wise operator are; a part that lacks the candidates in both branches lacks them in the result, one that is the
-same tensor in both needs no If, and all others are outputs of one If.
+c is a single value, so it depends on the user or on sizes alone. Each branch is interpreted on its own, and the nodes
+written for it stay inside it, so they run only if it is taken. The results of both branches are aligned like the
+operands of an element-wise operator. A part that lacks the candidate axis in both branches lacks it in the result; a
+part that is the same tensor in both needs no If; all others are outputs of one If.
 
-Refused (the If is copied): branches whose results differ in rank, shape or type, sequences, and shapes that only a run
-of a branch can tell.
+Refused (the If is copied): branches whose results differ in rank, shape or element type, sequences, and shapes that
+only a run of a branch can tell.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def if_(ctx: Context) -> list[Value | None]:
     known = ctx.array(0)
     if known is not None and known.size == 1:
         with ctx.b.named():
-            return list(ctx.walk(ctx.attrs["then_branch" if known.reshape(-1)[0] else "else_branch"], ctx.env))
+            return list(ctx.interpret(ctx.attrs["then_branch" if known.reshape(-1)[0] else "else_branch"], ctx.env))
     condition = ctx.input(0)
     if axes_of(condition.body):
         raise Decline("the condition is not a single value")
@@ -81,7 +81,7 @@ def _interpreted(ctx: Context, graph: GraphProto) -> Branch:
     mark, memo = len(b.nodes), b._memo
     b._memo = {}
     try:
-        results = ctx.walk(graph, dict(ctx.captured))
+        results = ctx.interpret(graph, dict(ctx.captured))
     finally:
         b._memo = memo
     nodes = b.nodes[mark:]

@@ -1,16 +1,16 @@
-"""Loops that are maps over their iterations: the body is interpreted once, for all of them.
+"""Loops whose iterations are independent: the body is interpreted once, for all iterations together.
 
     [f(x[i], y[L i : L i + L]) for i < N]   =   f over the rows of x and of y as [N, L], stacked
 
-An EmbeddingBag is exported so: offsets are ``Range(0, N L, L)``, and iteration i looks up, and reduces, the ids between
-two neighbouring offsets. The iteration number is a symbol in here. A row of a tensor is a Value that varies along an
-axis which is in none of its groups; element-wise operators, look-ups and reductions carry such an axis along, and what
-is left at the end is stacked along it. A bag of the user's ids has no such axis: it is computed once.
+Exporters write an EmbeddingBag as such a Loop: offsets are ``Range(0, N L, L)``, and iteration i looks up, and reduces,
+the ids between two neighbouring offsets. The iteration number is a symbol here. A row of a tensor is a Value that
+varies along an axis which is in none of its groups; element-wise operators, look-ups and reductions keep such an axis,
+and at the end the results are stacked along it. A bag of the user's ids does not vary along it, so it is computed once.
 
-A Loop inside, which collects the positions of a bag whose id is not the padding, is a mask over the bag.
+A Loop inside the body that collects the positions of ids other than the padding becomes a mask over the bag.
 
-Refused (the Loop is copied): anything that needs a real iteration number, carried state other than a counter and a
-sequence that grows by one element, a trip count that is not known to be the number of rows, offsets that are data.
+Refused: a body that needs the iteration number as data, states other than a counter and a sequence that grows by one
+element, a trip count that is not known to be the number of rows, offsets that are data. `state_loop.py` tries next.
 """
 
 from __future__ import annotations

@@ -80,11 +80,10 @@ class Rows:
         return from_sizes(self.ctx.b, sym, x.dtype)
 
     def row(self, x: Value, at: int, start: Size, length: Size, drop: bool) -> Value:
-        """``x[i L : i L + L]`` along dimension ``at``; the axis of the iterations is in none of the result's groups.
+        """``x[i L : i L + L]`` along dimension ``at``, for all iterations i.
 
-        start, length: i L and L. drop: L is 1, and the dimension goes.
-
-        Refuses rows of unequal length, and rows of rows.
+        start, length: i L and L. drop: L is 1, and the result lacks the dimension. The axis of the iterations is in
+        none of the result's groups. Refuses rows of unequal length, and rows of rows.
         """
         key = (id(x.body), at, length, drop)
         if key in self._rows and self._rows[key][0].known == x.known:
@@ -113,7 +112,9 @@ class Rows:
         return value
 
     def finish(self, trips: Size) -> None:
-        """Check what was assumed about the number of iterations. Refuses a Loop for which it does not hold."""
+        """Checks what was assumed about the number of iterations, ``trips``. Refuses a Loop for which it does not
+        hold.
+        """
         if self.count is not None and not self.ctx.b.same(self.count, trips):
             raise Decline(f"the Loop runs {trips} times over {self.count} rows")
         if self.group is None:
@@ -124,9 +125,9 @@ class Rows:
                 raise Decline("the Loop reads past the end of its offsets")
 
     def stacked(self, value: Value) -> Value:
-        """The value of each iteration, the iterations first.
+        """The Values of all iterations as one Value, the iterations as its first dimension.
 
-        Refuses a value of unknown rank, and one that the iteration number is computed into.
+        Refuses a value of unknown rank, and one that depends on the iteration number.
         """
         if value.groups is None or self.group is None:
             raise Decline("an output of the Loop's body has an unknown rank")

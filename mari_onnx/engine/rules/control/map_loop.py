@@ -202,7 +202,7 @@ class LoopBody:
         return results
 
     def emit(self, op: str, *values: Value, **attrs: Any) -> Value:
-        """One more node in the body."""
+        """Computes one more operator as if it were a node of the body."""
         names = [f"{self.symbol}/{len(self.env)}/{k}" for k in range(len(values) + 1)]
         self.env.update(zip(names, values, strict=False))
         self.visit(helper.make_node(op, names[:-1], names[-1:], **attrs))
@@ -262,7 +262,9 @@ class LoopBody:
         self.env.update(zip(node.output, found, strict=True))
 
     def filtered(self, x: Value, chosen: Filter, ctx: Context) -> Value | None:
-        """Rows at the positions that were found: something to reduce."""
+        """Stands for the rows at the positions that were found; only a reduction may read it. None along another
+        axis than 0.
+        """
         if normal(ctx.attr("axis", 0), x.rank) != 0:
             return None
         rows = self.rows.row(x, 0, chosen.start, chosen.length, False)
@@ -271,13 +273,15 @@ class LoopBody:
         return mark
 
     def number(self, chosen: Filter) -> Value:
-        """How many positions were found."""
+        """The number of positions that were found."""
         assert chosen.mask is not None
         mask = self.emit("Cast", chosen.mask, to=TensorProto.INT64)
         return self.emit("ReduceSum", mask, keepdims=0)
 
     def reduced(self, op: str, node: NodeProto, rows: Value, chosen: Filter, axes: Sequence[Value]) -> Value | None:
-        """A reduction of the rows that were found: of all rows, the others neutral."""
+        """A reduction over the rows that were found: over all rows, with the operator's neutral value in those not
+        found.
+        """
         inner = self.ctx.on(node, [rows, *axes])
         over, neutral = inner.axes_arg(1), row(op).neutral
         if over != [0] or neutral is None or chosen.mask is None or rows.dtype not in FLOATS:

@@ -1,11 +1,11 @@
-"""Loops whose iterations read each other's results, for what is equal in all of them: a recurrence over the history.
+"""Loops whose iterations read each other's results (recurrences): what is equal for all candidates is one row.
 
     Loop(broadcast(s)) = broadcast(Loop(s))        where the body maps states that lack an axis to states that lack it
 
-The body is interpreted once, with states that lack the axes their initial values lack. Where a next state varies along
-one of those, it has it from the beginning, and the body is interpreted again. What is then written for the body, and
-depends on a state or on the number of the iteration, is the new body; all else is outside of it, once. So the batch of
-a recurrence over the user's history (Keras with a mask) is one row, by induction over the iterations.
+The body is interpreted once, with states that lack the axes which their initial values lack. Where a next state varies
+along such an axis, the state is given it from the start, and the body is interpreted again. Nodes written for the body
+that depend on a state or on the iteration number are the new body; all others are computed once, outside of it. So a
+recurrence over the user's history (Keras with a mask) runs on one row: that holds by induction over the iterations.
 
 Refused: states that change their shape, sequences, and a body in which nothing lacks a dynamic axis.
 """
@@ -45,7 +45,9 @@ ROUNDS = 8
 
 @dataclass
 class State:
-    """name: in the body. given: the initial value. place: among the Loop's states. axes: that the states have."""
+    """name: in the body. given: the initial value. place: index among the Loop's states. axes: the axes that the
+    state has.
+    """
 
     name: str
     given: Value
@@ -60,7 +62,9 @@ class State:
 
 @dataclass
 class Interpreted:
-    """The body with these states: what stands for them, and what an iteration makes of them."""
+    """The body interpreted with these states: the Values that stand for them, and those that an iteration makes of
+    them.
+    """
 
     number: Tensor
     going: Tensor
@@ -71,7 +75,9 @@ class Interpreted:
 
 
 def carried(ctx: Context) -> list[Value | None]:
-    """The Loop with states that lack what all of their values lack."""
+    """The outputs of the Loop, with states that lack the axes along which none of their values varies. Refuses: see
+    the module.
+    """
     graph: GraphProto = ctx.attrs["body"]
     names = [i.name for i in graph.input][2:]
     after = [o.name for o in graph.output]
@@ -99,7 +105,7 @@ def carried(ctx: Context) -> list[Value | None]:
 
 
 def _settled(ctx: Context, graph: GraphProto, states: list[State], fixed: dict[str, Value]) -> Interpreted:
-    """The body, once no next state varies along an axis that the state lacks."""
+    """The body interpreted until no next state varies along an axis that the state lacks."""
     for _ in range(ROUNDS):
         found = _interpret(ctx, graph, states, fixed)
         if found is not None:
@@ -108,7 +114,7 @@ def _settled(ctx: Context, graph: GraphProto, states: list[State], fixed: dict[s
 
 
 def _shares(value: Value) -> bool:
-    """Whether it is computed once for positions of a dynamic axis, such as the candidates."""
+    """Whether the value is computed once for all positions of a dynamic axis, such as the candidates."""
     if value.groups is None or is_const(value.body):
         return False
     return any(isinstance(a.size, Dim) for a in frozenset(value.axes) - axes_of(value.body))
@@ -117,7 +123,7 @@ def _shares(value: Value) -> bool:
 def _interpret(
     ctx: Context, graph: GraphProto, states: list[State], fixed: dict[str, Value]
 ) -> Interpreted | None:
-    """One walk over the body; None where a state must have more axes, which it then has."""
+    """Interprets the body once. None where a next state has more axes than the state, which then gets them."""
     b = ctx.b
     read = [*ctx.captured.values(), *ctx.inputs]
     deps = frozenset().union(*(depends(v.body) for v in read if v is not None))
@@ -133,7 +139,7 @@ def _interpret(
         tensor = stand_in(state.name, state.given.dtype, tuple(a.size for a in state.order))
         stored.append(tensor)
         env[state.name] = Value(state.given.known, Leaf(tensor, tuple(state.order)), tensor.dtype)
-    results = ctx.walk(graph, env)
+    results = ctx.interpret(graph, env)
     settled, bodies = True, []
     for state in states:
         value = results[state.place + 1]
@@ -169,7 +175,7 @@ def _interpret(
 
 
 def _write(ctx: Context, body: Interpreted, states: Sequence[State], mark: int) -> list[Tensor]:
-    """The Loop node on what is stored of the states."""
+    """Writes the Loop node, with the states as they are stored."""
     b = ctx.b
     wanted = [body.going_on, *body.next, *(t for *_, t in body.scans)]
     inside = needed(depending(b, mark, {t.name for t in [body.number, body.going, *body.stored]}), wanted)
@@ -201,7 +207,7 @@ def _write(ctx: Context, body: Interpreted, states: Sequence[State], mark: int) 
 
 
 def depending(b: Builder, mark: int, names: set[str]) -> list[Node]:
-    """Nodes written since ``mark`` that read these tensors, or what others make of them, or draw random numbers."""
+    """The nodes written since ``mark`` that depend on these tensors, or draw random numbers."""
     found, names = [], set(names)
     for node in b.nodes[mark:]:
         if is_random(node.proto) or any(t is not None and t.name in names for t in [*node.inputs, *node.captured]):

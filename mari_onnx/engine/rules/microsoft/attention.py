@@ -1,11 +1,11 @@
-"""Attention as onnxruntime's optimizer joins it (com.microsoft), in the operators that it stands for.
+"""Attention as onnxruntime's optimizer fuses it (com.microsoft), written as the operators that it stands for.
 
     Attention            Q, K, V = x W_q + b_q, ..;  softmax(s Q Kᵀ + mask + bias) V over heads
-    MultiHeadAttention   the same of Q, K, V as given, each plus its share of the bias
+    MultiHeadAttention   the same of Q, K and V as inputs, each plus its part of the bias
 
-A key whose mask is 0, or that is behind the length, gets `mask_filter_value` added to its score; a causal mask is
--inf, which is what the kernel's lowest number comes to, as each query sees itself. Where all inputs have the same rows
-of the batch, nothing could be told apart, and the operator runs whole, on rows that differ.
+A key whose mask is 0, or that lies beyond the length, gets `mask_filter_value` added to its score. A causal mask is
+-inf; the kernel adds its type's lowest number, which has the same effect because each query sees itself. Where all
+inputs have the same batch rows nothing can be saved, and the operator is computed whole, on rows that differ.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mari_onnx.model.tensors import WITHOUT_BFLOAT16
 
 @rule("Attention", domain=MICROSOFT, splits=True)
 def attention(ctx: Context) -> Sequence[Value | None]:
-    """x, W, b, a mask and a bias of the scores; refuses what `_check` does, rotary embeddings and a missing b."""
+    """From x, W, b, a mask and a bias of the scores. Refuses what `_check` does, rotary embeddings, and a missing b."""
     _check(ctx, mask=3, bias=5, past=(4, 6))
     x, weights = ctx.input(0), ctx.input(1)
     if ctx.attr("do_rotary", 0) or not ctx.has(2):
@@ -48,7 +48,7 @@ def attention(ctx: Context) -> Sequence[Value | None]:
 
 @rule("MultiHeadAttention", domain=MICROSOFT, splits=True)
 def multi_head(ctx: Context) -> Sequence[Value | None]:
-    """Q, K, V of three dimensions; refuses packed ones, those with heads as an axis, and what `_check` does."""
+    """From Q, K and V of three dimensions. Refuses packed ones, those with heads as an axis, and what `_check` does."""
     _check(ctx, mask=4, bias=5, past=(6, 7, 8, 9))
     operands = [ctx.input(i) for i in range(3)]
     if any(value.rank != 3 for value in operands):
@@ -100,7 +100,7 @@ def _mask_axis(ctx: Context, i: int) -> int | None:
 
 
 def _bias_axis(ctx: Context, i: int) -> int | None:
-    """Where the bias of the scores has the batch; 1 stands for one that is the same for all."""
+    """The index of the batch axis in the bias of the scores; None where it has 1 there, the same for all."""
     return 0 if ctx.has(i) and ctx.input(i).shape[0] != 1 else None
 
 

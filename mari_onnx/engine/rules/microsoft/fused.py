@@ -1,13 +1,13 @@
-"""Products and normalizations as onnxruntime's optimizer joins them (com.microsoft), in the operators they came from.
+"""Products and normalizations as onnxruntime's optimizer fuses them (com.microsoft), written as what they were fused
+from.
 
-    FusedMatMul             alpha A' B', A' and B' turned by transA, transBatchA, ..
+    FusedMatMul             alpha A' B', A' and B' transposed by transA, transBatchA, ..
     FusedGemm, FusedConv    f(Gemm(..)), f(Conv(..))
     BiasGelu, FastGelu      f(x + bias)
     SkipLayerNormalization  LayerNorm(x + skip + bias), the sum being output 3; likewise SkipSimplified.. and RMSNorm
 
-From there on they are sums over parts, forms and masks as any other, and what is written is joined again when
-onnxruntime loads it. Where no operand has parts, lacks an axis or has another form, nothing could come of it, and the
-operator stays as it is.
+These are then split like any other sum or product, and onnxruntime fuses the result again when it loads the new model.
+Where no operand has parts, lacks an axis or has another form, nothing could be saved, and the operator is copied.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mari_onnx.model.ops import row
 
 
 def differs(value: Value | None) -> bool:
-    """Whether an operand has parts that vary differently, lacks an axis, or is also computed in another way."""
+    """Whether an operand has parts that vary along different axes, lacks an axis, or has another form."""
     if value is None or value.groups is None or is_const(value.body):
         return False
     return _differs(value.body, frozenset(value.axes))
@@ -43,7 +43,7 @@ def _differs(body: Body, axes: frozenset[Axis]) -> bool:
 
 @rule("FusedMatMul", domain=MICROSOFT, splits=True)
 def matmul(ctx: Context) -> Sequence[Value | None]:
-    """alpha on the operand that is constant, or varies along fewer dynamic axes.
+    """alpha is multiplied into the operand that is constant, or varies along fewer dynamic axes.
 
     Refuses transposed batch axes of operands of two dimensions, which onnxruntime does not take either.
     """
@@ -65,7 +65,7 @@ def matmul(ctx: Context) -> Sequence[Value | None]:
 
 
 def _varies(value: Value) -> int:
-    """Along how many dynamic axes; none for a constant."""
+    """The number of dynamic axes along which a value varies; 0 for a constant."""
     return sum(isinstance(a.size, Dim) for a in axes_of(value.body)) + (not is_const(value.body))
 
 
@@ -110,7 +110,7 @@ def conv(ctx: Context) -> Sequence[Value | None]:
 
 @rule("BiasGelu", "FastGelu", domain=MICROSOFT, splits=True)
 def gelu(ctx: Context) -> Sequence[Value | None]:
-    """f(x + bias): the kernels take a bias of one dimension alone, which parts of it need not have."""
+    """f(x + bias). The kernels take a bias of one dimension only, and parts of it may have more."""
     if not ctx.has(1):
         return plain(ctx)
     if not differs(ctx.input(0)):
@@ -126,9 +126,9 @@ rule("SimplifiedLayerNormalization")(layer_norm)  # RMSNormalization, as onnxrun
 
 @rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT, splits=True)
 def skip_norm(ctx: Context) -> Sequence[Value | None]:
-    """The norm of a sum over the last axis; refuses the mean and the inverse deviation as outputs.
+    """The norm of a sum over the last axis. Refuses the mean and the inverse deviation as outputs.
 
-    In opsets without the norm the operator itself, on rows that differ, and the sum beside it.
+    In opsets without that norm, the operator itself on rows that differ, and the sum beside it.
     """
     simplified = ctx.node.op_type == "SkipSimplifiedLayerNormalization"
     outputs = [*ctx.node.output, *[""] * 4][:4]

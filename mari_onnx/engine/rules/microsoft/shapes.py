@@ -1,7 +1,6 @@
-"""Element types and shapes of operators of com.microsoft, which onnx's own inference does not know.
+"""Element types and shapes of com.microsoft's operators, which onnx's own inference does not know.
 
-Without them the rank would be lost behind such an operator, and with it all that follows, even where no rule has
-anything to say about the operator itself.
+Without them the rank of the result would be unknown, and nothing behind the operator could be split.
 """
 
 from __future__ import annotations
@@ -25,7 +24,9 @@ Tensors = Sequence[Tensor | None]
 
 
 def shape_of(*ops: str, domain: str = MICROSOFT) -> Callable[[Known], Known]:
-    """Registers how the outputs of `ops` are shaped; what trips over a shape tells nothing."""
+    """Registers a function that tells the types and shapes of outputs of `ops`. If it fails on a shape, nothing is
+    known.
+    """
 
     def register(known: Known) -> Known:
         @wraps(known)
@@ -59,7 +60,7 @@ def dtype_of(inputs: Tensors, i: int = 0) -> int:
 
 
 def outputs(node: NodeProto, *found: tuple[int, tuple[Size | None, ...] | None]) -> Inferred:
-    """These outputs; of the rest nothing is known."""
+    """The types and shapes of the first outputs; of the others nothing is known."""
     more = len(node.output) - len(found)
     return [*found, *[(TensorProto.FLOAT, None)] * max(more, 0)][: len(node.output)]
 
@@ -119,7 +120,9 @@ def _matmul(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
 
 
 def permutation(node: NodeProto, rank: int, side: str) -> list[int]:
-    """How an operand of FusedMatMul is turned: axis 0 behind the other batch axes, then the last two swapped."""
+    """The permutation that FusedMatMul applies to an operand: axis 0 behind the other batch axes, then the last two
+    swapped.
+    """
     perm = list(range(rank))
     if rank > 2 and attribute(node, f"transBatch{side}", 0):
         perm = [*perm[1:-1], 0, perm[-1]]
@@ -129,7 +132,7 @@ def permutation(node: NodeProto, rank: int, side: str) -> list[int]:
 
 
 def _joined(x: Shape, y: Shape) -> tuple[Size | None, ...]:
-    """The shape of what broadcasts; None where it depends on the run."""
+    """The shape of two shapes that broadcast; None where it is not known before the run."""
     rank = max(len(x), len(y))
     left, right = (1,) * (rank - len(x)) + x, (1,) * (rank - len(y)) + y
     return tuple(a if a == b or b == 1 else b if a == 1 else None for a, b in zip(left, right, strict=True))

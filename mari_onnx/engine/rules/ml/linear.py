@@ -1,10 +1,10 @@
-"""Linear models of ai.onnx.ml: products with constants, and what is asked of their scores.
+"""Linear models of ai.onnx.ml: a product with constants, and what the node makes of its scores.
 
     LinearRegressor     t(x C' + b)
     LinearClassifier    scores t(x C' + b), label the class of the largest x C' + b
 
-with t the identity, the logistic function or Softmax. So a user's columns are one product a request, as those of any
-other layer. Where nothing varies differently the operator stays as it is; what is not lowered goes by rows.
+t is the identity, the logistic function or Softmax. A user's columns are then one product per request, like those of
+any other layer. Where no columns vary differently, the operator is computed row by row as it is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ TRANSFORMS = {"NONE": "Identity", "LOGISTIC": "Sigmoid", "SOFTMAX": "Softmax"}
 
 @rule("LinearRegressor", domain=ML, splits=True)
 def regressor(ctx: Context) -> Sequence[Value | None]:
-    """As above; by rows for a post_transform of another kind, and any of one target, which onnxruntime leaves out."""
+    """The product and its transform; by rows for another post_transform, and for any with one target (not in
+    onnxruntime).
+    """
     count = int(ctx.attr("targets", 1))
     if not _splits(ctx, count) or (count == 1 and ctx.attr("post_transform", "NONE") != "NONE"):
         return run(ctx, rows(ctx))
@@ -35,7 +37,7 @@ def regressor(ctx: Context) -> Sequence[Value | None]:
 
 @rule("LinearClassifier", domain=ML, splits=True)
 def classifier(ctx: Context) -> Sequence[Value | None]:
-    """As above, for a row of coefficients for each class; by rows for one row for two classes."""
+    """The product, the transform and the label; by rows where two classes have one row of coefficients."""
     ints, strings = ctx.attr("classlabels_ints", []), ctx.attr("classlabels_strings", [])
     count = len(ints)
     if strings or count < 2 or not _splits(ctx, count):
@@ -49,7 +51,7 @@ def classifier(ctx: Context) -> Sequence[Value | None]:
 
 
 def _splits(ctx: Context, count: int) -> bool:
-    """Whether it is a product that could be taken apart: of columns that vary differently."""
+    """Whether the product can be split: columns of x vary along different axes."""
     x = ctx.input(0)
     if x.rank != 2 or not differs(x) or not isinstance(x.body, Cat):
         return False

@@ -1,11 +1,11 @@
-"""Operators of ai.onnx.ml, as pipelines of scikit-learn and tree libraries are exported: each row by itself.
+"""Preprocessing and tree models of ai.onnx.ml, as scikit-learn and tree libraries export them: each row by itself.
 
     Scaler                  (x - offset) scale            FeatureVectorizer      Concat of its inputs as floats
     Imputer                 Where(x is missing, v, x)     ArrayFeatureExtractor  positions of the last axis
     Binarizer, LabelEncoder element by element            OneHotEncoder          one more axis, of the categories
-    Normalizer, SVM*, TreeEnsemble*                       all features of a row at once
+    Normalizer, SVM*, TreeEnsemble*                       all features of a row together
 
-Linear models: `linear.py`. A ZipMap makes a sequence of maps; it is copied, and sees N rows.
+Linear models are in `linear.py`. A ZipMap makes a sequence of maps; it is copied, and sees N rows.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def binarizer(ctx: Context) -> Sequence[Value | None]:
 
 @rule("LabelEncoder", domain=ML)
 def label_encoder(ctx: Context) -> list[Value]:
-    """Element-wise, to another type; refuses a type that is not told."""
+    """Element-wise, to another type. Refuses a type that is not known."""
     x = ctx.input(0)
     kinds: list[int] = []
 
@@ -181,7 +181,7 @@ def scaler(ctx: Context) -> Sequence[Value | None]:
 
 @rule("Imputer", domain=ML)
 def imputer(ctx: Context) -> Sequence[Value | None]:
-    """Where(x is NaN, or equals the number that stands for what is missing, v, x), v as the Scaler's numbers."""
+    """Where(x is NaN, or equals the number that marks missing values, v, x), with v as for the Scaler."""
     x = ctx.input(0)
     if not differs(x):
         return ctx.write_out()
@@ -223,7 +223,7 @@ def extract(ctx: Context) -> Sequence[Value | None]:
 
 @rule("FeatureVectorizer", domain=ML)
 def vectorizer(ctx: Context) -> Sequence[Value | None]:
-    """Columns side by side, as floats; refuses inputs that it would cut or fill up to their declared width."""
+    """The columns concatenated, as floats. Refuses inputs that it would cut or fill up to their declared width."""
     values = [ctx.input(i) for i in range(len(ctx.inputs))]
     widths = list(ctx.attr("inputdimensions", []))
     if any(v.rank != 2 for v in values) or [v.shape[1] for v in values] != widths:
