@@ -28,16 +28,16 @@ from mari_onnx.model.tensors import set_external
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH, HISTORY, CATEGORIES, REGIONS, FEATURES = 64, 20, 10_000, 200, 32
-TAGS = ["--user", "user*", "--user", "history", "--user", "region", "--rest", "cross"]
+USERS = ["--user", "user*", "--rest", "cross"]
 
 
 def tables(megabytes: int, path: Path) -> None:
     """A ranking model whose weights are embedding tables."""
     g = Graph()
-    ids = {name: g.input(name, ["N"], onnx.TensorProto.INT64) for name in ("user_id", "item_id", "region", "category")}
-    history = g.input("history", ["N", HISTORY], onnx.TensorProto.INT64)
+    small = {"user_region": REGIONS, "category": CATEGORIES if megabytes > 5 else 1000}
+    ids = {name: g.input(name, ["N"], onnx.TensorProto.INT64) for name in ("user_id", "item_id", *small)}
+    history = g.input("user_history", ["N", HISTORY], onnx.TensorProto.INT64)
     u, x = g.input("user_dense", ["N", FEATURES]), g.input("item_dense", ["N", FEATURES])
-    small = {"region": REGIONS, "category": CATEGORIES if megabytes > 5 else 1000}
     rows = megabytes * 1_000_000 // (2 * WIDTH * 4)
     parts = [g.op("Gather", g.weight(count, WIDTH), ids[name]) for name, count in small.items()]
     parts += [g.op("Gather", "user_table", ids["user_id"]), g.op("Gather", "item_table", ids["item_id"]), u, x]
@@ -93,9 +93,9 @@ def main() -> None:
                 source, output = Path(folder, "in.onnx"), Path(folder, "out.onnx")
                 KINDS[kind](size, source)
                 for name, arguments in (
-                    ("optimize --no-check", ["optimize", source, output, *TAGS, "--no-check"]),
+                    ("optimize --no-check", ["optimize", source, output, *USERS, "--no-check"]),
                     ("check", ["check", source, output]),
-                    ("optimize", ["optimize", source, output, *TAGS, "--force"]),
+                    ("optimize", ["optimize", source, output, *USERS, "--force"]),
                 ):
                     seconds, busy, peak = command(*arguments)
                     figures = f"{seconds:.1f} | {busy:.1f} | {peak / 1e6:,.0f} MB"

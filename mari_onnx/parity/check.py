@@ -24,6 +24,7 @@ from mari_onnx.errors import (
 from mari_onnx.model.signature import Signature, signature
 from mari_onnx.parity import float64
 from mari_onnx.parity.candidates import with_axes
+from mari_onnx.parity.coverage.empty import ENDS, tried
 from mari_onnx.parity.coverage.guide import Guide
 from mari_onnx.parity.coverage.watch import Watch
 from mari_onnx.parity.domains.domains import domains as domains_of
@@ -131,6 +132,9 @@ class _Check:
 
     def _run(self, recorded: Sequence[draw.Request], drawing: bool) -> None:
         self._structure()
+        recorded = self._survived(recorded)
+        if self.result.failures and not recorded and not drawing:
+            return
         providers = runtime.chosen(self.settings.providers)
         requests, source_off = self._requests(recorded, drawing, providers[0])
         self.result.requests, self.result.candidates = (
@@ -219,6 +223,28 @@ class _Check:
                 self.result.failures.append(
                     f"the {kind}s are in another order: {', '.join(others)}"
                 )
+
+    def _survived(self, recorded: Sequence[draw.Request]) -> list[draw.Request]:
+        """Recorded requests but those on which onnxruntime would end this process, all of which have an input without
+        elements: there the source is left out, and the optimized model is wrong."""
+        empty = [r for r in recorded if any(0 in np.shape(value) for value in r.arrays().values())]
+        answers = tried(self.loaded, empty, self.phases.threads) if empty and not self.result.failures else []
+        ended = {id(r): answer for r, answer in zip(empty, answers, strict=False) if "died" in answer}
+        for request in empty:
+            source, optimized = ended.get(id(request), ("ran", "ran"))
+            what = f"{ENDS} on {request.label or 'a recorded request'}, where an input is empty"
+            if source == "died":
+                self.result.notes.append(f"the source itself {what}; it is left out")
+            elif optimized == "died":
+                self.result.failures.append(f"the optimized model {what}; the source does not")
+                self.result.failing.append(request)
+        kept = [r for r in recorded if id(r) not in ended]
+        if recorded and not kept and not self.result.failures:
+            raise CannotCompare(
+                "the source model itself ends the process (in onnxruntime) on every recorded request",
+                "record requests with candidates, and with a history",
+            )
+        return kept
 
     def _requests(
         self, recorded: Sequence[draw.Request], drawing: bool, provider: str

@@ -227,7 +227,7 @@ class _Work:
 
     def _suspect(self, made: Rewrite, output: ModelLike, result: CheckResult) -> str | None:
         """The source node with the first tensor that diverges, if that can be told."""
-        if result.worst_request is None:
+        if result.worst_request is None or result.worst_request.empty:  # that may end the process
             return None
         try:
             result.divergence = first_divergence(

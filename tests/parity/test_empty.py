@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
 
+from mari_onnx.model.load import load
+from mari_onnx.model.tensors import is_external
 from mari_onnx.parity import check
 from mari_onnx.parity.coverage.empty import survived
 from mari_onnx.parity.requests.draw import Request
@@ -77,3 +81,41 @@ def test_a_model_that_ends_the_process_does_not_end_this_one(n: int, faults: int
     assert (kept, len(wrong), len(odd)) == ([], faults, notes)
     assert survived({"source": dying(), "optimized": fine()}, [request]) == ([], [], [])
     assert survived({"source": fine(), "optimized": fine()}, [request]) == ([request], [], [])
+
+
+def zeros() -> onnx.ModelProto:
+    """What `dying` answers, for its weights are zeros, without a GRU."""
+    g = Graph()
+    one = g.weight("one", np.array([1]))
+    g.op("Unsqueeze", [g.input("x", TensorProto.FLOAT, ["T", "N", 2]), one], "wide")
+    g.op("Mul", ["wide", g.weight("none", np.zeros(1, np.float32))], "all")
+    g.output("all", ["T", 1, "N", 2])
+    return g.model()
+
+
+def test_recorded_requests_that_end_the_process_do_not_end_this_one() -> None:
+    sides = Sides({"x": "item"}, candidate_axis=1)
+    nothing, some = (Request({}, {"x": np.ones((t, 3, 2), np.float32)}, 3, axis=1) for t in (0, 2))
+    result = check(dying(), dying(), sides, requests=[nothing, some])
+    assert result.ok, result.reasons
+    assert result.requests == 1
+    assert any("the source itself ends the process" in note for note in result.notes)
+    assert check(dying(), dying(), sides, requests=[nothing]).verdict == "cannot be compared"
+    for requests in ([nothing, some], [nothing]):
+        wrong = check(zeros(), dying(), sides, requests=requests)
+        assert wrong.verdict == "different"
+        assert "the optimized model ends the process" in wrong.reasons[0]
+        assert wrong.failing[0] is nothing
+    assert check(fine(), fine(), sides, requests=[nothing, some]).ok
+
+
+def test_a_model_with_its_weights_outside_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mari_onnx.model.load.LAZY_FILE", 1)
+    monkeypatch.setattr("mari_onnx.model.load.LAZY_TENSOR", 1)
+    monkeypatch.setattr("mari_onnx.runtime._EXTERNAL_BYTES", 1)
+    path = tmp_path / "model.onnx"
+    onnx.save(dying(), path, save_as_external_data=True, location="weights", size_threshold=0)
+    request = Request({}, {"x": np.zeros((2, 3, 2), np.float32)}, 3)
+    models = {"source": load(path), "optimized": load(path)}
+    assert any(is_external(t) for t in models["source"].graph.initializer)
+    assert survived(models, [request]) == ([request], [], [])

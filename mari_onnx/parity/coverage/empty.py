@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # Larger models are not copied for this.
 _BYTES = 64 * 2**20
+ENDS = "ends the process (in onnxruntime)"
 
 
 def survived(
@@ -38,33 +40,49 @@ def survived(
         for which no answer is wrong.
     """
     from mari_onnx import runtime
-    from mari_onnx.model.signature import signature
 
     if any(runtime.weight_bytes(model) > _BYTES for model in models.values()):
         return [], [], []
     kept, faults, notes = [], [], []
-    with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder:
+    for request, (source, optimized) in zip(requests, tried(models, requests, threads), strict=True):
+        if source != "ran":
+            continue
+        if optimized == "ran":
+            kept.append(request)
+            continue
+        what = "fails" if optimized == "failed" else ENDS
+        if request.n:
+            faults.append(f"the optimized model {what} on an empty history, the source does not")
+        else:
+            notes.append(f"the optimized model {what} without candidates (N = 0), the source does not")
+    return kept, list(dict.fromkeys(faults)), list(dict.fromkeys(notes))
+
+
+def tried(
+    models: Mapping[str, onnx.ModelProto], requests: Sequence[Request], threads: int = 1
+) -> list[tuple[str, str]]:
+    """What source and optimized model make of each request: "ran", "failed" or "died"; where the source does not run,
+    the optimized model is not tried and has the same."""
+    from mari_onnx import runtime
+    from mari_onnx.model.signature import signature
+
+    found = []
+    with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder, ExitStack() as stack:
         paths = {name: Path(folder, f"{name}.onnx") for name in models}
         for name, model in models.items():
-            with runtime.as_file(model) as made:
-                paths[name].write_bytes(made if isinstance(made, bytes) else Path(made).read_bytes())
-        for request in requests:
-            answers = {}
-            for name, model in models.items():
-                answers[name] = _helper.answer(paths[name], request.feed(signature(model).inputs), threads)
-                if answers[name] != "ran" and name == "source":
-                    break
-            if answers["source"] != "ran":
-                continue
-            if answers["optimized"] == "ran":
-                kept.append(request)
-                continue
-            what = "fails" if answers["optimized"] == "failed" else "ends the process (in onnxruntime)"
-            if request.n:
-                faults.append(f"the optimized model {what} on an empty history, the source does not")
+            made = stack.enter_context(runtime.as_file(model))
+            if isinstance(made, bytes):
+                paths[name].write_bytes(made)
             else:
-                notes.append(f"the optimized model {what} without candidates (N = 0), the source does not")
-    return kept, list(dict.fromkeys(faults)), list(dict.fromkeys(notes))
+                paths[name] = Path(made)
+        data = Path(folder, "request.npz")
+        for request in requests:
+            source, optimized = (
+                (paths[name], request.feed(signature(models[name]).inputs)) for name in ("source", "optimized")
+            )
+            answer = _helper.answer(*source, data, threads)
+            found.append((answer, _helper.answer(*optimized, data, threads) if answer == "ran" else answer))
+    return found
 
 
 class _Helper:
@@ -73,11 +91,14 @@ class _Helper:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
-    def answer(self, path: Path, feed: Mapping[str, np.ndarray], threads: int) -> str:
-        """What a run of a model comes to, with onnxruntime's optimizations off and on: "ran", "failed" or "died"."""
+    def answer(self, path: Path, feed: Mapping[str, np.ndarray], data: Path, threads: int) -> str:
+        """What a run of a model comes to, with onnxruntime's optimizations off and on: "ran", "failed" or "died".
+
+        Args:
+            data: where the feed is written for the other process.
+        """
         import numpy as np
 
-        data = path.with_suffix(".npz")
         np.savez(data, **{f"_{name}": value for name, value in feed.items()})  # type: ignore[arg-type]
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
