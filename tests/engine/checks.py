@@ -200,6 +200,7 @@ def products(g: Graph, result: Rewrite) -> str:
 
 def actions(result: Rewrite) -> dict[str, list[str]]:
     """Actions by operator of the source."""
+    assert result.nodes, f"the engine looked at no node: {result.reason}"
     found: dict[str, list[str]] = {}
     for report in result.nodes:
         found.setdefault(report.op, []).append(report.action)
@@ -208,6 +209,7 @@ def actions(result: Rewrite) -> dict[str, list[str]]:
 
 def reasons(result: Rewrite) -> dict[str, list[str]]:
     """Reasons by operator of the source; "" for a node that has none."""
+    assert result.nodes, f"the engine looked at no node: {result.reason}"
     found: dict[str, list[str]] = {}
     for report in result.nodes:
         found.setdefault(report.op, []).append(report.reason or "")

@@ -16,9 +16,14 @@ OPSETS = (11, 13, 17, 18, 20, 21)
 
 
 @st.composite
-def starts(draw: Draw, opsets: Sequence[int] = OPSETS, requests: bool = False) -> Graph:
-    """requests: tensors are [R, N, ...], the candidate axis is 1, and inputs are tagged or not."""
-    g = Graph(draw(st.sampled_from(opsets)), seed=draw(st.integers(0, 3)), axis=int(requests))
+def starts(
+    draw: Draw, opsets: Sequence[int] = OPSETS, requests: bool = False, dtype: type = np.float64
+) -> Graph:
+    """An empty graph. dtype: of its float tensors.
+
+    requests: tensors are [R, N, ...], the candidate axis is 1, and inputs are tagged or not.
+    """
+    g = Graph(draw(st.sampled_from(opsets)), dtype, seed=draw(st.integers(0, 3)), axis=int(requests))
     g.tag = not requests or draw(st.booleans())
     return g
 

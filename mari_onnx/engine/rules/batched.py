@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from mari_onnx.engine.batching import Through, mapped
 from mari_onnx.engine.ir.value import Decline
 from mari_onnx.engine.rule import Context, normal
+from mari_onnx.model.dims import product
 
 
 def _all_but(ctx: Context, axes: Sequence[int], outs: int = 1, keep: bool = True) -> list[Through]:
@@ -87,7 +88,7 @@ def _ms_norm(ctx: Context) -> list[Through]:
 
 
 @mapped(
-    "Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "GlobalLpPool",
+    "Conv", "ConvInteger", "ConvTranspose", "QLinearConv", "MaxPool", "AveragePool", "LpPool", "GlobalLpPool",
     "GroupNormalization", "LRN", "DepthToSpace", "SpaceToDepth", "Upsample",
 )  # fmt: skip
 def _batch_first(ctx: Context) -> list[Through]:
@@ -216,4 +217,18 @@ def _matmul_integer(ctx: Context) -> list[Through]:
     zeros = ctx.has(2) and ctx.input(2).rank > 0 and ctx.input(2).shape != (1,)
     if ctx.array(1) is None or ctx.input(1).rank != 2 or zeros:
         raise Decline("the right operand is not a constant matrix, or the zero point differs by row")
+    return _all_but(ctx, [-1])
+
+
+@mapped("QLinearMatMul")
+def _qlinear_matmul(ctx: Context) -> list[Through]:
+    """All axes of A [.., M, K] except the contracted K, which are those of Y [.., M, N].
+
+    Refuses a B that is not a constant matrix [K, N], and a scale or zero point of A or Y that is not a single number.
+    """
+    if ctx.array(3) is None or ctx.input(3).rank != 2:
+        raise Decline("its right operand is not a constant matrix")
+    for i in (1, 2, 6, 7):
+        if product(ctx.input(i).shape) != 1:
+            raise Decline(f"{ctx.node.input[i]!r}, a scale or zero point, differs by row")
     return _all_but(ctx, [-1])
