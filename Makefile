@@ -50,7 +50,7 @@ limits: $(STAMPS)/test ## time and memory of graphs as large, wide and deep as t
 reached: $(STAMPS)/test ## what the default check reaches of the sample models; docs/parity.md
 	$(BIN)/python -m benchmarks.parity.coverage $(ARGS)
 
-steady: $(STAMPS)/test ## 20 checks of two models, with and without four processes that burn the processors
+steady: $(STAMPS)/test ## 20 checks of a right, a wrong and a mended model, with and without four processes that burn the processors
 	$(BIN)/python -m benchmarks.parity.steady $(ARGS)
 
 kills: $(STAMPS)/test ## 200 runs ended, 200 killed, 200 writers killed, each at a random moment

@@ -112,6 +112,7 @@ class _Check:
         self.result.notes += [conflict] if conflict else []
         self.plan = Plan(self.layout, domains, self.settings)
         self.phases = Phases(models, self.loaded, self.names, self.signatures, self.result, progress)
+        self.result.settings = replace(settings, threads=self.phases.threads)
         self._refused: set[int] = set()
         self.outputs = Outputs(
             settings, self.signatures["source"].outputs, self.layout.axis, self.phases, self.result, self._refused

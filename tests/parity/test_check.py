@@ -156,6 +156,14 @@ def test_float64_of_a_large_model_uses_tables_where_they_are(
     np.testing.assert_allclose(y, table[ids].astype(np.float64) @ layer.astype(np.float64), rtol=1e-12, atol=1e-12)
 
 
+def test_large_models_have_two_threads_unless_a_number_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"candidates": (1, 2), "coverage": 0}
+    assert check(PAIR.source, PAIR.optimized, PAIR.sides, **settings).settings.threads == 1
+    monkeypatch.setattr(runtime, "STAGE_BYTES", 1000)
+    assert check(PAIR.source, PAIR.optimized, PAIR.sides, **settings).settings.threads == 2
+    assert check(PAIR.source, PAIR.optimized, PAIR.sides, threads=1, **settings).settings.threads == 1
+
+
 def test_of_dear_requests_the_cheapest_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
     plain = runtime.run
