@@ -42,13 +42,13 @@ from mari_onnx.sides.resolve import Sides
 
 
 GROWTH = 2.0
-"""Nodes for each node of the source that does not fold, above which nodes are spared."""
+"""Nodes per node of the source, above which the graph is rewritten at a higher price per node."""
 THRIFTS = (10.0, 100.0)
-"""How many times its cost a node is then taken for."""
+"""The factors on the price per node that are tried then."""
 FEWER = 0.9
-"""The share of its nodes that a graph must come down to, if not to `GROWTH`."""
+"""A shorter graph is taken if it has at most this share of the nodes, or meets `GROWTH`."""
 LOSS = 1.005
-"""Work that fewer nodes may cost, as a share of the first graph's."""
+"""The FLOPs that a shorter graph may have, as a multiple of the first graph's."""
 
 
 @dataclass
@@ -65,9 +65,9 @@ class Rewrite:
     reason: str | None = None
     """Why nothing was changed."""
     flops: float = 0.0
-    """Of the new graph, for the candidates asked for."""
+    """Of the new graph, for `Options.candidates`."""
     assumptions: list[Assumption] = field(default_factory=list)
-    """What the new graph takes for granted; to be verified by a run. Empty where nothing was changed."""
+    """What the new graph assumes, to be verified by running both models. Empty where nothing was changed."""
 
     @property
     def grown(self) -> float:
@@ -98,7 +98,7 @@ def rewrite(model: onnx.ModelProto, sides: Sides, options: Options | None = None
         return _thrifty(model, sides, session, time, result) if result.changed and result.grown > GROWTH else result
     except Decline as why:  # an output, or what a node reads, that cannot be written
         return Rewrite(model, False, [], reason=str(why))
-    except FAILURES as error:  # a graph that nobody expected: the source is right as it is
+    except FAILURES as error:  # a graph of an unexpected kind: the source is returned
         if interpreter.STRICT:
             raise
         return Rewrite(model, False, [], reason=f"the rewrite failed ({type(error).__name__}: {error})")

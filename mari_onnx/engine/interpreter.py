@@ -28,11 +28,11 @@ from mari_onnx.engine.session import Session
 from mari_onnx.model.nodes import domain
 
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What a rule may raise on a graph that it did not expect."""
+"""Exceptions of a rule on an unexpected graph, after which the node is copied."""
 NARROW = frozenset({17, 18, 19, 20, 21, 22, 23, 24, 25, 26})
 """float8, float4 and integers of 4 and 2 bits: no operator repeats or joins them, so they keep their N rows."""
 STRICT = bool(os.environ.get("MARI_ONNX_STRICT"))
-"""Raise what a rule trips over, for tests, instead of leaving the node as it is."""
+"""For tests: exceptions of rules are raised, and not turned into copies of the node."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Interpreter:
     session: Session
     env: dict[str, Value]
     assumptions: Assumptions | None = None
-    """What may be assumed, and what was; None in a body, which a run may not reach."""
+    """What may be assumed, and what was; None in a subgraph, which a run may not reach."""
     reports: list[NodeReport] = field(default_factory=list)
 
 
@@ -83,7 +83,7 @@ def visit(state: Interpreter, node: NodeProto) -> None:
         except FAILURES as error:
             if STRICT:
                 raise
-            # a rule that trips over a graph it did not expect leaves the node as it is
+            # an unexpected graph: the node is copied
             reason, name, outputs = f"the rule failed ({type(error).__name__}: {error})", "default", None
     if outputs is not None and any(v is not None and v.dtype in NARROW and partial(v) for v in outputs):
         reason, name, outputs = "Expand and Concat do not take its element type", "default", None
@@ -97,7 +97,7 @@ def visit(state: Interpreter, node: NodeProto) -> None:
             if output in state.session.several:
                 settle(value.body)
     report = outcome(node, inputs, outputs, name, splits, reason)
-    if len(state.reports) > before:  # others stand in its place, and have reports of their own
+    if len(state.reports) > before:  # nodes of a subgraph replaced it, and have reports of their own
         report.action = "folded"
     else:
         report.reason = reason or "; ".join(dict.fromkeys(state.b.notes)) or None

@@ -26,7 +26,7 @@ from mari_onnx.model.nodes import attributes, captures
 from mari_onnx.model.tensors import EXACT
 
 MAX_SYMBOLIC = 1024
-"""Elements up to which an integer tensor is followed symbolically."""
+"""Integer tensors of up to this many elements are followed as symbols."""
 
 Answer = Callable[["Context"], "Sequence[Value | None]"]
 AnswerT = TypeVar("AnswerT", bound=Answer)
@@ -51,7 +51,7 @@ class Rule:
 
 
 RULES: dict[tuple[str, str], Rule] = {}
-"""By domain and operator."""
+"""The rules, by (domain, operator)."""
 
 
 def rule(*ops: str, domain: str = "", splits: bool = False) -> Callable[[AnswerT], AnswerT]:

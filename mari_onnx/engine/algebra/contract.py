@@ -33,7 +33,7 @@ from mari_onnx.engine.ir.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, ax
 LARGEST_HALF = 65504.0
 """The largest number that float16 holds."""
 DEPTH = 4
-"""How deep forms of forms are followed."""
+"""The number of nested forms that are used: a form of an item of a form, and so on."""
 
 
 def contract(b: Builder, x: Body, y: Body, k: frozenset[Axis], order: Sequence[Axis] = ()) -> Body:
@@ -94,13 +94,13 @@ def _expand(
     for this, other, flip in ((x, y, False), (y, x, True)):
         if isinstance(this, Cat) and this.axis in k:
             if not is_const(other) and all(isinstance(p.body, (Leaf, Cat)) for p in this.parts):
-                joined = coalesce(b, this, order)  # pieces would be cut out of the other operand one by one
+                joined = coalesce(b, this, order)  # else the other operand would be cut into many pieces
                 if not isinstance(joined, Cat) or joined.axis is not this.axis:
                     pair = (other, joined) if flip else (joined, other)
                     return _expand_varying(b, *pair, k, outer, depth, order)
                 this = joined
             out: list[Term | Body] = []
-            hidden = b.carried and not is_const(this) and not is_const(other)  # attention's, see `finite`
+            hidden = b.carried and not is_const(this) and not is_const(other)  # attention, see `finite`
             for part in this.parts:
                 cell = take(b, other, this.axis, part.positions, part.axis)
                 inner = k - {this.axis} | ({part.axis} if part.axis else frozenset())
@@ -134,7 +134,7 @@ def _expand(
     for this, other in ((x, y), (y, x)):
         form = form_of(this) if depth else None
         if isinstance(form, Sum) and x.tensor is y.tensor:
-            continue  # a square is not negative, as a^2 - 2 a b + b^2 may come out
+            continue  # a^2 - 2 a b + b^2 may be negative by rounding, a square is not
         if form is None:
             if b.closed.get(this.tensor.name):
                 b.notes.append(b.closed[this.tensor.name])
@@ -179,7 +179,7 @@ def _by_blocks(
     cost = [price(b, [t for t in way if isinstance(t, Term)]) for way in (apart, whole)]
     cost[0] += extra_price(b, x, mark, [t for t in apart if isinstance(t, Term)])
     each = x.tensor.alternatives.price or b.time.element_of(maker(x.tensor))
-    cost[1] += (each + b.time.element / 2) * b.time.volume(axes_of(x))  # and the row's Concat
+    cost[1] += (each + b.time.element / 2) * b.time.volume(axes_of(x))  # and the Concat of the row
     return apart if cost[0] < cost[1] else whole
 
 

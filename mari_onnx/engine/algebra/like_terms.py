@@ -20,7 +20,7 @@ from mari_onnx.engine.ir.forms import form_of, has_cheaper_form
 from mari_onnx.engine.ir.value import Body, Leaf, Prod, Sum, axes_of
 
 MOST = 8
-"""Terms beyond which a sum is left as it is."""
+"""A sum of more terms is left as it is."""
 Entry = tuple[Leaf, Leaf | None]
 """A tensor and what it is multiplied by (None: by 1)."""
 Plus = Callable[[Sequence[Leaf]], Leaf]

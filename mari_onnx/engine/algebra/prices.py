@@ -14,9 +14,9 @@ from mari_onnx.engine.ir.value import Axis, Leaf, Node, Tensor, axes_of
 from mari_onnx.model.ops import Fact, having, row
 
 NEARBY = 100
-"""How many nodes back the work of a form is looked for: a rule writes both ways one after the other."""
+"""Nodes before the leaf's own that are searched for work of a form; a rule writes both ways one after the other."""
 WRITE = 0.5
-"""The share of a tensor's own cost that falls on a contraction of it: others may want the tensor too."""
+"""The share of a tensor's cost that is charged to one product that reads it: other nodes may read it too."""
 
 
 def price(b: Builder, terms: Sequence[Term]) -> float:

@@ -22,13 +22,13 @@ from mari_onnx.model.nodes import is_standard
 from mari_onnx.model.ops import Fact, having
 
 ALIKE = 4
-"""Operands computed alike from which on putting their pieces together saves nodes."""
+"""From this many operands of one form on, it saves nodes to concatenate the pieces that they are computed from."""
 SHORT_ROW = 64
-"""Elements of a row that onnxruntime repeats slowly."""
+"""onnxruntime is slow at repeating rows of up to this many elements."""
 MAX_APART = 4
-"""Products of one kind up to which they may stay apart: of more, the nodes are too many."""
+"""Up to this many products over the same axes may stay separate nodes."""
 TILE = 100
-"""Elements of a product's result from which a product for each candidate and head beats transposing all of them."""
+"""From this many elements per product on, products by candidate and head are faster than transposing the operands."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Term:
 def same_terms(b: Builder, terms: Sequence[Term]) -> list[Term]:
     """Terms that read the same tensor joined to one; their other operands are added, constants at build time."""
     out: list[Term] = []
-    readers: dict[int, list[int]] = {}  # of each tensor, in `out`: thousands of parts must not meet each other
+    readers: dict[int, list[int]] = {}  # of a tensor, by index in `out`: no pairwise search
     for term in terms:
         for i in readers.setdefault(id(term.a.tensor), []):
             have = out[i]
@@ -108,7 +108,7 @@ def merge(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> list[Term
         rows = sum(b.time.volume(axes_of(t.a)) for t in members)
         saved = (len(members) - 1) * (2 * b.time.node + b.time.element * b.time.volume(members[0].out))
         if len(members) == 1 or (len(members) <= MAX_APART and b.time.copy * rows > saved):
-            out += members  # few columns: adding up the products costs less than the Concat
+            out += members  # few products: adding them up costs less than a Concat of their operands
             continue
         flat = [_flat(b, t) for t in members]
         k = Axis(sum(n for _, _, n, _ in flat))

@@ -39,9 +39,9 @@ from mari_onnx.model.ops import Fact, having, row
 from mari_onnx.model.tensors import FLOATS, WIDE_RANGE
 
 SHORT = 64
-"""Elements below which a run of a broadcast is short."""
+"""Runs of a broadcast of fewer elements are slow in onnxruntime."""
 MANY = 16
-"""From as many terms on, a sum that takes in one more starts from its partial sums."""
+"""A sum of at least this many terms that gets one more is computed from its partial sums, not from all terms."""
 
 
 def broadcast_layout(
@@ -224,14 +224,14 @@ def add_leaves(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis] = ()) ->
     left = folded(b, terms, order)
     total = left[-1]
     for term in left[:-1]:
-        given = any(total.tensor is t.tensor for t in terms)  # not a sum made here, which would ask for this one again
+        given = any(total.tensor is t.tensor for t in terms)  # a sum written here would call this again
         later = total.tensor.alternatives.add_later
         if given and later is not None and axes_of(term) < axes_of(total):
             total = later(total.axes, term)  # a bias joins the user's row
         else:
             total = plain_add(b, total, term, order)
     if any(total.tensor is t.tensor for t in terms):
-        return total  # the others were neutral: it must not be asked to add_later through itself
+        return total  # the others were 0: its add_later must not call itself
     if cancels(terms, of_product=True):
         return total
     again = terms if len(terms) < MANY else left

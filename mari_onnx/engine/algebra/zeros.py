@@ -17,7 +17,7 @@ from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Leaf, axes_of, is_const, rename
 
 MAX_READ = 1 << 22
-"""Elements of a constant up to which it is searched for zeros."""
+"""Only constants of up to this many elements are searched for zeros."""
 MAX_GROUPS = 4
 """Groups of rows that one product is split into."""
 

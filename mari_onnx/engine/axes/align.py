@@ -17,10 +17,10 @@ from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Group, Leaf, Par
 from mari_onnx.model.dims import Size, divide, product, static
 
 MAX_FLAT = 65536
-"""Elements that a constant may be repeated to so that it needs no axes of its own."""
+"""A constant may be repeated to this many elements so that it needs no axes of its own."""
 
 MAX_RAGGED = 3
-"""Rows in which the parts of a `Cat` meet, up to which its axis is cut into rows."""
+"""An axis is cut into rows if at most this many of them have parts of several kinds."""
 
 
 def segments(b: Builder, left: Sequence[Size], right: Sequence[Size]) -> list[tuple[Size, int, int]] | None:
@@ -147,7 +147,7 @@ def _ragged(b: Builder, cat: Cat, new: Sequence[Axis], inner: int) -> Cat | None
         else:
             rows.setdefault(found.pop(), []).append(r)
     if not rows or len(mixed) > MAX_RAGGED or len(cat.parts) == 1:
-        return None  # where parts meet in every row, cutting sets nothing apart, and rows of rows are many
+        return None  # every row has several parts, so that nothing is gained
     parts = []
     for at in [*rows.values(), *([r] for r in mixed)]:
         sub = Axis(len(at)) if len(at) > 1 else None
@@ -253,7 +253,7 @@ def align(b: Builder, values: Sequence[Value]) -> tuple[list[Body], tuple[Group,
                 for n, axis in enumerate(own):
                     pieces = [a for a, segment in zip(axes, found, strict=True) if segment[side] == n]
                     if len(pieces) == 1 and side == 1:
-                        # an axis that stays whole keeps its identity
+                        # an axis that is not split stays the same axis
                         axes[axes.index(pieces[0])] = axis
                     elif side == 1:
                         for j in done:

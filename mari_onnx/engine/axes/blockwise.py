@@ -16,7 +16,7 @@ from mari_onnx.engine.ir.forms import has_cheaper_form
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Leaf, Part, axes_of, is_const, rename, within
 
 MAX_CELLS = 12
-"""Parts that one element-wise step may make of an axis; beyond it the operands are written out."""
+"""An element-wise operator may have this many parts along an axis; with more its operands are written out."""
 
 
 def zip_bodies(
@@ -115,7 +115,7 @@ def _kinds(bodies: Sequence[Body], axis: Axis, cells: dict[tuple[int, ...], list
         fixed = constant and all(is_const(p.body) for p in parts)
         union = frozenset().union(*own, *rest)
         leaves = [p.body for p in parts] + others
-        # a product of factors of which none has all the axes is a form that a contraction can open, and so is one of it
+        # a product of factors none of which has all the axes is a form that a contraction can use
         whole = [leaf for axes, leaf in zip([*own, *rest], leaves, strict=True) if axes == union]
         formed = len(leaves) > 1 and (not whole or (len(whole) == 1 and has_cheaper_form(whole[0])))
         kinds.append((union, fixed, formed))

@@ -13,7 +13,7 @@ from mari_onnx.engine.ir.value import Axis, Body, Cat, Group, Leaf, Part, Tensor
 from mari_onnx.model.dims import product
 
 MAX_RUNS = 128
-"""Runs up to which an interleaved Cat is written by Split and Concat; a Gather moves single elements, and is slower."""
+"""An interleaved Cat of up to this many runs is written by Split and Concat; a Gather of elements is slower."""
 
 
 def write(b: Builder, body: Body, order: Sequence[Group], full: frozenset[Axis] = frozenset()) -> Tensor:

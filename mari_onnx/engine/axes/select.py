@@ -31,7 +31,7 @@ from mari_onnx.model.nodes import attributes, is_standard
 from mari_onnx.model.ops import Fact, having
 
 MAX_SPLIT = 6
-"""Parts up to which a Cat that was computed by parts stays as it is."""
+"""A Cat that was computed by parts stays as it is if it has no more parts."""
 ELEMENTWISE = having(Fact.ELEMENT) - having(Fact.CONVERTS)
 
 
@@ -161,7 +161,7 @@ def coalesce(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Body:
                 body = take(b, body, part.axis, back, cat.axis)
             else:
                 body = rename(body, {part.axis: cat.axis})
-            # an axis that was taken apart and is whole again leaves a Cat along another one, which may be untidy
+            # the result may be a Cat along another axis, whose parts are not joined yet
             return coalesce(b, body, order) if isinstance(body, Cat) and body.axis is not cat.axis else body
     return Cat(cat.axis, tuple(parts), True)
 

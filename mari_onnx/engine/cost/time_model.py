@@ -26,15 +26,15 @@ class TimeModel:
     """Prices of elements, nodes and copies, and the numbers that symbolic dimensions count as. A `Builder` has one."""
 
     candidates: int = 500
-    """N."""
+    """The N for which costs are estimated."""
     free: int = 50
-    """Any other dimension that is not a number (a history length)."""
+    """The length that any other symbolic dimension counts as (a history)."""
     element: float = 12.0
     """An element read and written by an element-wise operator (about 0.4 ns on a CPU core, a multiply-add 0.03 ns)."""
     masked: float = 120.0
     """An element of a Softmax over masked scores: exp of -inf is several times slower on the CPU."""
     spread: float = 36.0
-    """An element of an element-wise operator whose operands differ in shape: onnxruntime walks short runs."""
+    """An element of an element-wise operator whose operands differ in shape: onnxruntime goes in short runs."""
     copy: float = 14.0
     """An element that a Concat or a Slice copies."""
     node: float = 30_000.0

@@ -22,7 +22,7 @@ from mari_onnx.model.nodes import graphs, is_standard, rename_captures
 from mari_onnx.model.ops import Fact, row
 
 FOLD_LIMIT = 1 << 16
-"""Elements up to which a constant may grow when it is folded (an Expand of a scalar is cheaper kept)."""
+"""A node on constants is computed at build time if its result has no more elements; a large Expand stays a node."""
 
 
 class Builder:
@@ -49,9 +49,9 @@ class Builder:
         self.given: dict[str, bool] = {}
         self.carried = False
         """Whether a NaN of an input stays one up to the outputs."""
-        # why sums are not opened (see `cancellation`)
+        # why a sum is not multiplied term by term (see `cancellation`)
         self.closed: dict[str, str] = {}
-        # what a tensor is a reshape, a transposition, a range or a choice of: chains of these become one node
+        # the tensor that a tensor is a reshape, transposition, range or choice of, so that chains become one node
         self.reshaped: dict[str, Tensor] = {}
         self.transposed: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
         self.cuts: dict[str, tuple[Tensor, int, int]] = {}
@@ -235,7 +235,7 @@ class Builder:
             limit = FOLD_LIMIT
         try:
             array = evaluate(proto, [t.array if t else None for t in inputs], self.opset)
-        except Exception:  # the reference evaluator lacks the operator or dtype: a node is as right
+        except Exception:  # the reference evaluator lacks the operator or element type: it stays a node
             return None
         if array.size > limit:
             return None

@@ -16,7 +16,7 @@ FILLED = {
     TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BOOL, TensorProto.INT8, TensorProto.INT16,
     TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
 }  # fmt: skip
-"""What ConstantOfShape makes in every opset."""
+"""Element types that ConstantOfShape can write in every opset."""
 
 
 def transpose(b: Builder, t: Tensor, perm: Sequence[int]) -> Tensor:

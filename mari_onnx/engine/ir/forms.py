@@ -62,7 +62,7 @@ def with_form(leaf: Leaf, body: Body, price: float | None = None) -> Leaf:
     tensor = leaf.tensor
     if tensor.alternatives.form is None and not tensor.const and _helps(body, axes_of(leaf)):
         tensor.alternatives = replace(tensor.alternatives, form=(leaf.axes, body), price=price)
-        # asked now, while the answer for what it is made of is known: forms can nest deeper than Python recurses
+        # computed now, because forms can nest deeper than Python recurses
         has_cheaper_form(leaf)
     return leaf
 

@@ -19,7 +19,7 @@ UNFIT, POOLS = having(Fact.NOT_AFFINE), having(Fact.POOL)
 Inferred = list[tuple[int, "tuple[Size | None, ...] | None"]]
 Known = Callable[[NodeProto, "Sequence[tuple[Size, ...] | None]", "Sequence[Tensor | None]"], "Inferred | None"]
 OTHERS: dict[tuple[str, str], Known] = {}
-"""Where onnx has no inference, for other domains (`rules.microsoft.shapes`); None where it cannot be told."""
+"""Inference for operators of other domains (`rules/microsoft/shapes.py`); a function returns None for unknown."""
 
 
 def infer(

@@ -134,7 +134,7 @@ class Node:
     origin: str
     """The source node whose rule wrote this one."""
     captured: list[Tensor]
-    """Tensors that subgraphs read."""
+    """Tensors that subgraphs of the node read."""
     index: int = -1
 
 
@@ -190,11 +190,11 @@ class Prod:
 Body: TypeAlias = Leaf | Cat | Sum | Prod
 Group: TypeAlias = tuple[Axis, ...]
 Form: TypeAlias = tuple[tuple[Axis | None, ...], Body]
-"""A body over template axes, one for each dimension of the tensor that it is another form of."""
+"""A form of a tensor: placeholder axes, one per dimension of the tensor, and a body over them."""
 Again: TypeAlias = "Callable[[tuple[Axis | None, ...], Leaf], Leaf]"
-"""Computes a tensor that has these axes by now again, with something more."""
+"""Writes a tensor again, with one more term or factor; takes the axes that the tensor has by now."""
 WRITTEN = Alternatives()
-"""None but the written one."""
+"""No other way than the written one."""
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,13 @@ from mari_onnx.model.tensors import FROM_32_BITS, WITHOUT_BFLOAT16
 VECTOR = 16
 """Elements in a vector register."""
 LONG = 160
-"""Rows from this length on hardly notice."""
+"""A Softmax over rows of at least this length is hardly slower in place."""
 WIDE = 64
-"""Elements behind the axes that change places from which it does not matter how they are moved."""
+"""With at least this many elements behind the swapped axes, both ways to move them are equally fast."""
 NARROW = 8
-"""The width from which SkipLayerNormalization is the slower one; of 4 columns it takes half as long."""
+"""SkipLayerNormalization is slower from this width on; at 4 columns it takes half as long."""
 MIN_ELEMENTS = 8192
-"""Elements up to which the two Reshapes cost more than they save."""
+"""For tensors of fewer elements, the two Reshapes cost more than they save."""
 
 
 def for_cpu(b: Builder, nodes: list[Node], outputs: Sequence[Tensor], most: int) -> list[Node]:
@@ -176,7 +176,7 @@ def _reshape(node: Node, x: Tensor, shape: Tensor, y: Tensor, label: str) -> Nod
 
 
 Swap = tuple[Size, Size, Size, Size]
-"""Sizes of what is in front, of the two blocks that change places, and of what is behind them."""
+"""Sizes of the axes in front, of the two blocks that are swapped, and of the axes behind."""
 
 
 def _swap(b: Builder, node: Node) -> Swap | None:

@@ -27,7 +27,7 @@ from mari_onnx.model.dims import Size, product
 from mari_onnx.model.tensors import FLOATS, FROM_32_BITS
 
 Q, K, V, MASK, PAST_K, PAST_V, VALID = range(7)
-"""The inputs."""
+"""Indices of the inputs."""
 
 
 @rule("Attention", splits=True)
@@ -218,7 +218,7 @@ def _masked(ctx: Context, step: Steps, scores: Value, keys: Size, past: Size) ->
         raise Decline("it has a causal mask and a cache, and runtimes disagree on that")
     seen = causal(step, scores) if ctx.attr("is_causal", 0) else None
     if not ctx.has(MASK):
-        # the first key is seen by all
+        # every query sees the first key
         return (scores if seen is None else step("Where", seen, scores, low)), None
     mask = ctx.input(MASK)
     if not 2 <= mask.rank <= 4 or not b.same(mask.shape[-1], keys):

@@ -31,7 +31,7 @@ from mari_onnx.engine.rules.windows import Run, Windows, _along, by_windows, joi
 from mari_onnx.model.tensors import FLOATS
 
 MAX_MIXED = 8
-"""Windows over both sides that become products of their own."""
+"""Up to this many windows over both sides become products of their own."""
 TOO_FEW = "some channels are the user's, but splitting them off would cost more than it saves"
 
 

@@ -84,7 +84,7 @@ def _definition(ctx: Context) -> FunctionProto | None:
     if body is not None and any(_since(n, version) != _since(n, ctx.opset) for n in body.node):
         raise Decline(f"the definition of {ctx.node.op_type} is of opset {version}, whose operators have changed since")
     if body is not None and _subtracts_squares(body):
-        raise Decline(f"the definition of {ctx.node.op_type} subtracts squares, which loses digits that a kernel keeps")
+        raise Decline(f"the definition of {ctx.node.op_type} takes a variance as E[x^2] - E[x]^2: that loses digits")
     given = {a.name for a in body.attribute_proto} if body is not None else set()
     if body is not None:
         defaults = [each.default_value for name, each in schema.attributes.items() if name not in given]

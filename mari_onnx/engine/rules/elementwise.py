@@ -22,7 +22,7 @@ from mari_onnx.model.ops import MICROSOFT, STANDARD, Fact, having
 from mari_onnx.model.tensors import INDICES
 
 FAR = 4.0
-"""Deviations that a BatchNormalization's mean may be from 0: so many times its rounding may grow in weights."""
+"""Standard deviations that a BatchNormalization's mean may lie from 0: rounding errors may grow by this factor."""
 
 
 @rule(*sorted(

@@ -25,14 +25,14 @@ from mari_onnx.engine.rules.windows import joined, kinds_of
 from mari_onnx.model.ops import row
 
 GATE = 60.0
-"""An element of a gate: its activation, and what is added and multiplied."""
+"""The price of one element of a gate: its activation, additions and multiplications."""
 X, W, R, B, LENGTHS, STATE_H, STATE_C, PEEPHOLES = range(8)
-"""The inputs."""
+"""Indices of the inputs."""
 FORWARD, REVERSE = "forward", "reverse"
 FIRST = "the first step already depends on the candidate, and every later state depends on it"
 FEW = "running the user's leading steps once would save less than its extra nodes cost"
 PIECES = 2
-"""Pieces that cutting time costs: a node, two Slices, and a part of what is concatenated."""
+"""Dividing the steps costs as much as this many pieces: a node, two Slices, and a part of a Concat."""
 
 
 @dataclass

@@ -23,7 +23,7 @@ from mari_onnx.engine.rules.structure import regroup
 from mari_onnx.model.dims import Size, static
 
 MAX_ELEMENTS = 256
-"""Elements up to which a function is mapped over them one by one."""
+"""A function is mapped over the elements of a sequence one by one if there are no more."""
 
 
 def _listed(ctx: Context, elements: Sequence[Value]) -> list[Value]:

@@ -27,9 +27,9 @@ from mari_onnx.engine.rules.softmax_blocks import by_blocks
 from mari_onnx.engine.rules.softmax_masks import MASKED_ROWS, has_mask, weightless
 
 WIDTH = 16
-"""The head width that is assumed where a softmax has to be weighed before its product with the values."""
+"""The head width assumed for the product with the values, which is not known yet when a softmax is written."""
 ROWS = 5
-"""Nodes that a softmax of all rows at once, and the product after it, save."""
+"""Nodes saved by one softmax of all rows, and by one product after it."""
 
 
 @rule("Softmax")
@@ -252,6 +252,6 @@ def _interchanged(b: Builder, cat: Cat, other: Axis, order: list[Axis], floor: f
         inner = [a for a in (sub if a is other else a for a in order) if a is not None]
         row = flatten_nested(row) if isinstance(row, Cat) else row
         if isinstance(row, Cat) and any(isinstance(p.body, Cat) for p in row.parts):
-            row = as_leaf(b, row, inner)  # a grid within the grid
+            row = as_leaf(b, row, inner)  # blocks within a block
         parts.append(Part(tuple(at), sub, _softmax_body(b, row, cat.axis, inner, floor)))
     return Cat(other, tuple(parts))

@@ -19,10 +19,11 @@ from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Axis, Cat, Leaf, Part, Tensor, axes_of, is_const
 
 MASKED_ROWS = (
-    "a row whose columns are all masked by a finite number reads all of them, and nothing shows that no row is so"
+    "its mask is a finite number, so a row that is masked throughout attends to all columns alike, and nothing shows"
+    " that there is no such row"
 )
 MAX_PATTERNS = 4
-"""Sets of rows that one softmax is taken apart into."""
+"""A softmax is split into at most this many sets of rows."""
 Pattern = tuple[tuple[bool, ...], list[int]]
 """For each part whether its weights are 0, and the rows for which that holds (none listed: all rows)."""
 

@@ -23,7 +23,7 @@ MAY_BE_ONE = "the Squeeze names no axes, and a dimension may be 1"
 KEEPS = "the Squeeze keeps the candidates' axis at N = 1 too"
 DROPS = "a Squeeze without axes drops the candidates' axis at N = 1"
 MAX_DEPTH = 16
-"""Cats within each other; beyond it they are written out, as walks over a body recurse."""
+"""Cats nested deeper are written out, because functions over bodies are recursive."""
 
 
 @rule("Transpose")
@@ -268,7 +268,7 @@ def concat(ctx: Context) -> list[Value]:
         raise Decline(f"a part of the Concat has the dynamic length {next(s for s in sizes if isinstance(s, Dim))}")
     flat = []
     subs: list[Axis | None] = []
-    once: dict[tuple[tuple[Group, ...], int], Value] = {}  # what is repeated keeps its axes, so that it is seen to be
+    once: dict[tuple[tuple[Group, ...], int], Value] = {}  # a repeated part keeps its axes, so that it is recognized
     for value in values:
         value, axis = single(ctx.b, once.setdefault((value.known, id(value.body)), fresh(value)), at)
         if depth(value.body) > MAX_DEPTH:
@@ -288,7 +288,7 @@ def concat(ctx: Context) -> list[Value]:
         start += size
     out = (*groups[:at], (new,), *groups[at + 1 :])
     if all(sub is None for sub in subs) and len(set(bodies)) == 1:
-        return [ctx.value(out, bodies[0], values[0].dtype)]  # one thing, repeated
+        return [ctx.value(out, bodies[0], values[0].dtype)]  # one value, repeated
     cat = Cat(new, tuple(parts))
     if is_const(cat) and all(isinstance(s, int) for g in out for s in (a.size for a in g)):
         return [ctx.value(out, as_leaf(ctx.b, cat, [a for g in out for a in g]), values[0].dtype)]

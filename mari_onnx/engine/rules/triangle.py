@@ -18,7 +18,7 @@ from mari_onnx.engine.rule import Context, from_array, rule
 from mari_onnx.engine.rules import elementwise
 
 LARGEST = 1 << 20
-"""Elements of a triangle that may be a constant."""
+"""A triangle of up to this many elements may be a constant."""
 WHERE = {
     TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8,
 }  # fmt: skip

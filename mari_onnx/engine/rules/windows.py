@@ -30,7 +30,7 @@ from mari_onnx.engine.rules import structure
 from mari_onnx.engine.rules.slices import positions
 
 MAX_RUNS = 4
-"""Pieces that one operator may become."""
+"""One operator may become this many pieces."""
 ACROSS = "its windows reach over user and item positions, and splitting them would cost more than it saves"
 
 

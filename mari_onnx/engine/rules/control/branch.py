@@ -30,7 +30,7 @@ from mari_onnx.engine.rules.control.state_loop import depending, needed
 from mari_onnx.model.dims import Dim, symbols
 
 Choice = tuple[Tensor, Tensor, Tensor]
-"""What the one branch has, what the other, and what the If gives."""
+"""The tensor of the then-branch, that of the else-branch, and the output of the If."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ def if_(ctx: Context) -> list[Value | None]:
     outside = list(ctx.captured.values())
     if any(v.groups is None or v.items is not None or v.listed is not None for v in outside):
         raise Decline("a branch reads a sequence, or a tensor of unknown rank")
-    # nothing outside is to have another form that is first asked for in a branch, and so written there
+    # a form of an outside tensor would be written inside the branch that first uses it
     with b.named(), without_alternatives(v.body for v in outside):
         branches = [_interpreted(ctx, ctx.attrs[name]) for name in ("then_branch", "else_branch")]
     mark = len(b.nodes)

@@ -59,7 +59,7 @@ def _independent(ctx: Context) -> list[Value | None]:
         with b.named():
             outputs = _map(body, graph, limit)
     except (AssertionError, AttributeError, IndexError, KeyError, TypeError) as error:
-        # a rule met the axis of the iterations where it could not carry it along
+        # a rule could not handle the axis of the iterations
         raise Decline(f"the Loop cannot be run for all iterations at once ({type(error).__name__})") from error
     return [value if name else None for name, value in zip(ctx.node.output, outputs, strict=True)]
 

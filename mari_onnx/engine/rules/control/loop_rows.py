@@ -99,7 +99,7 @@ class Rows:
         if rows is None or (self.count is not None and not b.same(self.count, rows)):
             raise Decline(f"nothing shows that {size} is one row of {length} per iteration of the Loop")
         if self.group is not None and set(self.group) & axes_of(x.body):
-            raise Decline("it takes rows of what are rows of the Loop already")
+            raise Decline("it takes rows of a tensor that already is one row per iteration of the Loop")
         y = regroup(self.ctx, x, [*x.shape[:at], rows, length, *x.shape[at + 1 :]])
         if self.group is None:
             self.count, self.group = rows, tuple(Axis(a.size) for a in y.known[at])

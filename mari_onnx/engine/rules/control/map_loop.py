@@ -62,7 +62,7 @@ class LoopBody:
     tensor: Tensor
     env: dict[str, Value]
     swap: tuple[str, Size] | None = None
-    """A symbol and what it is in this branch."""
+    """A symbol and its value in this branch."""
 
     def __post_init__(self) -> None:
         self.b = self.ctx.b
@@ -78,7 +78,7 @@ class LoopBody:
         """The outputs of the body, or of a branch in it, for all iterations. Refuses it if a node of it is refused."""
         for proto in graph.initializer:
             self.env[proto.name] = from_tensor(self.b.const(numpy_helper.to_array(proto), proto.data_type))
-        # rows of a bag are written as a Range by their length, which fails for a length of 0
+        # a bag may be written as a Range by its length, which fails at length 0
         before, self.b.shortest = self.b.shortest, 1
         try:
             for node in graph.node:

@@ -40,7 +40,7 @@ from mari_onnx.engine.rule import Context, from_tensor
 from mari_onnx.model.dims import Dim, Size, symbols
 
 ROUNDS = 8
-"""How often states may turn out to have an axis more."""
+"""Maximum number of rounds in which states may gain axes."""
 
 
 @dataclass
@@ -110,7 +110,7 @@ def _settled(ctx: Context, graph: GraphProto, states: list[State], fixed: dict[s
         found = _interpret(ctx, graph, states, fixed)
         if found is not None:
             return found
-    raise Decline("the shapes of the Loop's states are not found within a few rounds")
+    raise Decline(f"the axes of the Loop's states are not settled after {ROUNDS} rounds")
 
 
 def _shares(value: Value) -> bool:

@@ -185,7 +185,7 @@ def _rotary(ctx: Context) -> list[Through]:
     """Batch and heads; tokens where each has its position. Refuses batches that are packed."""
     x, at = ctx.input(0), ctx.input(1)
     if ctx.attr("is_packed_batching", 0) or x.rank not in (3, 4) or at.rank not in (1, 2):
-        raise Decline("the batch is packed")
+        raise Decline("the sequences of the batch are packed into one")
     tokens, each = x.rank - 2, at.rank == 2
     if each and not all(ctx.b.same(p, x.shape[a]) for p, a in zip(at.shape, (0, tokens), strict=True)):
         raise Decline("there is not one position per token")
