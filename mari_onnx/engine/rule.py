@@ -204,7 +204,7 @@ class Context:
         """The inferred types and shapes; where the type is not known, what the file declares."""
         declared = [self.session.declared.get(name) for name in self.node.output]
         pairs = zip(found, declared, strict=True)
-        return [told if told is not None and kind == TensorProto.UNDEFINED else (kind, s) for (kind, s), told in pairs]
+        return [said if said is not None and kind == TensorProto.UNDEFINED else (kind, s) for (kind, s), said in pairs]
 
 
 def constant(b: Builder, value: Value) -> np.ndarray | None:

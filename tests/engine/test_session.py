@@ -12,7 +12,7 @@ from onnx import TensorProto
 import mari_onnx
 from mari_onnx import engine
 from mari_onnx.engine.ir.builder import Builder
-from mari_onnx.engine.ir.forms import absorbing, form_of, settle, with_form, without_alternatives
+from mari_onnx.engine.ir.forms import extendable, form_of, settle, with_form, without_alternatives
 from mari_onnx.engine.ir.value import Axis, Leaf, Sum
 from mari_onnx.engine.session import Session
 from tests.engine.checks import check
@@ -73,7 +73,7 @@ def test_alternatives_are_back_after_a_scope_and_what_was_found_in_it_is_not() -
 
 def test_a_settled_tensor_keeps_its_form_and_takes_nothing_in() -> None:
     leaf, form = _sum(Builder(17))
-    absorbing(with_form(leaf, form), lambda axes, more: more, lambda axes, factor: factor)
+    extendable(with_form(leaf, form), lambda axes, more: more, lambda axes, factor: factor)
     assert leaf.tensor.alternatives.add_later is not None
     settle(leaf)
     assert form_of(leaf) == form

@@ -16,7 +16,7 @@ from mari_onnx.engine.axes.materialize import as_leaf, write
 from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
-from mari_onnx.engine.ir.forms import absorbing
+from mari_onnx.engine.ir.forms import extendable
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Group, Leaf, Part, Tensor, axes_of, is_const, rename
 from mari_onnx.model.nodes import is_standard
 from mari_onnx.model.ops import Fact, having
@@ -238,7 +238,7 @@ def _add_into_gemm(b: Builder, large: Term, others: Sequence[Leaf], order: Seque
         return _add_into_gemm(b, Term(large.outer, large.a, c, large.k), rest, order)
 
     more = over(total.axes, lambda term: _add_into_gemm(b, large, [*others, term], order))
-    return absorbing(total, more, over(total.axes, scaled_columns))
+    return extendable(total, more, over(total.axes, scaled_columns))
 
 
 def _emit_term(b: Builder, term: Term, order: Sequence[Axis], addend: Leaf | None = None) -> Leaf:
@@ -271,8 +271,8 @@ def product(
     batch = [a for a in x.axes if a is not None and a in ay and a not in k]
     rows = [a for a in x.axes if a is not None and a not in ay]
     cols = [a for a in y.axes if a is not None and a not in ax]
-    turned = "item" in y.tensor.deps and "item" not in x.tensor.deps
-    if (turned and cols) or (batch and cols and not rows):
+    flip = "item" in y.tensor.deps and "item" not in x.tensor.deps
+    if (flip and cols) or (batch and cols and not rows):
         return product(b, y, x, k, order)  # the candidates as rows
     ks = tuple(a for a in (y if is_const(x) else x).axes if a is not None and a in k)
     left: list[tuple[Axis, ...]]

@@ -19,7 +19,7 @@ from mari_onnx.engine.axes.materialize import write
 from mari_onnx.engine.axes.select import take
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import FOLD_LIMIT, Builder
-from mari_onnx.engine.ir.forms import absorbing, with_form
+from mari_onnx.engine.ir.forms import extendable, with_form
 from mari_onnx.engine.ir.value import (
     Again,
     Axis,
@@ -235,7 +235,7 @@ def add_leaves(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis] = ()) ->
     if cancels(terms, of_product=True):
         return total
     again = terms if len(terms) < MANY else left
-    return absorbing(total, over(total.axes, lambda more: add_leaves(b, [*again, more], order)))
+    return extendable(total, over(total.axes, lambda more: add_leaves(b, [*again, more], order)))
 
 
 def folded(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis]) -> list[Leaf]:

@@ -1,17 +1,19 @@
-"""Sums of which large terms cancel: ``(x + y) W`` is no ``x W + y W`` then.
+"""Sums whose large terms may cancel, for which ``(x + y) W`` must not be computed as ``x W + y W``.
 
-Of two times in seconds the difference is exact, and a product of it as precise as one of small numbers; the difference
-of two products of times has lost the digits that the times have in common. So a sum is opened only where no two of its
-terms can be much larger than what they differ by:
+The difference of two times in seconds is exact, and a product of it is as precise as one of small numbers. In the
+difference of two products of times, the digits that both have in common are lost. So a product uses the terms of a sum
+only where no two of them can be much larger than what they differ by. In: the terms, as tensors. Out: a reason, or
+None.
+
+How large a term counts:
 
 - an input as it is has no bound;
-- of a table it counts how far its columns lie from 0, against how far their rows lie apart: embeddings lie around 0
-  whatever their scale, years lie around 2020;
-- what a product or a mean has rounded is as uncertain as it is large, so that nothing is lost there that the source has
-  not lost; it only must be bounded;
-- all else counts as large as it can be, against 1.
+- rows of a table count as far as their columns lie from 0, measured by how far the rows lie from each other: embeddings
+  lie around 0 whatever their scale, years lie around 2020;
+- the result of a product or a mean only has to be bounded: it is rounded, so the source has lost these digits too;
+- everything else counts as large as it can be, measured by 1.
 
-Where all terms but one are small, the other is no larger than the sum, or small as well.
+If all terms except one are small, that one is small as well, or no larger than the sum.
 """
 
 from __future__ import annotations

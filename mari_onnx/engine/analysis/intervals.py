@@ -1,10 +1,10 @@
-"""Lower and upper bounds of a tensor's elements, one by one: which of them a mask keeps out of a softmax.
+"""Lower and upper bounds of each element of a tensor, to see which scores a mask keeps out of a softmax.
 
-A mask reaches the scores in many spellings (Where over And, Or and Not, a sum with -inf, ``(1 - mask) * -1e9``, Min);
-interval arithmetic over what makes it tells them all. `transfer` says what an operator makes of the bounds of its
-operands. `span` asks it about tensors of the new graph, whose masks are constants; `lookahead.masked_rows` about the
-source, for each setting of the booleans that its masks are made of. How large a tensor is that no mask reaches is for
-`magnitude`.
+Exporters write masks in many ways (Where over And, Or and Not, a sum with -inf, ``(1 - mask) * -1e9``, Min); interval
+arithmetic over the operators covers all of them. `transfer` computes the bounds of an operator's result from those of
+its operands. `span` applies it to tensors of the new graph, whose masks are constants; `lookahead.masked_rows` applies
+it to the source, for each value of the booleans that its masks are made of. `magnitude` bounds tensors that no mask
+changes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""How large a tensor's elements can be at most, from constants: for masks that are large but finite.
+"""The largest absolute value that elements of a tensor can have, from constants. Needed for masks that are large but
+finite.
 
-A softmax weight exp(c - max) of a masked score c is exactly 0 where some other score in the row is above c by more than
-the exponent's range (800 covers every type). With c = -1e9 that holds whenever the row has an unmasked score that is
-provably above -1e9 + 800; tables, weights and normalizations bound most scores of a ranking model by a few thousand.
+A softmax weight exp(c - max) of a masked score c is exactly 0 if some other score in the row exceeds c by more than the
+range of exp (800 is enough for every type). With c = -1e9 that is so if the row has an unmasked score that is provably
+above -1e9 + 800. Tables, weights and normalizations bound most scores of a ranking model by a few thousand.
 """
 
 from __future__ import annotations

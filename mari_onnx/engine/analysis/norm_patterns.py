@@ -1,8 +1,11 @@
-"""Normalized values are bounded whatever they are computed from: their chains of operators, recognised.
+"""Recognizes normalizations that are written as several operators, because their results are bounded whatever x is:
 
     |x / sqrt(mean(x^2) + eps)| <= sqrt(D)        RMSNorm and L2 normalization, written as primitives
     |x k + (c - m k)| <= sqrt(D) |g| + |c|        LayerNormalization as TensorFlow writes it, k = g / sqrt(var + eps)
     |BN(x, g, c, m, var)| <= sqrt(D) |g| + |c|    as Keras fuses it: a BatchNormalization of rows as channels
+
+In: a node. Out: a bound of its elements, infinity where it is no normalization. D is the length of a row, g and c are
+scale and bias.
 """
 
 from __future__ import annotations

@@ -310,8 +310,8 @@ class Builder:
                 continue
             if factor < 0:
                 return None
-            told = any(name.startswith("?") for name in monomial)
-            total += factor if set(monomial) <= self.rows else 0 if told else factor * self.shortest
+            unknown = any(name.startswith("?") for name in monomial)
+            total += factor if set(monomial) <= self.rows else 0 if unknown else factor * self.shortest
         return total
 
     def filled(self, size: Size) -> bool:

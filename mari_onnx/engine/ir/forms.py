@@ -102,7 +102,7 @@ def derive(old: Leaf, new: Leaf, how: Callable[[Body], Body]) -> Leaf:
     return new
 
 
-def absorbing(total: Leaf, more: Again, factor: Again | None = None) -> Leaf:
+def extendable(total: Leaf, more: Again, factor: Again | None = None) -> Leaf:
     """Remembers how to write a sum again with one more small term, or a product with a constant factor for each
     column.
     """

@@ -35,9 +35,9 @@ def infer(
     sizes in another way are not fitted: a Slice is cut short by them, and Expand repeats a dimension of 1.
     """
     other = OTHERS.get((domain(node.domain), node.op_type))
-    told = other(node, shapes, inputs) if other is not None else None
-    if told is not None:
-        return told
+    found = other(node, shapes, inputs) if other is not None else None
+    if found is not None:
+        return found
     found = _run(node, shapes, inputs, opsets, None)
     if found is not None and node.op_type in POOLS:
         found = [(dtype, _pooled(node, shape)) for dtype, shape in found]

@@ -1,4 +1,4 @@
-"""A source's own nodes and tensors as those of the new graph, so that `analysis.magnitude` can be asked about them."""
+"""Nodes and tensors of the source in the form of the new graph's, so that `analysis.magnitude` can bound them."""
 
 from __future__ import annotations
 

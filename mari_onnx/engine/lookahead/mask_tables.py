@@ -1,14 +1,15 @@
-"""What a source's masks are, whatever the data: arrays for each value of the booleans that they are made of.
+"""The possible values of a source's masks, which are computed from booleans of the data.
 
-A *bit* is an element of a boolean tensor of which nothing is known but that it is 0 or 1 (``Equal(ids, 0)``), with a
-*label* of its own. What is computed from constants and bits is a `Table`: each element depends on at most one bit a
-*slot*, whose label the slot tells (0: on none), and there is an array for each way to set the slots.
+A *bit* is an element of a boolean tensor of which nothing is known except that it is 0 or 1 (``Equal(ids, 0)``). Each
+bit has a number of its own, its *label*. A tensor that is computed from constants and bits is a `Table`. Each of its
+elements depends on at most one bit per *slot*: a slot is an array of labels, 0 for elements that depend on no bit. The
+table has one array of values for each way to set the slots to 0 and 1.
 
     pad                       slots ([[1, 2, 3]],)                 arrays [[0, 0, 0]], [[1, 1, 1]]
     Concat(pad, False)        slots ([[1, 2, 3, 0]],)              arrays [[0, 0, 0, 0]], [[1, 1, 1, 0]]
     Or(pad[:, :, None], pad[:, None])   two slots, four arrays; on the diagonal both have one label
 
-Where a label stands for what is so if a bit is 1, its negative stands for what is so if the bit is 0.
+Where a label says what holds if a bit is 1, the negative label says what holds if that bit is 0.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""A look ahead in the source: whether an output reads the rows of an attention that its mask leaves nothing.
+"""Looks ahead in the source: does any output read the rows of an attention that its mask covers entirely?
 
     tokens = [history | items],  pad = Equal(ids, 0) of the history,  weights = Softmax(Where(pad[k] or k > q, -1e9, s))
 
-A row q that is masked throughout spreads evenly over all columns, those of the items too, so the user's rows depend on
-the candidates. Such a row is a padded one (pad[q] = 1: else its own entry is not masked), and what is computed from it
-is in padded rows only, as long as others give padded columns a weight of exactly 0. If no output reads a padded row,
-any number will do there: the softmax may take the columns without weight out of all rows.
+A row q whose scores are all masked has equal weights for all columns, those of the items too, so this user row would
+depend on the candidates. But such a row is a padded one (pad[q] = 1, or its own score would not be masked), and what is
+computed from it stays in padded rows, as long as other rows give padded columns a weight of exactly 0. If no output
+reads a padded row, its value does not matter, and the softmax may leave out the columns without weight in all rows.
 
-`Attention` tells of each Softmax, from what its mask is for each setting of its bits (`mask_tables`) and how large the
-scores can be then (`intervals.transfer`): rows whose bit ``rows`` is 0 have an entry above ``floor``; in them, columns
-whose bit ``columns`` is 1 weigh exactly 0. `Flow` follows the padded rows (garbage) from there to the outputs:
-an element may be garbage if one of the bits in its slots is 1. Garbage is finite: scores and values of the source are,
-and operators that may make another thing of them are not passed.
+`Attention` describes each Softmax, from the values of its mask (`mask_tables`) and the possible size of its scores
+(`intervals.transfer`): rows whose bit ``rows`` is 0 have a score above ``floor``, and in these rows, columns whose bit
+``columns`` is 1 have weights of exactly 0. `Flow` (`taint.py`) follows the padded rows to the outputs. Their elements
+are called garbage: numbers that differ from the source's. Garbage is finite, because scores and values of the source
+are; operators that could make it infinite are not followed.
 """
 
 from __future__ import annotations

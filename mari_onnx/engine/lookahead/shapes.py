@@ -1,4 +1,7 @@
-"""Shapes of a whole graph at a given number of candidates, by onnx's inference, and its small integers."""
+"""Shapes of all tensors of a source graph at a given number of candidates, and the values of its small integer tensors.
+
+In: the graph, and N. Out: shapes and arrays by name, by onnx's shape inference.
+"""
 
 from __future__ import annotations
 

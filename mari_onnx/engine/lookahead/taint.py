@@ -1,8 +1,8 @@
-"""Where the rows of an attention that are masked throughout get to: which elements of a source may be garbage.
+"""Which elements of a source depend on attention rows that are masked throughout (garbage, see `masked_rows.py`).
 
-A tensor's garbage is a few slots of labels, as in `bits`: an element may be garbage where a bit of its labels is 1. It
-goes on with the elements, and ends where they meet something that is exactly 0 there: the weights of padded columns, a
-mask that is multiplied or that chooses.
+In: the source's nodes, in order. Out: for each tensor a few slots of labels, as in `mask_tables.py`: an element may be
+garbage where the bit of one of its labels is 1. Garbage is passed on with the elements. It ends where it is multiplied
+by something that is exactly 0 there: the weights of padded columns, or a mask that multiplies or selects.
 """
 
 from __future__ import annotations

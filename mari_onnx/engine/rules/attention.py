@@ -115,8 +115,8 @@ def _parts(ctx: Context, step: Steps) -> list[Value | None] | None:
         # [B, G, H / G, T, D]: the heads that share one of K and V are neighbours
         q = step("Reshape", q, step.ints(0, groups, heads // groups, -1, width))
         k, v = (step("Unsqueeze", x, step.ints(2)) for x in (k, v))
-    turned = step("Transpose", k, perm=[*range(k.rank - 2), k.rank - 1, k.rank - 2])
-    scores = step("MatMul", *_scaled(ctx, step, q, turned, width))
+    k_transposed = step("Transpose", k, perm=[*range(k.rank - 2), k.rank - 1, k.rank - 2])
+    scores = step("MatMul", *_scaled(ctx, step, q, k_transposed, width))
     if heads != groups:
         scores = _shaped(step, scores, heads)
     cap = ctx.attr("softcap", 0.0)
@@ -192,7 +192,7 @@ def _shaped(step: Steps, x: Value, *heads: int) -> Value:
     return step("Reshape", x, step("Concat", step.ints(0, *heads), last, axis=0))
 
 
-def _scaled(ctx: Context, step: Steps, q: Value, turned: Value, width: int) -> tuple[Value, Value]:
+def _scaled(ctx: Context, step: Steps, q: Value, k_transposed: Value, width: int) -> tuple[Value, Value]:
     """Q and K for the scores, with the scale on Q. In types narrower than 32 bits each has its root, to avoid overflow.
 
     Refuses a negative scale.
@@ -202,9 +202,9 @@ def _scaled(ctx: Context, step: Steps, q: Value, turned: Value, width: int) -> t
     if scale < 0:
         raise Decline("its scale is negative")
     if q.dtype in FROM_32_BITS:
-        return (step("Mul", q, step.const(scale, q.dtype)) if scale != 1 else q), turned
+        return (step("Mul", q, step.const(scale, q.dtype)) if scale != 1 else q), k_transposed
     half = step.const(math.sqrt(scale), q.dtype)
-    return step("Mul", q, half), step("Mul", turned, half)
+    return step("Mul", q, half), step("Mul", k_transposed, half)
 
 
 # ---- masks ---------------------------------------------------------------------------------------------------------

@@ -121,8 +121,8 @@ def _attend(ctx: Context, step: Steps, operands: Sequence[Value], mask: int, bia
         split.append(step("Transpose", apart, perm=[0, 2, 1, 3]))
     q, k, v = split
     scale = ctx.attr("scale", 0.0) or 1 / math.sqrt(int(str(q.shape[3])))
-    turned = step("Transpose", k, perm=[0, 1, 3, 2])
-    scores = step("MatMul", step("Mul", q, step.const(scale, dtype)), turned)
+    k_transposed = step("Transpose", k, perm=[0, 1, 3, 2])
+    scores = step("MatMul", step("Mul", q, step.const(scale, dtype)), k_transposed)
     if ctx.has(bias):
         scores = step("Add", scores, ctx.input(bias))
     if ctx.has(mask):

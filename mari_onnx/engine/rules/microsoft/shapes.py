@@ -30,14 +30,14 @@ def shape_of(*ops: str, domain: str = MICROSOFT) -> Callable[[Known], Known]:
 
     def register(known: Known) -> Known:
         @wraps(known)
-        def told(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred | None:
+        def infer_fallback(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred | None:
             try:
                 return known(node, shapes, inputs)
             except (AttributeError, LookupError, TypeError, ValueError):
                 return None
 
         for op in ops:
-            OTHERS[domain, op] = told
+            OTHERS[domain, op] = infer_fallback
         return known
 
     return register
