@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mari_onnx.engine import Rewrite, rewrite
+from mari_onnx.engine.analysis.finite import carried
 from tests.engine.checks import actions, check, unweighed
 from tests.engine.graphs import Graph, ort, run
 
@@ -134,6 +135,24 @@ def test_hidden_tokens_are_left_out_where_a_nan_gets_to_the_output_anyway(mask: 
     made = attention(g, g.user(3, 4), g.item(2, 4), mask)
     g.output(g.Sigmoid(g.MatMul(g.reduce("Mean", made, [1], keepdims=0), g.weight(4, 1))))
     assert actions(same_places(g))["Softmax"] == ["split"]
+
+
+@pytest.mark.parametrize("kind", ["initializer", "node", "zero", "computed"])
+def test_a_power_keeps_a_nan_unless_it_may_be_the_power_0(kind: str) -> None:
+    """x ^ 2, of which exporters write normalizations, does; the powers 1, 1, 1, 0, 0 of five tokens do not."""
+    g = Graph(18, dtype=np.float32)
+    made = attention(g, g.user(3, 4), g.item(2, 4), "where")
+    powers = np.array([1.0, 1, 1, 0, 0]).reshape(1, 5, 1)
+    exponent = {
+        "initializer": lambda: g.const(np.array(2.0)),
+        "node": lambda: g.Constant(value_float=2.0),
+        "zero": lambda: g.const(powers),
+        "computed": lambda: g.Cast(g.const(powers, np.int64), to=1),
+    }[kind]()
+    y = g.reduce("Mean", g.Pow(made, exponent), [1], keepdims=0)
+    g.output(g.MatMul(y, g.weight(4, 2)))
+    assert carried(g.model().graph) == (kind in ("initializer", "node"))
+    same_places(g, runs=True)
 
 
 @pytest.mark.parametrize("op", ["IsNaN", "Greater", "Cast", "ReduceMax"])

@@ -10,12 +10,14 @@ not see the token may do without it: the output is NaN by the token's own row.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Body, Leaf, Tensor, leaves
-from mari_onnx.model.nodes import attribute, domain, reads
+from mari_onnx.model import tensors
+from mari_onnx.model.nodes import attribute, constant, domain, is_standard, reads
 from mari_onnx.model.ops import Fact, having, row
 
 FLOATS = {TensorProto.UNDEFINED, TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
@@ -28,7 +30,7 @@ def carried(graph: onnx.GraphProto) -> bool:
     for node in graph.node:
         if node.op_type in having(Fact.SIZES) or raw.isdisjoint(reads(node)):
             continue
-        if _swallows(node):
+        if _swallows(node) and not _power(graph, node):
             return False
         raw.update(node.output)
     return True
@@ -41,6 +43,16 @@ def _swallows(node: NodeProto) -> bool:
         return attribute(node, "to") not in FLOATS
     known = row(node.op_type)
     return domain(node.domain) not in known.domains or Fact.KEEPS_NAN not in known.facts
+
+
+def _power(graph: onnx.GraphProto, node: NodeProto) -> bool:
+    """Whether a node is ``x ^ c``, c a constant without zeros: ``x ^ 0`` is 1 whatever x is, others keep a NaN."""
+    if node.op_type != "Pow" or not is_standard(node):
+        return False
+    name, inputs = node.input[1], {i.name for i in graph.input}
+    found = [tensors.array(t) for t in graph.initializer if t.name == name and name not in inputs]
+    found += [array for made in graph.node if name in made.output and (array := constant(made)) is not None]
+    return len(found) == 1 and bool(np.all(found[0]))
 
 
 def masked(b: Builder, tensor: Tensor) -> bool:
