@@ -32,7 +32,7 @@ def by_definition(ctx: Context) -> list[Value | None]:
     """
     b, name = ctx.b, operator(ctx.node)
     if not any(v is not None and _repeats(v) for v in ctx.inputs):
-        raise Decline(f"no rule for {name}")
+        raise Decline(f"no rule for {name}, and none of its inputs has equal rows, so nothing could be saved")
     body = _definition(ctx)
     if body is None:
         raise Decline(f"no rule for {name}, and no definition by other operators")
@@ -47,7 +47,8 @@ def by_definition(ctx: Context) -> list[Value | None]:
         raise Decline(f"the definition of {name} leaves the rank of an output unknown")
     written, kernel = _written(b, outputs, before), _kernel(ctx, outputs)
     if written >= kernel:
-        raise Decline(f"the definition of {name} would cost more than its kernel ({written:.3g} against {kernel:.3g})")
+        how = f"{written:.3g} against {kernel:.3g} multiply-adds, estimated"
+        raise Decline(f"the definition of {name} would cost more than its kernel ({how})")
     return [*outputs, *[None] * (len(ctx.node.output) - len(outputs))]
 
 
