@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mari_onnx.choices import CHOICES_KEY, Choices, choices_of, options_for
 from mari_onnx.errors import CannotCompare, OutputsDiffer, SidesUnknown
 from mari_onnx.model.load import Source, read
 from mari_onnx.model.provenance import carry_over, differences, set_metadata
@@ -29,12 +30,15 @@ if TYPE_CHECKING:
     import onnx
 
     from mari_onnx.engine import Options, Rewrite
+    from mari_onnx.parity.guard import Checked
     from mari_onnx.parity.requests.draw import Request
     from mari_onnx.report import Report
 
 VERSION_KEY = "mari_onnx.version"
 SOURCE_KEY = "mari_onnx.source_sha256"
 REPORT_KEY = "mari_onnx.report"
+PRICES_KEY = "mari_onnx.prices_sha256"
+AS_CHOSEN = "the choices that were given leave all of it as it is"
 
 
 @dataclass
@@ -100,11 +104,15 @@ def optimize(
     rest: str | None = None,
     shapes: Mapping[str, Sequence[int | str | None]] | None = None,
     count: Iterable[str] = (),
-    candidates: int = 500,
+    candidates: int | Mapping[int, float] | None = None,
     check: bool = True,
     requests: str | Path | Iterable[Request] | None = None,
     providers: Sequence[str] = ("auto",),
     target: str = "cpu",
+    threads: int = 1,
+    prices: Path | None = None,
+    choices: Choices | None = None,
+    if_slower: str | None = None,
 ) -> Optimized:
     """Rewrites a model so that what depends on the user alone is computed once per request.
 
@@ -114,32 +122,39 @@ def optimize(
             the model's metadata, a side file beside the model, and its dimensions are asked.
         user, item, cross, rest, count: as the flags of the command line.
         shapes: input name -> dimensions that the file lacks or fixes: sizes, symbols such as "N", None.
-        candidates: the N that rewrites have to pay for.
+        candidates: the N that rewrites have to pay for; or several, N -> how much its time counts. By default 16, 64
+            and 500, which count alike.
         check: run both models and compare; a difference raises. Without it nothing is assumed that a run has to tell.
         requests: recorded requests, or their file, to compare on in addition to drawn ones.
         providers: what to run the check on; see `parity.Settings`.
         target: the kind of machine that rewrites are chosen for, "cpu" or "cuda".
+        threads, prices, choices: see `mari_onnx.choices.options_for`.
+        if_slower: also time source and output against each other after the check, and where the output is slower
+            "warn" in the report, "undo" what makes it so, or "fail".
 
     Raises:
         SidesUnknown, UsageError: see `mari_onnx.sides.resolve`.
         ModelError: the model cannot be read or run.
         OutputsDiffer, CannotCompare: the check failed, or could not be made.
+        Slower: the output is slower, and `if_slower` is "fail".
     """
     source = as_source(model)
     given = {name: tuple(shape) for name, shape in (shapes or {}).items()}
     found = _sides(source, sides, check, user=user, item=item, cross=cross, rest=rest, shapes=given, count=count)
+    options = options_for(candidates, target=target, threads=threads, prices=prices, choices=choices)
     if not check:
-        return rewritten(source, found, candidates=candidates, target=target)
+        return rewritten(source, found, options)
     with (
         tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder,
         checked(
             source,
             found,
             Path(folder, "optimized.onnx"),
-            candidates=candidates,
-            target=target,
+            options,
             requests=requests,
             providers=providers,
+            if_slower=if_slower,
+            threads=threads,
         ) as (done, _),
     ):
         return done
@@ -149,7 +164,7 @@ def inspect(
     model: str | Path | onnx.ModelProto,
     sides: Sides | Mapping[str, str] | str | Path | None = None,
     *,
-    candidates: int = 500,
+    candidates: int | Mapping[int, float] | None = None,
     measure: bool = False,
 ) -> Report:
     """What `optimize` would do with the model, and why not more; nothing is written.
@@ -161,7 +176,7 @@ def inspect(
         measure: run source and output, and see which work gives results equal for all candidates.
     """
     source = as_source(model)
-    done = rewritten(source, _sides(source, sides), candidates=candidates, assume=True)
+    done = rewritten(source, _sides(source, sides), options_for(candidates, assume=True))
     if measure:
         done.measure()
     return done.report
@@ -192,25 +207,19 @@ def with_given_shapes(source: Source, sides: Sides) -> Source:
 def rewritten(
     source: Source,
     sides: Sides,
-    *,
-    candidates: int = 500,
-    target: str = "cpu",
-    assume: bool = False,
+    options: Options | None = None,
 ) -> Optimized:
     """The rewrite of `source`, not checked.
 
     Args:
-        assume: facts that a run can tell are assumed, as `optimize` does, whose check verifies them; the report has
-            them as `assumptions`.
+        options: by default `options_for()`.
 
     Raises:
         SidesUnknown: neither tags nor the graph say whose inputs are whose.
     """
-    from mari_onnx.engine import Options
-
     source = with_given_shapes(source, sides)
-    options = Options(candidates=candidates, target=target, assume=assume)
-    return _finished(source, sides, candidates, _engine(source)(source.model, sides, options))
+    options = options or options_for()
+    return _finished(source, sides, options, _engine(source)(source.model, sides, options))
 
 
 @contextlib.contextmanager
@@ -218,30 +227,31 @@ def checked(
     source: Source,
     sides: Sides,
     path: Path,
+    options: Options | None = None,
     *,
-    candidates: int = 500,
-    target: str = "cpu",
     requests: str | Path | Iterable[Request] | None = None,
     providers: Sequence[str] = ("auto",),
+    if_slower: str | None = None,
+    threads: int = 1,
     progress: Any = None,
 ) -> Iterator[tuple[Optimized, Staged]]:
     """The rewrite of `source`, checked on what is staged for `path`; the caller may commit it.
 
     A rewrite with which outputs differ is dropped and all is done again; the report's incidents
-    tell.
+    tell. Then source and output are timed, where `if_slower` says so, on so many threads.
 
     Raises:
+        Slower: the output is slower, and `if_slower` is "fail".
         SidesUnknown: as `rewritten`.
         OutputsDiffer: outputs differ whatever is dropped.
         CannotCompare: the source gives nothing to compare with.
     """
-    from mari_onnx.engine import Options
     from mari_onnx.parity.guard import optimize_checked
     from mari_onnx.parity.requests.recorded import as_requests
     from mari_onnx.parity.result import CANNOT_COMPARE
     from mari_onnx.runtime import require
 
-    source = with_given_shapes(source, sides)
+    source, options = with_given_shapes(source, sides), options or options_for()
     recorded = as_requests(requests, signature(source.model), sides)
     for provider in providers:
         require(provider)  # before minutes of work
@@ -250,14 +260,14 @@ def checked(
     def place(rewrite: Rewrite) -> Path:
         while staged:
             staged.pop().discard()
-        staged.append(_finished(source, sides, candidates, rewrite).stage(path))
+        staged.append(_finished(source, sides, options, rewrite).stage(path))
         return staged[0].path
 
-    try:
-        answer = optimize_checked(
+    def answered(how: Options) -> Checked:
+        return optimize_checked(
             source.model,
             sides,
-            Options(candidates=candidates, target=target),
+            how,
             source=source.path if source.path.is_file() and not sides.shapes else None,
             engine=_engine(source),
             place=place,
@@ -265,6 +275,14 @@ def checked(
             providers=tuple(providers),
             progress=progress,
         )
+
+    try:
+        answer, speed = answered(options), None
+        if if_slower is not None and answer.ok and answer.result is not None:
+            from mari_onnx.timing.speed import settled
+
+            timed = (source.model, sides, answer, staged[0].path, answered)
+            answer, speed = settled(*timed, if_slower=if_slower, threads=threads, progress=progress)
         if answer.result is not None and not answer.result.ok:
             if answer.result.verdict == CANNOT_COMPARE:
                 raise CannotCompare(
@@ -276,8 +294,9 @@ def checked(
                 "nothing was written. First make sure that inputs tagged user are equal for all "
                 "candidates; if they are, this is a defect of mari-onnx, please report it",
             )
-        done = _finished(source, sides, candidates, answer.rewrite)
+        done = _finished(source, sides, answer.options, answer.rewrite)
         done.report.incidents = list(answer.incidents)
+        done.report.speed = speed
         if answer.result is None:
             while staged:
                 staged.pop().discard()
@@ -299,6 +318,8 @@ def _engine(source: Source) -> Callable[[onnx.ModelProto, Sides, Options], Rewri
     def rewrite(model: onnx.ModelProto, sides: Sides, options: Options) -> Rewrite:
         made = upgraded(model)
         result = engine.rewrite(made.model, sides, options)
+        if options.unchanged and result.changed:
+            result = dataclasses.replace(result, model=model, changed=False, reason=AS_CHOSEN, assumptions=[])
         if made.failed is not None:
             result = dataclasses.replace(result, reason=made.failed)
         own = metadata.get(VERSION_KEY) == __version__
@@ -314,14 +335,23 @@ def _engine(source: Source) -> Callable[[onnx.ModelProto, Sides, Options], Rewri
     return rewrite
 
 
-def _finished(source: Source, sides: Sides, candidates: int, result: Rewrite) -> Optimized:
+def _finished(source: Source, sides: Sides, options: Options, result: Rewrite) -> Optimized:
     """The rewrite with what it has to carry of the source, its provenance, and its report."""
     from mari_onnx.report import build
 
-    report = build(source.model, result, sides, candidates)
+    report = build(source.model, result, sides, options.candidates)
+    report.choices = choices_of(result, options, source.sha256).to_dict()
+    if result.estimated:
+        report.estimated = {n: round(ratio, 2) for n, ratio in sorted(result.estimated.items())}
     report.source = _file_facts(source)
     note = upgraded(source.model).note if result.changed else None
     report.notes = [note] if note is not None else []
+    if result.alone is not None:
+        n, ratio = result.alone
+        report.notes.append(
+            f"for {n} candidates alone another choice is faster (--candidates {n}), an estimated {ratio:.1f}x; "
+            "for few candidates it is the slower one"
+        )
     if not result.changed:
         report.after = report.before
         return Optimized(source.model, False, report, source, result)
@@ -334,6 +364,8 @@ def _finished(source: Source, sides: Sides, candidates: int, result: Rewrite) ->
             VERSION_KEY: __version__,
             SOURCE_KEY: source.sha256,
             REPORT_KEY: json.dumps(report.short()),
+            CHOICES_KEY: json.dumps(report.choices),
+            **({PRICES_KEY: options.prices.sha256} if options.prices is not None and options.prices.foreign else {}),
         },
     )
     if wrong := differences(source.model, output):

@@ -119,6 +119,12 @@ class CannotCompare(MariError):
     exit_code = 8
 
 
+class Slower(MariError):
+    """The output is slower than the source, and --if-slower fail was given."""
+
+    exit_code = 9
+
+
 def first_line(error: BaseException) -> str:
     """What went wrong in one line, for a message that has more to say."""
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -41,7 +41,7 @@ def test_no_operator_has_a_row_and_is_listed_as_without() -> None:
 
 # ---- no other module lists operators --------------------------------------------------------------------------------
 
-REGISTERING = {"rule", "mapped", "shape_of", "flops_of", "bounds_of"}
+REGISTERING = {"rule", "mapped", "shape_of", "flops_of", "bounds_of", "kernel_of"}
 """Functions whose arguments say which operators the function that follows is for."""
 NAMES = {name for _, name in STANDARD_NAMES | ROWS | REST}
 PACKAGE = Path(mari_onnx.__file__).parent

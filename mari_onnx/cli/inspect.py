@@ -13,6 +13,7 @@ from mari_onnx.cli.options import (
     html_option,
     side_options,
     sides_from,
+    weighted_numbers,
 )
 
 
@@ -21,11 +22,9 @@ from mari_onnx.cli.options import (
 @side_options
 @click.option(
     "--candidates",
-    type=click.IntRange(min=1),
-    default=500,
-    show_default=True,
-    metavar="N",
-    help="The number of candidates per request for which rewrites are chosen.",
+    callback=weighted_numbers,
+    metavar="N | N:WEIGHT,...",
+    help="Numbers of candidates for which rewrites are chosen, as for `optimize`.  [default: 16, 64 and 500 alike]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON (docs/report.md).")
 @click.option(
@@ -38,7 +37,7 @@ from mari_onnx.cli.options import (
 @common_options
 def inspect(
     model: Path,
-    candidates: int,
+    candidates: int | dict[int, float] | None,
     as_json: bool,
     measure: bool,
     html_file: Path | None,
@@ -49,6 +48,7 @@ def inspect(
     MODEL may be a source or an output of `optimize`. No model is written.
     """
     from mari_onnx.api import rewritten, with_given_shapes
+    from mari_onnx.choices import options_for
     from mari_onnx.errors import SidesUnknown
     from mari_onnx.model.load import read
     from mari_onnx.report import summary
@@ -61,7 +61,7 @@ def inspect(
     try:
         found = sides_from(sides, source.model, model)
         source = with_given_shapes(source, found)
-        done = rewritten(source, found, candidates=candidates, assume=True)
+        done = rewritten(source, found, options_for(candidates, assume=True))
     except SidesUnknown:
         if not as_json:
             summary.write(out, [inputs_table(_untagged(source.model))])

@@ -24,6 +24,7 @@ _COMMANDS = {
     "check": "Compare two models on the same requests.",
     "inspect": "Show what would be lifted, and why not more.",
     "bench": "Time models against each other.",
+    "calibrate": "Measure the prices of kernels on this machine.",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,12 @@ from mari_onnx.cli.options import (
     request_id_option,
     side_options,
     sides_from,
+    weighted_numbers,
 )
 
 if TYPE_CHECKING:
     from mari_onnx.api import Optimized
+    from mari_onnx.engine import Options
     from mari_onnx.model.load import Source
     from mari_onnx.model.save import Staged
     from mari_onnx.sides.resolve import Sides
@@ -32,11 +35,10 @@ if TYPE_CHECKING:
 @side_options
 @click.option(
     "--candidates",
-    type=click.IntRange(min=1),
-    default=500,
-    show_default=True,
-    metavar="N",
-    help="The number of candidates per request for which rewrites are chosen; the output takes any N.",
+    callback=weighted_numbers,
+    metavar="N | N:WEIGHT,...",
+    help="Numbers of candidates per request for which rewrites are chosen, and how much their time counts; the output "
+    "takes any N.  [default: 16, 64 and 500 alike]",
 )
 @click.option(
     "--target",
@@ -44,6 +46,35 @@ if TYPE_CHECKING:
     default="cpu",
     show_default=True,
     help="The kind of machine for which rewrites are chosen.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="T",
+    help="Threads of onnxruntime within an operator, for which rewrites are chosen and timed.",
+)
+@click.option(
+    "--prices",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Prices of kernels that `mari-onnx calibrate` measured, instead of those that come with mari-onnx.",
+)
+@click.option(
+    "--choices",
+    "choices_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Parts that are left as they are: read if FILE is there, so that the same output is made again; else written.",
+)
+@click.option(
+    "--if-slower",
+    type=click.Choice(["warn", "undo", "fail"]),
+    default="warn",
+    show_default=True,
+    help="Where the output is slower than IN by the clock: say so, take back what makes it slower, or write nothing "
+    "(exit code 9).",
 )
 @click.option(
     "--check/--no-check",
@@ -75,8 +106,12 @@ if TYPE_CHECKING:
 def optimize(
     source: Path,
     output: Path,
-    candidates: int,
+    candidates: int | dict[int, float] | None,
     target: str,
+    threads: int,
+    prices: Path | None,
+    choices_file: Path | None,
+    if_slower: str,
     check: bool,
     data: Path | None,
     request_id: str,
@@ -96,11 +131,12 @@ def optimize(
     inputs whose batch dimension is 1.
     """
     from mari_onnx.api import with_given_shapes
+    from mari_onnx.choices import options_for, read_choices
     from mari_onnx.model.load import read
     from mari_onnx.report import summary
     from mari_onnx.report.terminal import console
 
-    _check_paths(source, output, {"the report": report_file, "the page": html_file}, force)
+    _check_paths(source, output, {"the report": report_file, "the page": html_file, "the choices": choices_file}, force)
     loaded = read(source)
     found = sides_from(sides, loaded.model, source)
     loaded = with_given_shapes(loaded, found)
@@ -114,9 +150,13 @@ def optimize(
         from mari_onnx.parity.requests.recorded import load
 
         requests = load(data, signature(loaded.model), found, request_id)
-    how = {"candidates": candidates, "target": target}
-    checking = {"requests": requests, "providers": providers} if check else None
-    with _staged(loaded, found, output, how, checking, dry_run, quiet) as (done, staged):
+    given = read_choices(choices_file, loaded.sha256) if choices_file is not None and choices_file.exists() else None
+    options = options_for(candidates, target=target, threads=threads, prices=prices, choices=given)
+    checking = None
+    if check:
+        timed = if_slower if target == "cpu" else None
+        checking = {"requests": requests, "providers": providers, "if_slower": timed, "threads": threads}
+    with _staged(loaded, found, output, options, checking, dry_run, quiet) as (done, staged):
         summary.write(out, summary.of_optimize(done.report, show_inputs=sides["guess"], target=target))
         if not dry_run:
             done.report.output = _facts(staged, output)
@@ -127,6 +167,8 @@ def optimize(
         write_text(report_file, done.report.to_json())
     if html_file is not None:
         write_text(html_file, done.html())
+    if choices_file is not None and given is None:
+        write_text(choices_file, json.dumps(done.report.choices, indent=1, ensure_ascii=False) + "\n")
     if done.report.output is None:
         summary.write(out, [f"dry run: {output} was not written"])
     else:
@@ -163,7 +205,7 @@ def _staged(
     source: Source,
     sides: Sides,
     output: Path,
-    how: Mapping[str, Any],
+    options: Options,
     checking: Mapping[str, Any] | None,
     dry_run: bool,
     quiet: bool,
@@ -171,8 +213,7 @@ def _staged(
     """The output written beside OUT; in a folder for temporary files on a dry run.
 
     Args:
-        how: arguments of `api.rewritten`.
-        checking: further ones of `api.checked`; None for no check.
+        checking: further arguments of `api.checked`; None for no check.
     """
     import tempfile
 
@@ -185,11 +226,11 @@ def _staged(
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mari-onnx-"))
             place = Path(folder, output.name)
         if checking is None:
-            done = api.rewritten(source, sides, **how)
+            done = api.rewritten(source, sides, options)
             yield done, stack.enter_context(done.stage(place))
             return
         with progress_bar(quiet) as progress:
-            answer = stack.enter_context(api.checked(source, sides, place, **how, **checking, progress=progress))
+            answer = stack.enter_context(api.checked(source, sides, place, options, **checking, progress=progress))
         yield answer
 
 

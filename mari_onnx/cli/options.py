@@ -224,3 +224,25 @@ def common_options(command: F) -> F:
 def _note_debug(context: click.Context, value: bool) -> None:
     if value:
         context.ensure_object(dict)["debug"] = True
+
+
+def weighted_numbers(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> int | dict[int, float] | None:
+    """``500`` -> 500; ``1:0.2,500:0.8`` -> {1: 0.2, 500: 0.8}."""
+    if value is None:
+        return None
+    try:
+        if ":" not in value and "," not in value:
+            found: int | dict[int, float] = int(value)
+            least: float = int(value)
+        else:
+            parts = [part.partition(":") for part in value.split(",")]
+            found = {int(n): float(weight) if colon else 1.0 for n, colon, weight in parts}
+            least = min(min(found), *(1 if weight > 0 else 0 for weight in found.values()))
+        if least < 1:
+            raise ValueError
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no number of candidates such as 500, nor several with weights such as "
+                                 "1:0.2,500:0.8") from None  # fmt: skip
+    return found

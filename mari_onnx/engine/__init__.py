@@ -10,7 +10,7 @@ and writes nodes of the new graph. docs/design.md explains the idea and the word
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import onnx
 
@@ -19,15 +19,16 @@ from mari_onnx.engine import (
     rules,  # noqa: F401  fills the table
 )
 from mari_onnx.engine.analysis.finite import carried
-from mari_onnx.engine.assumptions import Assumption, Assumptions
+from mari_onnx.engine.assumptions import Assumptions
 from mari_onnx.engine.axes.materialize import materialise
+from mari_onnx.engine.choose import fastest
 from mari_onnx.engine.cost.flops import Cost, graph_cost
 from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.inputs import declared, enter, input_shapes
 from mari_onnx.engine.interpreter import FAILURES, Interpreter, visit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Decline, Tensor, Value, kind
-from mari_onnx.engine.outcome import NodeReport
+from mari_onnx.engine.outcome import NodeReport, Rewrite
 from mari_onnx.engine.output.assemble import assemble, fuse_gemm, live
 from mari_onnx.engine.output.cpu import for_cpu
 from mari_onnx.engine.output.names import name_outputs, restore_names, tensor_map
@@ -51,32 +52,6 @@ LOSS = 1.005
 """The FLOPs that a shorter graph may have, as a multiple of the first graph's."""
 
 
-@dataclass
-class Rewrite:
-    """What `rewrite` answers; docs/report.md describes the same as JSON."""
-
-    model: onnx.ModelProto
-    changed: bool
-    nodes: list[NodeReport]
-    kinds: dict[str, str] = field(default_factory=dict)
-    shapes: dict[str, tuple[Size, ...]] = field(default_factory=dict)
-    out_shapes: dict[str, tuple[Size, ...]] = field(default_factory=dict)
-    tensor_map: dict[str, str] = field(default_factory=dict)
-    reason: str | None = None
-    """Why nothing was changed."""
-    flops: float = 0.0
-    """Of the new graph, for `Options.candidates`."""
-    assumptions: list[Assumption] = field(default_factory=list)
-    """What the new graph assumes, to be verified by running both models. Empty where nothing was changed."""
-
-    @property
-    def grown(self) -> float:
-        """Nodes of the new graph per node of the source; source nodes that are computed at build time are not
-        counted.
-        """
-        return len(self.model.graph.node) / max(1, sum(report.action != "folded" for report in self.nodes))
-
-
 def rewrite(model: onnx.ModelProto, sides: Sides, options: Options | None = None) -> Rewrite:
     """A model that computes once per request what depends on the user alone. The source is only read.
 
@@ -94,14 +69,32 @@ def rewrite(model: onnx.ModelProto, sides: Sides, options: Options | None = None
     graph, time = _inlined(model), TimeModel(options.candidates)
     session = Session(graph, input_shapes(graph, sides), opsets, options, declared(graph, sides))
     try:
-        result = _rewrite(model, sides, session, time)
-        return _thrifty(model, sides, session, time, result) if result.changed and result.grown > GROWTH else result
+        return _best(model, sides, session, time)
     except Decline as why:  # an output, or what a node reads, that cannot be written
         return Rewrite(model, False, [], reason=str(why))
     except FAILURES as error:  # a graph of an unexpected kind: the source is returned
         if interpreter.STRICT:
             raise
         return Rewrite(model, False, [], reason=f"the rewrite failed ({type(error).__name__}: {error})")
+
+
+def _best(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeModel) -> Rewrite:
+    """The rewrite that is fastest by the prices of kernels; without prices, the one that saves most work."""
+    options = session.options
+
+    def once(slower: frozenset[str]) -> Rewrite:
+        session.options = replace(options, slower=slower)
+        result = _rewrite(model, sides, session, time)
+        return _thrifty(model, sides, session, time, result) if result.changed and result.grown > GROWTH else result
+
+    first = once(options.slower or frozenset())
+    if options.prices is None or options.slower is not None or not first.changed:
+        return replace(first, left_for_time=options.slower or frozenset())
+    found = fastest(session.graph, first, once, options.weighted, options.prices)
+    if not found.changed:
+        found.model, found.out_shapes = model, found.shapes
+        found.tensor_map = {name: name for name in found.shapes}
+    return found
 
 
 def _thrifty(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeModel, first: Rewrite) -> Rewrite:
@@ -161,6 +154,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
         shapes,
         out_shapes,
         tensor_map(env, {t.name for n in nodes for t in n.outputs}),
+        origins=[n.origin for n in nodes],
     )
     before, after = _cost(graph, shapes, time), _cost(made.graph, out_shapes, time)
     moved = bool(lifted) or any(r.action in ("lifted", "split") for r in state.reports)

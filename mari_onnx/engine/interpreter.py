@@ -31,6 +31,7 @@ FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, Recurs
 """Exceptions of a rule on an unexpected graph, after which the node is copied."""
 NARROW = frozenset({17, 18, 19, 20, 21, 22, 23, 24, 25, 26})
 """float8, float4 and integers of 4 and 2 bits: no operator repeats or joins them, so they keep their N rows."""
+SLOWER = "left as it is: rewritten, it or what follows takes longer, by the prices of kernels"
 STRICT = bool(os.environ.get("MARI_ONNX_STRICT"))
 """For tests: exceptions of rules are raised, and not turned into copies of the node."""
 
@@ -65,6 +66,8 @@ def visit(state: Interpreter, node: NodeProto) -> None:
     owner = domain(node.domain)
     if {node.name, state.b.label} & state.session.options.skip:
         reason = "skipped: the check found that this rewrite changes the outputs"
+    elif {node.name, state.b.label} & (state.session.options.slower or frozenset()):
+        reason = SLOWER
     elif node.op_type in RANDOM:
         reason = "it is random: two runs differ, so it is always copied"
     else:

@@ -6,11 +6,13 @@ In: the Values of a node's inputs and outputs, and the rule that computed them. 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from onnx import NodeProto
+from onnx import ModelProto, NodeProto
 
+from mari_onnx.engine.assumptions import Assumption
 from mari_onnx.engine.ir.value import Cat, Value, axes_of, is_const, kind
+from mari_onnx.model.dims import Size
 
 
 @dataclass
@@ -73,3 +75,37 @@ def _saves(value: Value) -> bool:
 
 def _split_inputs(value: Value | None) -> bool:
     return value is not None and isinstance(value.body, Cat) and _saves(value)
+
+
+@dataclass
+class Rewrite:
+    """What `rewrite` answers; docs/report.md describes the same as JSON."""
+
+    model: ModelProto
+    changed: bool
+    nodes: list[NodeReport]
+    kinds: dict[str, str] = field(default_factory=dict)
+    shapes: dict[str, tuple[Size, ...]] = field(default_factory=dict)
+    out_shapes: dict[str, tuple[Size, ...]] = field(default_factory=dict)
+    tensor_map: dict[str, str] = field(default_factory=dict)
+    reason: str | None = None
+    """Why nothing was changed."""
+    flops: float = 0.0
+    """Of the new graph, for `Options.candidates`."""
+    assumptions: list[Assumption] = field(default_factory=list)
+    """What the new graph assumes, to be verified by running both models. Empty where nothing was changed."""
+    origins: list[str] = field(default_factory=list)
+    """For each node of the new graph the source node whose rule wrote it."""
+    left_for_time: frozenset[str] = frozenset()
+    """Source nodes that were left alone because their rewrite takes longer than they do."""
+    estimated: dict[int, float] = field(default_factory=dict)
+    """N -> the source's time over the output's, by the prices of kernels; empty without prices."""
+    alone: tuple[int, float] | None = None
+    """The typical N, and how many times faster than the source another choice is for it alone; None if not much."""
+
+    @property
+    def grown(self) -> float:
+        """Nodes of the new graph per node of the source; source nodes that are computed at build time are not
+        counted.
+        """
+        return len(self.model.graph.node) / max(1, sum(report.action != "folded" for report in self.nodes))

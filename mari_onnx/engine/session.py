@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
+from mari_onnx.engine.cost.prices import Prices
 from mari_onnx.engine.lookahead.masked_rows import Unread
 from mari_onnx.model.dims import Size
 from mari_onnx.model.nodes import captures
@@ -25,6 +26,10 @@ class Options:
     candidates: the N for which costs are estimated. target: "cpu" or "cuda". skip: names of source nodes that are
     copied. assume: facts may be assumed that a run can verify; the caller then verifies `Rewrite.assumptions`.
     declined: source nodes for which nothing is assumed, with the reason.
+    prices: of kernels; with them time decides, not FLOPs: parts whose rewrite takes longer than they do are left as
+    they are. weights: N -> how much its time counts, by default `candidates` alone. slower: source nodes left alone
+    because of that, chosen before; with them no others are looked for. unchanged: chosen before: the source is kept
+    (for the caller of `rewrite` to do).
     """
 
     candidates: int = 500
@@ -32,6 +37,15 @@ class Options:
     skip: frozenset[str] = frozenset()
     assume: bool = False
     declined: Mapping[str, str] = field(default_factory=dict)
+    prices: Prices | None = None
+    weights: Mapping[int, float] = field(default_factory=dict)
+    slower: frozenset[str] | None = None
+    unchanged: bool = False
+
+    @property
+    def weighted(self) -> Mapping[int, float]:
+        """`weights`, or those that stand in for them."""
+        return self.weights or {self.candidates: 1.0}
 
 
 class Session:

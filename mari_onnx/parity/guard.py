@@ -150,6 +150,8 @@ class _Work:
 
         made, self.options = settle(self.model, self.options, partial(self.engine, self.model, self.sides), verify)
         counts = dict.fromkeys(each.candidates for each in made.assumptions)
+        if self.options.prices is not None:
+            self.options = replace(self.options, slower=made.left_for_time)  # chosen once
         missing = [n for n in counts if n not in self.settings.counts]
         if missing:
             self.settings = replace(self.settings, candidates=(*missing, *self.settings.counts))

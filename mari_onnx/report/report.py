@@ -45,6 +45,9 @@ class Report:
         incidents: rewrites that were undone because the check failed with them.
         notes: what was done to the source before it was rewritten, such as the conversion of an old operator set.
         assumptions: what the output takes for granted; verified if `check` is there.
+        choices: parts that were left as they are (`mari_onnx.choices`).
+        estimated: N -> the source's time over the output's, by prices of kernels; empty where work decided.
+        speed: the same measured, and from which N on the output is faster; None where nothing was timed.
         residual: what `report.explain_rest.measured` found, None where nothing was measured.
     """
 
@@ -63,6 +66,9 @@ class Report:
     notes: list[str] = field(default_factory=list)
     assumptions: Sequence[Assumption] = ()
     reason: str | None = None
+    choices: dict[str, Any] = field(default_factory=dict)
+    estimated: dict[int, float] = field(default_factory=dict)
+    speed: dict[str, Any] | None = None
     residual: dict[str, Any] | None = None
 
     @property
@@ -126,6 +132,9 @@ class Report:
             "check": self.check,
             "incidents": self.incidents,
             "notes": self.notes,
+            "choices": self.choices,
+            "estimated_speedup": {str(n): ratio for n, ratio in self.estimated.items()},
+            "speed": self.speed,
             "assumptions": [
                 {"node": each.node, "what": each.what, "why": each.why, "candidates": each.candidates}
                 | {"verified": self.check is not None}

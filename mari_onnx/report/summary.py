@@ -38,17 +38,39 @@ def of_optimize(report: Report, *, show_inputs: bool = False, target: str = "cpu
     if not report.changed:
         blocks.append("nothing to lift: the model is written unchanged")
         blocks += [f"  {report.reason}"] if report.reason else []
-        return blocks + reasons(report, most=3)
+        return blocks + [f"note: {note}" for note in report.notes] + reasons(report, most=3)
     blocks += [f"note: {note}" for note in report.notes]
     blocks += totals(report)
     if report.check is not None:
         blocks += _equal(report.check, target)
+    blocks += _speed(report)
     if not report.sides and report.sides.candidate_axis == 0:
         blocks.append(
             "no input is tagged: only what the graph itself repeats was lifted; where the user's rows are\n"
             "repeated by the caller, --user and --item say so (--guess: by the names)"
         )
     return blocks
+
+
+def _speed(report: Report) -> list[Block]:
+    """How much faster the output is: measured, or else estimated; and whether that holds for few candidates."""
+    left = len(report.choices.get("left_for_time", ()))
+    blocks: list[Block] = []
+    if left:
+        blocks.append(f"{left} nodes are left as they are, because rewriting them takes more time than it saves")
+    if report.speed is not None:
+        blocks.append(str(report.speed["text"]))
+        spread = max(report.speed["spread"].values(), default=0.0)
+        if spread > WIDE:
+            blocks.append(f"note: times vary by {spread:.0%} here: something else runs on this machine")
+    elif report.estimated:
+        at = ", ".join(f"{ratio:.2g}x at {n}" for n, ratio in report.estimated.items())
+        blocks.append(f"estimated by prices of kernels: {at} candidates")
+    return blocks
+
+
+# Half the distance between the quartiles of ratios, as a share of the ratio, from which a figure is doubtful.
+WIDE = 0.15
 
 
 def _equal(check: Mapping[str, Any], target: str) -> list[Block]:

@@ -110,6 +110,7 @@ def variants_of(
         progress: called with (phase, done, total).
     """
     from mari_onnx import api
+    from mari_onnx.choices import options_for
     from mari_onnx.engine import Options, rewrite
     from mari_onnx.model.save import stage
 
@@ -122,7 +123,7 @@ def variants_of(
                 found.append(Variant(peer.tool, peer.path))
     if progress is not None:
         progress("optimizing", 0, 1)
-    done = api.rewritten(source, sides, candidates=candidates, target=target, assume=True)
+    done = api.rewritten(source, sides, options_for(candidates, target=target, assume=True))
     if done.changed:
         done.save(folder / "mari-onnx.onnx")
         found.append(Variant(OURS, folder / "mari-onnx.onnx"))

@@ -1,0 +1,114 @@
+"""How much faster outputs are than their sources, measured and predicted, over a folder of graphs.
+
+    python -m benchmarks.speed FOLDER OUT.jsonl [--only GLOB] [--threads 1] [--candidates 16,64,500] [--seconds 0.5]
+
+Beside ``X.onnx`` stands ``X.sides.toml``, and where a length has to be drawn in a range ``X.draw.json`` (input ->
+column, or "" for all of it -> [low, high]). Each graph is a line of OUT.jsonl; lines that are there are kept. One
+thread is timed in thread time, several by the clock, source and output in turns; the ratio is the median of the pairs'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from mari_onnx import runtime
+from mari_onnx.engine.cost.prices import Prices, graph_seconds, load
+from mari_onnx.model.signature import signature
+from mari_onnx.parity.domains.domains import domains
+from mari_onnx.parity.requests.draw import Drawer, Layout, Request
+from mari_onnx.parity.work import shapes_of
+from mari_onnx.sides.resolve import Sides, resolve
+from mari_onnx.timing.clock import interleaved
+
+
+def drawer(path: Path, source: onnx.ModelProto, sides: Sides) -> tuple[Callable[[int], Request], int | None]:
+    """n -> a request whose histories are full; and the only n that the model takes, if there is one."""
+    layout = Layout(signature(source), sides)
+    ranges, _ = domains(source, layout)
+    beside = path.with_suffix(".draw.json")
+    lengths = json.loads(beside.read_text()) if beside.exists() else {}
+
+    def draw(n: int) -> Request:
+        made = Drawer(layout, ranges, 2).request(n, full=True)
+        for name, columns in lengths.items():
+            array = made.user.get(name, made.rows.get(name))
+            for column, (_, high) in columns.items():
+                if array is not None:
+                    array[... if column == "" else (slice(None), int(column))] = high
+        return made
+
+    return draw, layout.fixed_n
+
+
+def one(path: Path, candidates: list[int], threads: int, seconds: float, prices: Prices) -> dict[str, Any]:
+    """A line: nodes, and for each N the ratio source / output, measured and predicted, and milliseconds."""
+    import mari_onnx
+
+    source = onnx.load(path)
+    sides = resolve(signature(source), file=path.with_suffix(".sides.toml"))
+    begun = time.process_time()
+    done = mari_onnx.optimize(path, sides, check=False)
+    found: dict[str, Any] = {"graph": path.stem, "changed": done.changed, "took": time.process_time() - begun}
+    if not done.changed:
+        return found
+    found["nodes"] = [len(source.graph.node), len(done.model.graph.node)]
+    draw, fixed = drawer(path, source, done.sides)
+    sessions = [runtime.session(m, "cpu", threads=threads) for m in (source, done.model)]
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    for n in [fixed] if fixed else candidates:
+        request = draw(n)
+        feeds = [request.feed(s.get_inputs()) for s in sessions]
+        runs = {str(k): partial(_run, *each) for k, each in enumerate(zip(sessions, feeds, strict=True))}
+        timing = interleaved(runs, seconds=seconds, least=7, clock=clock, wall=time.perf_counter)
+        pairs = zip((source, done.model), feeds, strict=True)
+        predicted = [graph_seconds(model.graph, shapes_of(model, feed), prices) for model, feed in pairs]
+        found[str(n)] = {
+            "ratio": timing.ratio("0", "1"),
+            "ms": [1e3 * float(np.quantile(timing.of(k), 0.3)) for k in ("0", "1")],
+            "predicted_ms": [1e3 * p for p in predicted],
+        }
+    return found
+
+
+def _run(session: Any, feed: dict[str, np.ndarray], _: int) -> object:
+    return session.run(None, feed)
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", default="*")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--candidates", default="16,64,500")
+    parser.add_argument("--seconds", type=float, default=0.5)
+    parser.add_argument("--prices", type=Path)
+    given = parser.parse_args()
+    there = set()
+    if given.out.exists():
+        there = {json.loads(line)["graph"] for line in given.out.read_text().splitlines()}
+    prices = load(given.prices, given.threads)
+    candidates = [int(n) for n in given.candidates.split(",")]
+    for path in sorted(given.folder.glob(f"{given.only}.onnx")):
+        if path.stem in there or not path.with_suffix(".sides.toml").exists():
+            continue
+        try:
+            line = one(path, candidates, given.threads, given.seconds, prices)
+        except Exception as error:
+            line = {"graph": path.stem, "error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+        with given.out.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""What rewrites are chosen for, and a record of the choices, with which the same output is made again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mari_onnx.errors import UsageError
+
+if TYPE_CHECKING:
+    from mari_onnx.engine import Options, Rewrite
+
+CHOICES_KEY = "mari_onnx.choices"
+VERSION = 1
+USUAL = {16: 1.0, 64: 1.0, 500: 1.0}
+"""Numbers of candidates that count where none is given: an output should be slower at none of them."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Parts of a source that were left as they are.
+
+    Attributes:
+        changed: False where all of it was.
+        slower: nodes whose rewrite takes longer than they do.
+        wrong: nodes whose rewrite changes the outputs.
+        declined: node -> why nothing is assumed about it.
+        source: sha256 of the source's file.
+    """
+
+    changed: bool
+    slower: frozenset[str] = frozenset()
+    wrong: frozenset[str] = frozenset()
+    declined: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The documented form: names in order."""
+        return {
+            "version": VERSION,
+            "source_sha256": self.source,
+            "changed": self.changed,
+            "left_for_time": sorted(self.slower),
+            "left_for_outputs": sorted(self.wrong),
+            "not_assumed": dict(sorted(self.declined.items())),
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+
+
+def choices_of(rewrite: Rewrite, options: Options, source: str) -> Choices:
+    """The choices that make `rewrite` again. source: sha256 of the file it was made from."""
+    return Choices(rewrite.changed, rewrite.left_for_time, options.skip, options.declined, source)
+
+
+def read_choices(path: Path, source: str) -> Choices:
+    """The choices in a file.
+
+    Raises:
+        UsageError: it is no such file, or was made for another source than the one with this sha256.
+    """
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        found = Choices(
+            bool(said["changed"]),
+            frozenset(map(str, said["left_for_time"])),
+            frozenset(map(str, said["left_for_outputs"])),
+            {str(k): str(v) for k, v in said["not_assumed"].items()},
+            str(said["source_sha256"]),
+        )
+        if said["version"] != VERSION:
+            raise ValueError(f"version {said['version']}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is no file of choices: {error}", "without the file, choices are made anew") from error
+    if found.source != source:
+        raise UsageError(
+            f"the choices in {path} are those of another model (sha256 {found.source[:12]}, not {source[:12]})",
+            "remove the file, and choices are made anew and written to it",
+        )
+    return found
+
+
+def options_for(
+    candidates: int | Mapping[int, float] | None = None,
+    *,
+    target: str = "cpu",
+    threads: int = 1,
+    prices: Path | None = None,
+    choices: Choices | None = None,
+    assume: bool = False,
+) -> Options:
+    """How to rewrite.
+
+    Args:
+        candidates: N, or N -> how much its time counts. By default `USUAL`, with costs given for the largest.
+        target: "cpu" or "cuda". For the CPU time decides, by prices of kernels; for others, work.
+        threads: of onnxruntime, within an operator.
+        prices: a table made by `mari-onnx calibrate`, instead of the package's own.
+        choices: made before; no others are made.
+        assume: see `mari_onnx.engine.Options`.
+
+    Raises:
+        UsageError: the file is no table of prices.
+    """
+    from mari_onnx.engine import Options
+    from mari_onnx.engine.cost import prices as tables
+
+    weights = {candidates: 1.0} if isinstance(candidates, int) else dict(candidates or USUAL)
+    typical = max(weights, key=lambda n: (weights[n], n))
+    table = tables.load(prices, threads) if target == "cpu" else None
+    options = Options(typical, target, assume=assume, prices=table, weights=weights)
+    if choices is None:
+        return options
+    return dataclasses.replace(
+        options,
+        slower=choices.slower,
+        skip=choices.wrong,
+        declined=choices.declined,
+        unchanged=not choices.changed,
+    )

@@ -1,0 +1,195 @@
+"""What onnxruntime does to a graph when it loads it, as far as it changes how long a run takes.
+
+Nodes of constants alone are computed at load, and some neighbours become one kernel: a bias and an activation join
+their product, a Transpose and a scale join a MatMul, the nodes of a LayerNormalization or a Gelu become one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import NodeProto, numpy_helper
+
+from mari_onnx.model.nodes import attribute, constant, consumers, is_standard, producers
+from mari_onnx.model.ops import Fact, having, row
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Loaded:
+    """A graph as onnxruntime runs it.
+
+    Attributes:
+        nodes: those of the graph; ids below are theirs.
+        constants: tensors that are known when the model is loaded.
+        gone: ids of nodes that are no kernel of their own: computed at load, or done by a neighbour's kernel.
+        joined: ids of nodes that a neighbour's kernel does element by element: they cost no start of their own.
+        stands_for: id of a node -> the operator that it and nodes in `gone` become.
+    """
+
+    def __init__(self, graph: onnx.GraphProto, shapes: Shapes):
+        self.shapes = shapes
+        self.weights = {t.name: t for t in graph.initializer}
+        self.constants = set(self.weights) | {t.values.name for t in graph.sparse_initializer}
+        self.gone: set[int] = set()
+        self.joined: set[int] = set()
+        self.stands_for: dict[int, str] = {}
+        self.nodes = list(graph.node)  # ids hold as long as the objects live
+        for node in self.nodes:
+            random = Fact.RANDOM in row(node.op_type).facts
+            if not random and all(not x or x in self.constants for x in node.input) and not _has_body(node):
+                self.gone.add(id(node))
+                self.constants.update(node.output)
+        self.producers = producers(self.nodes)
+        self.consumers = consumers(self.nodes)
+        self.outputs = {o.name for o in graph.output}
+        for node in self.nodes:
+            if id(node) not in self.gone and is_standard(node):
+                for fuse in FUSIONS:
+                    fuse(self, node)
+
+    def only_reader(self, node: NodeProto) -> NodeProto | None:
+        """The one node that reads the first output, which is no output of the graph."""
+        name = node.output[0]
+        found = self.consumers.get(name, [])
+        return found[0] if len(found) == 1 and name not in self.outputs else None
+
+    def in_place(self, node: NodeProto) -> bool:
+        """Whether the memory of the first input may become the result's: nobody else reads it, and it is no input."""
+        made = self.producers.get(node.input[0]) if node.input else None
+        if made is None or id(made) in self.gone or self.only_reader(made) is not node:
+            return False
+        return made.op_type != "Reshape"  # its result's size is told at run time alone
+
+    def scalar(self, name: str) -> float | None:
+        """The value of a constant of one element."""
+        found: np.ndarray | None = None
+        if name in self.weights:
+            tensor = self.weights[name]
+            found = numpy_helper.to_array(tensor) if np.prod(tensor.dims) == 1 and not tensor.external_data else None
+        elif name in self.producers:
+            found = constant(self.producers[name])
+        return float(found.reshape(())) if found is not None and found.size == 1 and found.dtype.kind in "fiu" else None
+
+    def other(self, node: NodeProto, name: str) -> str:
+        """The operand of a node of two operands that is not this one."""
+        return str(node.input[1] if node.input[0] == name else node.input[0])
+
+
+def _has_body(node: NodeProto) -> bool:
+    return any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)
+
+
+def _bias_and_activation(g: Loaded, node: NodeProto) -> None:
+    """A product, the constant that is added to its columns, and the activation after it."""
+    facts = row(node.op_type).facts
+    if not facts & (Fact.MATMUL | Fact.CONV):
+        return
+    matrix = node.op_type != "MatMul" or all(len(g.shapes.get(x, ())) == 2 for x in node.input)
+    last, after = node, g.only_reader(node)
+    if matrix and after is not None and after.op_type == "Add" and node.op_type == "MatMul":
+        bias = g.other(after, node.output[0])
+        if bias in g.constants and max(g.shapes.get(bias, (2, 2))[:-1], default=1) == 1:
+            g.gone.add(id(after))
+            last, after = after, g.only_reader(after)
+    joins = matrix and (last is not node or node.op_type != "MatMul")
+    if joins and after is not None and row(after.op_type).activation is not None:
+        g.joined.add(id(after))
+
+
+def _turned_operand(g: Loaded, node: NodeProto) -> None:
+    """A Transpose of the last two dimensions, read by products alone."""
+    if node.op_type != "Transpose":
+        return
+    order = list(attribute(node, "perm", ()))
+    swapped = [*range(len(order) - 2), len(order) - 1, len(order) - 2]
+    readers = g.consumers.get(node.output[0], [])
+    alone = len(order) > 1 and order == swapped and readers and node.output[0] not in g.outputs
+    if alone and all(r.op_type == "MatMul" for r in readers):
+        g.gone.add(id(node))
+
+
+def _scaled(g: Loaded, node: NodeProto) -> None:
+    """A constant factor before or after a MatMul."""
+    if node.op_type not in having(Fact.MULTIPLIES) or not any(g.scalar(x) is not None for x in node.input):
+        return
+    data = node.input[0] if g.scalar(node.input[1]) is not None else node.input[1]
+    made, read = g.producers.get(data), g.only_reader(node)
+    before = read is not None and read.op_type == "MatMul"
+    after = made is not None and made.op_type == "MatMul" and g.only_reader(made) is node
+    if before or after:
+        g.gone.add(id(node))
+
+
+def _chain(g: Loaded, node: NodeProto, *ops: str) -> list[NodeProto] | None:
+    """The nodes of these operators, each the only reader of the one before, after `node`."""
+    found = [node]
+    for op in ops:
+        after = g.only_reader(found[-1])
+        if after is None or after.op_type != op:
+            return None
+        found.append(after)
+    return found[1:]
+
+
+def _layer_norm(g: Loaded, node: NodeProto) -> None:
+    """``d = x - mean(x); d / sqrt(mean(d d) + eps)``, then a scale and a bias."""
+    mean = g.producers.get(node.input[1]) if node.op_type == "Sub" else None
+    if mean is None or mean.op_type != "ReduceMean" or mean.input[0] != node.input[0]:
+        return
+    readers = g.consumers.get(node.output[0], [])
+    square = next((r for r in readers if r.op_type == "Pow" or list(r.input) == [node.output[0]] * 2), None)
+    divided = next((r for r in readers if r is not square and row(r.op_type).facts & Fact.MULTIPLIES), None)
+    if square is None or divided is None:
+        return
+    inner = _chain(g, square, "ReduceMean", "Add", "Sqrt")
+    if inner is None:
+        return
+    g.gone.update(id(n) for n in (mean, square, *inner))
+    if divided.op_type == "Mul":
+        g.gone.update(id(n) for n in g.consumers.get(inner[-1].output[0], []) if n.op_type == "Reciprocal")
+    g.stands_for[id(node)] = "LayerNormalization"
+    g.gone.add(id(divided))
+    last = divided
+    for _ in range(2):
+        after = g.only_reader(last)
+        if after is None or after.op_type not in _AFFINE or g.other(after, last.output[0]) not in g.constants:
+            break
+        g.gone.add(id(after))
+        last = after
+
+
+_AFFINE = having(Fact.ADDS | Fact.COMMUTES) | having(Fact.MULTIPLIES | Fact.COMMUTES)
+
+
+def _gelu(g: Loaded, node: NodeProto) -> None:
+    """``0.5 x (1 + erf(x / sqrt 2))``."""
+    if node.op_type != "Erf":
+        return
+    before, after = g.producers.get(node.input[0]), _chain(g, node, "Add", "Mul")
+    if before is None or after is None or not row(before.op_type).facts & Fact.MULTIPLIES:
+        return
+    g.gone.update((id(before), *map(id, after)))
+    last = g.only_reader(after[-1])
+    if last is not None and last.op_type == "Mul":
+        g.gone.add(id(last))
+    g.stands_for[id(node)] = "Gelu"
+
+
+def _norm_into_product(g: Loaded, node: NodeProto) -> None:
+    """BatchNormalization is folded into the Conv, or the Gemm, before it; else it is element-wise."""
+    if node.op_type == "BatchNormalization":
+        made = g.producers.get(node.input[0])
+        if made is not None and g.only_reader(made) is node and _takes_norm(made):
+            g.gone.add(id(node))
+
+
+def _takes_norm(node: NodeProto) -> bool:
+    return node.op_type == "Gemm" or Fact.CONV in row(node.op_type).facts
+
+
+FUSIONS: Sequence[Callable[[Loaded, NodeProto], None]] = (
+    _layer_norm, _gelu, _norm_into_product, _bias_and_activation, _turned_operand, _scaled,
+)  # fmt: skip

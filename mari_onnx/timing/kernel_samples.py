@@ -1,0 +1,278 @@
+"""Small graphs of one kernel each, over sizes that ranking models have: what `calibrate` times.
+
+A sample is a node and its operands; sizes are chosen so that every amount of `mari_onnx.engine.cost.kernels` varies by
+itself: rows at equal weights, runs at equal elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto as T
+from onnx import helper, numpy_helper
+
+from mari_onnx.engine.cost.kernels import Call, Use, uses
+from mari_onnx.model.ops import MICROSOFT, ML, TABLE, Fact, having
+
+OPSET = 17
+_MAY_BE_IN_PLACE = {"Softmax"}
+OPSETS = [helper.make_opsetid("", OPSET), helper.make_opsetid(ML, 3), helper.make_opsetid(MICROSOFT, 1)]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A node to be timed.
+
+    Attributes:
+        op: the operator.
+        fed: shapes of float32 inputs.
+        constants: further inputs, known when the model is loaded.
+        attributes: of the node.
+        domain: of the operator.
+        outputs: how many.
+        in_place: behind an Abs of its own, whose memory its result may take.
+    """
+
+    op: str
+    fed: tuple[Shape, ...]
+    constants: tuple[np.ndarray, ...] = ()
+    attributes: dict[str, Any] = field(default_factory=dict)
+    domain: str = ""
+    outputs: int = 1
+    in_place: bool = False
+
+    def feed(self) -> dict[str, np.ndarray]:
+        """Numbers between 0.1 and 0.9, at which every function is defined."""
+        rng = np.random.default_rng(0)
+        return {f"x{i}": rng.uniform(0.1, 0.9, shape).astype(np.float32) for i, shape in enumerate(self.fed)}
+
+    def model(self, copies: int) -> onnx.ModelProto:
+        """The node that many times, each with constants of its own; only the first's result is an output."""
+        nodes, weights = [], []
+        for k in range(copies):
+            names = [f"x{i}" for i in range(len(self.fed))]
+            if self.in_place:
+                nodes.append(helper.make_node("Abs", ["x0"], [f"a{k}"]))
+                names[0] = f"a{k}"
+            for i, array in enumerate(self.constants):
+                weights.append(numpy_helper.from_array(array, f"w{k}_{i}"))
+                names.append(f"w{k}_{i}")
+            made = [f"y{k}_{i}" for i in range(self.outputs)]
+            nodes.append(helper.make_node(self.op, names, made, domain=self.domain, **self.attributes))
+        inputs = [helper.make_tensor_value_info(f"x{i}", T.FLOAT, s) for i, s in enumerate(self.fed)]
+        graph = helper.make_graph(nodes, "sample", inputs, [onnx.ValueInfoProto(name="y0_0")], weights)
+        return helper.make_model(graph, opset_imports=OPSETS, ir_version=8)
+
+    def use(self) -> Use | None:
+        """What the node asks for; None where that is more than one kernel, or shapes cannot be told."""
+        model = self.model(1)
+        try:
+            inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        except onnx.shape_inference.InferenceError:
+            return None
+        shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
+                  for v in (*inferred.value_info, *inferred.output)}  # fmt: skip
+        shapes |= {f"x{i}": s for i, s in enumerate(self.fed)}
+        shapes |= {f"w0_{i}": a.shape for i, a in enumerate(self.constants)}
+        node = model.graph.node[-1]
+        shapes[node.output[0]] = shapes.get(node.output[0]) or self.fed[0]  # com.microsoft: no inference
+        constant = [x.startswith("w") for x in node.input]
+        found = uses(Call(node, [shapes.get(x) for x in node.input], [shapes.get(x) for x in node.output], constant,
+                          self.in_place or self.op not in _MAY_BE_IN_PLACE))  # fmt: skip
+        return found[0] if len(found) == 1 else None
+
+
+def _random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).uniform(-0.5, 0.5, shape).astype(np.float32)
+
+
+def _ints(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+def samples() -> Iterator[Sample]:
+    """All samples, kernel by kernel."""
+    yield from _products()
+    yield from _elementwise()
+    yield from _over_axes()
+    yield from _moves()
+    yield from _others()
+
+
+def _products() -> Iterator[Sample]:
+    for inner, columns in ((16, 16), (64, 64), (256, 128), (400, 200), (512, 512), (1024, 512)):
+        for rows in (1, 2, 4, 8, 15):
+            yield Sample("MatMul", ((rows, inner),), (_random(inner, columns),))
+        for rows in (4, 64):
+            yield Sample("MatMul", ((rows, inner), (inner, columns)))
+    for inner, columns in ((8, 8), (16, 64), (64, 16), (64, 64), (256, 128), (400, 200), (512, 512), (200, 1), (64, 1)):
+        for rows in (16, 64, 200, 500, 2000):
+            if rows * inner * columns < 2e8:
+                yield Sample("MatMul", ((rows, inner),), (_random(inner, columns),))
+    for calls in (16, 100, 500, 2000):
+        for rows, inner, columns in ((1, 16, 50), (1, 64, 1), (1, 50, 32), (4, 8, 4), (10, 16, 10), (20, 4, 20),
+                                     (20, 20, 4), (50, 16, 50), (50, 64, 64), (50, 50, 16)):  # fmt: skip
+            if calls * rows * inner * columns < 1e8:
+                yield Sample("MatMul", ((calls, rows, inner), (calls, inner, columns)))
+        for rows, inner, columns in ((64, 640, 4), (128, 100, 4), (32, 16, 2)):
+            if calls <= 500:
+                yield Sample("MatMul", ((rows, inner), (calls, inner, columns)))
+        for rows, inner in ((16, 16), (47, 32), (64, 64)):
+            yield Sample("MatMul", ((rows, inner), (calls, inner, 1)))
+    for n in (16, 64, 500):
+        for equation, left, right in (
+            ("nhd,nmd->nhmd", (n, 20, 4), (n, 10, 4)), ("nhd,nmd->nhmd", (n, 64, 8), (n, 10, 8)),
+            ("bik,bjk->bij", (n, 20, 8), (n, 20, 8)), ("bij,bjk->bik", (n, 20, 20), (n, 20, 8)),
+            ("bfd,dke->bfke", (n, 10, 8), (8, 4, 8)), ("bfi,fij->bfj", (n, 10, 8), (10, 8, 8)),
+            ("bhij,bjhd->bihd", (n, 2, 10, 10), (n, 10, 2, 8)),
+        ):  # fmt: skip
+            yield Sample("Einsum", (left, right), (), {"equation": equation})
+    for n in (1, 16, 64, 500):
+        for channels, height, width, filters, kernel in ((1, 20, 16, 8, (3, 1)), (4, 20, 16, 8, (7, 1)),
+                                                         (1, 50, 16, 4, (3, 3)), (8, 10, 16, 8, (3, 3))):  # fmt: skip
+            weight = _random(filters, channels, *kernel)
+            pads = [k // 2 for k in kernel] * 2
+            yield Sample("Conv", ((n, channels, height, width),), (weight,), {"pads": pads})
+        for channels, length, filters, size in ((16, 50, 32, 1), (64, 20, 64, 1), (100, 4, 128, 1), (400, 4, 64, 1),
+                                               (16, 20, 16, 3)):  # fmt: skip
+            yield Sample("Conv", ((n, channels, length),), (_random(filters, channels, size),))
+    for steps, batch, width in ((5, 16, 16), (20, 16, 16), (20, 500, 16), (20, 500, 64), (50, 1, 64)):
+        for op, gates in (("GRU", 3), ("LSTM", 4)):
+            weights = (_random(1, gates * width, width), _random(1, gates * width, width))
+            yield Sample(op, ((steps, batch, width),), weights, {"hidden_size": width})
+
+
+FLAT: tuple[Shape, ...] = ((1, 16), (16, 16), (64, 64), (500, 64), (500, 256), (500, 50, 32))
+SPREAD: tuple[tuple[Shape, Shape], ...] = (
+    ((500, 64), (64,)), ((500, 256), (500, 1)), ((500, 1, 64), (500, 50, 1)), ((500, 50, 32), (500, 1, 32)),
+    ((500, 50, 32), (500, 50, 1)), ((500, 20, 4), (500, 1, 4)), ((500, 20, 1), (1, 20, 4)), ((64, 20, 16), (1, 20, 16)),
+    ((500, 50, 1), (1, 1, 32)), ((64, 50, 4), (64, 1, 4)), ((1, 50, 32), (500, 1, 32)),
+    ((500, 1), (1,)), ((16, 1), (1,)),
+)  # fmt: skip
+
+
+def _elementwise() -> Iterator[Sample]:
+    for name, op in TABLE.items():
+        if Fact.ELEMENT not in op.facts or not onnx.defs.has(name, OPSET):
+            continue
+        schema = onnx.defs.get_schema(name, OPSET)
+        logic = Fact.LOGIC in op.facts
+        kinds = {t for c in schema.type_constraints for t in c.allowed_type_strs}
+        if "tensor(float)" not in kinds:
+            continue
+        if schema.min_input == 1 and not logic:
+            attributes = {"to": T.INT64} if Fact.CONVERTS in op.facts else {}
+            constants = (np.float32(-1), np.float32(1)) if name == "Clip" else ()
+            if Fact.SAME not in op.facts:
+                yield from (Sample(name, (shape,), tuple(map(np.asarray, constants)), attributes) for shape in FLAT)
+        elif schema.min_input == 2 and not logic:
+            yield from (Sample(name, (shape, shape), (), _modes(name)) for shape in FLAT)
+            yield from (Sample(name, pair, (), _modes(name)) for pair in SPREAD)
+    for shape in FLAT:
+        yield Sample("Gelu", (shape,), domain=MICROSOFT)
+        condition = _random(*shape) > 0
+        yield Sample("Where", (), (condition, _random(*shape), _random(*shape)))
+        yield Sample("Where", (), (condition, np.float32(0).reshape(1), _random(*shape)))
+        yield Sample("And", (), (condition, ~condition))
+        yield Sample("Not", (), (condition,))
+    for left, right in SPREAD:
+        yield Sample("Where", (), (_random(*left) > 0, _random(*right), _random(1)))
+        yield Sample("And", (), (_random(*left) > 0, _random(*right) > 0))
+
+
+def _modes(name: str) -> dict[str, Any]:
+    return {"fmod": 1} if name == "Mod" else {}
+
+
+def _over_axes() -> Iterator[Sample]:
+    shape: Shape
+    for shape in ((16, 16), (500, 4), (500, 50), (500, 8, 20, 20), (2, 500, 10, 10), (5000, 8), (64, 2, 50, 50),
+                  (500, 24)):  # fmt: skip
+        yield Sample("Softmax", (shape,), (), {"axis": -1})
+        yield Sample("Softmax", (shape,), (), {"axis": -1}, in_place=True)
+    for shape in ((16, 64), (500, 64), (500, 50, 32), (64, 20, 64), (500, 256)):
+        width = shape[-1]
+        yield Sample("LayerNormalization", (shape,), (_random(width), _random(width)), {"axis": -1})
+    for shape in ((1, 8, 8), (16, 8, 16), (16, 16), (64, 64), (500, 64), (500, 50, 32), (500, 20, 16), (500, 400),
+                  (500, 190, 8), (64, 20, 16), (500, 6, 1), (500, 6, 4), (4, 500, 64), (64, 64, 6, 4)):  # fmt: skip
+        for axis in range(len(shape)):
+            yield Sample("ReduceSum", (shape,), (_ints(axis),))
+            for op in sorted(having(Fact.REDUCES | Fact.FINITE) - {"ReduceSum"}):
+                yield Sample(op, (shape,), (), {"axes": [axis]})
+    for shape in ((1, 16), (16, 16), (500, 50), (500, 50, 32), (64, 64)):
+        yield Sample("CumSum", (shape,), (np.array(1, np.int64),))
+        yield Sample("ArgMax", (shape,), (), {"axis": len(shape) - 1})
+        yield Sample("NonZero", (shape,))
+    for rows, width in ((1, 16), (16, 100), (500, 10), (500, 50), (8000, 10)):
+        yield Sample("TopK", ((rows, width),), (_ints(4),), {"axis": 1}, outputs=2)
+        index = np.random.default_rng(0).integers(0, min(rows, width), (rows * width, 2))
+        yield Sample("GatherND", ((rows, width),), (index,))
+
+
+def _moves() -> Iterator[Sample]:
+    for shape, order in (((500, 50, 4, 16), (0, 2, 1, 3)), ((64, 20, 2, 8), (0, 2, 1, 3)), ((500, 50, 32), (0, 2, 1)),
+                         ((500, 64), (1, 0)), ((64, 20, 16), (0, 2, 1)), ((500, 20, 16), (1, 0, 2)), ((16, 16), (1, 0)),
+                         ((500, 20, 4), (0, 2, 1)), ((500, 50, 2, 32), (2, 0, 1, 3)),
+                         ((500, 10, 2, 2), (0, 2, 1, 3)), ((64, 20, 8, 2), (0, 2, 1, 3)),
+                         ((500, 10, 2, 8), (0, 3, 2, 1)),
+                         ((64, 10, 8, 4), (2, 0, 3, 1)), ((500, 20, 1, 16), (0, 2, 1, 3)), ((16, 64), (0, 1)),
+                         ((500, 50, 32), (2, 1, 0)), ((1, 50, 4, 16), (0, 2, 1, 3))):  # fmt: skip
+        yield Sample("Transpose", (shape,), (), {"perm": list(order)})
+    for rows in (1, 16, 64, 500):
+        for widths in ((16, 16), (64, 64, 64), (16,) * 10, (4,) * 12, (1,) * 20, (256, 256), (16,) * 60):
+            yield Sample("Concat", tuple((rows, w) for w in widths), (), {"axis": 1})
+        yield Sample("Concat", ((rows, 64, 4), (rows, 64, 5)), (), {"axis": 2})
+        yield Sample("Concat", ((rows, 100, 1),) * 4, (), {"axis": 2})
+        for width, begin, end in ((64, 0, 32), (400, 16, 32), (256, 0, 1), (20, 3, 4), (1900, 900, 930)):
+            yield Sample("Slice", ((rows, width),), (_ints(begin), _ints(end), _ints(1)))
+        yield Sample("Slice", ((rows, 50, 32),), (_ints(0), _ints(25), _ints(1)))
+        yield Sample("Split", ((rows, 64),), (), {"axis": 1}, outputs=4)
+        yield Sample("Split", ((rows, 20),), (), {"axis": 1}, outputs=20)
+        for width in (1, 16, 64):
+            yield Sample("ConstantOfShape", (), (_ints(rows, width),))
+            yield Sample("Expand", ((1, width),), (_ints(rows, width),))
+            yield Sample("Expand", ((rows, 1, width),), (_ints(rows, 20, width),))
+        for width in (1, 4, 16, 64):
+            index = np.random.default_rng(0).integers(0, 10_000, (rows, 20))
+            yield Sample("Gather", (), (_random(10_000, width), index))
+            yield Sample("Gather", (), (_random(10_000, width), index[:, 0]))
+        yield Sample("Gather", ((rows, 20, 16),), (_ints(*range(0, 20, 3)),), {"axis": 1})
+        index = np.random.default_rng(0).integers(0, 50, (rows, 50))
+        yield Sample("GatherElements", ((rows, 50),), (index,), {"axis": 1})
+        yield Sample("Reshape", ((rows, 64),), (_ints(rows, 8, 8),))
+        yield Sample("Unsqueeze", ((rows, 64),), (_ints(1),))
+
+
+def _others() -> Iterator[Sample]:
+    for n in (16, 64, 500):
+        for shape, kernel in (((n, 8, 20, 16), (2, 1)), ((n, 4, 50, 16), (3, 1)), ((n, 16, 50), (2,))):
+            yield Sample("MaxPool", (shape,), (), {"kernel_shape": list(kernel), "strides": list(kernel)})
+    for rows in (1, 16, 64, 500):
+        for count, depth in ((10, 4), (100, 6)):
+            yield Sample("TreeEnsembleRegressor", ((rows, 20),), (), _trees(count, depth), ML)
+
+
+def _trees(count: int, depth: int) -> dict[str, Any]:
+    """Full trees of random splits of 20 features."""
+    rng, inner, size = np.random.default_rng(0), 2**depth - 1, 2 ** (depth + 1) - 1
+    nodes = [(tree, k) for tree in range(count) for k in range(size)]
+    leaves = [(tree, k) for tree, k in nodes if k >= inner]
+    return {
+        "n_targets": 1,
+        "nodes_treeids": [tree for tree, _ in nodes],
+        "nodes_nodeids": [k for _, k in nodes],
+        "nodes_featureids": rng.integers(0, 20, len(nodes)).tolist(),
+        "nodes_modes": ["BRANCH_LEQ" if k < inner else "LEAF" for _, k in nodes],
+        "nodes_values": rng.uniform(0.1, 0.9, len(nodes)).tolist(),
+        "nodes_truenodeids": [2 * k + 1 if k < inner else 0 for _, k in nodes],
+        "nodes_falsenodeids": [2 * k + 2 if k < inner else 0 for _, k in nodes],
+        "target_treeids": [tree for tree, _ in leaves],
+        "target_nodeids": [k for _, k in leaves],
+        "target_ids": [0] * len(leaves),
+        "target_weights": rng.uniform(-1, 1, len(leaves)).tolist(),
+    }

@@ -1,0 +1,197 @@
+"""How much faster an output is than its source, by the clock, and what is taken back where it is not.
+
+Both run in turns on the same requests; the ratio is the median of the pairs'. One thread is timed in thread time, which
+leaves out what other processes take; several by the clock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mari_onnx import runtime
+from mari_onnx.errors import ModelError, Slower
+from mari_onnx.parity.blame import guilty
+from mari_onnx.parity.domains.domains import domains
+from mari_onnx.parity.requests.draw import Drawer, Layout
+from mari_onnx.timing.clock import interleaved
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+    from mari_onnx.engine import Options
+    from mari_onnx.parity.guard import Checked
+    from mari_onnx.runtime import ModelLike
+    from mari_onnx.sides.resolve import Sides
+
+LADDER = (1, 2, 4, 8, 16, 32, 64, 128, 256, 500)
+"""Numbers of candidates at which the break-even is looked for."""
+SECONDS = 0.1
+"""Spent on each number of candidates, about."""
+LEAST, MOST = 5, 60
+"""Pairs of runs at each number of candidates."""
+MARGIN = 0.97
+"""Source's time over output's below which the output is slower, not just measured so."""
+UNDONE_RUNS = 12
+"""Rewrites that are timed to find what to take back."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Source and output timed against each other.
+
+    Attributes:
+        ratios: N -> source's time / output's, above 1 where the output is faster.
+        spread: N -> half the distance between the quartiles of the pairs' ratios, as a share of the ratio.
+        threads: of onnxruntime.
+        typical: the N that is named first.
+    """
+
+    ratios: Mapping[int, float]
+    spread: Mapping[int, float]
+    threads: int
+    typical: int
+
+    @property
+    def faster_from(self) -> int | None:
+        """The least N timed from which on the output is no slower; None where it is slower at the largest."""
+        found = None
+        for n in sorted(self.ratios, reverse=True):
+            if self.ratios[n] < 1:
+                break
+            found = n
+        return found
+
+    def slower_at(self, numbers: Sequence[int]) -> list[int]:
+        """Of these numbers of candidates, those at which the output is slower."""
+        return [n for n in numbers if self.ratios.get(n, 1.0) < MARGIN]
+
+    def __str__(self) -> str:
+        threads = "one CPU thread" if self.threads == 1 else f"{self.threads} CPU threads"
+        text = f"{self.ratios[self.typical]:.2g}x at {self.typical} candidates, {threads}"
+        start = self.faster_from
+        if start is None:
+            return f"{text}: slower than the source"
+        from_there = "at any number" if start == min(self.ratios) else f"from {start} candidates on"
+        return f"{text}; faster {from_there}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form of the report."""
+        return {
+            "threads": self.threads,
+            "speedup": {str(n): round(r, 3) for n, r in sorted(self.ratios.items())},
+            "spread": {str(n): round(r, 3) for n, r in sorted(self.spread.items())},
+            "faster_from": self.faster_from,
+            "text": str(self),
+        }
+
+
+class Stopwatch:
+    """Times outputs against one source, always on the same requests."""
+
+    def __init__(self, model: onnx.ModelProto, sides: Sides, source: ModelLike, threads: int, typical: int):
+        from mari_onnx.model.signature import signature
+
+        layout = Layout(signature(model), sides)
+        ranges, _ = domains(model, layout)
+        self.threads, self.fixed = threads, layout.fixed_n
+        self.typical = self.fixed or typical
+        self.source = runtime.session(source, "cpu", threads=threads)
+        self.layout, self.ranges = layout, ranges
+        self.clock = time.thread_time if threads == 1 else time.perf_counter
+
+    def speed(self, output: ModelLike, numbers: Sequence[int]) -> Speed:
+        """The output's, at each of these numbers of candidates that the source runs with."""
+        session = runtime.session(output, "cpu", threads=self.threads)
+        ratios, spread = {}, {}
+        for n in [self.fixed] if self.fixed else numbers:
+            request = Drawer(self.layout, self.ranges, 2).request(n, full=self.layout.axis == 0)
+            feeds = [(each, request.feed(each.get_inputs())) for each in (self.source, session)]
+            runs = {str(k): partial(_run, *each) for k, each in enumerate(feeds)}
+            try:
+                timing = interleaved(
+                    runs, seconds=SECONDS, least=LEAST, most=MOST, warm_up=2, clock=self.clock, wall=time.perf_counter
+                )
+            except Exception as error:
+                if n == self.typical:
+                    raise ModelError(f"source or output cannot run with {n} candidates: {error}") from error
+                continue
+            ratios[n] = timing.ratio("0", "1")
+            low, high = timing.quartiles("0", "1")
+            spread[n] = (high - low) / 2 / ratios[n]
+        return Speed(ratios, spread, self.threads, self.typical)
+
+
+def settled(
+    model: onnx.ModelProto,
+    sides: Sides,
+    answer: Checked,
+    output: Path,
+    again: Callable[[Options], Checked],
+    *,
+    if_slower: str = "warn",
+    threads: int = 1,
+    progress: Any = None,
+) -> tuple[Checked, dict[str, Any] | None]:
+    """The answer, or one with less rewritten, and its speed as the report has it (None where nothing is timed).
+
+    Args:
+        model: the source. output: what `answer` wrote of it.
+        again: rewrites and checks with other options.
+        if_slower: "warn" leaves the answer; "undo" leaves alone the fewest source nodes without whose rewrite it is not
+            slower; "fail" raises.
+
+    Raises:
+        Slower: as said.
+    """
+    if progress is not None:
+        progress("timing", 0, 1)
+    options = answer.options
+    wanted = sorted(options.weighted)
+    try:
+        watch = Stopwatch(model, sides, model, threads, options.candidates)
+        speed = watch.speed(output, sorted({*LADDER, *wanted, options.candidates}))
+    except ModelError:
+        return answer, None
+    slow = speed.slower_at(wanted)
+    if slow and if_slower == "fail":
+        raise Slower(
+            f"the output is slower than the source at {', '.join(map(str, slow))} candidates: {speed}",
+            "nothing was written. --if-slower undo takes back what makes it slower",
+        )
+    if not slow or if_slower != "undo":
+        return answer, speed.to_dict()
+
+    def fast(more: frozenset[str]) -> bool:
+        how = dataclasses.replace(options, slower=(options.slower or frozenset()) | more)
+        made = _rewrite(model, sides, how)
+        return made is None or not watch.speed(made, wanted).slower_at(wanted)
+
+    touched = [n.name for n in answer.rewrite.nodes if n.action in ("lifted", "split")]
+    undone = guilty(touched[::-1], fast, UNDONE_RUNS)
+    slower = (options.slower or frozenset()) | undone
+    answer = again(dataclasses.replace(options, slower=slower))
+    answer.incidents.append(f"the rewrite of {', '.join(sorted(undone))} was undone: slower by the clock ({speed})")
+    if answer.result is None:
+        return answer, None
+    return answer, watch.speed(answer.rewrite.model, sorted({*LADDER, *wanted})).to_dict()
+
+
+def _run(session: onnxruntime.InferenceSession, feed: dict[str, Any], _: int) -> object:
+    return session.run(None, feed)
+
+
+def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options) -> onnx.ModelProto | None:
+    from mari_onnx.engine import rewrite
+    from mari_onnx.model.upgrade import upgraded
+
+    made = rewrite(upgraded(model).model, sides, options)
+    return made.model if made.changed else None
+
+

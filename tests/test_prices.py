@@ -1,0 +1,213 @@
+"""Prices of kernels: what a node asks for, what onnxruntime joins, how prices are fitted and read; nothing is timed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from mari_onnx.cli.main import run
+from mari_onnx.engine.cost.fusions import Loaded
+from mari_onnx.engine.cost.kernels import Call, Use, runs, uses
+from mari_onnx.engine.cost.prices import OTHER, OWN, Prices, graph_seconds, load, node_seconds
+from mari_onnx.errors import UsageError
+from mari_onnx.parity.work import shapes_of
+from mari_onnx.timing.calibrate import Timed, calibrate, fit, nonnegative
+from mari_onnx.timing.kernel_samples import Sample, samples
+
+SHAPES: list[tuple[tuple[int, ...], tuple[int, ...], float]] = [
+    ((500, 64), (500, 64), 1),
+    ((500, 64), (64,), 500),
+    ((500, 64), (), 1),
+    ((500, 50, 32), (500, 50, 1), 25_000),
+    ((500, 50, 32), (500, 1, 32), 25_000),
+    ((500, 1, 64), (1, 64), 500),
+    ((500, 1), (1,), 500),
+    ((500, 1), (500, 1), 1),
+]
+
+
+@pytest.mark.parametrize(("left", "right", "stretches"), SHAPES)
+def test_stretches_in_which_operands_broadcast(
+    left: tuple[int, ...], right: tuple[int, ...], stretches: float
+) -> None:
+    assert runs(left, right) == runs(right, left) == stretches
+
+
+def asked(op: str, *ins: tuple[int, ...], out: tuple[int, ...], fixed: int = 0, **attributes: Any) -> list[Use]:
+    """What a node of these shapes asks for; the last `fixed` inputs are constant."""
+    names = [f"x{k}" for k in range(len(ins))]
+    node = helper.make_node(op, names, ["y"], **attributes)
+    return uses(Call(node, ins, [out], [k >= len(ins) - fixed for k in range(len(ins))]))
+
+
+def test_a_product_is_of_the_class_of_its_rows() -> None:
+    assert asked("MatMul", (1, 64), (64, 32), out=(1, 32), fixed=1)[0].kernel == "gemm of 1 row"
+    assert asked("MatMul", (4, 64), (64, 32), out=(4, 32), fixed=1)[0].kernel == "gemm of few rows"
+    (large,) = asked("MatMul", (500, 50, 64), (64, 32), out=(500, 50, 32), fixed=1)
+    assert large.kernel == "gemm"
+    assert large.amounts["mults"] == 25_000 * 64 * 32
+    assert not large.amounts["packed"]
+    (moving,) = asked("MatMul", (500, 64), (64, 20), out=(500, 20))
+    assert moving.amounts["packed"] == 64 * 32
+    assert moving.amounts["mults"] == 500 * 64 * 32
+    (many,) = asked("MatMul", (500, 10, 16), (500, 16, 10), out=(500, 10, 10))
+    assert many.kernel == "batched gemm"
+    assert many.amounts["calls"] == 500
+
+
+def test_a_transpose_is_of_the_class_of_what_it_moves() -> None:
+    def kernel(shape: tuple[int, ...], *perm: int) -> str:
+        return asked("Transpose", shape, out=tuple(shape[p] for p in perm), perm=perm)[0].kernel
+
+    assert kernel((500, 20, 1, 16), 0, 2, 1, 3) == "Transpose of nothing"
+    assert kernel((500, 64), 1, 0) == "Transpose of one axis"
+    assert kernel((500, 10, 2, 16), 0, 2, 1, 3) == "Transpose of blocks"
+    assert kernel((500, 10, 2), 2, 1, 0) == "Transpose in any order"
+
+
+def test_a_reduction_of_inner_axes_reads_rows_and_of_outer_ones_blocks() -> None:
+    (rows,) = asked("ReduceMax", (500, 6, 4), out=(500, 6, 1), axes=[2])
+    (blocks,) = asked("ReduceMax", (500, 6, 4), out=(500, 1, 4), axes=[1])
+    (dropped,) = asked("ReduceMax", (500, 6, 4), out=(500, 4), axes=[1], keepdims=0)
+    assert rows.kernel == "ReduceMax of rows"
+    assert rows.amounts["rows"] == 3000
+    assert blocks.kernel == dropped.kernel == "ReduceMax over outer axes"
+    assert blocks.amounts["calls"] == dropped.amounts["calls"] == 500
+
+
+def test_every_sample_of_the_table_is_one_kernel_and_every_amount_of_it_has_a_price_or_is_free() -> None:
+    asked_for: dict[str, set[str]] = {}
+    for sample in samples():
+        use = sample.use()
+        if use is not None:
+            asked_for.setdefault(use.kernel, set()).update(use.amounts)
+    prices = load()
+    assert len(asked_for) > 60
+    assert not set(asked_for) - set(prices.kernels)
+    for kernel, amounts in asked_for.items():
+        assert not set(prices.kernels[kernel]) - amounts, kernel
+        assert prices.kernels[kernel]["node"] > 0
+
+
+def test_prices_are_found_again_from_times_made_of_them() -> None:
+    rng, true = np.random.default_rng(0), {"node": 2e-7, "elements": 1e-10, "runs": 0.0}
+    timed = []
+    for _ in range(20):
+        amounts = {"node": 1.0, "elements": float(rng.integers(1, 10**6)), "runs": float(rng.integers(1, 1000))}
+        timed.append(Timed(Use("k", amounts), sum(true[name] * amount for name, amount in amounts.items())))
+    prices, error = fit(timed)
+    assert prices["node"] == pytest.approx(2e-7, rel=0.02)
+    assert prices["elements"] == pytest.approx(1e-10, rel=0.02)
+    assert prices.get("runs", 0.0) < 1e-12
+    assert error < 0.01
+
+
+def test_the_least_squares_are_nonnegative() -> None:
+    rng = np.random.default_rng(1)
+    matrix, wanted = rng.uniform(0, 1, (30, 4)), rng.uniform(-1, 1, 30)
+    found = nonnegative(matrix, wanted)
+    gradient = matrix.T @ (matrix @ found - wanted)
+    assert (found >= 0).all()
+    assert np.abs(gradient[found > 0]).max(initial=0) < 1e-6
+    assert gradient.min() > -1e-6
+
+
+def graph(*nodes: onnx.NodeProto, out: str, **weights: np.ndarray) -> onnx.GraphProto:
+    """`x [500, 64]` -> out."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [500, 64])
+    return helper.make_graph(nodes, "g", [x], [onnx.ValueInfoProto(name=out)],
+                             [numpy_helper.from_array(array, name) for name, array in weights.items()])  # fmt: skip
+
+
+def test_what_onnxruntime_does_at_load_costs_nothing() -> None:
+    w, b = np.zeros((64, 32), np.float32), np.zeros(32, np.float32)
+    g = graph(
+        helper.make_node("Neg", ["w"], ["v"], "constant"),
+        helper.make_node("MatMul", ["x", "v"], ["p"], "product"),
+        helper.make_node("Add", ["p", "b"], ["q"], "bias"),
+        helper.make_node("Relu", ["q"], ["y"], "activation"),
+        out="y", w=w, b=b,
+    )  # fmt: skip
+    shapes = {"x": (500, 64), "v": (64, 32), "p": (500, 32), "q": (500, 32), "y": (500, 32)}
+    took = {node.name: seconds for node, seconds in node_seconds(g, shapes, load())}
+    assert took["constant"] == took["bias"] == 0 < took["activation"] < took["product"]
+    alone = Loaded(graph(helper.make_node("Relu", ["x"], ["y"], "activation"), out="y"), shapes)
+    assert not alone.joined
+    assert not alone.gone
+
+
+def test_a_layer_norm_of_many_nodes_is_one_kernel() -> None:
+    half, two = np.full((), 1e-5, np.float32), np.full((), 2, np.float32)
+    g = graph(
+        helper.make_node("ReduceMean", ["x"], ["m"], axes=[-1]),
+        helper.make_node("Sub", ["x", "m"], ["d"], "difference"),
+        helper.make_node("Pow", ["d", "two"], ["s"]),
+        helper.make_node("ReduceMean", ["s"], ["v"], axes=[-1]),
+        helper.make_node("Add", ["v", "eps"], ["e"]),
+        helper.make_node("Sqrt", ["e"], ["r"]),
+        helper.make_node("Div", ["d", "r"], ["y"]),
+        out="y", two=two, eps=half,
+    )  # fmt: skip
+    loaded = Loaded(g, {})
+    assert list(loaded.stands_for.values()) == ["LayerNormalization"]
+    assert len(loaded.gone) == len(g.node) - 1
+
+
+def test_a_kernel_without_a_price_has_the_typical_one_and_a_run_costs_by_its_inputs() -> None:
+    prices = Prices({OTHER: {"node": 1.0, "elements": 0.5}, "run": {"node": 10.0, "inputs": 2.0}})
+    g = graph(helper.make_node("Relu", ["x"], ["y"]), out="y")
+    assert graph_seconds(g, {"x": (2, 3), "y": (2, 3)}, prices) == 12 + 1 + 0.5 * 6
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"threads": {}}', '{"threads": {"1": {}}, "provenance": {}}'])
+def test_a_file_that_is_no_table_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "prices.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="no table of prices"):
+        load(path)
+
+
+def test_the_table_of_the_nearest_number_of_threads_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "prices.json"
+    tables = {str(k): {OTHER: {"node": float(k)}} for k in (1, 8)}
+    path.write_text(json.dumps({"provenance": {}, "threads": tables}))
+    assert [load(path, k).kernels[OTHER]["node"] for k in (1, 2, 6, 64)] == [1, 1, 8, 8]
+    assert load(path).foreign
+    assert not load().foreign
+
+
+def test_the_own_table_says_what_it_was_measured_on() -> None:
+    provenance = json.loads(OWN.read_text())["provenance"]
+    assert provenance["processor"]
+    assert provenance["libraries"]["onnx"]
+    assert provenance["samples"] > 500
+
+
+def test_calibrate_measures_what_it_is_given(tmp_path: Path) -> None:
+    table = calibrate(seconds=0.001, which=[Sample("Relu", ((n, 8),)) for n in (1, 50, 500)])
+    assert set(table["threads"]["1"]) == {"Relu", "run", OTHER}
+    path = tmp_path / "prices.json"
+    path.write_text(json.dumps(table))
+    assert load(path).seconds(Use("Relu", {"node": 1, "elements": 4000})) > 0
+
+
+def test_calibrate_refuses_threads_that_are_no_numbers(tmp_path: Path) -> None:
+    assert run(["calibrate", str(tmp_path / "p.json"), "--threads", "0"]) == 2
+
+
+def test_shapes_that_inference_does_not_know_are_met_by_running() -> None:
+    g = graph(
+        helper.make_node("NonZero", ["x"], ["i"]),
+        helper.make_node("Transpose", ["i"], ["y"], perm=[1, 0]),
+        out="y",
+    )
+    model = helper.make_model(g, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feed = np.zeros((500, 64), np.float32)
+    feed[3, :5] = 1
+    assert shapes_of(model, {"x": feed})["y"] == (5, 2)
