@@ -30,6 +30,7 @@ from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import form_of
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Leaf, Part, Prod, Sum, axes_of, in_order, is_const, within
 
+TIMES_ZERO = "what has a weight of 0 is multiplied all the same: a float input is in it, and 0 times NaN is NaN"
 LARGEST_HALF = 65504.0
 """The largest number that float16 holds."""
 DEPTH = 4
@@ -104,10 +105,11 @@ def _expand(
             for part in this.parts:
                 cell = take(b, other, this.axis, part.positions, part.axis)
                 inner = k - {this.axis} | ({part.axis} if part.axis else frozenset())
-                if (is_zero(part.body) and (hidden or not given(b, cell))) or (
-                    is_zero(cell) and (hidden or not given(b, part.body))
-                ):
+                times = cell if is_zero(part.body) else part.body if is_zero(cell) else None
+                if times is not None and (hidden or not given(b, times)):
                     continue
+                if times is not None:
+                    b.notes.append(TIMES_ZERO)
                 pair = (cell, part.body) if flip else (part.body, cell)
                 out += _expand_varying(b, *pair, inner, outer, depth, order)
             uncut = instead_of_cuts(b, this, other, k, out, flip) if not outer else None
