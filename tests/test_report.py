@@ -165,7 +165,7 @@ def test_terminal_json_and_page_tell_the_same_figures(written, tmp_path, capsys)
         assert re.search(r" +".join(map(re.escape, row)), said)
     sizes = [str(before["nodes"]), str(after["nodes"]), change(before["nodes"], after["nodes"])]
     assert ["nodes", *sizes] in page["totals"]
-    assert ["  once per request", str(before["once_nodes"]), str(after["once_nodes"]), ""] in page["totals"]
+    assert ["  of which once per request", str(before["once_nodes"]), str(after["once_nodes"]), ""] in page["totals"]
     assert f"{after['once_nodes']} of the output's {after['nodes']} nodes run once per request" in said
     assert page["summary"] in said
     assert page["residual"] == told["residual"]

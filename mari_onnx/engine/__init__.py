@@ -164,7 +164,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
         result.model, result.changed, result.out_shapes, result.assumptions = model, False, shapes, []
         result.tensor_map = {name: name for name in shapes}
         result.reason = (
-            "it computes nothing more often than once per request"
+            "no operator computes the same result for several candidates"
             if not moved
             else f"no work is saved ({before.flops:.0f} FLOPs before, {after.flops:.0f} after "
             f"at {options.candidates} candidates)"

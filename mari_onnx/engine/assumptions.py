@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from mari_onnx.engine.ir.value import Decline
 
-UNCHECKED = "only a run of both models can tell whether that matters, and none is made (no check)"
+UNCHECKED = "only running both models shows whether that matters, and no check is made"
 IN_A_BODY = "only running both models shows whether that matters, and a run may not reach this subgraph"
 
 

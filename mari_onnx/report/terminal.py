@@ -62,10 +62,10 @@ def total_rows(report: Report) -> list[tuple[str, str, str, str]]:
     rows = []
     for name, key in (
         ("nodes", "nodes"),
-        ("  once per request", "once_nodes"),
+        ("  of which once per request", "once_nodes"),
         ("products", "products"),
         ("FLOPs per candidate", "flops_per_candidate"),
-        ("  once per request", "once_flops_per_candidate"),
+        ("  of which once per request", "once_flops_per_candidate"),
         ("bytes per candidate", "bytes_per_candidate"),
     ):
         old, new = before[key], after[key]
@@ -79,7 +79,7 @@ _COMPARED = ("nodes", "flops_per_candidate", "bytes_per_candidate")
 
 
 def summary_line(report: Report) -> str:
-    """What became of the products, and what of the output runs once per request."""
+    """What became of the products, and how many nodes and FLOPs of the output run once per request."""
     if not report.changed:
         return f"nothing to lift: {report.reason or 'see the reasons'}"
     actions = Counter(node.action for node in report.products)

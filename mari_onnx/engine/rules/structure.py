@@ -20,8 +20,8 @@ from mari_onnx.engine.rule import Context, normal, rule
 from mari_onnx.model.dims import Dim, Size, divide, product
 
 MAY_BE_ONE = "the Squeeze names no axes, and a dimension may be 1"
-KEEPS = "the Squeeze keeps the candidates' axis at N = 1 too"
-DROPS = "a Squeeze without axes drops the candidates' axis at N = 1"
+KEEPS = "the Squeeze keeps the candidate axis at N = 1 too"
+DROPS = "a Squeeze without axes drops the candidate axis at N = 1"
 MAX_DEPTH = 16
 """Cats nested deeper are written out, because functions over bodies are recursive."""
 

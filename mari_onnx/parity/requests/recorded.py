@@ -127,7 +127,8 @@ def _columns(each: Input, rows: Any) -> np.ndarray | None:
         try:
             array = np.stack(parts)
         except ValueError as error:
-            raise UsageError(f"in column {each.name!r} the rows have different lengths") from error
+            what = f"in column {each.name!r} the rows have different lengths"
+            raise UsageError(what, "pad them to one length") from error
         if array.dtype == object and array.ndim > 1:  # lists of lists
             array = np.array([[list(x) for x in part] for part in parts])
         width = each.shape[-1] if each.shape else None
@@ -147,10 +148,11 @@ def _request(arrays: Mapping[str, np.ndarray], layout: Layout, label: str) -> Re
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            raise UsageError(f"{label}: the model has no input {name!r}", hint + ", ".join(names))
+            raise UsageError(f"{label}: the model has no input {name!r}", f"{hint}inputs are: {', '.join(names)}")
     missing = [name for name in names if name not in arrays]
     if missing:
-        raise UsageError(f"{label}: there are no values for the inputs {', '.join(missing)}")
+        what = f"{label}: there are no values for the inputs {', '.join(missing)}"
+        raise UsageError(what, "add an array per input, under its name")
     made = Request({}, {}, 0, {}, layout.axis, label, whole=layout.whole)
     counts: dict[str, int] = {}
     for each in layout.signature.inputs:
