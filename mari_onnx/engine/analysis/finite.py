@@ -1,11 +1,13 @@
-"""Where a NaN or an infinity of an input can get to, so that what it is multiplied by must not be left out.
+"""Which tensors may hold a NaN or an infinity of an input; what is multiplied by such a tensor must not be left out.
 
-Ids and flags are finite, and what is computed of them and of weights the model itself answers for; a float input holds
-what it is given. ``0 * x``, ``-inf + x`` and a softmax whose scores all have x added are not finite where x is not.
+In: bodies and tensors of the new graph, and once per source whether a NaN always stays a NaN. Out: yes or no. Only
+float inputs may hold them; ids and flags are finite, and so is what is computed from these and from weights, unless the
+model itself divides by 0. If x is not finite, neither are ``0 * x``, ``-inf + x``, and a softmax over scores that have
+x added.
 
-Attention is the exception. A token that a causal mask hides still makes every row NaN, as 0 * NaN is, and so does it
-make its own row, which the output reads. So where no operator of the model turns a NaN into a number, the rows that do
-not see the token may do without it: the output is NaN by the token's own row.
+Attention is an exception. A token that a causal mask hides still makes all rows NaN, because 0 * NaN is NaN. It also
+makes its own row NaN, which the output reads. So if no operator of the model turns a NaN into a number, the rows that
+do not see the token may leave it out: the output is NaN because of the token's own row.
 """
 
 from __future__ import annotations
