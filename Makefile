@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest fuzz same limits reached steady kills models interop bench bench-gpu audit pins wheel clean
+.PHONY: help demo test lint types pytest fuzz same limits reached mutants steady kills models interop bench bench-gpu audit pins wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ limits: $(STAMPS)/test ## time and memory of graphs as large, wide and deep as t
 
 reached: $(STAMPS)/test ## what the default check reaches of the sample models; docs/parity.md
 	$(BIN)/python -m benchmarks.parity.coverage $(ARGS)
+
+mutants: $(STAMPS)/test ## what the check finds of each wrong model; docs/parity.md
+	$(BIN)/python -m benchmarks.parity.mutants $(ARGS)
 
 steady: $(STAMPS)/test ## 20 checks of a right, a wrong and a mended model, with and without four processes that burn the processors
 	$(BIN)/python -m benchmarks.parity.steady $(ARGS)

@@ -40,6 +40,7 @@ class Fact(Flag):
     SIZES = auto()  # nothing but the first input's sizes is read
     GROWS = auto()  # the result may be large though the inputs are small
     FREE = auto()  # no element is read or written
+    TEXT = auto()  # as ELEMENT, of strings
     PLACEWISE = auto()  # as ELEMENT, but that all inputs after the first, or attributes, are parameters
     REDUCES = auto()  # one for all positions of the reduced axes
     ROWS = auto()  # each row by itself: dimensions before the first that is mixed are but rows
@@ -337,6 +338,8 @@ def _table() -> None:
           "ImageDecoder SequenceInsert", f.DOUBTFUL)  # fmt: skip
 
     # ---- strings, and bodies
+    _rows("StringConcat", f.TEXT)
+    _rows("RegexFullMatch", f.TEXT | f.BOOLEAN)
     _rows("StringNormalizer", f.PLACEWISE, categories=("stopwords",))
     _rows("StringToHashBucket StringToHashBucketFast StringLower StringUpper", f.PLACEWISE, EXTENSIONS)
     _rows("TfIdfVectorizer", categories=("pool_strings", "pool_int64s"))
@@ -359,8 +362,7 @@ WITHOUT = {
     STANDARD: """
         BitCast BlackmanWindow CausalConvWithState CenterCropPad Det DynamicQuantizeLinear HammingWindow If
         LinearAttention MelWeightMatrix NegativeLogLikelihoodLoss OptionalGetElement OptionalHasElement
-        RegexFullMatch STFT SequenceErase SequenceLength SequenceMap SoftmaxCrossEntropyLoss StringConcat
-        StringSplit SwiGLU TensorScatter""",
+        STFT SequenceErase SequenceLength SequenceMap SoftmaxCrossEntropyLoss StringSplit SwiGLU TensorScatter""",
     ML: """
         CastMap DictVectorizer LinearClassifier LinearRegressor Normalizer SVMClassifier
         SVMRegressor TreeEnsemble ZipMap""",

@@ -336,7 +336,8 @@ class _Check:
         if all(r.n == 0 for r in requests):
             self.result.cannot_compare.append("every request has 0 candidates, so no score was compared")
             return
-        if self.result.outputs and all(each.compared and not each.values for each in self.result.outputs if each.ok):
+        right = [each for each in self.result.outputs if each.ok]
+        if right and all(each.compared and not each.values for each in right):
             self.result.cannot_compare.append("no output has an element on any request")
             return
         for each in self.result.outputs:

@@ -83,6 +83,15 @@ class Goal(ABC):
         """How far a run was from each thing; None where that is not known."""
         return None
 
+    def margins(self, values: Sequence[np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """How far what is compared lies above the number at which the outcome turns, and how large both are; None where
+        that is not a matter of floats.
+
+        Returns:
+            Both [turn, candidate or 1, element], NaN where a turn is not asked for.
+        """
+        return None
+
     @abstractmethod
     def text(self, at: int) -> str:
         """One of its things, for people."""
@@ -165,9 +174,43 @@ class Outcomes(Goal):
         nearest = apart.min(axis=others).reshape(-1) if self._kept else np.array([apart.min()])
         return np.tile(nearest, 2) if nearest.size == self._apart else None
 
+    def margins(self, values: Sequence[np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray] | None:
+        if len(values) < 3 or not values[0].size or values[1].dtype.kind != "f":
+            return None
+        one, other = np.broadcast_arrays(*(v.astype(np.float64) for v in values[1:3]))
+        kept = [k + one.ndim for k in self._kept]
+        if (int(np.prod([one.shape[k] for k in kept])) if kept else 1) != self._apart:
+            return None
+        rest = [k for k in range(one.ndim) if k not in kept]
+        candidates = next(([k] for k in rest if one.shape[k] == n), [])
+        order = [*kept, *candidates, *(k for k in rest if k not in candidates)]
+        shape = (self._apart, n if candidates else 1, -1)
+        with np.errstate(invalid="ignore"):
+            over, size = one - other, np.maximum(np.abs(one), np.abs(other))
+        return over.transpose(order).reshape(shape), size.transpose(order).reshape(shape)
+
     def text(self, at: int) -> str:
         outcome, place = ("false", "true")[at // self._apart], at % self._apart
         return outcome if self._apart == 1 else f"{outcome} for constant {place}"
+
+
+class Inner(Goal):
+    """True and false of a comparison inside of a body.
+
+    Args:
+        tensor: [.., 2], how often it was true and how often false (`bodies`); its name says which comparison.
+    """
+
+    def __init__(self, tensor: str):
+        op, name = tensor.split("/")[1:3]
+        super().__init__("outcomes", name, op, [tensor], 2)
+
+    def _found(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        counts = values[0].reshape(-1, 2)
+        return np.array([bool((counts[:, 1] > 0).any()), bool((counts[:, 0] > 0).any())])
+
+    def text(self, at: int) -> str:
+        return ("false", "true")[at]
 
 
 class Sides(Goal):
@@ -234,63 +277,3 @@ class Trips(Goal):
 
     def text(self, at: int) -> str:
         return ("no trip", "one trip", "several trips")[at]
-
-
-class Splits(Goal):
-    """Both ways out of each inner node of a tree ensemble, walked as onnx defines it.
-
-    Args:
-        attributes: of a TreeEnsembleRegressor or TreeEnsembleClassifier, by name.
-        most: of more inner nodes the rest is not counted.
-    """
-
-    def __init__(self, node: str, op: str, tensor: str, attributes: dict[str, Sequence[object]], most: int = 20_000):
-        trees = [int(t) for t in attributes["nodes_treeids"]]  # type: ignore[call-overload]
-        ids = [int(i) for i in attributes["nodes_nodeids"]]  # type: ignore[call-overload]
-        place = {key: at for at, key in enumerate(zip(trees, ids, strict=True))}
-
-        def to(name: str) -> np.ndarray:
-            return np.array([place.get((t, int(i)), 0) for t, i in zip(trees, attributes[name], strict=True)])  # type: ignore[call-overload]
-
-        self._yes, self._no = to("nodes_truenodeids"), to("nodes_falsenodeids")
-        self._feature = np.array(attributes["nodes_featureids"], np.int64)
-        self._value = np.array(attributes["nodes_values"], np.float64)
-        self._mode = np.array([m.decode() if isinstance(m, bytes) else str(m) for m in attributes["nodes_modes"]])
-        missing = attributes.get("nodes_missing_value_tracks_true") or [0] * len(trees)
-        self._missing = np.array(missing, bool)
-        targets = set(self._yes[self._mode != "LEAF"]) | set(self._no[self._mode != "LEAF"])
-        self._roots = [at for at in range(len(trees)) if at not in targets]
-        self._inner = np.flatnonzero(self._mode != "LEAF")[:most]
-        super().__init__("splits", node, op, [tensor], 2 * self._inner.size)
-
-    def _found(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        rows = values[0].reshape(-1, values[0].shape[-1]).astype(np.float64)
-        seen = np.zeros((2, self._mode.size), bool)
-        for root in self._roots:
-            at = np.full(len(rows), root)
-            every = np.arange(len(rows))
-            for _ in range(self._mode.size):
-                inner = self._mode[at] != "LEAF"
-                at, every = at[inner], every[inner]
-                if not at.size:
-                    break
-                given = rows[every, self._feature[at]]
-                true = self._true(given, at) | (np.isnan(given) & self._missing[at])
-                seen[1, at[true]], seen[0, at[~true]] = True, True
-                at = np.where(true, self._yes[at], self._no[at])
-        return seen[:, self._inner].reshape(-1)
-
-    def _true(self, given: np.ndarray, at: np.ndarray) -> np.ndarray:
-        mode, value = self._mode[at], self._value[at]
-        found = np.zeros(at.size, bool)
-        for name, holds in (
-            ("BRANCH_LEQ", given <= value), ("BRANCH_LT", given < value), ("BRANCH_GTE", given >= value),
-            ("BRANCH_GT", given > value), ("BRANCH_EQ", given == value), ("BRANCH_NEQ", given != value),
-        ):  # fmt: skip
-            found |= (mode == name) & holds
-        return found
-
-    def text(self, at: int) -> str:
-        inner = int(self._inner[at % self._inner.size])
-        way = ("false", "true")[at // self._inner.size]
-        return f"{way} at node {inner}: feature {self._feature[inner]} {self._mode[inner]} {self._value[inner]:g}"

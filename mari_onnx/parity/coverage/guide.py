@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mari_onnx.model.functions import inlined
 from mari_onnx.parity.coverage import sizes
+from mari_onnx.parity.coverage.between import Between
 from mari_onnx.parity.coverage.budget import Budget
 from mari_onnx.parity.coverage.empty import survived
 from mari_onnx.parity.coverage.vary import Varied
@@ -24,9 +26,13 @@ if TYPE_CHECKING:
 # Multiply-adds (about 0.03 ns each on a CPU core) that all further requests may cost, in both models.
 BUDGET = 1.2e11
 # Shares of what is left at each step.
-_SIZES, _BULK, _USERS = 0.25, 0.35, 0.8
+_SIZES, _BULK, _USERS, _VARIED, _ALONE = 0.25, 0.35, 0.8, 0.7, 0.3
 # Runs of a model that a request costs: where it is tried, and where it is then compared.
 _TRIED, _COMPARED = 2, 2
+# Candidates of a request that are tried alone, and requests of one candidate that are tried.
+_SINGLE, _TRIED_ALONE = 8, 1000
+# Floats are so many times as large, of either sign, in some requests; and candidates of these.
+_SCALES, _SCALED = (4.0, -4.0, 32.0, -32.0, 256.0, -256.0), 7
 # Tries in a row without anything new after which no more are made.
 _STALE = 128
 # Candidates of requests that meet ids in bulk, and of those that are there for the user or for a length.
@@ -64,7 +70,10 @@ class Guide:
         for request in base:
             self._watch.look(request)
         budget = Budget(BUDGET if self._plan.settings.coverage else 0.0)
-        for step, share in ((self._sizes, _SIZES), (self._bulk, _BULK), (self._users, _USERS), (self._vary, 1.0)):
+        for step, share in (
+            (self._sizes, _SIZES), (self._bulk, _BULK), (self._users, _USERS), (self._vary, _VARIED),
+            (self._scaled, _ALONE), (self._alone, _ALONE), (self._between, 1.0),
+        ):  # fmt: skip
             part = budget.part(share)
             step(part, base)
             budget.back(part)
@@ -80,7 +89,7 @@ class Guide:
     def _sizes(self, budget: Budget, base: Sequence[Request]) -> None:
         """N and lengths of 0 and 1, the longest, and around every number that a size meets."""
         layout, drawer = self._plan.layout, self._plan.other
-        met = sorted({n for model in self._watch.models.values() for n in sizes.met(model)})
+        met = sorted({n for model in self._watch.models.values() for n in sizes.met(inlined(model))})
         around = list(dict.fromkeys(m for n in met for m in (n, n + 1)))
         few = layout.fixed_n or _FEW + 1
         for length in dict.fromkeys((*_LENGTHS[:1], *around, *_LENGTHS)) if layout.lengths else ():
@@ -170,3 +179,48 @@ class Guide:
             if forward:
                 varied.add(request)
             stale = 0 if forward else stale + 1
+
+    def _scaled(self, budget: Budget, base: Sequence[Request]) -> None:
+        """Units and bounds that no variation got to. The last resort: what is large hides what is wrong by little."""
+        for by in _SCALES:
+            request = self._plan.other.request(self._plan.layout.fixed_n or _SCALED, extreme=by)
+            if self._watch.done or not self._room() or not budget.spend((_TRIED + _COMPARED) * self._price.of(request)):
+                return
+            self.tries += 1
+            if self._watch.look(request):
+                self._keep(request, "varied")
+
+    def _alone(self, budget: Budget, base: Sequence[Request]) -> None:
+        """Outcomes and branches with one candidate: where N is 1 a model may do something else, as a dimension of 1 is
+        dropped or broadcast."""
+        if self._plan.layout.fixed_n is not None:
+            return
+        watch = self._watch.alone()
+        for request in (r for r in base if r.n == 1):
+            watch.look(request)
+        tried = 0
+        for request in [r for r in (*base, *self.kept) if r.n > 1 and not r.empty]:
+            for place in range(min(request.n, _SINGLE)):
+                if watch.done or tried > _TRIED_ALONE or not self._room():
+                    return
+                single = request.alone(place)
+                if not budget.spend(_TRIED * self._price.of(single)):
+                    return
+                self.tries, tried = self.tries + 1, tried + 1
+                if watch.look(single) and budget.spend(_COMPARED * self._price.of(single)):
+                    self._keep(single, "varied")
+
+    def _between(self, budget: Budget, base: Sequence[Request]) -> None:
+        """Both sides of where outcomes turn, as near as rounding allows."""
+
+        def afford(request: Request) -> bool:
+            return self._room() and budget.spend(self._price.of(request))
+
+        for observer in self._watch.observers:
+            for request in Between(self._plan, observer, [*base, *self.kept], afford).requests():
+                cost = (_TRIED + _COMPARED) * self._price.of(request)
+                if not self._room() or not budget.spend(cost):
+                    return
+                self.tries += 1
+                if self._watch.look(request) is not None:
+                    self._keep(request, "varied")

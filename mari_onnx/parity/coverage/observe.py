@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,14 +57,28 @@ class Observer:
         Raises:
             MariError: the model does not run on it.
         """
+        return sum(goal.look(values) for goal, values in self._seen(request))
+
+    def margins(self, request: Request) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """`Goal.margins` of the goals that have them, by their number.
+
+        Raises:
+            MariError: the model does not run on the request.
+        """
+        several = ((k, goal.margins(values, request.n)) for k, (goal, values) in enumerate(self._seen(request)))
+        return {k: each for k, each in several if each is not None}
+
+    def _seen(self, request: Request) -> Iterator[tuple[Goal, list[np.ndarray]]]:
+        """Goals, each with the tensors that it looks at."""
         from mari_onnx import runtime
 
         if self._session is None or not self.goals:
-            return 0
+            return
         feed = request.feed(self._session.get_inputs())
         found = runtime.run(self._session, feed, _WHAT, [_OUTPUT + t for t in self._names])
         values = dict(zip(self._names, map(np.asarray, found), strict=True))
-        return sum(goal.look([values[t] for t in goal.tensors]) for goal in self.goals)
+        for goal in self.goals:
+            yield goal, [values[t] for t in goal.tensors]
 
     @property
     def closer(self) -> bool:

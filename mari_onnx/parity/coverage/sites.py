@@ -13,15 +13,16 @@ import numpy as np
 
 from mari_onnx.model.nodes import attribute
 from mari_onnx.model.ops import Fact, having, row
-from mari_onnx.parity.coverage.goals import Goal, Keys, Outcomes, Rows, Sides, Splits, Trips
+from mari_onnx.parity.coverage.bodies import COMPARISONS, PREFIX
+from mari_onnx.parity.coverage.goals import Goal, Inner, Keys, Outcomes, Rows, Sides, Trips
+from mari_onnx.parity.coverage.splits import Splits
 from mari_onnx.parity.domains.dependence import reads
+from mari_onnx.parity.domains.reactions import attributes, by_name
 from mari_onnx.parity.domains.scope import constants, dims
 
 if TYPE_CHECKING:
     import onnx
 
-# A negation says nothing that what it negates does not.
-_COMPARISONS = having(Fact.BOOLEAN) - {"Not"}
 # Tables of more rows than this are not counted, and no more goals than this are watched in one model.
 _ROWS, _MOST = 2**24, 2000
 # Constants of more numbers than this are not kept apart.
@@ -79,15 +80,16 @@ def _of_node(
 
     op, given = node.op_type, list(node.input)
     name = node.name or node.output[0]
-    if not any(t in live for t in given):
+    if not any(t in live for t in reads(node)):
         return
     facts = row(op)
+    yield from (Inner(output) for output in node.output if output.startswith(PREFIX))
     if op in having(Fact.LOOKUP) or op == "OneHot":
         rows = _rows(node, known, sizes, live)
         if rows:
             table, indices = (name, given[0]) if op == "OneHot" else given[:2]
             yield Rows(name, op, table, indices, rows)
-    elif op in _COMPARISONS or (op == "Cast" and attribute(node, "to", 0) == onnx.TensorProto.BOOL):
+    elif op in COMPARISONS or (op == "Cast" and attribute(node, "to", 0) == onnx.TensorProto.BOOL):
         constant = next((known[t] for t in given if t in known), np.zeros(()))
         numbers = given if facts.holds else ()  # they say how far the other outcome is
         yield Outcomes("outcomes", name, op, node.output[0], constant.shape, numbers)
@@ -103,13 +105,14 @@ def _of_node(
     elif op == "Loop" and any(t in live for t in given[:2]):
         yield Trips(name, trips_of(node))
     elif node.domain == "ai.onnx.ml":
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        if attributes.get("nodes_modes") and "nodes_treeids" in attributes:
-            yield Splits(name, op, given[0], attributes)
+        own = attributes(node)
+        if own.get("nodes_modes") is not None and "nodes_treeids" in own:
+            yield Splits(name, op, given[0], own)
+        elif "tree_roots" in own:  # one node a number since ai.onnx.ml 5
+            yield Splits(name, op, given[0], by_name(own))
         for key in () if op in having(Fact.MOVES) else facts.categories:
-            if isinstance(attributes.get(key), list):
-                keys = [k.decode() if isinstance(k, bytes) else k for k in attributes[key]]
-                yield Keys(name, op, given[0], keys)
+            if len(own.get(key, ())):
+                yield Keys(name, op, given[0], np.asarray(own[key]).reshape(-1).tolist())
                 break
 
 

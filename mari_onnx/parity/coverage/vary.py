@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _LARGEST = 1000.0
 # Requests of more candidates are not varied: fewer tell as much.
 _CANDIDATES = 64
+# One of so many gets what several elements have to be together, where a graph asks for that.
+_JOINED = 0.25
 
 
 class Varied:
@@ -37,6 +39,7 @@ class Varied:
         self._choices = np.random.default_rng([plan.settings.seed, 2])
         self._rng = self._choices
         self._seeds: list[int] = []
+        self._joined = False
         self._corpus: list[Request] = []
         self._inputs = {i.name: i for i in plan.layout.signature.inputs}
         for request in requests:
@@ -70,6 +73,12 @@ class Varied:
         label = f"varied request {self._made} (N={parent.n})"
         user, rows, literal = dict(parent.user), dict(parent.rows), dict(parent.literal)
         child = replace(parent, user=user, rows=rows, literal=literal, label=label, further="")
+        if not again:
+            self._joined = rng.random() < _JOINED
+        if self._joined:
+            for part in (child.user, child.rows, child.literal):
+                part.update({name: value.copy() for name, value in part.items()})
+            self._drawer.join(child)
         for seed in self._seeds:
             self._rng = np.random.default_rng(seed)
             self._change(child)

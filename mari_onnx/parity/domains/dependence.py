@@ -7,6 +7,7 @@ Slice, Split, Concat, Add, Mod, Reshape, GatherND and whatever else lies between
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 # Larger than any table, exact in float32, and odd.
 _BIG = 16_000_001
 _OUTPUT = "mari_onnx.ids/"
+# From where on tensors are looked at: a graph may treat small numbers apart from the others, as padding or as rare ids.
+_STARTS = (0, *(2**k for k in range(21)))
 _WHAT = "the part of the model that computes ids"
 
 
@@ -32,8 +35,9 @@ class Probe:
         length: of free dimensions.
 
     Attributes:
-        zeros, ones: the tensors with all input elements 0, and all 1.
         origin: for each element of a tensor, 1 + the number of the input element that moves it; 0 where none does.
+        known: which elements of a tensor one input element moves.
+        start: from which number of it on they are `base + step number`; for 0 that is known of 0 and 1 alone.
         big, bigger: with all input elements very large; empty where the part refuses that.
         total: input elements in all.
 
@@ -64,13 +68,12 @@ class Probe:
         self._shapes = layout.concrete(layout.fixed_n or 2, dict.fromkeys(layout.free, length))
         self.total = sum(int(np.prod(self._shapes[i.name])) for i in self._numbers)
         self._session = session(cut, optimize=False, what=_WHAT)
-        self.zeros, self.ones = self._answer(np.zeros(self.total)), self._answer(np.ones(self.total))
-        codes = np.arange(1, self.total + 1)
-        self.origin = {name: np.zeros(v.shape, np.int64) for name, v in self.zeros.items()}
-        for bit in range(int(self.total).bit_length()):
-            moved = self._answer((codes >> bit) & 1)
-            for name in self.names:
-                self.origin[name] |= (moved[name] != self.zeros[name]).astype(np.int64) << bit
+        self.origin = {name: np.zeros(v.shape, np.int64) for name, v in self.at(0).items()}
+        self.known, self._even = ({k: v.astype(bool) for k, v in self.origin.items()} for _ in range(2))
+        self.start, self.base, self.step = ({k: v.copy() for k, v in self.origin.items()} for _ in range(3))
+        for start in _STARTS:
+            if not self._lines(start):
+                break
         self.big: dict[str, np.ndarray] = {}
         self.bigger: dict[str, np.ndarray] = {}
         try:
@@ -78,21 +81,33 @@ class Probe:
         except MariError:
             self.big = self.bigger = {}
 
-    def moved(self, name: str) -> np.ndarray:
-        """Which elements of a tensor one input element moves."""
-        at = self.origin[name]
-        elements: np.ndarray = (at > 0) & (at <= self.total) & (self.ones[name] != self.zeros[name])
-        return elements
-
-    def line(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Offset and step of each element of a tensor, and where they are those of input elements from 1 on.
-
-        A graph may give the id 0, which stands for padding, another row: the others are in step all the same.
-        """
-        base, step = self.zeros[name], self.ones[name] - self.zeros[name]
-        second, third = (self.at(n + 1)[name] - self.at(n)[name] for n in (1, 2))
-        later = (step != second) & (second == third) & (second > 0)
-        return np.where(later, self.ones[name] - second, base), np.where(later, second, step), later
+    def _lines(self, start: int) -> bool:
+        """Looks for elements that are in step from a number on and were not from a smaller one; whether any is left."""
+        try:
+            answers = [self.at(k) if not start else self._answer(np.full(self.total, start + k)) for k in range(4)]
+        except MariError:
+            return False
+        fresh: dict[str, np.ndarray] = {}
+        for name in self.names:
+            first, second, third = (b[name] - a[name] for a, b in pairwise(answers))
+            even = (first == second) & (second == third) & (first > 0)
+            fresh[name] = even & ~self._even[name] if start else first != 0
+            self._even[name] |= even | (fresh[name] & (first == second) & (second == third))
+        if any(mine.any() for mine in fresh.values()):
+            codes = np.arange(1, self.total + 1)
+            origin = {name: np.zeros_like(at) for name, at in self.origin.items()}
+            for bit in range(int(self.total).bit_length()):
+                moved = self._answer(start + ((codes >> bit) & 1))
+                for name in self.names:
+                    origin[name] |= (moved[name] != answers[0][name]).astype(np.int64) << bit
+            for name, mine in fresh.items():
+                mine &= (origin[name] > 0) & (origin[name] <= self.total)
+                step = answers[1][name] - answers[0][name]
+                base = answers[0][name] - start * step
+                for kept, new in ((self.origin, origin[name]), (self.base, base), (self.step, step)):
+                    kept[name] = np.where(mine, new, kept[name])
+                self.start[name][mine], self.known[name][mine] = start, True
+        return not all(even.all() for even in self._even.values())
 
     def by_input(self, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """One number an input element, as arrays of the inputs' shapes."""
@@ -114,11 +129,14 @@ class Probe:
 
     def at(self, number: int) -> dict[str, np.ndarray]:
         """The tensors with all input elements equal; as a straight line would go where the part refuses that."""
+        if number not in self._at and number < 2:
+            self._at[number] = self._answer(np.full(self.total, number))
         if number not in self._at:
             try:
                 self._at[number] = self._answer(np.full(self.total, number))
             except MariError:
-                self._at[number] = {k: self.zeros[k] + number * (v - self.zeros[k]) for k, v in self.ones.items()}
+                zero, one = self.at(0), self.at(1)
+                self._at[number] = {k: zero[k] + number * (v - zero[k]) for k, v in one.items()}
         return self._at[number]
 
     def _answer(self, elements: np.ndarray) -> dict[str, np.ndarray]:

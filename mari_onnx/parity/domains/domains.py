@@ -6,20 +6,22 @@ package asks it about ids, roles, thresholds, scales and links.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mari_onnx.model.functions import inlined
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.parity.domains import ids, padding, spread
 from mari_onnx.parity.domains.links import Link, behind_products, compared_with_themselves, links
 from mari_onnx.parity.domains.reactions import normalized, reactions
 from mari_onnx.parity.domains.roles import Role, roles, together
 from mari_onnx.parity.domains.scope import Scope, constants, dims
-from mari_onnx.parity.domains.sizes import varying
+from mari_onnx.parity.domains.sizes import deciding, varying
 from mari_onnx.parity.domains.spread import Knots, Spread
+from mari_onnx.parity.domains.texts import Joint
 from mari_onnx.parity.domains.thresholds import Gathered, Values, gather
 from mari_onnx.parity.domains.trace import folded, traced
 
@@ -36,7 +38,8 @@ class Domain:
     """What an input's elements may be.
 
     Attributes:
-        role: "plain", "length" (of a sequence), "mask", or "positive" (under a logarithm or root).
+        role: "plain", "length" (of a sequence), "mask", "addend" (a mask that is added to scores: 0, or far below), or
+            "positive" (under a logarithm or root).
         rows: int64, broadcastable to the input: the number of ids an element may have, 0 where it
             is no id; None where none is.
         size: for a length: its upper bound, where known.
@@ -48,6 +51,7 @@ class Domain:
         spread: where numbers lie that are not around 0 and of order one.
         real: of a mask, that other numbers than 0 and 1 may stand in it too.
         levels: of an input of which some places alone are masks or lengths, the numbers that stand there.
+        hashed: bool, broadcastable to the input: ids that may be any number, as the graph takes a remainder of them.
         positive: bool, broadcastable to the input: places under a logarithm or root; None where none or all are.
     """
 
@@ -61,6 +65,7 @@ class Domain:
     real: bool = False
     levels: Values | None = None
     positive: np.ndarray | None = None
+    hashed: np.ndarray | None = None
 
 
 class Domains(dict[str, Domain]):
@@ -68,6 +73,8 @@ class Domains(dict[str, Domain]):
 
     Attributes:
         links: elements that are compared with elements of another input.
+        sizing: inputs whose numbers decide on sizes or on trips of a loop.
+        joints: elements of several inputs that come to what the graph asks for together.
         steep: a graph has operators that numbers within the type's range drive beyond it: Exp, Softmax, Sigmoid, ..
     """
 
@@ -76,9 +83,12 @@ class Domains(dict[str, Domain]):
         found: Mapping[str, Domain],
         links: Sequence[Link] = (),
         steep: bool = False,
+        joints: Sequence[Joint] = (),
+        sizing: Set[str] = frozenset(),
     ):
         super().__init__(found)
-        self.links, self.steep = tuple(links), steep
+        self.links, self.steep, self.joints = tuple(links), steep, tuple(joints)
+        self.sizing = frozenset(sizing)
 
 
 # The longest of a length whose bound is not known.
@@ -95,16 +105,18 @@ def domains(
         layout: shapes of the inputs.
         optimized: the model that is compared with it, which may react to what the source does not.
     """
+    model = inlined(model)
     main = Scope(model.graph, dims(model), constants(model.graph))
-    rows, notes = ids.rows(model, layout, main)
+    rows, hashed, notes = ids.rows(model, layout, main)
     gathered = Gathered(layout)
     parts: dict[str, dict[int, Role]] = {}
     distributions: dict[str, dict[int, list[Knots]]] = {}
     linked: dict[Link, None] = {}
-    steep = False
+    steep, sizing = False, set[str]()
     for graph, its_layout in [(model, layout), *([optimized] if optimized is not None else [])]:
         first = graph is model
-        steep |= any(n.op_type in having(Fact.STEEP) for n in graph.graph.node)
+        steep |= any(n.op_type in having(Fact.STEEP) for n in inlined(graph).graph.node)
+        sizing |= deciding(graph)
         moving = varying(graph, its_layout)
         for trace in traced(graph, its_layout):
             if any(folded(layout, i.name) != folded(its_layout, i.name) for i in trace.inputs):
@@ -144,8 +156,8 @@ def domains(
             if each.dtype.kind in "iuf":
                 its = spread.made(layout, distributions.get(each.name, {}), each.name, domain.values, own)
                 domain = replace(domain, spread=its)
-        found[each.name] = replace(domain, padding=pads.get(each.name))
-    return Domains(found, links=tuple(linked), steep=steep), notes
+        found[each.name] = replace(domain, padding=pads.get(each.name), hashed=hashed.get(each.name))
+    return Domains(found, links=tuple(linked), steep=steep, joints=tuple(gathered.joints), sizing=sizing), notes
 
 
 def _in_places(domain: Domain, several: Mapping[int, Role], kept: tuple[int, ...]) -> Domain:

@@ -16,7 +16,7 @@ from mari_onnx.errors import MariError
 from mari_onnx.model.nodes import attribute, attribute_graphs
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.parity.domains.dependence import Probe
-from mari_onnx.parity.domains.scope import Scope, constants
+from mari_onnx.parity.domains.scope import Scope, constants, sources
 
 if TYPE_CHECKING:
     import onnx
@@ -32,9 +32,11 @@ class _Sink:
     rows: int
 
 
-def rows(model: onnx.ModelProto, layout: Layout, scope: Scope) -> tuple[dict[str, np.ndarray], list[str]]:
-    """For inputs with ids, how many ids each element may have, as `Domain.rows`; and notes on what could not be found
-    out.
+def rows(
+    model: onnx.ModelProto, layout: Layout, scope: Scope
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
+    """For inputs with ids, how many ids each element may have, as `Domain.rows`; which of them may be any number, as
+    `Domain.hashed`; and notes on what could not be found out.
 
     Args:
         model: its large weights may be unloaded external data.
@@ -44,11 +46,11 @@ def rows(model: onnx.ModelProto, layout: Layout, scope: Scope) -> tuple[dict[str
     reason = None
     for length in (5, 1):  # of free dimensions: a graph may refuse one
         try:
-            return _probe(model, layout, sinks, length), []
+            return *_probe(model, layout, sinks, length), []
         except MariError as error:
             reason = str(error).splitlines()[0]
     note = f"the range of ids could not be found out ({reason}); 0 and 1 are drawn"
-    return {i.name: np.array(2) for i in layout.signature.inputs if i.dtype.kind in "iu"}, [note]
+    return {i.name: np.array(2) for i in layout.signature.inputs if i.dtype.kind in "iu"}, {}, [note]
 
 
 def _sinks(scope: Scope) -> Iterator[_Sink]:
@@ -94,37 +96,33 @@ def _in_main(tensor: str, scope: Scope) -> Iterator[str]:
     if scope.parent is None:
         yield tensor
         return
-    seen, stack = set(), [tensor]
-    while stack:
-        name = stack.pop()
-        if name in seen or name in scope.constants:
-            continue
-        seen.add(name)
-        node = scope.producer.get(name)
+    for name in sources(tensor, scope, _data):
         if name in scope.outer:
             yield from _in_main(scope.outer[name], scope.parent)
-        elif node is None:
-            if name not in {i.name for i in scope.graph.input}:
-                yield from _in_main(name, scope.parent)
-        elif node.op_type in having(Fact.JOINS) | having(Fact.ELEMENT):
-            stack.extend(node.input)
-        else:  # Slice, Gather, Reshape, ...: their first input is the data
-            stack.append(node.input[0])
+        elif name not in scope.producer and name not in {i.name for i in scope.graph.input}:
+            yield from _in_main(name, scope.parent)
 
 
-def _probe(model: onnx.ModelProto, layout: Layout, sinks: Sequence[_Sink], length: int) -> dict[str, np.ndarray]:
+def _data(node: onnx.NodeProto) -> Sequence[str]:
+    """Inputs that hold data: of Slice, Gather, Reshape, ... the first one."""
+    return list(node.input if node.op_type in having(Fact.JOINS) | having(Fact.ELEMENT) else node.input[:1])
+
+
+def _probe(
+    model: onnx.ModelProto, layout: Layout, sinks: Sequence[_Sink], length: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     if not sinks:
-        return {}
+        return {}, {}
     probe = Probe(model, layout, [s.tensor for s in sinks], length)
     if not probe.names:
-        return {}
-    rows = np.zeros(probe.total, np.int64)
+        return {}, {}
+    rows, bounded = np.zeros(probe.total, np.int64), np.zeros(probe.total, bool)
     for sink in sinks:
         if sink.tensor not in probe.names:
             continue
         at = probe.origin[sink.tensor]
-        base, slope, later = probe.line(sink.tensor)
-        known = probe.moved(sink.tensor)
+        base, slope, later = probe.base[sink.tensor], probe.step[sink.tensor], probe.start[sink.tensor] > 0
+        known = probe.known[sink.tensor].copy()
         limit = _limits(base, slope, np.unique(base[known]), sink.rows)
         high = np.where(slope > 0, (limit - 1 - base) // np.where(slope > 0, slope, 1) + 1, 1)
         high = np.where(slope < 0, np.maximum(base, 0) // np.where(slope < 0, -slope, 1) + 1, high)
@@ -141,7 +139,10 @@ def _probe(model: onnx.ModelProto, layout: Layout, sinks: Sequence[_Sink], lengt
             known &= modulo | later | (number >= last) | (probe.at(number)[sink.tensor] == base + number * slope)
         for place, count in zip(at[known] - 1, np.maximum(high, 1)[known], strict=True):
             rows[place] = count if rows[place] == 0 else min(rows[place], count)
-    return {name: probe.folded(name, part) for name, part in probe.by_input(rows) if part.any()}
+        bounded[at[known & ~modulo] - 1] = True
+    found = {name: probe.folded(name, part) for name, part in probe.by_input(rows) if part.any()}
+    limited = {name: probe.folded(name, part.astype(np.int64)) > 0 for name, part in probe.by_input(bounded)}
+    return found, {name: (part > 0) & ~limited[name] for name, part in found.items()}
 
 
 def _limits(base: np.ndarray, slope: np.ndarray, offsets: np.ndarray, rows: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mari_onnx.model.nodes import attribute_graphs
+from mari_onnx.model.nodes import attribute, graphs
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.parity.domains.scope import SMALL
 
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 # Their first operand is moved, the others are shapes and indices that no input may move.
 _MOVING = having(Fact.MOVES) | having(Fact.SAME)
-_ONE_BY_ONE = having(Fact.ELEMENT) | having(Fact.PLACEWISE)
+_ONE_BY_ONE = having(Fact.ELEMENT) | having(Fact.PLACEWISE) | having(Fact.TEXT)
 # A static tensor of more numbers, or computed by more nodes, is no constant that elements are compared with.
 _NUMBERS, _NODES = 2**16, 200
+# Trips of a Scan that are looked into.
+_TRIPS = 32
 
 
 class Locals:
@@ -46,9 +48,9 @@ class Locals:
     def __init__(self, model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]):
         self.model, self.shapes = model, shapes
         bodies: list[onnx.GraphProto] = []
-        self.nodes = list(_flattened(model.graph, bodies, {}))
-        self.weights = {t.name: t for g in [model.graph, *bodies] for t in g.initializer}
         self.known, self._types = _inferred(model, shapes)
+        self.nodes = list(_flattened(model.graph, bodies, {}, self.known))
+        self.weights = {t.name: t for g in [model.graph, *bodies] for t in g.initializer}
         self.inputs = [k for k in shapes if k not in self.weights]
         self.static: set[str] = set(self.weights)
         self.local: dict[str, set[str]] = {name: {name} for name in self.inputs}
@@ -181,9 +183,13 @@ class Locals:
 
 
 def _flattened(
-    graph: onnx.GraphProto, bodies: list[onnx.GraphProto], scope: Mapping[str, str]
+    graph: onnx.GraphProto,
+    bodies: list[onnx.GraphProto],
+    scope: Mapping[str, str],
+    known: Mapping[str, tuple[int, ...]],
 ) -> Iterator[onnx.NodeProto]:
-    """The nodes of a graph and of the bodies in it, whose own tensors get names of their own."""
+    """The nodes of a graph and of the bodies in it, whose own tensors get names of their own; those of a Loop or Scan
+    once for each of the first trips."""
     import onnx
 
     for node in graph.node:
@@ -191,20 +197,59 @@ def _flattened(
         copy.CopyFrom(node)
         copy.input[:] = [scope.get(t, t) for t in node.input]
         copy.output[:] = [scope.get(t, t) for t in node.output]
-        for attribute in node.attribute:
-            for body in attribute_graphs(attribute):
-                prefix = f"{node.name or node.output[0]}/body{len(bodies)}/"
-                own = [*(i.name for i in body.input), *(t.name for t in body.initializer)]
-                own += [o for n in body.node for o in n.output if o]
-                inner = {**scope, **{t: prefix + t for t in own}}
-                renamed = onnx.GraphProto()
-                for tensor in body.initializer:
-                    made = renamed.initializer.add()
-                    made.CopyFrom(tensor)
-                    made.name = prefix + tensor.name
-                bodies.append(renamed)
-                yield from _flattened(body, bodies, inner)
+        for body in graphs(node):
+            prefix = f"{node.name or node.output[0]}/body{len(bodies)}/"
+            weights = {t.name: prefix + t.name for t in body.initializer}
+            renamed = onnx.GraphProto()
+            for tensor in body.initializer:
+                made = renamed.initializer.add()
+                made.CopyFrom(tensor)
+                made.name = prefix + tensor.name
+            bodies.append(renamed)
+            own = [*(i.name for i in body.input), *(o for n in body.node for o in n.output if o)]
+            before: dict[str, str] = {}
+            for trip in range(trips(copy, known)):
+                inner = {**scope, **{t: f"{prefix}{trip}/{t}" for t in own}, **weights}
+                yield from _given(copy, body, inner, before, trip)
+                yield from _flattened(body, bodies, inner, known)
+                before = inner
         yield copy
+
+
+def trips(node: onnx.NodeProto, known: Mapping[str, tuple[int, ...]]) -> int:
+    """How many trips of a Loop or Scan are looked into: of a Scan those that there are for sure, up to a limit."""
+    if node.op_type != "Scan":
+        return 1
+    count = attribute(node, "num_scan_inputs", 0)
+    axes = attribute(node, "scan_input_axes") or [0] * count
+    lengths = [known[t][axis] for t, axis in zip(list(node.input)[-count:], axes, strict=True) if t in known]
+    return max(1, min([_TRIPS, *lengths])) if lengths else 1
+
+
+def _given(
+    node: onnx.NodeProto, body: onnx.GraphProto, inner: Mapping[str, str], before: Mapping[str, str], trip: int
+) -> Iterator[onnx.NodeProto]:
+    """Nodes that write what a body is given in one trip, as far as that is known."""
+    from onnx import helper, numpy_helper
+
+    formal = [inner[i.name] for i in body.input]
+    if node.op_type == "Scan":
+        scanned = attribute(node, "num_scan_inputs", 0)
+        axes = attribute(node, "scan_input_axes") or [0] * scanned
+        backwards = attribute(node, "scan_input_directions") or [0] * scanned
+        carried, given, results = formal[:-scanned], list(node.input)[:-scanned], list(body.output)
+        for name, source, axis, back in zip(formal[-scanned:], node.input[-scanned:], axes, backwards, strict=True):
+            at = numpy_helper.from_array(np.array(-1 - trip if back else trip))
+            yield helper.make_node("Constant", [], [f"{name}/at"], value=at)
+            yield helper.make_node("Gather", [source, f"{name}/at"], [name], axis=axis)
+    elif node.op_type in having(Fact.ITERATES):
+        for name, number in zip(formal[:2], (np.array(trip), np.array(True)), strict=True):
+            yield helper.make_node("Constant", [], [name], value=numpy_helper.from_array(number))
+        carried, given, results = formal[2:], list(node.input)[2:], list(body.output)[1:]
+    else:
+        return
+    for name, source, result in zip(carried, given, results, strict=False):
+        yield helper.make_node("Identity", [before[result.name] if before else source], [name])
 
 
 def _inferred(

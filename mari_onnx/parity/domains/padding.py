@@ -7,7 +7,7 @@ which number the comparison turns on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ from mari_onnx.errors import MariError
 from mari_onnx.model.nodes import attribute
 from mari_onnx.model.ops import Fact, having, mirrored, row, turns_below
 from mari_onnx.parity.domains.dependence import Probe
-from mari_onnx.parity.domains.scope import PASSING, Scope
+from mari_onnx.parity.domains.scope import PASSING, Scope, sources
 
 if TYPE_CHECKING:
     import onnx
@@ -50,9 +50,9 @@ def numbers(model: onnx.ModelProto, layout: Layout, scope: Scope) -> dict[str, n
     for tensor, constant, exact in sites:
         if tensor not in probe.names:
             continue
-        base, known = probe.zeros[tensor], probe.moved(tensor)
-        slope = np.where(known, probe.ones[tensor] - base, 1)
-        known &= (constant - base) % slope == 0
+        known = probe.known[tensor] & (probe.start[tensor] == 0)
+        base, slope = probe.base[tensor], np.where(known, probe.step[tensor], 1)
+        known = known & ((constant - base) % slope == 0)
         number = (constant - base) // slope
         # An order tells padding from ids only below them: elsewhere it is a guard of the table's end.
         mine = np.where(exact, 0, np.where(number == 0, 1, np.where(number == -1, 2, 3)))
@@ -103,18 +103,19 @@ def _wraps(scope: Scope) -> set[str]:
 
 def _number(tensor: str, scope: Scope) -> int | None:
     """The one whole number that a constant holds throughout."""
-    while tensor not in scope.constants and tensor in scope.producer:
-        node = scope.producer[tensor]
-        if node.op_type == "ConstantOfShape":
-            from onnx import numpy_helper
+    import onnx
 
-            value = next((numpy_helper.to_array(a.t) for a in node.attribute if a.name == "value"), np.zeros(1))
-            break
-        if node.op_type not in PASSING:
-            return None
-        tensor = node.input[0]
+    ends = list(sources(tensor, scope, lambda node: node.input[:1] if node.op_type in PASSING else (), constant=True))
+    if len(ends) != 1:
+        return None
+    node = scope.producer.get(ends[0])
+    if ends[0] in scope.constants:
+        value = scope.constants[ends[0]]
+    elif node is not None and node.op_type == "ConstantOfShape":
+        given = attribute(node, "value")
+        value = np.zeros(1) if given is None else onnx.numpy_helper.to_array(given)
     else:
-        value = scope.constants.get(tensor, np.zeros(0))
+        return None
     if not value.size or value.dtype.kind not in "iuf" or not (value == value.reshape(-1)[0]).all():
         return None
     number = float(value.reshape(-1)[0])
@@ -124,18 +125,12 @@ def _number(tensor: str, scope: Scope) -> int | None:
 def _moves_only(tensor: str, scope: Scope) -> bool:
     """Whether nothing but movement and shifts by constants lies between inputs and a tensor."""
     fed = {i.name for i in scope.graph.input} - {t.name for t in scope.graph.initializer}
-    seen, stack, reached = set(), [tensor], False
-    while stack:
-        name = stack.pop()
-        if name in seen or name in scope.constants:
-            continue
-        seen.add(name)
-        node = scope.producer.get(name)
-        if node is None:
-            reached |= name in fed
-            continue
-        if node.op_type not in _BETWEEN:
-            return False
-        # Gather, Slice, Reshape: the other inputs are indices and shapes.
-        stack.extend(node.input if node.op_type in _JOINED else node.input[:1])
-    return reached
+    ends = set(sources(tensor, scope, _moved))
+    return bool(ends & fed) and not any(name in scope.producer for name in ends)
+
+
+def _moved(node: onnx.NodeProto) -> Sequence[str]:
+    """Inputs whose elements a node moves or shifts; of Gather, Slice, Reshape the others are indices and shapes."""
+    if node.op_type not in _BETWEEN:
+        return ()
+    return list(node.input if node.op_type in _JOINED else node.input[:1])

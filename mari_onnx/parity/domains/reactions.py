@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mari_onnx.model.ops import Fact, having, mirrored, row
+from mari_onnx.parity.domains.texts import matching
 
 if TYPE_CHECKING:
     import onnx
@@ -145,6 +146,8 @@ def _of_columns(node: onnx.NodeProto) -> Iterator[tuple[str, int | None, str, Se
         for key in row(node.op_type).categories:
             if key in own and len(own[key]):
                 yield node.input[0], None, "Equal", np.asarray(own[key]).reshape(-1).tolist()
+    elif node.op_type == "RegexFullMatch":
+        yield node.input[0], None, "Equal", matching(str(own.get("pattern", "")))
     elif node.op_type == "Binarizer":
         yield node.input[0], None, "Greater", [own.get("threshold", 0.0)]
     elif node.op_type == "Imputer":
@@ -174,6 +177,33 @@ def _splits(node: onnx.NodeProto, own: dict[str, Any]) -> Iterator[tuple[str, in
             found.setdefault((int(feature), "Equal"), {})[float("nan")] = None
     for (feature, op), several in found.items():
         yield node.input[0], feature, op, list(several)
+
+
+def by_name(own: dict[str, Any]) -> dict[str, Any]:
+    """Attributes of a TreeEnsemble of ai.onnx.ml 5 as those of a TreeEnsembleRegressor, but for its leaves' weights.
+
+    Leaves come after the inner nodes; `nodes_members` has the set of each node that asks for one.
+    """
+    modes = [_BY_NUMBER[int(m)] for m in np.asarray(own["nodes_modes"]).reshape(-1)]
+    inner, leaves = len(modes), 0
+    to: dict[str, list[int]] = {}
+    for way in ("true", "false"):
+        ids, leaf = own[f"nodes_{way}nodeids"], own[f"nodes_{way}leafs"]
+        leaves = max([leaves, *(int(i) + 1 for i, is_leaf in zip(ids, leaf, strict=True) if is_leaf)])
+        to[way] = [int(i) + (inner if is_leaf else 0) for i, is_leaf in zip(ids, leaf, strict=True)]
+    none, count = [0] * leaves, inner + leaves
+    members = iter(_members(own.get("membership_values")))
+    return {
+        "nodes_treeids": [0] * count,
+        "nodes_nodeids": list(range(count)),
+        "nodes_truenodeids": to["true"] + none,
+        "nodes_falsenodeids": to["false"] + none,
+        "nodes_featureids": [*map(int, own["nodes_featureids"]), *none],
+        "nodes_values": [*np.asarray(own["nodes_splits"], np.float64).reshape(-1).tolist(), *none],
+        "nodes_modes": modes + ["LEAF"] * leaves,
+        "nodes_missing_value_tracks_true": [*own.get("nodes_missing_value_tracks_true", [0] * inner), *none],
+        "nodes_members": {k: next(members, []) for k, mode in enumerate(modes) if mode == "BRANCH_MEMBER"},
+    }
 
 
 def _members(values: Any) -> list[list[float]]:

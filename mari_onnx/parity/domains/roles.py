@@ -14,6 +14,7 @@ import numpy as np
 
 from mari_onnx.model.ops import Fact, having, row
 from mari_onnx.parity.domains.reactions import counts
+from mari_onnx.parity.domains.scope import PASSING
 
 if TYPE_CHECKING:
     import onnx
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _LARGE, _LARGE_LOG = 5e3, 15.0
 _PRODUCTS = having(Fact.MULTIPLIES) | having(Fact.PRODUCT) - having(Fact.CONV) - having(Fact.QUANTIZED)
 _SUMS = having(Fact.ADDS) | having(Fact.VARIADIC)
+# So many operators may lie between a sum and the softmax of it.
+_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Role:
     """What elements of an input are used as.
 
     Attributes:
-        name: "length", "mask" or "positive".
+        name: "length", "mask", "addend" or "positive".
         size: of a length, its upper bound where that is known.
         low: of a length, its lower bound.
         real: a mask whose elements may as well be other numbers.
@@ -45,7 +48,7 @@ class Role:
     @property
     def rank(self) -> int:
         """Where elements are used in two ways, that of the lowest rank tells more."""
-        return 2 * ("length", "mask", "positive").index(self.name) + self.real
+        return 2 * ("length", "mask", "addend", "positive").index(self.name) + self.real
 
 
 def roles(trace: Trace, varying: set[str]) -> dict[tuple[str, int], Role]:
@@ -104,6 +107,21 @@ def _of_node(node: onnx.NodeProto, trace: Trace, varying: set[str]) -> Iterator[
                 operand = _as_operand(node, *_ends_of(trace.curves[tensor], element))
                 if operand is not None:
                     yield (name, place), operand
+                elif trace.curves[tensor].same[element] and _weighs(node, trace):
+                    yield (name, place), Role("addend", real=True)
+
+
+def _weighs(node: onnx.NodeProto, trace: Trace) -> bool:
+    """Whether a sum is taken the softmax of: what is added to scores there may be a mask."""
+    if node.op_type not in _SUMS:
+        return False
+    readers = [node]
+    for _ in range(_STEPS):
+        readers = [r for n in readers for o in n.output for r in trace.parts.readers.get(o, ())]
+        if any(r.op_type in having(Fact.SOFTMAX) for r in readers):
+            return True
+        readers = [r for r in readers if r.op_type in PASSING | _SUMS]
+    return False
 
 
 def together(several: Mapping[int, Role], places: int, dtype: np.dtype) -> Role | None:

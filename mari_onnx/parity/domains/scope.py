@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -36,6 +36,34 @@ class Scope:
         if self.parent is not None:
             self.dims = {**self.parent.dims, **self.dims}
             self.constants = {**self.parent.constants, **self.constants}
+
+
+def sources(
+    tensor: str, scope: Scope, follow: Callable[[onnx.NodeProto], Sequence[str]], constant: bool = False
+) -> Iterator[str]:
+    """Where the data of a tensor comes from: inputs, tensors of the graphs around, and what `follow` does not see
+    through.
+
+    Args:
+        follow: the inputs of a node to go on with; none where it ends the search.
+        constant: small constants are among the answers.
+    """
+    seen: set[str] = set()
+    stack = [tensor]
+    while stack:
+        name = stack.pop()
+        if name in seen or not name:
+            continue
+        seen.add(name)
+        if name in scope.constants:
+            if constant:
+                yield name
+            continue
+        node = scope.producer.get(name)
+        further = follow(node) if node is not None and name not in scope.outer else ()
+        stack.extend(further)
+        if not further:
+            yield name
 
 
 def dims(model: onnx.ModelProto) -> dict[str, list[int | None]]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mari_onnx.errors import MariError
+from mari_onnx.model.nodes import graphs, reads
+from mari_onnx.model.ops import MICROSOFT, Fact, having, row
 from mari_onnx.parity.domains.local import Locals
 
 if TYPE_CHECKING:
@@ -27,6 +29,29 @@ def varying(model: onnx.ModelProto, layout: Layout) -> set[str]:
         for step in (0, 3)
     )
     return {name for name in before if name not in after or not np.array_equal(before[name], after[name])}
+
+
+def deciding(model: onnx.ModelProto) -> set[str]:
+    """Inputs whose numbers decide on sizes, on trips of a loop, or on where in memory something is read: large ones
+    would take all memory, or time."""
+    from mari_onnx.model.functions import inlined
+
+    graph = inlined(model).graph
+    safe = having(Fact.ELEMENT) | having(Fact.PLACEWISE) | having(Fact.ROWS) | having(Fact.POOL) | having(Fact.PRODUCT)
+    found: set[str] = set()
+    for node in reversed(graph.node):
+        facts, given = row(node.op_type), list(node.input)
+        if found & set(node.output) and node.op_type not in having(Fact.SIZES):
+            found.update(reads(node))
+        if node.op_type in having(Fact.GROWS) | having(Fact.FILLS):
+            found.update(given if node.op_type not in having(Fact.MOVES) else given[1:])
+        elif facts.shape_input is not None:
+            found.update(given[facts.shape_input :])
+        elif list(graphs(node)) or facts.gates:
+            found.update(reads(node) if not facts.gates else given[4:5])
+        elif node.domain == MICROSOFT or node.op_type in having(Fact.DOUBTFUL):
+            found.update(() if node.op_type in safe else given)
+    return found & {i.name for i in graph.input}
 
 
 def _static(parts: Locals) -> dict[str, np.ndarray]:

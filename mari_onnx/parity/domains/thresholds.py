@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mari_onnx.model.ops import turns_below
 from mari_onnx.parity.domains.inverse import invert
+from mari_onnx.parity.domains.texts import Joint, split
 from mari_onnx.parity.domains.trace import Trace, folded
 
 if TYPE_CHECKING:
@@ -51,6 +53,15 @@ class Values:
     why: tuple[dict[Value, str], ...] = ()
     closed: bool = False
 
+    @cached_property
+    def finite(self) -> tuple[np.ndarray, np.ndarray]:
+        """[place, count] finite numbers, and how many each place has."""
+        own = [[n for n in numbers if not isinstance(n, str) and np.isfinite(n)] for numbers in self.numbers]
+        table = np.zeros((len(own), max(map(len, own), default=0)))
+        for place, numbers in enumerate(own):
+            table[place, : len(numbers)] = numbers
+        return table, np.array([len(numbers) for numbers in own], int)
+
     def without(self, places: Iterable[int]) -> Values:
         """No numbers of some places."""
         gone = set(places)
@@ -80,6 +91,9 @@ class Gathered:
 
     Args:
         layout: of the source.
+
+    Attributes:
+        joints: what several elements have to be together.
     """
 
     def __init__(self, layout: Layout):
@@ -88,6 +102,7 @@ class Gathered:
         # input -> place -> number -> (0, or 1 where it is only next to one that is compared; the node)
         self._found: dict[str, dict[int, dict[Value, tuple[int, str]]]] = {}
         self._closed: set[str] = set()
+        self.joints: dict[Joint, None] = {}
 
     def close(self, name: str) -> None:
         """What is only next to a number is an error in an input."""
@@ -134,6 +149,8 @@ def gather(trace: Trace, found: Gathered, reactions: Sequence[Reaction], exact: 
     done: set[tuple[object, ...]] = set()
     dense = _dense(reactions)
     for each in reactions:
+        if each.numbers.dtype.kind == "O":
+            _texts(trace, found, each)
         curve = trace.curves[each.tensor]
         origin = curve.origin[each.elements]
         for k in np.flatnonzero(origin >= 0):
@@ -173,6 +190,29 @@ def gather(trace: Trace, found: Gathered, reactions: Sequence[Reaction], exact: 
     for (name, place, op, dtype, node), reach, pass_ in zip(wanted, answers, answers, strict=True):
         for order, at in enumerate(_around(reach, pass_, dtype)):
             found.add(name, place, at, int(op == "Equal" and order > 0), node)
+
+
+def _texts(trace: Trace, found: Gathered, each: Reaction) -> None:
+    """Adds what has to be fed for strings that are put together from several."""
+    pieces, whole = trace.pieces(each.tensor), {int(k) for k in np.flatnonzero(np.isin(trace.kinds, ["i", "u"]))}
+    seen: set[tuple[object, ...]] = set()
+    for element, text in zip(each.elements.tolist(), each.numbers.tolist(), strict=True):
+        mine = pieces[element]
+        origins = [p for p in mine if not isinstance(p, str)]
+        if not origins or (len(mine) == 1 and origins[0] not in whole) or not isinstance(text, str):
+            continue
+        key = (text, *(p if isinstance(p, str) else trace.owner(p) for p in mine))
+        answer = split(text, mine, whole) if key not in seen else None
+        seen.add(key)
+        parts = []
+        for origin, part in (answer or {}).items():
+            value = float(part) if origin in whole else part
+            parts.append((*trace.owner(origin), value))
+            found.add(*parts[-1], 0, each.node)
+            for unknown in _UNKNOWN if isinstance(value, str) else ():
+                found.add(*parts[-1][:2], unknown, 1, each.node)
+        if len(parts) > 1:
+            found.joints[Joint(tuple(parts))] = None
 
 
 def _dense(reactions: Iterable[Reaction]) -> dict[tuple[str, int], set[float]]:

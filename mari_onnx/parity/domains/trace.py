@@ -15,6 +15,7 @@ import numpy as np
 
 from mari_onnx.errors import MariError
 from mari_onnx.model.ops import Fact, having
+from mari_onnx.parity.domains import texts
 from mari_onnx.parity.domains.dependence import reads
 from mari_onnx.parity.domains.scope import PASSING
 
@@ -96,6 +97,7 @@ class Trace:
         kinds = [np.full(size, i.dtype.kind) for i, size in zip(self._inputs, self._sizes, strict=True)]
         self.kinds = np.concatenate(kinds) if kinds else np.empty(0, "U1")
         zero = self.answer(np.zeros(self.total))
+        self._marked: dict[str, np.ndarray] | None = None
         self.constants = {k: zero[k] for k in zero if k in parts.static}
         self._zero = {k: v for k, v in zero.items() if k not in parts.static and v.size <= _ELEMENTS}
         # By bits of its number each input element tells which tensors it moves.
@@ -238,15 +240,20 @@ class Trace:
             slope, base = np.where(whole, off, slope), np.where(whole, shift, base)
             self.curves[name] = Curve(at, several[name], x, y, slope, base, whole, same)
 
-    def _strings(self, name: str) -> np.ndarray:
-        """Origins of a tensor of strings: each element of a string input is fed its own number."""
-        if not hasattr(self, "_texts"):
+    def pieces(self, name: str) -> list[list[texts.Piece]]:
+        """What the elements of a tensor of strings are put together from."""
+        if self._marked is None:
             try:
-                self._texts = self.answer(np.zeros(self.total), numbered=True)
+                self._marked = self.answer(np.zeros(self.total), marked=True)
             except MariError:
-                self._texts = {}
-        found = self._texts.get(name, np.full(self._zero[name].shape, "")).reshape(-1)
-        return np.array([int(t) if str(t).isdigit() and int(t) < self.total else -1 for t in found], np.int64)
+                self._marked = {}
+        found = self._marked.get(name, np.full(self._zero[name].shape, "")).reshape(-1)
+        return [[p for p in texts.pieces(str(t)) if isinstance(p, str) or p < self.total] for t in found]
+
+    def _strings(self, name: str) -> np.ndarray:
+        """Origins of a tensor of strings, where an element is one of a string input."""
+        found = [each[0] if len(each) == 1 else -1 for each in self.pieces(name)]
+        return np.array([p if not isinstance(p, str) and p >= 0 and self.kinds[p] == "O" else -1 for p in found], int)
 
     def _typed(self, elements: np.ndarray) -> np.ndarray:
         """The numbers as they are fed: in the range and in the type of each input."""
@@ -256,11 +263,11 @@ class Trace:
             found[part] = _cast(elements[part], each.dtype).astype(np.float64) if each.dtype.kind in "biuf" else 0
         return found
 
-    def answer(self, elements: np.ndarray, numbered: bool = False) -> dict[str, np.ndarray]:
+    def answer(self, elements: np.ndarray, marked: bool = False) -> dict[str, np.ndarray]:
         """Local and static tensors for one number an input element.
 
         Args:
-            numbered: each element of a string input holds its own number, else "0".
+            marked: each element of a string input holds its own mark (`texts.marked`), else "0"; so do whole numbers.
 
         Raises:
             MariError: the part does not run.
@@ -273,10 +280,12 @@ class Trace:
                 continue
             shape, part = self._shapes[each.name], elements[int(start) : int(start) + size]
             if each.dtype.kind in "biuf":
+                if marked and each.dtype.kind in "iu" and each.dtype.itemsize >= 4:
+                    part = texts.NUMBERED + texts.APART * np.arange(int(start), int(start) + size, dtype=float)
                 feed[each.name] = _cast(part, each.dtype).reshape(shape)
             else:
-                texts = [str(int(start) + k) if numbered else "0" for k in range(size)]
-                feed[each.name] = np.array(texts, object).reshape(shape)
+                strings = [texts.marked(int(start) + k) if marked else "0" for k in range(size)]
+                feed[each.name] = np.array(strings, object).reshape(shape)
         with np.errstate(all="ignore"):
             found = run(self._session, feed, _WHAT, [f"mari_onnx/{k}" for k in range(len(self._names))])
         return {k: np.asarray(v) for k, v in zip(self._names, found, strict=True)}

@@ -7,12 +7,13 @@ before all were met once; lengths, masks and padding of one side agree with each
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mari_onnx.parity.domains.domains import Domains
+from mari_onnx.parity.domains.trace import folded
 from mari_onnx.parity.layout import Layout
 from mari_onnx.parity.requests import elements
 from mari_onnx.parity.requests.coverage import Meeting
@@ -77,6 +78,12 @@ class Request:
                 found[each.name] = self.counts[each.name]
         return found
 
+    def alone(self, place: int) -> Request:
+        """The same for one of the candidates alone."""
+        rows = {k: np.take(v, [place], axis=self.axis) for k, v in self.rows.items()}
+        counts = {k: np.full_like(v, 1) for k, v in self.counts.items()}
+        return replace(self, rows=rows, counts=counts, n=1, label=f"candidate {place} of {self.label}", further="")
+
     @property
     def empty(self) -> bool:
         """Whether it has no candidate, or a free dimension of 0."""
@@ -119,6 +126,7 @@ class Drawer:
         edge: Edge | None = None,
         alike: bool = False,
         free: Mapping[str, int] | None = None,
+        large: tuple[int, int] | None = None,
     ) -> Request:
         """One request of n candidates.
 
@@ -129,6 +137,7 @@ class Drawer:
             edge: what is out of the ordinary about the user.
             alike: some elements equal those of other inputs that the graph compares them with.
             free: sizes of free dimensions, where they are not as usual.
+            large: whole numbers that may be anything lie between these powers of two.
         """
         given = free or {}
         free = {
@@ -149,6 +158,7 @@ class Drawer:
             columns = self.layout.sides.columns.get(each.name)
             shape = self.layout.shape(each, n, free)
             state = _State(lengths, extreme, full, max(free.values(), default=0), edge, pool, meet, alike)
+            state.large = large
             # A mask beside a length says the same as it.
             lengths_too = any(self.domains[i.name].role == "length" for i in self.layout.signature.inputs)
             state.scattered, state.real = self._drawn % 4 == 3 and not lengths_too, self._drawn % 2 == 0
@@ -168,7 +178,14 @@ class Drawer:
                 (made.literal if self.layout.axis_of(each.name) is None else made.rows)[each.name] = value
         if alike and isinstance(self.domains, Domains):
             elements.link(made.arrays(), self.layout.is_user_at, self.domains, self.domains.links, self.rng)
+            self.join(made)
         return made
+
+    def join(self, request: Request) -> None:
+        """Gives elements of several inputs what they have to be together, in half of the rows."""
+        if isinstance(self.domains, Domains) and self.domains.joints:
+            shapes = {i.name: folded(self.layout, i.name) for i in self.layout.signature.inputs}
+            elements.join(request.arrays(), shapes, self.layout.is_user_at, self.domains.joints, self.rng)
 
     def coverage(self, user: bool | None = None) -> dict[str, tuple[int, int]]:
         """Input (or `input[:, column]`) -> (rows met, rows in all), of one side or all."""
@@ -191,6 +208,8 @@ class Drawer:
         columns: Sequence[int] | None = None,
     ) -> np.ndarray:
         value = self._filled(each, shape, user, state, columns)
+        if state.large is not None and isinstance(self.domains, Domains) and each.name not in self.domains.sizing:
+            value = self._larger(each, value, state.large)
         if not state.alike:
             self.meeting.seen(each, value, columns)
         return value
@@ -263,6 +282,21 @@ class Drawer:
                 value[where] = dealt[0]
         return value
 
+    def _larger(self, each: Input, value: np.ndarray, powers: tuple[int, int]) -> np.ndarray:
+        """Whole numbers in place of those that may be anything, or that are ids once a hash was taken of them."""
+        domain = self.domains[each.name]
+        closed = domain.values is not None and domain.values.closed
+        if each.dtype.kind not in "iu" or each.dtype.itemsize < 4 or domain.role != "plain" or closed:
+            return value
+        free = np.array(domain.levels is None)
+        if domain.rows is not None:
+            free = free & ((domain.rows == 0) | (False if domain.hashed is None else domain.hashed))
+        most = float(np.iinfo(each.dtype).max) / 2
+        drawn = np.minimum(2.0 ** self.rng.uniform(*powers, value.shape), most).astype(each.dtype)
+        drawn |= self.rng.integers(0, 2**16, value.shape).astype(each.dtype)  # a float has zeros there
+        free = free.reshape((1,) * (value.ndim - free.ndim) + free.shape)
+        return np.where(free, drawn, value).astype(each.dtype)
+
     def _is_sequence(self, each: Input, domain: Domain) -> bool:
         last = each.shape[-1]
         if domain.rows is not None and domain.rows.size > 1:
@@ -291,6 +325,12 @@ class Drawer:
             state.lengths[key] = drawn
         return state.lengths[key]
 
+    def _addend(self, shape: tuple[int, ...], user: bool, state: _State) -> np.ndarray:
+        """What a mask that is added to scores lets through: the first entries, in some requests any."""
+        if len(shape) < 2 or state.scattered:
+            return self.rng.random(shape) < 0.6
+        return np.arange(shape[-1]) < self._lengths(shape[:-1], shape[-1], user, state)[..., None]
+
     def _plain(
         self, each: Input, domain: Domain, shape: tuple[int, ...], user: bool, state: _State
     ) -> np.ndarray:
@@ -308,6 +348,8 @@ class Drawer:
                 drawn = self._lengths(shape, longest, user, state)
             lengths: np.ndarray = np.maximum(drawn, domain.low).astype(dtype)
             return lengths
+        if domain.role == "addend" and not state.real:
+            return elements.addend(dtype, self._addend(shape, user, state), rng)
         mask = domain.role == "mask" and not (domain.real and state.real and state.edge is None)
         if mask and len(shape) > 1 and not (state.scattered and state.edge is None):
             if user and state.edge is not None:
@@ -358,3 +400,4 @@ class _State:
     # Masks are no prefix; what may be a mask holds other numbers.
     scattered: bool = False
     real: bool = False
+    large: tuple[int, int] | None = None

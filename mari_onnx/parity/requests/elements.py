@@ -10,6 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from mari_onnx.parity.domains.domains import Domain, Link
     from mari_onnx.parity.domains.spread import Spread
+    from mari_onnx.parity.domains.texts import Joint
     from mari_onnx.parity.domains.thresholds import Values
 
 # One of so many features is drawn around 0 though its scale is another.
@@ -17,6 +18,8 @@ _AROUND_ZERO = 0.1
 # One of so many is a number that the graph tells apart.
 _TOLD_APART = 0.1
 _STRINGS = ("a", "b", "c", "")
+# Of what several elements have to be together so many are put into a request.
+_JOINTS = 64
 
 
 def strings(values: Values | None, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -45,6 +48,16 @@ def levels(each: Values, value: np.ndarray, rng: np.random.Generator) -> np.ndar
     return found
 
 
+def addend(dtype: np.dtype, seen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A mask that is added to scores: 0 where an entry is seen, and far below elsewhere. One entry is seen in any case:
+    a softmax of nothing is NaN, or rounding."""
+    seen = np.array(seen)
+    if seen.ndim and seen.shape[-1]:
+        seen[..., 0] |= ~seen.any(axis=-1)
+    low = rng.choice([-1e9, -1e4, -1e4, -np.inf]) if dtype.itemsize > 2 else rng.choice([-1e4, -np.inf])
+    return np.where(seen, 0.0, low).astype(dtype)
+
+
 def closed(values: Values, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Numbers of which the graph takes no others."""
     found = np.zeros(shape)
@@ -71,11 +84,12 @@ def told_apart(values: Values, drawn: np.ndarray, rng: np.random.Generator) -> n
     """Finite numbers that the graph tells apart, in place of some of those in `drawn`: together with others they may
     lead further, as in a tree."""
     found = np.array(drawn, np.float64)
-    for place, where in _places(values.shape, found.shape):
-        finite = [n for n in values.numbers[place] if not isinstance(n, str) and np.isfinite(n)]
-        if finite:
-            part = found[where]
-            found[where] = np.where(rng.random(np.shape(part)) < _TOLD_APART, rng.choice(finite, np.shape(part)), part)
+    numbers, counts = values.finite
+    kept = (1,) * (found.ndim - len(values.shape)) + values.shape
+    counts = np.broadcast_to(counts.reshape(kept), found.shape)
+    mine = np.flatnonzero((rng.random(found.shape) < _TOLD_APART) & (counts > 0))
+    places = np.broadcast_to(np.arange(len(numbers)).reshape(kept), found.shape).reshape(-1)[mine]
+    found.reshape(-1)[mine] = numbers[places, rng.integers(0, counts.reshape(-1)[mine])]
     return found
 
 
@@ -122,6 +136,40 @@ def link(
             theirs[...] = changed
         else:
             theirs[..., columns[1] : columns[1] + 1] = changed
+
+
+def join(
+    arrays: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    of_user: Callable[[str, int], bool],
+    joints: Sequence[Joint],
+    rng: np.random.Generator,
+) -> None:
+    """Gives elements of several inputs what they have to be together, in half of the rows.
+
+    Args:
+        arrays: inputs of a request, changed in place.
+        shapes: folded ones, in which the places of a joint are.
+        of_user: whether a place of an input is.
+    """
+    first = joints[int(rng.integers(0, len(joints)))]
+    user = {(name, place): value for name, place, value in first.parts if of_user(name, place)}
+    fitting = [j for j in joints if all(user.get((name, place), value) == value for name, place, value in j.parts)]
+    for joint in (first, *(fitting[k] for k in rng.permutation(len(fitting))[:_JOINTS])):
+        mask: np.ndarray | None = None
+        for name, place, value in joint.parts:
+            if name not in arrays:
+                continue
+            (_, where), = [each for each in _places(shapes[name], arrays[name].shape) if each[0] == place]
+            part = arrays[name][where]
+            if of_user(name, place) or not np.ndim(part):
+                arrays[name][where] = value
+                continue
+            if mask is None:  # of rows, the same for all that stand there together
+                mask = rng.random(np.shape(part)[0]) < 0.5
+            if mask.size == np.shape(part)[0]:
+                part[mask] = value
+                arrays[name][where] = part
 
 
 def _places(kept: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[tuple[int, Any]]:

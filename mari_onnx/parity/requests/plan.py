@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 # How much larger floats are in requests that drive Exp and its kind beyond the range of the type.
 _STEEP = (10.0, 100.0, 1000.0, 1e4)
+# Powers of two between which large whole numbers lie: beyond what a float32 holds exactly, what an int32 and what a
+# float64 does.
+_LARGE = ((20, 31), (31, 40), (40, 53), (53, 62))
 
 
 class Plan:
@@ -46,7 +49,7 @@ class Plan:
             # A few candidates will do: what is out of the ordinary is the user.
             few = min((n for n in candidates if n > 2), default=max(candidates))
             found += [self.drawer.request(few, edge=edge) for edge in edges(self.layout, self.domains)]
-            if self.domains.links:
+            if self.domains.links or self.domains.joints:
                 more = max((n for n in candidates if n <= 64), default=few)
                 found += [self.drawer.request(n, alike=True) for n in (few, few, more)]
         if self.settings.extremes:
@@ -55,11 +58,13 @@ class Plan:
 
     def steep(self) -> list[Request]:
         """Requests with floats that are many times as large, where a graph has operators that they drive beyond the
-        range of the type. A source that answers NaN or infinity there says nothing."""
-        if not self.domains.steep:
-            return []
+        range of the type, and requests with large whole numbers. A source that fails there, or answers NaN or infinity,
+        says nothing."""
         n = self.layout.fixed_n or 7
-        return [self.drawer.request(n, extreme=by) for by in _STEEP]
+        found = [self.drawer.request(n, extreme=by) for by in _STEEP] if self.domains.steep else []
+        if any(i.dtype.kind in "iu" and i.dtype.itemsize >= 4 for i in self.layout.signature.inputs):
+            found += [self.other.request(n, large=powers) for powers in _LARGE]
+        return found
 
     def unmet(self, user: bool) -> bool:
         """Whether ids or numbers of one side are left to meet."""
