@@ -1,4 +1,4 @@
-"""Facts about operators: one row each, of the ONNX standard, of ai.onnx.ml and of the com.microsoft ones we know.
+"""Facts about operators: a row for each one of the ONNX standard and of ai.onnx.ml, and for the com.microsoft ones we know.
 
 A module that must tell operators apart asks for a fact: ``having(Fact.VIEW)`` or ``row("Softmax").price``. No other
 module lists names of operators (`tests/test_ops.py`); what a module makes of a fact stays in that module. To add an
@@ -21,67 +21,67 @@ TRANSCENDENTAL = 8.0
 
 
 class Fact(Flag):
-    """What can be said of an operator. Its first input holds the data; others are sizes, indices or parameters."""
+    """What holds for an operator. Its first input is the data; the others are sizes, indices or parameters."""
 
     NONE = 0
     # ---- how elements of the result come about
-    ELEMENT = auto()  # each from the elements at its place of all inputs, which broadcast (of CastLike the first alone)
-    MOVES = auto()  # each is an element of the first input, at another place or repeated; see FILLS
+    ELEMENT = auto()  # each from the inputs' elements at the same place, with broadcasting (CastLike: of the first)
+    MOVES = auto()  # each is an element of the first input, perhaps at another place or repeated; see FILLS
     VIEW = auto()  # all elements of the first input, in their order, in another shape
     UNIT_DIMS = auto()  # a VIEW that only adds or drops dimensions of 1
     REPEATS = auto()  # all elements of the first input, repeated
     PICKS = auto()  # some elements of the first input
     LOOKUP = auto()  # PICKS by indices, which must be within bounds
-    READS_PART = auto()  # no more of the first input is read than what is written out
-    JOINS = auto()  # all elements of all inputs, side by side
-    FILLS = auto()  # MOVES, beside elements that come from elsewhere
+    READS_PART = auto()  # reads only those elements of the first input that it writes
+    JOINS = auto()  # all elements of all inputs, concatenated
+    FILLS = auto()  # like MOVES, with elements from elsewhere among them
     SAME = auto()  # the first input itself, outside of training
     CONVERTS = auto()  # the first input's numbers in another type
-    SIZES = auto()  # nothing but the first input's sizes is read
+    SIZES = auto()  # reads only the sizes of the first input
     GROWS = auto()  # the result may be large though the inputs are small
     FREE = auto()  # no element is read or written
-    TEXT = auto()  # as ELEMENT, of strings
-    PLACEWISE = auto()  # as ELEMENT, but that all inputs after the first, or attributes, are parameters
-    REDUCES = auto()  # one for all positions of the reduced axes
-    ROWS = auto()  # each row by itself: dimensions before the first that is mixed are but rows
+    TEXT = auto()  # like ELEMENT, of strings
+    PLACEWISE = auto()  # like ELEMENT, where all inputs after the first, and attributes, are parameters
+    REDUCES = auto()  # one element for all positions of the reduced axes
+    ROWS = auto()  # each row by itself: dimensions before the first one that it mixes only count rows
     SOFTMAX = auto()  # weights of a row by exp, or their logarithms
     NORM = auto()  # ROWS of mean square 1 (at most), times a scale, plus a bias
     POOL = auto()  # over windows, which may lie in padding
     PRODUCT = auto()  # a contraction of data with weights or other data
-    MATMUL = auto()  # a PRODUCT of its first two inputs as matrices, which transA and transB turn, plus its third
+    MATMUL = auto()  # a PRODUCT of its first two inputs as matrices, transposed by transA and transB, plus its third
     CONV = auto()  # a PRODUCT over windows
-    QUANTIZED = auto()  # a PRODUCT of codes: its second input is no plain matrix, or not of floats
-    ITERATES = auto()  # its inputs are handed to a body that runs many times
+    QUANTIZED = auto()  # a PRODUCT of quantized numbers: its second input is packed, or not of floats
+    ITERATES = auto()  # its inputs go to a subgraph that runs many times
     RANDOM = auto()  # two runs differ
     # ---- arithmetic
     ADDS = auto()  # sum of the inputs or their negatives
     MULTIPLIES = auto()  # product of the inputs or their reciprocals
     COMMUTES = auto()  # the order of the inputs does not matter
     LINEAR = auto()  # of the first input: f(a x) = a f(x), f(x + y) = f(x) + f(y)
-    RELATES = auto()  # the result says how its two inputs differ
-    ORDERS = auto()  # a comparison of which is the larger
+    RELATES = auto()  # the result depends on how its two inputs differ
+    ORDERS = auto()  # a comparison by size
     VARIADIC = auto()  # any number of inputs, combined one after the other
-    BOOLEAN = auto()  # booleans
-    LOGIC = auto()  # BOOLEAN of booleans
-    WHOLE = auto()  # whole numbers, of floats too
+    BOOLEAN = auto()  # the result is boolean
+    LOGIC = auto()  # BOOLEAN, of boolean inputs
+    WHOLE = auto()  # the result is a whole number, for floats too
     # ---- values
-    FINITE = auto()  # finite of finite inputs, but for overflow and what the next two exclude
-    NEEDS_POSITIVE = auto()  # infinite or NaN of a first input that is 0 or negative (a root: negative)
-    NEEDS_NONZERO = auto()  # infinite, NaN or an error of a last input that is 0
+    FINITE = auto()  # finite for finite inputs, except for overflow and where one of the next two holds
+    NEEDS_POSITIVE = auto()  # infinite or NaN where the first input is 0 or negative (a root: negative)
+    NEEDS_NONZERO = auto()  # infinite, NaN or an error where the last input is 0
     NO_LARGER = auto()  # the largest absolute value is at most that of the first input
     NONNEGATIVE = auto()  # at least 0
     KEEPS_SIGN = auto()  # at least 0 if the first input is
     KEEPS_POSITIVE = auto()  # KEEPS_SIGN, and above 0 if the first input is
-    KEEPS_NAN = auto()  # NaN wherever an element is read that is NaN
+    KEEPS_NAN = auto()  # NaN wherever it reads an element that is NaN
     SATURATES = auto()  # many different inputs may have one result
     STEEP = auto()  # away from 0 results overflow, vanish or saturate within few units
     # ---- how it is computed here and by others
     NOT_AFFINE = auto()  # sizes of the result are cut short by others, or broadcast
     DOUBTFUL = auto()  # onnx's evaluator was seen to differ from onnxruntime, or no constant needs it: not folded
-    CARRIES = auto()  # its rule leaves alone an axis that is in no group of its inputs
-    TOTAL = auto()  # no data of the right shape makes it fail (integers that NEEDS_NONZERO excludes aside)
+    CARRIES = auto()  # its rule keeps axes that are in no group of its inputs
+    TOTAL = auto()  # no data of the right shape makes it fail (except integers that NEEDS_NONZERO excludes)
     TAKEN_APART = auto()  # onnxruntime writes it as other operators where it has no kernel for the element type
-    MISCONVERTED = auto()  # onnx's converter brings it to opset 13 as it is, where its attributes mean another thing
+    MISCONVERTED = auto()  # onnx's converter copies it to opset 13, where its attributes mean something else
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _table() -> None:
     f = Fact
     element = f.ELEMENT | f.CARRIES | f.TOTAL | f.KEEPS_NAN
     finite = element | f.FINITE
-    asks = finite & ~f.KEEPS_NAN  # a NaN is but a case of it
+    asks = finite & ~f.KEEPS_NAN  # these treat a NaN as one case among others
     slow = TRANSCENDENTAL
 
     # ---- element-wise, of one input
