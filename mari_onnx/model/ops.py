@@ -1,4 +1,4 @@
-"""Facts about operators: a row for each one of the ONNX standard and of ai.onnx.ml, and for the com.microsoft ones we know.
+"""Facts about operators: a row for each one of the ONNX standard and of ai.onnx.ml, and for some of com.microsoft.
 
 A module that must tell operators apart asks for a fact: ``having(Fact.VIEW)`` or ``row("Softmax").price``. No other
 module lists names of operators (`tests/test_ops.py`); what a module makes of a fact stays in that module. To add an

@@ -96,6 +96,7 @@ def _whole(b: Builder, cat: Cat) -> Leaf:
 
 
 def _split_cat(b: Builder, cat: Cat, new: Sequence[Axis]) -> Cat | None:
+    """A Cat with its axis split into the axes ``new``; None where its parts do not fit them."""
     if not all(isinstance(a.size, int) for a in new):
         return None
     inner = static(product(a.size for a in new[1:]))

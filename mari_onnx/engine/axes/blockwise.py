@@ -178,11 +178,13 @@ def _all_together(
 
 
 def _stays(b: Builder, leaf: Leaf, i: int, places: dict[Axis, list[int]]) -> bool:
+    """Whether dimension i of a leaf can be put in the order of ``places`` through the weights that made it."""
     axis = leaf.axes[i]
     return axis in places and places[axis] != sorted(places[axis]) and pull(b, leaf.tensor, i, places[axis], 4) is None
 
 
 def _varies(body: Body, need: frozenset[Axis]) -> bool:
+    """Whether a body varies along all axes in ``need``, and has no cheaper form."""
     if isinstance(body, Cat):
         return all(_varies(p.body, need - {body.axis} | ({p.axis} if p.axis else frozenset())) for p in body.parts)
     return not has_cheaper_form(body) and axes_of(body) >= need

@@ -75,6 +75,7 @@ def _layouts(part: Part) -> set[Layout]:
 
 
 def _joined(b: Builder, run: list[Part], shared: set[Layout]) -> list[Part]:
+    """Three or more neighbouring parts that share a layout, concatenated to one part; fewer stay as they are."""
     if len(run) < 3:
         return run
     dim, rest = max(shared, key=lambda layout: layout[0])
@@ -85,6 +86,7 @@ def _joined(b: Builder, run: list[Part], shared: set[Layout]) -> list[Part]:
 
 
 def _write_cat(b: Builder, cat: Cat, order: Sequence[Group], full: frozenset[Axis]) -> Tensor:
+    """A Cat as one tensor: its parts are written in the order of their positions, then concatenated."""
     cat = _together(b, cat)
     axis = cat.axis
     at = next(i for i, group in enumerate(order) if axis in group)
@@ -110,6 +112,7 @@ def _write_cat(b: Builder, cat: Cat, order: Sequence[Group], full: frozenset[Axi
 
 
 def _fronted(body: Body) -> bool:
+    """Whether a body is a leaf with a stored dimension of 1 in front."""
     return isinstance(body, Leaf) and len(body.axes) > 1 and body.axes[0] is None
 
 
@@ -181,7 +184,7 @@ def flatten_nested(cat: Cat) -> Cat:
 
 
 def _biggest_first(body: Body) -> list[Leaf]:
-
+    """The leaves of a body, those with the most dimensions first."""
     return sorted(leaves(body), key=lambda leaf: -len(leaf.axes))
 
 

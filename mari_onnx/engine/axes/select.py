@@ -203,10 +203,12 @@ def _adopt(classes: dict[object, list[Part]]) -> None:
 
 
 def _shared(body: Body) -> bool:
+    """Whether a body is one tensor of the user's alone, and no constant."""
     return isinstance(body, Leaf) and not body.tensor.const and body.tensor.deps == {"user"}
 
 
 def _signature(body: Body, sub: Axis | None) -> object:
+    """What parts must have in common to be joined: the axes along which they vary, and whether they are constant."""
     if isinstance(body, Cat):
         return "cat", body.axis, tuple((p.positions, _signature(p.body, p.axis)) for p in body.parts)
     return axes_of(body) - {sub}, is_const(body)

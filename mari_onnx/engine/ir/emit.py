@@ -48,6 +48,7 @@ def reshape(b: Builder, t: Tensor, shape: Sequence[Size]) -> Tensor:
 
 
 def _reshape(b: Builder, t: Tensor, shape: tuple[Size, ...]) -> Tensor:
+    """A Reshape to ``shape``; the target is a constant with 0 and -1 where these can express it, else computed."""
     drop, add = _ones(t.known, shape)
     if drop is not None and add is not None and not (drop and add):
         return _axes(b, "Squeeze" if drop else "Unsqueeze", t, drop or add, shape)

@@ -110,6 +110,7 @@ def _pooled(node: NodeProto, shape: tuple[Size | None, ...] | None) -> tuple[Siz
 
 
 def _fit(names: Sequence[str], samples: Sequence[dict[str, int]], values: Sequence[Size | None]) -> Size | None:
+    """An affine function of the symbols that has these values at the samples; None where there is none."""
     if any(not isinstance(v, int) for v in values):
         return None
     total: Size = values[0]  # type: ignore[assignment]
@@ -167,6 +168,7 @@ def _run(
 
 
 def _type(kind: TypeProto, params: dict[str, Dim]) -> tuple[int, tuple[Size | None, ...] | None]:
+    """Element type and shape of an inferred type; names of dimensions become symbols."""
     if not kind.HasField("tensor_type"):
         return TensorProto.UNDEFINED, None
     tensor = kind.tensor_type

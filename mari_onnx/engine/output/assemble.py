@@ -63,6 +63,7 @@ def fuse_gemm(nodes: list[Node], outputs: Sequence[Tensor], target: str) -> list
 
 
 def _fits(source: Node, product: Tensor, c: Tensor) -> bool:
+    """Whether ``c`` broadcasts to the product of two matrices, of one float type, as the C of a Gemm does."""
     shapes = [t.shape if t is not None else None for t in source.inputs]
     if any(s is None or len(s) != 2 for s in shapes) or c.shape is None or len(c.shape) > 2:
         return False

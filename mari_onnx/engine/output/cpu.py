@@ -95,6 +95,9 @@ def _as_rows(b: Builder, nodes: list[Node], readers: dict[str, list[Node | None]
 
 
 def _is_layer(node: Node, bias: Tensor) -> bool:
+    """Whether a MatMul [.., K] x [K, H] with a bias [H] can be a Gemm on rows: three dimensions or more, one of them
+    dynamic.
+    """
     x, w = node.inputs
     if x is None or w is None or x.shape is None or w.shape is None or x.dtype not in FROM_32_BITS:
         return False
@@ -107,6 +110,9 @@ def _is_layer(node: Node, bias: Tensor) -> bool:
 
 
 def _gemm_of_rows(b: Builder, source: Node, add: Node, bias: Tensor, last: Node) -> list[Node]:
+    """The MatMul ``source`` and the Add of its bias as Reshape, Gemm, Reshape. last: the Add, or the activation
+    after it.
+    """
     x, w = source.inputs
     y = last.outputs[0]
     assert x is not None
@@ -140,6 +146,9 @@ def _normalized(node: Node, readers: Sequence[Node | None]) -> bool:
 
 
 def _slow_in_place(b: Builder, node: Node) -> bool:
+    """Whether onnxruntime would be slow at a Softmax in place: short rows that are no multiple of a vector, in a
+    large tensor.
+    """
     shape = node.outputs[0].shape
     if shape is None or len(shape) < 2 or node.outputs[0].dtype not in FROM_32_BITS:
         return False

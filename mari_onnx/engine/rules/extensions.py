@@ -17,6 +17,7 @@ from mari_onnx.model.ops import EXTENSIONS
 
 
 def _one_by_one(ctx: Context, dtype: int) -> list[Value]:
+    """The operator on each part of its first input. Refuses parameters that are computed."""
     x = ctx.input(0)
     parameters = [materialise(ctx.b, v) if v is not None else None for v in ctx.inputs[1:]]
     if any(p is not None and p.node is not None for p in parameters):

@@ -48,6 +48,7 @@ def _strided(values: Sequence[Value]) -> tuple[Size, Value] | None:
 
 
 def _series(ctx: Context, op: str, values: Sequence[Value]) -> tuple[Size, Size] | None:
+    """First element and step of the operator's result; None where it is no arithmetic progression."""
     b, x = ctx.b, values[0]
     if op == "Cast":
         return x.series

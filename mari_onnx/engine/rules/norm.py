@@ -119,6 +119,10 @@ def _combined(ctx: Context, op: str, x: Value, y: Value) -> Value:
 def _form(
     ctx: Context, x: Value, k: frozenset[Axis], axis: int, scale: np.ndarray, bias: np.ndarray | None
 ) -> Body | None:
+    """The module's formula as a form of the normalized tensor; None where its parts all vary along the same axes.
+
+    k: the normalized axes, which begin at logical ``axis``. scale, bias: constants over these axes.
+    """
     b = ctx.b
     body = x.body
     joined = coalesce(b, body, x.axes) if isinstance(body, Cat) else body
@@ -177,6 +181,9 @@ def variance(b: Builder, body: Body, m: Body, k: frozenset[Axis], order: list[Ax
 
 
 def _deviations(b: Builder, body: Body, m: Body, k: frozenset[Axis], order: list[Axis]) -> Body:
+    """The sum over ``k`` of squared deviations from the mean ``m``, part by part: ``M_p + n_p (m_p - m)^2`` for
+    each.
+    """
     if isinstance(body, Cat) and body.axis in k:
         sums = []
         for p in body.parts:

@@ -142,6 +142,7 @@ def _map(function: Callable[..., object], *arrays: np.ndarray) -> np.ndarray:
 
 
 def _compute(ctx: Context, op: str, a: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+    """The elements of the operator's result, int, `Dim` or None each; None where the operator is not followed."""
     holds, function = row(op).holds, row(op).function
     if op == "Div":
         return [_map(_divide, *a)]

@@ -49,6 +49,10 @@ def slice_(ctx: Context) -> list[Value]:
 
 
 def _slice(ctx: Context, x: Value, at: int, start: Size, end: Size, step: int) -> Value:
+    """Positions start, start + step, .. up to ``end`` of dimension ``at``; the bounds are as the node has them.
+
+    Refuses bounds that are not known, and ranges of a dynamic dimension other than those that `range_of` takes.
+    """
     size = x.shape[at]
     if isinstance(size, int):
         if step < 0 and ((isinstance(start, int) and start < -size) or (isinstance(end, int) and end > HUGE)):

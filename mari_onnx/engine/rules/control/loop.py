@@ -47,6 +47,9 @@ def loop(ctx: Context) -> list[Value | None]:
 
 
 def _independent(ctx: Context) -> list[Value | None]:
+    """The outputs of a Loop whose iterations do not read each other's results. Refuses others, and unknown trip
+    counts.
+    """
     b, graph = ctx.b, ctx.attrs["body"]
     keep = constant(b, ctx.input(1)) if ctx.has(1) else np.asarray(True)
     if keep is None or not keep.reshape(-1)[0]:
@@ -65,6 +68,7 @@ def _independent(ctx: Context) -> list[Value | None]:
 
 
 def _start(ctx: Context) -> LoopBody:
+    """The body with its iteration number, its states and what it reads from outside."""
     symbol = ctx.b.unique("iteration")
     tensor = Tensor(symbol, TensorProto.INT64, (Dim.symbol(symbol),), frozenset({"user", "item"}))
     ctx.b.sources[symbol] = tensor, 0
@@ -81,6 +85,7 @@ def _start(ctx: Context) -> LoopBody:
 
 
 def _map(body: LoopBody, graph: GraphProto, limit: Size | None) -> list[Value]:
+    """The outputs of the Loop, after its body was interpreted for all iterations together."""
     ctx, b = body.ctx, body.b
     states = [i.name for i in graph.input][2:]
     entered = [body.env[name] for name in states]

@@ -111,6 +111,9 @@ def _whole(ctx: Context, places: Sequence[int | None]) -> list[Value | None]:
 
 
 def _attend(ctx: Context, step: Steps, operands: Sequence[Value], mask: int, bias: int) -> Value:
+    """softmax(s Q Kᵀ + mask + bias) V over heads, from Q, K and V of [B, T, W]; ``mask``, ``bias``: indices of these
+    inputs.
+    """
     heads, dtype = ctx.attr("num_heads", 0), operands[0].dtype
     split = []
     for value in operands:
