@@ -21,11 +21,11 @@ import numpy as np
 import onnx
 
 from mari_onnx import runtime
-from mari_onnx.engine.cost.prices import Prices, graph_seconds, load
 from mari_onnx.model.signature import signature
 from mari_onnx.parity.domains.domains import domains
 from mari_onnx.parity.requests.draw import Drawer, Layout, Request
 from mari_onnx.parity.work import shapes_of
+from mari_onnx.prices.table import Prices, graph_seconds, load
 from mari_onnx.sides.resolve import Sides, resolve
 from mari_onnx.timing.clock import interleaved
 

@@ -109,7 +109,7 @@ def options_for(
         UsageError: the file is no table of prices.
     """
     from mari_onnx.engine import Options
-    from mari_onnx.engine.cost import prices as tables
+    from mari_onnx.prices import table as tables
 
     weights = {candidates: 1.0} if isinstance(candidates, int) else dict(candidates or USUAL)
     typical = max(weights, key=lambda n: (weights[n], n))

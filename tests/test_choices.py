@@ -17,8 +17,8 @@ from mari_onnx.choices import options_for
 from mari_onnx.cli.main import run
 from mari_onnx.cli.options import weighted_numbers
 from mari_onnx.engine import Options, rewrite
-from mari_onnx.engine.cost.prices import OTHER, Prices
 from mari_onnx.engine.interpreter import SLOWER
+from mari_onnx.prices.table import OTHER, Prices
 from mari_onnx.sides.resolve import Sides
 from mari_onnx.timing import speed
 from mari_onnx.timing.speed import Speed, Stopwatch

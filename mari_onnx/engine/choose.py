@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from mari_onnx.engine.cost.prices import Prices
 from mari_onnx.engine.ir.value import Decline
 from mari_onnx.engine.worth import Source, Worth, label
 from mari_onnx.model.nodes import producers
 from mari_onnx.model.ops import Fact, row
+from mari_onnx.prices.table import Prices
 
 if TYPE_CHECKING:
     from mari_onnx.engine.outcome import Rewrite

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from mari_onnx.engine.cost.prices import Prices
 from mari_onnx.engine.lookahead.masked_rows import Unread
 from mari_onnx.model.dims import Size
 from mari_onnx.model.nodes import captures
 from mari_onnx.model.ops import Fact, having
+from mari_onnx.prices.table import Prices
 
 
 @dataclass(frozen=True)

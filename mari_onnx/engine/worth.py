@@ -1,6 +1,6 @@
 """Whether a rewrite saves time, and which of its parts do not.
 
-Source and output are priced (`engine.cost.prices`) at several numbers of candidates, and what each source node took is
+Source and output are priced (`prices.table`) at several numbers of candidates, and what each source node took is
 set against what the nodes take that its rule wrote. A time is a share of the source's at that number, so that few
 candidates count as many do.
 """
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from mari_onnx.engine.cost.fusions import Loaded
-from mari_onnx.engine.cost.prices import Prices, node_seconds, run_seconds
 from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.model.dims import Size
+from mari_onnx.prices.fusions import Loaded
+from mari_onnx.prices.table import Prices, node_seconds, run_seconds
 
 if TYPE_CHECKING:
     from mari_onnx.engine.outcome import Rewrite

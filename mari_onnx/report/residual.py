@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mari_onnx.engine.cost.flops import Cost, einsum_sizes, node_cost
+from mari_onnx.engine.cost.flops import Cost, node_cost
+from mari_onnx.model.einsum import einsum_sizes
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.report.candidate_probe import Seen, observe, pick_n
 

@@ -17,9 +17,9 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from mari_onnx import runtime
-from mari_onnx.engine.cost.kernels import Use
-from mari_onnx.engine.cost.prices import OTHER, RUN
 from mari_onnx.model.ops import Fact, having
+from mari_onnx.prices.kernels import Use
+from mari_onnx.prices.table import OTHER, RUN
 from mari_onnx.timing.kernel_samples import OPSETS, Sample, samples
 from mari_onnx.timing.machine import machine
 
@@ -47,7 +47,7 @@ def calibrate(
     which: Iterable[Sample] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """The table of prices of this machine, as `mari_onnx.engine.cost.prices` reads it.
+    """The table of prices of this machine, as `mari_onnx.prices.table` reads it.
 
     Args:
         threads: numbers of onnxruntime's threads to measure with. One is timed in thread time, more by the clock.

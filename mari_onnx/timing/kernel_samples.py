@@ -1,6 +1,6 @@
 """Small graphs of one kernel each, over sizes that ranking models have: what `calibrate` times.
 
-A sample is a node and its operands; sizes are chosen so that every amount of `mari_onnx.engine.cost.kernels` varies by
+A sample is a node and its operands; sizes are chosen so that every amount of `mari_onnx.prices.kernels` varies by
 itself: rows at equal weights, runs at equal elements.
 """
 
@@ -15,8 +15,8 @@ import onnx
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
-from mari_onnx.engine.cost.kernels import Call, Use, uses
 from mari_onnx.model.ops import MICROSOFT, ML, TABLE, Fact, having
+from mari_onnx.prices.kernels import Call, Use, uses
 
 OPSET = 17
 _MAY_BE_IN_PLACE = {"Softmax"}

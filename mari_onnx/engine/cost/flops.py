@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from mari_onnx.model.einsum import einsum_sizes
 from mari_onnx.model.nodes import attribute, graphs
 from mari_onnx.model.ops import TRANSCENDENTAL, Fact, row
 
@@ -102,40 +103,6 @@ def _gemm(c: _Call) -> float:
     a = c.i(0)
     k = a[0 if c.attr("transA") else -1] if a else 1
     return 2.0 * c.n_out * k + (c.n_out if c.has(2) else 0)
-
-
-def einsum_sizes(
-    equation: str, shapes: Sequence[Shape | None]
-) -> tuple[list[str], str, dict[str, int]]:
-    """Operand labels, output labels and label sizes of an Einsum.
-
-    An ellipsis becomes upper-case Greek labels.
-
-    Returns: `(operands, output, sizes)`; `sizes` takes the largest where an operand broadcasts.
-    """
-    lhs, arrow, rhs = equation.replace(" ", "").partition("->")
-    operands = lhs.split(",")
-    rank = 0
-    for labels, shape in zip(operands, shapes, strict=False):
-        if "..." in labels and shape is not None:
-            rank = max(rank, len(shape) - (len(labels) - 3))
-    dots = [chr(0x391 + i) for i in range(rank)]
-    sizes: dict[str, int] = {}
-    named: list[str] = []
-    for labels, shape in zip(operands, shapes, strict=False):
-        own = len(shape) - (len(labels) - 3) if shape is not None and "..." in labels else rank
-        labels = labels.replace("...", "".join(dots[rank - own :]))
-        named.append(labels)
-        for label, extent in zip(labels, shape or (), strict=False):
-            sizes[label] = max(sizes.get(label, 1), extent)
-    if arrow:
-        output = rhs.replace("...", "".join(dots))
-    else:
-        flat = "".join(named)
-        output = "".join(dots) + "".join(
-            sorted(x for x in set(flat) - set(dots) if flat.count(x) == 1)
-        )
-    return named, output, sizes
 
 
 @flops_of("Einsum")

@@ -1,7 +1,7 @@
 """How long a graph takes: measured prices of kernels, times what each node asks for.
 
 A table of prices is a JSON file: ``{"provenance": {..}, "threads": {"1": {kernel: {amount: seconds}}}}``. The package
-has one for the CPU (`prices_cpu.json`, made by ``mari-onnx calibrate``); a user may make one for another machine.
+has one for the CPU (`cpu.json`, made by ``mari-onnx calibrate``); a user may make one for another machine.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 import onnx
 
-from mari_onnx.engine.cost.fusions import Loaded
-from mari_onnx.engine.cost.kernels import Call, Use, uses
 from mari_onnx.model.nodes import graphs
+from mari_onnx.prices.fusions import Loaded
+from mari_onnx.prices.kernels import Call, Use, uses
 
 Shapes = Mapping[str, tuple[int, ...]]
-OWN = Path(__file__).with_name("prices_cpu.json")
+OWN = Path(__file__).with_name("cpu.json")
 RUN = "run"
 """What a run takes before and after its kernels."""
 OTHER = "other"
@@ -30,7 +30,7 @@ OTHER = "other"
 
 @dataclass(frozen=True)
 class Prices:
-    """Seconds for each amount of each kernel (`mari_onnx.engine.cost.kernels`), for one number of threads.
+    """Seconds for each amount of each kernel (`mari_onnx.prices.kernels`), for one number of threads.
 
     kernels: class of the kernel -> amount -> seconds. provenance: on what they were measured. sha256: of the file.
     foreign: whether it is another than the package's own.

@@ -2,7 +2,7 @@
 
 A kernel's time is taken for a sum of amounts times prices: ``seconds = sum(price * amount)``. Amounts follow from the
 node and its shapes alone (this module); prices are measured (`mari_onnx.timing.calibrate`) and read from a table
-(`mari_onnx.engine.cost.prices`). Classes are those of onnxruntime's CPU kernels: where one kernel takes different ways
+(`mari_onnx.prices.table`). Classes are those of onnxruntime's CPU kernels: where one kernel takes different ways
 for different shapes (a Gemm of one row, a broadcast in short runs), each way is a class or an amount of its own.
 
 Amounts:
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from mari_onnx.engine.cost.flops import einsum_sizes
+from mari_onnx.model.einsum import einsum_sizes
 from mari_onnx.model.nodes import attribute
 from mari_onnx.model.ops import Fact, row
 

@@ -1,0 +1,5 @@
+"""How long graphs take: what nodes ask of onnxruntime's kernels, times prices that were measured once.
+
+In: a graph and the sizes of its tensors. Out: seconds. `kernels` says what a node asks for, `fusions` what onnxruntime
+joins when it loads a graph, `table` reads the prices. Imports `mari_onnx.model`.
+"""
