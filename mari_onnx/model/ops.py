@@ -73,6 +73,7 @@ class Fact(Flag):
     KEEPS_SIGN = auto()  # at least 0 if the first input is
     KEEPS_POSITIVE = auto()  # KEEPS_SIGN, and above 0 if the first input is
     KEEPS_NAN = auto()  # NaN wherever it reads an element that is NaN
+    RANKS = auto()  # says which elements along an axis are the largest or smallest
     SATURATES = auto()  # many different inputs may have one result
     STEEP = auto()  # away from 0 results overflow, vanish or saturate within few units
     # ---- how it is computed here and by others
@@ -291,9 +292,9 @@ def _table() -> None:
     _rows("ReduceL2 ReduceSumSquare", f.KEEPS_NAN | sums | f.NONNEGATIVE, flops=2.0, per_input=True, neutral=0.0)
     _rows("ReduceLogSum", reduces, flops=slow + 1, per_input=True, neutral=0.0)
     _rows("ReduceLogSumExp", reduces | f.STEEP, flops=slow + 1, per_input=True, neutral=-math.inf)
-    _rows("ArgMax ArgMin", f.SATURATES, per_input=True)
+    _rows("ArgMax ArgMin", f.SATURATES | f.RANKS, per_input=True)
     _rows("CumSum CumProd", f.KEEPS_NAN, per_input=True)
-    _rows("TopK", f.SATURATES, flops=4.0, per_input=True)
+    _rows("TopK", f.SATURATES | f.RANKS, flops=4.0, per_input=True)
     weights = f.ROWS | f.SOFTMAX | f.STEEP | f.KEEPS_NAN
     _rows("Softmax", weights | f.NONNEGATIVE | f.SATURATES, flops=slow + 4, per_input=True, price=25.0, bound=1.0,
           flattened_before=13, evaluated_since=13)  # fmt: skip

@@ -13,7 +13,7 @@ import onnx.parser
 from onnx import TensorProto, helper, numpy_helper
 
 from mari_onnx.sides.resolve import Sides
-from tests.parity.mutants import Fault, after, attribute, inputs, node, put, weight
+from tests.parity.mutants import Fault, after, attribute, inputs, kind, node, put, weight
 from tests.parity.pairs import Graph, Pair, _random
 from tests.parity.reacting import ML, _graph, _pair, _score
 from tests.parity.reacting_mutants import listed
@@ -172,6 +172,26 @@ def added_mask() -> Pair:
     return _pair(g, Sides({"level": "item", "keys": "user", "low": "user"}))
 
 
+def ties() -> Pair:
+    """Counts that are compared, the place of the largest of several, and codes that end."""
+    g = _graph()
+    g.input("level", TensorProto.FLOAT, ["N", 1])
+    g.input("seen", TensorProto.BOOL, ["N", 20])
+    g.op("Cast", ["seen"], "seen_float", to=TensorProto.FLOAT)
+    g.op("ReduceSum", ["seen_float", "axis1"], "seen_count")
+    g.op("Greater", ["seen_count", g.weight("much", np.float32(18))], "is_much")
+    g.op("Cast", ["is_much"], "much_row", to=TensorProto.FLOAT)
+    _score(g, "much_row", 1, "by_count")
+    g.input("x", TensorProto.FLOAT, ["N", 6])
+    g.op("Relu", ["x"], "on")
+    g.op("ArgMax", ["on"], "largest", axis=1, keepdims=0)
+    g.output("largest", ["N"], TensorProto.INT64)
+    g.op("QuantizeLinear", ["x", g.weight("step", np.float32(0.5)), g.weight("zero", np.int8(0))], "codes")
+    g.op("DequantizeLinear", ["codes", "step", "zero"], "rounded")
+    g.output("rounded", ["N", 6])
+    return _pair(g, Sides({"level": "item", "seen": "user", "x": "item"}))
+
+
 HIDDEN: dict[str, Callable[[], Pair]] = {
     "parts_of_ids": parts_of_ids,
     "joined_texts": joined_texts,
@@ -180,6 +200,7 @@ HIDDEN: dict[str, Callable[[], Pair]] = {
     "five": five,
     "thresholds": thresholds,
     "added_mask": added_mask,
+    "ties": ties,
 }
 
 
@@ -200,7 +221,7 @@ def _through(name: str, given: str, to: int) -> Fault:
     return fault
 
 
-def _before(name: str, given: str, kind: str, number: np.float32) -> Fault:
+def _before(name: str, given: str, op_type: str, number: np.float32) -> Fault:
     """An input of a node is combined with a number."""
 
     def fault(model: onnx.ModelProto) -> None:
@@ -208,7 +229,7 @@ def _before(name: str, given: str, kind: str, number: np.float32) -> Fault:
         place = list(model.graph.node).index(found)
         found.input[:] = [f"{name}/changed" if t == given else t for t in found.input]
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(number), f"{name}/number"))
-        model.graph.node.insert(place, helper.make_node(kind, [given, f"{name}/number"], [f"{name}/changed"]))
+        model.graph.node.insert(place, helper.make_node(op_type, [given, f"{name}/number"], [f"{name}/changed"]))
 
     return fault
 
@@ -263,5 +284,8 @@ HIDDEN_MUTANTS: dict[str, tuple[str, Fault]] = {
         "added_mask", _before("masked", "low", "Min", np.float32(0))),
     "mask that is added is infinite and gets bounded": (
         "added_mask", _before("masked", "low", "Mul", np.float32(0.001))),
+    "more than a count turned into at least": ("ties", kind("is_much", "GreaterOrEqual")),
+    "the last of equal largest ones": ("ties", attribute("largest", "select_last_index", 1)),
+    "codes end too early": ("ties", after("rounded", [("Min", ["@", np.float32(60)], {})])),
     "ids cut to 32 bits before their hash": ("large_numbers", _through("word_id", "word", TensorProto.INT32)),
 }  # fmt: skip

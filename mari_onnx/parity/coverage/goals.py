@@ -165,7 +165,7 @@ class Outcomes(Goal):
         return np.concatenate(found)
 
     def _distances(self, values: Sequence[np.ndarray]) -> np.ndarray | None:
-        if len(values) < 3 or not values[0].size or values[1].dtype.kind not in "iuf":
+        if len(values) < 3 or not all(v.size for v in values) or values[1].dtype.kind not in "iuf":
             return None
         with np.errstate(invalid="ignore", over="ignore"):
             apart = np.abs(values[1].astype(np.float64) - values[2].astype(np.float64))
@@ -192,6 +192,45 @@ class Outcomes(Goal):
     def text(self, at: int) -> str:
         outcome, place = ("false", "true")[at // self._apart], at % self._apart
         return outcome if self._apart == 1 else f"{outcome} for constant {place}"
+
+
+class Ties(Outcomes):
+    """Whole numbers that are equal where it is asked which is the larger: there `>` and `>=` differ.
+
+    Of a kind that is not counted: nobody can tell whether a tie is possible.
+    """
+
+    def __init__(self, node: str, op: str, constant: Sequence[int], operands: Sequence[str]):
+        super().__init__("ties", node, op, operands[0], constant, operands)
+
+    def _found(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        whole = all(v.dtype.kind in "iuf" and bool((v == np.round(v)).all()) for v in values[1:3])
+        return super()._found([np.equal(*values[1:3]) & whole])
+
+    def _distances(self, values: Sequence[np.ndarray]) -> np.ndarray | None:
+        whole = all(v.dtype.kind in "iuf" and bool((v == np.round(v)).all()) for v in values[1:3])
+        return super()._distances(values) if whole else None
+
+    def margins(self, values: Sequence[np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray] | None:
+        return None
+
+
+class Peaks(Goal):
+    """Two largest, or two smallest, elements along an axis: there it matters which is taken. Not counted, as `Ties`."""
+
+    def __init__(self, node: str, op: str, tensor: str, axis: int):
+        super().__init__("ties", node, op, [tensor], 2)
+        self._axis = axis
+
+    def _found(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        value = values[0]
+        if not value.size or not -value.ndim <= self._axis < value.ndim:
+            return np.zeros(2, bool)
+        ends = (value.max(axis=self._axis, keepdims=True), value.min(axis=self._axis, keepdims=True))
+        return np.array([bool(((value == end).sum(axis=self._axis) > 1).any()) for end in ends])
+
+    def text(self, at: int) -> str:
+        return ("two largest", "two smallest")[at]
 
 
 class Inner(Goal):

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 # Multiply-adds (about 0.03 ns each on a CPU core) that all further requests may cost, in both models.
 BUDGET = 1.2e11
 # Shares of what is left at each step.
-_SIZES, _BULK, _USERS, _VARIED, _ALONE = 0.25, 0.35, 0.8, 0.7, 0.3
+_SIZES, _BULK, _USERS, _TOGETHER, _VARIED, _ALONE = 0.25, 0.35, 0.8, 0.4, 0.7, 0.3
 # Runs of a model that a request costs: where it is tried, and where it is then compared.
 _TRIED, _COMPARED = 2, 2
 # Candidates of a request that are tried alone, and requests of one candidate that are tried.
 _SINGLE, _TRIED_ALONE = 8, 1000
+# Candidates of a request in which several inputs are what they have to be together.
+_CANDIDATES = 64
 # Floats are so many times as large, of either sign, in some requests; and candidates of these.
 _SCALES, _SCALED = (4.0, -4.0, 32.0, -32.0, 256.0, -256.0), 7
 # Tries in a row without anything new after which no more are made.
@@ -71,7 +73,8 @@ class Guide:
             self._watch.look(request)
         budget = Budget(BUDGET if self._plan.settings.coverage else 0.0)
         for step, share in (
-            (self._sizes, _SIZES), (self._bulk, _BULK), (self._users, _USERS), (self._vary, _VARIED),
+            (self._sizes, _SIZES), (self._bulk, _BULK), (self._users, _USERS),
+            (self._together, _TOGETHER), (self._vary, _VARIED),
             (self._scaled, _ALONE), (self._alone, _ALONE), (self._between, 1.0),
         ):  # fmt: skip
             part = budget.part(share)
@@ -179,6 +182,24 @@ class Guide:
             if forward:
                 varied.add(request)
             stale = 0 if forward else stale + 1
+
+    def _together(self, budget: Budget, base: Sequence[Request]) -> None:
+        """What several inputs have to be together: strings put together, leaves of trees."""
+        plan, joints = self._plan, self._plan.domains.joints
+        if not joints:
+            return
+        n, first, stale = plan.layout.fixed_n or _CANDIDATES, 0, 0
+        while first < len(joints) and stale < 4 * _STALE and self._room() and not self._watch.done:
+            request = plan.other.request(n)
+            if not budget.spend((_TRIED + _COMPARED) * self._price.of(request)):
+                return
+            plan.other.join(request, first)
+            self.tries += 1
+            stale += 1
+            if self._watch.look(request):
+                self._keep(request, "varied")
+                stale = 0
+            first += n if plan.items_alone else 1
 
     def _scaled(self, budget: Budget, base: Sequence[Request]) -> None:
         """Units and bounds that no variation got to. The last resort: what is large hides what is wrong by little."""

@@ -14,7 +14,7 @@ import numpy as np
 from mari_onnx.model.nodes import attribute
 from mari_onnx.model.ops import Fact, having, row
 from mari_onnx.parity.coverage.bodies import COMPARISONS, PREFIX
-from mari_onnx.parity.coverage.goals import Goal, Inner, Keys, Outcomes, Rows, Sides, Trips
+from mari_onnx.parity.coverage.goals import Goal, Inner, Keys, Outcomes, Peaks, Rows, Sides, Ties, Trips
 from mari_onnx.parity.coverage.splits import Splits
 from mari_onnx.parity.domains.dependence import reads
 from mari_onnx.parity.domains.reactions import attributes, by_name
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _ROWS, _MOST = 2**24, 2000
 # Constants of more numbers than this are not kept apart.
 _APART = 256
+# Bytes of the codes of a quantization whose ends are asked for.
+_CODES = 2
 # A bound beyond this stands for none.
 _UNBOUNDED = 1e30
 
@@ -93,6 +95,10 @@ def _of_node(
         constant = next((known[t] for t in given if t in known), np.zeros(()))
         numbers = given if facts.holds else ()  # they say how far the other outcome is
         yield Outcomes("outcomes", name, op, node.output[0], constant.shape, numbers)
+        if op in having(Fact.ORDERS):
+            yield Ties(name, op, constant.shape, given)
+    elif op in having(Fact.RANKS):
+        yield Peaks(name, op, given[0], attribute(node, "axis", -1 if len(node.output) > 1 else 0))
     elif op == "Where" and given[0] in live:
         yield Outcomes("outcomes", name, op, given[0])
     elif facts.kinks:
@@ -100,6 +106,8 @@ def _of_node(
             yield Sides("units", name, op, given[0], np.array(bound), _units(given[0], sizes))
     elif facts.acts_where and op != "Mod":
         yield from _bounds(node, name, known, sizes, live)
+    elif op == "QuantizeLinear":
+        yield from _ends(node, name, known)
     elif op == "If" and given[0] in live:
         yield Outcomes("branches", name, op, given[0])
     elif op == "Loop" and any(t in live for t in given[:2]):
@@ -143,6 +151,15 @@ def _units(tensor: str, sizes: dict[str, list[int | None]]) -> int | None:
     """The last dimension, where it is fixed and not the only one."""
     found = sizes.get(tensor) or []
     return found[-1] if len(found) > 1 else None
+
+
+def _ends(node: onnx.NodeProto, name: str, known: dict[str, np.ndarray]) -> Iterator[Goal]:
+    """Both ends of the codes that a number is rounded to: beyond them it is cut off."""
+    dtype = known[node.input[2]].dtype if len(node.input) > 2 and node.input[2] in known else np.dtype(np.uint8)
+    if dtype.kind in "iu" and dtype.itemsize <= _CODES:
+        ends = np.iinfo(dtype)
+        for number in (ends.min + 1, ends.max - 1):
+            yield Sides("bounds", name, node.op_type, node.output[0], np.array(number), None)
 
 
 def _bounds(

@@ -10,7 +10,7 @@ import numpy as np
 from mari_onnx.parity.coverage.goals import Goal
 
 # Trees of more inner nodes times rows are not asked how far a row is from each split.
-_MARGINS = 2**22
+_MARGINS = 2**18
 _HOLDS = {
     "BRANCH_LEQ": np.less_equal, "BRANCH_LT": np.less, "BRANCH_GTE": np.greater_equal, "BRANCH_GT": np.greater,
     "BRANCH_EQ": np.equal, "BRANCH_NEQ": np.not_equal,

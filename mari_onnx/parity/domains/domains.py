@@ -15,6 +15,7 @@ import numpy as np
 from mari_onnx.model.functions import inlined
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.parity.domains import ids, padding, spread
+from mari_onnx.parity.domains.leaves import leaves
 from mari_onnx.parity.domains.links import Link, behind_products, compared_with_themselves, links
 from mari_onnx.parity.domains.reactions import normalized, reactions
 from mari_onnx.parity.domains.roles import Role, roles, together
@@ -124,6 +125,7 @@ def domains(
             for (name, place), role in roles(trace, moving).items():
                 parts.setdefault(name, {}).setdefault(place, role)
             gather(trace, gathered, list(reactions(trace)), exact=first)
+            gathered.joints.update(dict.fromkeys(leaves(trace)))
             for name, why in normalized(trace):
                 gathered.ignore_case(name, why)
             for origin, node in (*compared_with_themselves(trace), *behind_products(trace)):

@@ -23,6 +23,7 @@ from mari_onnx.parity.requests.id_deck import Deck
 if TYPE_CHECKING:
     from mari_onnx.model.signature import Input
     from mari_onnx.parity.domains.domains import Domain
+    from mari_onnx.parity.domains.texts import Joint
 
 __all__ = ["Deck", "Drawer", "Layout", "Request"]
 
@@ -115,6 +116,8 @@ class Drawer:
         self.decks: dict[tuple[str, int], Deck] = {}
         self.meeting = Meeting(layout, domains, ordinary)
         self._drawn = 0
+        # What a user is in several joints -> these.
+        self._agreeing: dict[frozenset[tuple[str, int, float | str]], list[Joint]] = {}
 
     def request(
         self,
@@ -181,11 +184,22 @@ class Drawer:
             self.join(made)
         return made
 
-    def join(self, request: Request) -> None:
-        """Gives elements of several inputs what they have to be together, in half of the rows."""
-        if isinstance(self.domains, Domains) and self.domains.joints:
-            shapes = {i.name: folded(self.layout, i.name) for i in self.layout.signature.inputs}
-            elements.join(request.arrays(), shapes, self.layout.is_user_at, self.domains.joints, self.rng)
+    def join(self, request: Request, first: int | None = None) -> None:
+        """Gives elements of several inputs what they have to be together (`elements.join`)."""
+        joints = self.domains.joints if isinstance(self.domains, Domains) else ()
+        if not joints:
+            return
+        if not self._agreeing:
+            for joint in joints:
+                self._agreeing.setdefault(self._of_user(joint), []).append(joint)
+        at = joints[int(self.rng.integers(0, len(joints))) if first is None else first % len(joints)]
+        user = self._of_user(at)
+        same, free = self._agreeing[user], self._agreeing.get(frozenset(), []) if user else []
+        start, shapes = same.index(at), {i.name: folded(self.layout, i.name) for i in self.layout.signature.inputs}
+        elements.join(request.arrays(), shapes, user, [*same[start:], *same[:start], *free], self.rng)
+
+    def _of_user(self, joint: Joint) -> frozenset[tuple[str, int, float | str]]:
+        return frozenset(part for part in joint.parts if self.layout.is_user_at(*part[:2]))
 
     def coverage(self, user: bool | None = None) -> dict[str, tuple[int, int]]:
         """Input (or `input[:, column]`) -> (rows met, rows in all), of one side or all."""

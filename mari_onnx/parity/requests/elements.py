@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +18,8 @@ _AROUND_ZERO = 0.1
 # One of so many is a number that the graph tells apart.
 _TOLD_APART = 0.1
 _STRINGS = ("a", "b", "c", "")
-# Of what several elements have to be together so many are put into a request.
-_JOINTS = 64
+# Of the rows so many get what several elements have to be together.
+_JOINED = 0.8
 
 
 def strings(values: Values | None, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -141,35 +141,43 @@ def link(
 def join(
     arrays: Mapping[str, np.ndarray],
     shapes: Mapping[str, tuple[int, ...]],
-    of_user: Callable[[str, int], bool],
-    joints: Sequence[Joint],
+    user: Collection[tuple[str, int, float | str]],
+    fitting: Sequence[Joint],
     rng: np.random.Generator,
 ) -> None:
-    """Gives elements of several inputs what they have to be together, in half of the rows.
+    """Gives elements of several inputs what they have to be together: most rows one such thing, each another.
 
     Args:
         arrays: inputs of a request, changed in place.
         shapes: folded ones, in which the places of a joint are.
-        of_user: whether a place of an input is.
+        user: what the user gets; `fitting` has joints that agree with it, the first of which some row gets for sure.
     """
-    first = joints[int(rng.integers(0, len(joints)))]
-    user = {(name, place): value for name, place, value in first.parts if of_user(name, place)}
-    fitting = [j for j in joints if all(user.get((name, place), value) == value for name, place, value in j.parts)]
-    for joint in (first, *(fitting[k] for k in rng.permutation(len(fitting))[:_JOINTS])):
-        mask: np.ndarray | None = None
+    for name, place, value in user:
+        if name in arrays:
+            arrays[name][_place(shapes[name], arrays[name].shape, place)] = value
+    rows: dict[int, np.ndarray] = {}
+    for number, joint in enumerate(fitting):
         for name, place, value in joint.parts:
-            if name not in arrays:
+            if (name, place, value) in user or name not in arrays:
                 continue
-            (_, where), = [each for each in _places(shapes[name], arrays[name].shape) if each[0] == place]
+            where = _place(shapes[name], arrays[name].shape, place)
             part = arrays[name][where]
-            if of_user(name, place) or not np.ndim(part):
-                arrays[name][where] = value
+            if not np.ndim(part):
                 continue
-            if mask is None:  # of rows, the same for all that stand there together
-                mask = rng.random(np.shape(part)[0]) < 0.5
-            if mask.size == np.shape(part)[0]:
-                part[mask] = value
-                arrays[name][where] = part
+            count = np.shape(part)[0]
+            if number >= count:
+                return
+            if count not in rows:  # the same row for all that stand there together; some rows stay as they are
+                taken = (rng.random(count) < _JOINED) | (np.arange(count) == 0)
+                rows[count] = np.where(taken, np.arange(count) % len(fitting), -1)
+            part[rows[count] == number] = value
+            arrays[name][where] = part
+
+
+def _place(kept: tuple[int, ...], shape: tuple[int, ...], place: int) -> Any:
+    """What one place of a folded shape is in an array."""
+    at = np.unravel_index(place, kept)
+    return tuple(slice(None) if size == 1 else int(i) for i, size in zip(at, kept, strict=True)) if kept else (...,)
 
 
 def _places(kept: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[tuple[int, Any]]:

@@ -66,6 +66,12 @@ class Plan:
             found += [self.other.request(n, large=powers) for powers in _LARGE]
         return found
 
+    @property
+    def items_alone(self) -> bool:
+        """Whether no user's element has to be something together with others."""
+        parts = (part for joint in self.domains.joints for part in joint.parts)
+        return not any(self.layout.is_user_at(name, place) for name, place, _ in parts)
+
     def unmet(self, user: bool) -> bool:
         """Whether ids or numbers of one side are left to meet."""
         return self._uncovered(user) or self.drawer.meeting.missing(user) > 0
