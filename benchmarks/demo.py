@@ -1,91 +1,171 @@
 """`make demo`: optimizes every model in models/, checks each, and prints one table.
 
-Each model is checked on drawn requests (N = 1, 2, 7, 64, 500) and on its recorded ones. Time is
-that of one thread, source and output run in turns; the ratio is the median of the pairs'.
+Each model is checked on drawn requests (N = 1, 2, 7, 64, 500) and on its recorded ones. Source
+and output run in turns on one thread, and are timed by what the thread itself ran, so that a busy
+machine changes little; "faster" is the median of the pairs' ratios, and "spread" half their middle
+half, as a share of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 
 from mari_onnx import api, runtime
+from mari_onnx.choices import USUAL, options_for
 from mari_onnx.errors import MariError
 from mari_onnx.model.load import read
+from mari_onnx.model.save import write_text
 from mari_onnx.model.signature import signature
 from mari_onnx.parity import Request, check
 from mari_onnx.parity.requests.recorded import load
 from mari_onnx.report.terminal import change, console, quantity
 from mari_onnx.sides.resolve import METADATA_KEY, Sides, resolve, side_file_beside
+from mari_onnx.timing.clock import LARGE, Timing, clock_for, interleaved
+from mari_onnx.timing.measure import prepared
 
 MODELS = Path(__file__).parents[1] / "models"
-PAIRS = 60
+TYPICAL = max(USUAL)
+SECONDS, PAIRS = 1.0, 60
+HEADINGS = ("nodes", "products split", "FLOPs per candidate", "", "max error", "time", "faster", "spread")
 WARM_UP = 10
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one model.
+
+    Attributes:
+        cells: what is shown before the times.
+        timing: seconds "before" and "after"; `loaded`: beside burners, where there were any.
+    """
+
+    cells: list[str]
+    timing: Timing
+    loaded: Timing | None = None
+
+    @property
+    def faster(self) -> float:
+        return self.timing.ratio("before", "after")
+
+    @property
+    def spread(self) -> float:
+        return self.timing.ratio_spread("before", "after")
+
+    @property
+    def off(self) -> float:
+        """The ratio beside burners over the one without, less 1."""
+        return self.loaded.ratio("before", "after") / self.faster - 1 if self.loaded else 0.0
+
+    def shown(self) -> list[str]:
+        before, after = (self.timing.median(name) * 1e3 for name in ("before", "after"))
+        mark = " !" if self.spread > LARGE else ""
+        beside = [f"{self.loaded.ratio('before', 'after'):.2f}x", f"{self.off:+.0%}"] if self.loaded else []
+        times = [f"{before:.2f} -> {after:.2f} ms", f"{self.faster:.2f}x", f"{self.spread:.0%}{mark}"]
+        return [*self.cells, *times, *beside]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("models", nargs="*", type=Path, help="by default all in models/")
-    parser.add_argument("--candidates", type=int, default=500)
+    parser.add_argument("--candidates", type=int, help="choose rewrites for this N alone, and time it; by default 500")
+    parser.add_argument(
+        "--burners",
+        type=int,
+        default=0,
+        metavar="K",
+        help="time each model again beside K processes that burn the processors: how far off are the ratios?",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the ratios as JSON")
     args = parser.parse_args()
-    out = console()
-    table = Table(box=None, pad_edge=False)
-    table.add_column("model")
-    for name in ("nodes", "products split", "FLOPs per candidate", "", "max error", "time", "faster"):
-        table.add_column(name, justify="right", no_wrap=True)
-    failed = []
+    out, found, failed = console(), {}, []
     paths = args.models or sorted(MODELS.glob("*.onnx"))
     with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder:
         for index, path in enumerate(paths, 1):
             if sys.stderr.isatty():
                 print(f"\r\x1b[K{index}/{len(paths)} {path.name}", end="", file=sys.stderr)
             try:
-                row = measured(path, Path(folder, path.name), args.candidates)
+                found[path.name] = measured(path, Path(folder, path.name), args.candidates, args.burners)
             except MariError as error:
                 failed.append(f"{path.name}: {error}")
-                row = [path.name, "failed"]
-            table.add_row(*row)
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr)
-    out.print(table)
-    out.print(f"\nN = {args.candidates}; time is a request's median, one thread, before -> after")
+    _show(out, found, args.candidates or TYPICAL, args.burners)
     for each in failed:
-        out.print(each, markup=False)
+        out.print(f"failed: {each}", markup=False)
+    if args.json is not None:
+        ratios = {name: {"faster": row.faster, "spread": row.spread, "off": row.off} for name, row in found.items()}
+        write_text(args.json, json.dumps(ratios, indent=1) + "\n")
     return 1 if failed else 0
 
 
-def measured(path: Path, output: Path, candidates: int) -> list[str]:
-    """One row of the table. Raises MariError where the model cannot be optimized or differs."""
+def _show(out: Console, found: Mapping[str, Row], candidates: int, burners: int) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model")
+    beside = [f"beside {burners} burners", "off by"] if burners else []
+    for name in (*HEADINGS, *beside):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, row in found.items():
+        table.add_row(name, *row.shown())
+    out.print(table)
+    out.print(
+        f"\nN = {candidates}; time is the median of a request's thread time, one thread, before -> after; "
+        f"load average {os.getloadavg()[0]:.1f}"
+    )
+    if burners and found:
+        worst = max(abs(row.off) for row in found.values())
+        out.print(f"beside {burners} burners no ratio is off by more than {worst:.0%}")
+    if any(row.spread > LARGE for row in found.values()):
+        out.print(f"! the ratio has a spread above {LARGE:.0%}: run again, or on a quieter machine")
+
+
+def measured(path: Path, output: Path, only: int | None = None, burners: int = 0) -> Row:
+    """Optimizes, checks and times one model.
+
+    Args:
+        only: the N that rewrites are chosen for; None for those that count by default.
+        burners: beside how many processes it is timed again.
+
+    Raises:
+        MariError: the model cannot be optimized, or differs.
+    """
     source = read(path)
     sides = sides_of(path)
-    with api.checked(source, sides, output, candidates=candidates) as (done, staged):
+    with api.checked(source, sides, output, options_for(only)) as (done, staged):
         staged.commit()
     report = done.report
     recorded = load(_requests_of(path), signature(source.model), sides)
     result = check(path, output, sides, requests=recorded)
     result.raise_if_different()
     errors = [each["max_abs"] for each in (report.check or {}).get("outputs", [])]
-    before, after, ratio = timed(path, output, widened(recorded[0], candidates))
     products = report.products
     split = sum(node.action in ("split", "lifted") for node in products)
-    return [
-        path.name,
+    cells = [
         f"{report.before.nodes} -> {report.after.nodes}",
         f"{split} of {len(products)}",
         f"{quantity(report.before.flops)} -> {quantity(report.after.flops)}",
         change(report.before.flops, report.after.flops),
         f"{max([result.max_error, *errors]):.1e}",
-        f"{before * 1e3:.2f} -> {after * 1e3:.2f} ms",
-        f"{ratio:.2f}x",
     ]
+    request = widened(recorded[0], only or TYPICAL)
+    timing = timed(path, output, request)
+    if not burners:
+        return Row(cells, timing)
+    with burning(burners):
+        return Row(cells, timing, timed(path, output, request))
 
 
 def sides_of(path: Path) -> Sides:
@@ -97,19 +177,28 @@ def sides_of(path: Path) -> Sides:
     )
 
 
-def timed(before: Path, after: Path, request: Request) -> tuple[float, float, float]:
-    """Median seconds of both, and the median of before/after pair by pair."""
-    sessions = [runtime.session(path) for path in (before, after)]
-    feeds: list[Any] = [request.feed(each.get_inputs()) for each in sessions]
-    times = np.zeros((PAIRS, 2))
-    for pair in range(-WARM_UP, PAIRS):
-        for which in (0, 1) if pair % 2 else (1, 0):
-            start = time.perf_counter()
-            sessions[which].run(None, feeds[which])
-            if pair >= 0:
-                times[pair, which] = time.perf_counter() - start
-    first, second = np.median(times, axis=0)
-    return float(first), float(second), float(np.median(times[:, 0] / times[:, 1]))
+def timed(before: Path, after: Path, request: Request) -> Timing:
+    """Seconds of "before" and "after", run in turns on one thread, in the time that the thread itself ran."""
+    sessions = {"before": runtime.session(before), "after": runtime.session(after)}
+    runs = {}
+    for name, session in sessions.items():
+        runs[name], _ = prepared(session, [request.feed(session.get_inputs())], "cpu")
+    _, clock = clock_for()
+    return interleaved(
+        runs, seconds=SECONDS, least=PAIRS, warm_up=WARM_UP, clock=clock, wall=time.perf_counter
+    )
+
+
+@contextlib.contextmanager
+def burning(count: int) -> Iterator[None]:
+    """So many processes that do nothing but run."""
+    made = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for each in made:
+            each.kill()
+            each.wait()
 
 
 def widened(request: Request, candidates: int) -> Request:

@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 
 from mari_onnx import engine, runtime
+from mari_onnx.choices import options_for
 from mari_onnx.sides.resolve import Sides
-from mari_onnx.timing.clock import Clock, Timing, interleaved
+from mari_onnx.timing.clock import Timing, clock_for, interleaved
 from mari_onnx.timing.floor import Floor, floor
 from mari_onnx.timing.measure import prepared
 
@@ -27,16 +28,10 @@ class Setting:
     seconds: float = 1.0
     least: int = 5
 
-    @property
-    def clock(self) -> Clock:
-        """On one thread of the CPU the thread's own time: what others take of it is left out."""
-        alone = self.provider == "cpu" and self.threads == 1
-        return time.thread_time if alone else time.perf_counter
-
 
 def optimized(model: onnx.ModelProto, sides: Sides, n: int, target: str = "cpu") -> engine.Rewrite:
-    """The rewrite of `model`; it has to change something."""
-    result = engine.rewrite(model, sides, engine.Options(n, target, assume=True))
+    """The rewrite of `model` that is chosen for n candidates; it has to change something."""
+    result = engine.rewrite(model, sides, options_for(n, target=target, assume=True))
     if not result.changed:
         raise RuntimeError(f"nothing was rewritten: {result.reason}")
     return result
@@ -81,7 +76,7 @@ def timed(
             runs,
             seconds=setting.seconds,
             least=setting.least,
-            clock=setting.clock,
+            clock=clock_for(setting.threads, setting.provider)[1],
             wall=time.perf_counter,
         )
     return timing, outputs

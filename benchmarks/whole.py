@@ -21,7 +21,6 @@ import numpy as np
 import onnx
 
 from benchmarks.demo import sides_of, widened
-from benchmarks.side_by_side import Setting
 from benchmarks.tables import Section, Target, milliseconds
 from mari_onnx.errors import MariError
 from mari_onnx.model.load import read
@@ -129,8 +128,7 @@ def run(
     files = [(tool, folder / f"{tool}.onnx") for tool in TOOLS]
     slow = [made[0], *(Variant(tool, file) for tool, file in files if file.is_file())]
     everything = [*slow, *(each for each in ours if each.name == OURS)]
-    clock = Setting(provider=provider).clock
-    how: dict[str, Any] = {"seconds": seconds, "provider": provider, "clock": clock}
+    how: dict[str, Any] = {"seconds": seconds, "provider": provider}
     wrong = WRONG * 50 if half else WRONG
     for n, drawn in requests.items():
         just = {n: drawn}

@@ -204,6 +204,19 @@ def with_given_shapes(source: Source, sides: Sides) -> Source:
     return dataclasses.replace(source, model=reshaped(source.model, sides.shapes))
 
 
+def at_its_number(options: Options, model: onnx.ModelProto, sides: Sides) -> Options:
+    """The options with the only number of candidates that a model takes which was exported with a fixed batch.
+
+    A batch of 1 is not taken for a number of candidates: with one there would be nothing to save.
+    """
+    from mari_onnx.parity.layout import Layout
+
+    fixed = Layout(signature(model), sides).fixed_n
+    if fixed is None or fixed < 2:
+        return options
+    return dataclasses.replace(options, candidates=fixed, weights={fixed: 1.0})
+
+
 def rewritten(
     source: Source,
     sides: Sides,
@@ -218,7 +231,7 @@ def rewritten(
         SidesUnknown: neither tags nor the graph say whose inputs are whose.
     """
     source = with_given_shapes(source, sides)
-    options = options or options_for()
+    options = at_its_number(options or options_for(), source.model, sides)
     return _finished(source, sides, options, _engine(source)(source.model, sides, options))
 
 
@@ -251,7 +264,8 @@ def checked(
     from mari_onnx.parity.result import CANNOT_COMPARE
     from mari_onnx.runtime import require
 
-    source, options = with_given_shapes(source, sides), options or options_for()
+    source = with_given_shapes(source, sides)
+    options = at_its_number(options or options_for(), source.model, sides)
     recorded = as_requests(requests, signature(source.model), sides)
     for provider in providers:
         require(provider)  # before minutes of work

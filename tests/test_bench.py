@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from mari_onnx import engine, runtime
 from mari_onnx.cli.main import run
@@ -18,9 +19,9 @@ from mari_onnx.model.signature import signature
 from mari_onnx.parity.work import work
 from mari_onnx.sides.resolve import Sides, resolve, side_file_beside
 from mari_onnx.timing import interleaved, measure, memory, peers, plot
-from mari_onnx.timing.clock import Timing
+from mari_onnx.timing.clock import Timing, clock_for
 from mari_onnx.timing.floor import NoFloor, floor
-from mari_onnx.timing.measure import FLOOR, OURS, Variant, draw, variants_of
+from mari_onnx.timing.measure import FLOOR, OURS, Measured, Variant, draw, variants_of
 from tests import tiny
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -149,6 +150,62 @@ def test_work_of_unknown_shapes_is_none():
     assert work(model, feed) is None
 
 
+def _figures(path: Path, numbers: str, capsys) -> list[dict]:
+    flags = [*FLAGS, "--candidates", numbers, "--seconds", "0.01", "--no-memory", "--json", "-"]
+    assert run(["bench", str(path), *flags]) == 0
+    return json.loads(capsys.readouterr().out)["results"]
+
+
+def test_work_behind_an_operator_without_inference_is_counted_by_running(tmp_path: Path, capsys):
+    """Shape inference knows no Gelu of com.microsoft, so nothing behind it."""
+    model = tiny.fc(user=6, item=3, hidden=4)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    model.graph.node[-1].output[0] = "product"
+    model.graph.node.append(helper.make_node("Gelu", ["product"], ["hidden"], domain="com.microsoft"))
+    weight = numpy_helper.from_array(np.ones((4, 5), np.float32), "last")
+    model.graph.initializer.append(weight)
+    model.graph.node.append(helper.make_node("MatMul", ["hidden", "last"], ["score"]))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N", 5]))
+    onnx.save(model, tmp_path / "gelu.onnx")
+    (result,) = _figures(tmp_path / "gelu.onnx", "10", capsys)
+    gelu = 8 * 4  # what it counts for each element
+    assert result["variants"]["source"]["flops_per_candidate"] == 2 * (9 * 4 + 4 * 5) + gelu
+
+
+def test_figures_of_a_model_with_a_fixed_batch_are_divided_by_it(tmp_path: Path, capsys):
+    model = tiny.fc(user=64, item=8, hidden=16)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 32
+    onnx.save(model, tmp_path / "fixed.onnx")
+    (result,) = _figures(tmp_path / "fixed.onnx", "1,500", capsys)
+    assert result["candidates"] == 32
+    flops = {name: figures["flops_per_candidate"] for name, figures in result["variants"].items()}
+    assert flops["source"] == 2 * 72 * 16
+    added = 16
+    assert flops[OURS] == 2 * 8 * 16 + added + 2 * 64 * 16 / 32
+
+
+def test_one_thread_is_timed_by_what_it_ran_itself(tmp_path: Path):
+    assert clock_for(1, "cpu") == ("thread", time.thread_time)
+    assert clock_for(2, "cpu") == clock_for(1, "cuda") == ("wall", time.perf_counter)
+    onnx.save(tiny.fc(), tmp_path / "fc.onnx")
+    requests = {4: draw(read(tmp_path / "fc.onnx"), SIDES, 4)}
+    variants = [Variant("a", tmp_path / "fc.onnx")]
+    for threads, clock in ((1, "thread"), (2, "wall")):
+        (result,) = measure(variants, requests, seconds=0, least=1, threads=threads)
+        assert result.to_dict()["clock"] == clock
+
+
+def test_a_ratio_that_varies_is_warned_of():
+    steady, shaky = np.ones(8), np.array([0.5, 1.5] * 4)
+    result = Measured(9, 1, Timing(("source", "ours"), np.stack([steady, steady], axis=1)))
+    assert result.warnings() == []
+    result.timing = Timing(("source", "ours"), np.stack([shaky, steady], axis=1))
+    (said,) = result.warnings()
+    assert "N = 9, ours: the ratio has a spread of 50% (middle half 0.50x to 1.50x)" in said
+
+
 def test_peak_memory_is_of_the_model(tmp_path: Path):
     path = tmp_path / "fc.onnx"
     onnx.save(tiny.fc(user=2000, item=8, hidden=2000), path)
@@ -256,7 +313,7 @@ def test_command_prints_a_table_and_writes_json(model: str, tmp_path: Path, caps
 
 def test_command_prints_json_alone_on_standard_output(model: str, capsys):
     assert run(["bench", model, *FLAGS, *SHORT, "--json", "-"]) == 0
-    assert json.loads(capsys.readouterr().out)["version"] == 1
+    assert json.loads(capsys.readouterr().out)["version"] == 2
 
 
 def test_command_times_given_models_against_the_first(model: str, tmp_path: Path, capsys):

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks import gpu, grid, layout, run, scale, tokens, whole
+from benchmarks import demo, gpu, grid, layout, run, scale, tokens, whole
 from benchmarks.side_by_side import Setting, optimized, timed
 from benchmarks.tables import Section, Target
 from mari_onnx.sides.resolve import Sides
@@ -122,3 +122,14 @@ def test_growth_is_judged_by_time_and_memory():
     assert met["4000 MB take at most 1.3 times the memory a MB of 1000 MB"]
     runs[4000] = scale.Run(99, 12, 600)
     assert [target.met for target in scale._targets({}, runs)[-2:]] == [False, False]
+
+
+def test_demo_shows_ratios_and_how_far_off_they_are_beside_burners(tmp_path):
+    row = demo.measured(demo.MODELS / "coarse_mlp.onnx", tmp_path / "out.onnx", 8, burners=1)
+    assert row.timing.names == row.loaded.names == ("before", "after")
+    assert len(row.shown()) == len(demo.HEADINGS) + 2
+    steady = Timing(("before", "after"), np.array([[3.0, 1.0], [3.0, 1.0]]))
+    slowed = Timing(("before", "after"), np.array([[6.0, 2.5], [6.0, 2.5]]))
+    row = demo.Row([], steady, slowed)
+    assert (row.faster, row.spread) == (3, 0)
+    assert row.off == pytest.approx(-0.2)

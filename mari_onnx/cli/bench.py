@@ -157,6 +157,7 @@ def bench(
                 memory=memory,
                 progress=progress,
             )
+    notes += [warning for each in results for warning in each.warnings()]
     summary.write(out, summary.of_bench([each.to_dict() for each in results], notes))
     if json_file is not None:
         _write_json(json_file, results, notes, models[0], provider)
@@ -239,7 +240,7 @@ def _write_json(
 
     answer = {
         "schema": "mari-onnx/bench",
-        "version": 1,
+        "version": 2,
         "source": str(source),
         "provider": provider,
         "machine": machine(provider),

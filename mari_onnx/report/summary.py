@@ -142,6 +142,12 @@ _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 
 
+_CLOCKS = {
+    "thread": "on one thread, the time that it ran itself (waiting for a busy machine is left out)",
+    "wall": "on several threads or a device, by the clock (so a busy machine is part of it)",
+}
+
+
 def of_bench(results: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> list[Block]:
     """A row per N, number of threads and variant.
 
@@ -171,4 +177,6 @@ def of_bench(results: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> list
                 f"{low:.2f}-{high:.2f}" if index else "",
                 *("" if figures.get(key) is None else text(figures[key]) for key, (_, text) in extra.items()),
             )
-    return [table, *(f"note: {note}" for note in notes)]
+    clocks = {each["clock"] for each in results}
+    said = [text for clock, text in _CLOCKS.items() if clock in clocks]
+    return [table, f"times: {'; '.join(said)}", *(f"note: {note}" for note in notes)]

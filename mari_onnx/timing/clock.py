@@ -10,6 +10,19 @@ from typing import Any
 import numpy as np
 
 Clock = Callable[[], float]
+LARGE = 0.1
+"""A spread above this is worth a warning."""
+
+
+def clock_for(threads: int = 1, provider: str = "cpu") -> tuple[str, Clock]:
+    """What runs are timed by, and its name in reports.
+
+    "thread": on one thread of the CPU the time that the thread itself ran, so what other processes take of the machine
+    is left out. "wall": with several threads, or on a device, where a run ends when the device has finished.
+    """
+    if provider == "cpu" and threads == 1:
+        return "thread", time.thread_time
+    return "wall", time.perf_counter
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,11 @@ class Timing:
         """The middle half of the pairs' ratios."""
         low, high = np.percentile(self.ratios(slow, fast), [25, 75])
         return float(low), float(high)
+
+    def ratio_spread(self, slow: str, fast: str) -> float:
+        """Half the distance between the quartiles of the pairs' ratios, as a share of their median."""
+        low, high = self.quartiles(slow, fast)
+        return (high - low) / 2 / self.ratio(slow, fast)
 
     def to_dict(self, baseline: str) -> dict[str, dict[str, Any]]:
         """Figures of each name, milliseconds; `speedup` is over `baseline`."""

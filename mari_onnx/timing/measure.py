@@ -12,7 +12,7 @@ import numpy as np
 
 from mari_onnx import runtime
 from mari_onnx.parity.judge.values import parts
-from mari_onnx.timing.clock import Clock, Timing, interleaved
+from mari_onnx.timing.clock import LARGE, Timing, clock_for, interleaved
 from mari_onnx.timing.floor import Floor, NoFloor, floor
 from mari_onnx.timing.peers import peers
 
@@ -57,6 +57,7 @@ class Measured:
 
     Attributes:
         n, threads: the setting.
+        clock: what `timing` was measured by, "thread" or "wall"; see `clock_for`.
         timing: seconds of each variant in turns, without transfers on a device.
         transfers: seconds of moving inputs to the device and outputs back, None on the CPU.
         memory: peak bytes of a process that loads and runs the variant, where asked for.
@@ -67,6 +68,7 @@ class Measured:
     n: int
     threads: int
     timing: Timing
+    clock: str = "wall"
     transfers: Timing | None = None
     memory: dict[str, int | None] = field(default_factory=dict)
     work: dict[str, tuple[float, float] | None] = field(default_factory=dict)
@@ -87,7 +89,20 @@ class Measured:
                 entry["transfer_median_ms"] = self.transfers.median(name) * 1e3
             if FLOOR in self.timing.names:
                 entry["of_floor_speed"] = self.timing.ratio(FLOOR, name)
-        return {"candidates": self.n, "threads": self.threads, "variants": figures}
+        return {"candidates": self.n, "threads": self.threads, "clock": self.clock, "variants": figures}
+
+    def warnings(self) -> list[str]:
+        """Which ratios to the first variant vary too much to be relied on."""
+        first, *others = self.timing.names
+        found = []
+        for name in others:
+            if (spread := self.timing.ratio_spread(first, name)) > LARGE:
+                low, high = self.timing.quartiles(first, name)
+                found.append(
+                    f"N = {self.n}, {name}: the ratio has a spread of {spread:.0%} (middle half {low:.2f}x to "
+                    f"{high:.2f}x); measure longer (--seconds) or on a quieter machine"
+                )
+        return found
 
 
 def variants_of(
@@ -111,7 +126,6 @@ def variants_of(
     """
     from mari_onnx import api
     from mari_onnx.choices import options_for
-    from mari_onnx.engine import Options, rewrite
     from mari_onnx.model.save import stage
 
     found, notes = [Variant("source", as_given(source, sides, folder))], []
@@ -131,7 +145,7 @@ def variants_of(
         notes.append(f"mari-onnx does not change the model: {done.report.reason}")
     if with_floor:
         try:
-            cut = floor(rewrite(source.model, sides, Options(candidates, target, assume=True)), sides)
+            cut = floor(done.rewrite, sides)
             with stage(cut.model, folder / "floor.onnx", external=False) as staged:
                 staged.commit()
             found.append(Variant(FLOOR, folder / "floor.onnx", cut))
@@ -176,21 +190,20 @@ def measure(
     least: int = 5,
     memory: bool = False,
     progress: Progress | None = None,
-    clock: Clock = time.perf_counter,
 ) -> Iterator[Measured]:
-    """Times the variants against each other for each N in `requests`.
+    """Times the variants against each other for each N in `requests`, by the clock of `clock_for`.
 
     Args:
         seconds, least: see `interleaved`; for each N.
         memory: also peak memory, at the largest N, on the CPU.
         progress: called with (phase, done, total).
-        clock: see `interleaved`.
 
     Raises:
         ModelError: a variant cannot be loaded or run.
         ProviderError: the provider is not there.
     """
     tell = progress or (lambda *_: None)
+    kind, clock = clock_for(threads, provider)
     sessions = {}
     for index, each in enumerate(variants):
         tell(f"loading {each.name}", index, len(variants))
@@ -203,7 +216,7 @@ def measure(
             each.name: [each.feed(r, sessions[each.name].get_inputs()) for r in drawn]
             for each in variants
         }
-        result = Measured(n, threads, Timing((), np.zeros((0, 0))))
+        result = Measured(n, threads, Timing((), np.zeros((0, 0))), kind)
         result.apart = _apart(variants, sessions, feeds)
         runs, moves = {}, {}
         for each in variants:
