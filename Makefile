@@ -44,6 +44,10 @@ fuzz: $(STAMPS)/test ## random graphs for as long as you like: make fuzz ARGS='-
 same: $(STAMPS)/test ## compare what this checkout writes with what BASE=COMMIT wrote, byte for byte
 	$(BIN)/python -m benchmarks.same $(BASE) $(ARGS)
 
+speed: $(STAMPS)/test ## source against output, measured and predicted: make speed FOLDER=.. (graphs with sides beside them)
+	$(BIN)/python -m benchmarks.speed $(or $(FOLDER),tests/data/interop) build/speed.jsonl $(ARGS)
+	$(BIN)/python -m benchmarks.speed_table build/speed.jsonl
+
 limits: $(STAMPS)/test ## time and memory of graphs as large, wide and deep as they get; docs/reliability.md
 	$(BIN)/python -m benchmarks.limits $(ARGS)
 
