@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed FOLDER OUT.jsonl [--only GLOB] [--threads 1] [--candidates 16,64,500] [--seconds 0.5]
 
-Beside ``X.onnx`` stands ``X.sides.toml``, and where a length has to be drawn in a range ``X.draw.json`` (input ->
+Beside ``X.onnx`` stands its side file, and where a length has to be drawn in a range ``X.draw.json`` (input ->
 column, or "" for all of it -> [low, high]). Each graph is a line of OUT.jsonl; lines that are there are kept. One
 thread is timed in thread time, several by the clock, source and output in turns; the ratio is the median of the pairs'.
 """
@@ -26,7 +26,7 @@ from mari_onnx.parity.domains.domains import domains
 from mari_onnx.parity.requests.draw import Drawer, Layout, Request
 from mari_onnx.parity.work import shapes_of
 from mari_onnx.prices.table import Prices, graph_seconds, load
-from mari_onnx.sides.resolve import Sides, resolve
+from mari_onnx.sides.resolve import Sides, resolve, side_file_beside
 from mari_onnx.timing.clock import interleaved
 
 
@@ -54,7 +54,7 @@ def one(path: Path, candidates: list[int], threads: int, seconds: float, prices:
     import mari_onnx
 
     source = onnx.load(path)
-    sides = resolve(signature(source), file=path.with_suffix(".sides.toml"))
+    sides = resolve(signature(source), file=side_file_beside(path))
     begun = time.process_time()
     done = mari_onnx.optimize(path, sides, check=False)
     found: dict[str, Any] = {"graph": path.stem, "changed": done.changed, "took": time.process_time() - begun}
@@ -95,12 +95,13 @@ def main() -> None:
     parser.add_argument("--prices", type=Path)
     given = parser.parse_args()
     there = set()
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     if given.out.exists():
         there = {json.loads(line)["graph"] for line in given.out.read_text().splitlines()}
     prices = load(given.prices, given.threads)
     candidates = [int(n) for n in given.candidates.split(",")]
     for path in sorted(given.folder.glob(f"{given.only}.onnx")):
-        if path.stem in there or not path.with_suffix(".sides.toml").exists():
+        if path.stem in there or side_file_beside(path) is None:
             continue
         try:
             line = one(path, candidates, given.threads, given.seconds, prices)

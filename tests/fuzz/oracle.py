@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import onnx
@@ -90,9 +91,17 @@ def judge(case: Case, tally: Counter[str] | None = None) -> None:
         _as_precise(case, result, seen)
 
 
+def _left_alone(case: Case) -> frozenset[str] | None:
+    """Of a third of the cases a fifth of the nodes, as time or the check may choose any."""
+    if case.candidates % 3:
+        return None
+    names = (node.name or node.output[0] for node in case.model.graph.node)
+    return frozenset(name for name in names if crc32(name.encode()) % 5 == 0)
+
+
 def _rewritten(case: Case) -> Rewrite:
     """What is assumed is verified as `optimize` does it, by onnx's evaluator."""
-    options = Options(candidates=case.candidates, assume=True)
+    options = Options(candidates=case.candidates, assume=True, slower=_left_alone(case))
     with strictly(case.strict), nullcontext() if case.weighed else kept():
         try:
             made, _ = settle(
