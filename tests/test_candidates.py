@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto
 
 from mari_onnx.api import as_source, inspect, optimize
-from mari_onnx.errors import UsageError
+from mari_onnx.cli.main import cli
+from mari_onnx.errors import SideFileError, UsageError
 from mari_onnx.model.signature import signature
 from mari_onnx.parity.candidates import with_axes
 from mari_onnx.parity.check import check
@@ -187,3 +190,69 @@ def test_recorded_histories_are_fed_as_they_are(tmp_path: Path) -> None:
 def test_sides_of_a_model_without_a_user_need_no_axes() -> None:
     source = as_source(joined(["N", 8], ["N", 4])).model
     assert with_axes(source, Sides(), source) == Sides()
+
+
+def turned(user: Shape, item: Shape, turn: str) -> onnx.ModelProto:
+    """As `joined`, of which one input has its candidates on axis 1."""
+    source = joined(user, item)
+    source.graph.node.insert(0, node("Transpose", turn, "turned", perm=[1, 0]))
+    source.graph.node[1].input[:] = ["turned" if name == turn else name for name in source.graph.node[1].input]
+    return source
+
+
+@pytest.mark.parametrize(
+    ("user", "item", "turn", "kept"),
+    [
+        (["N", 8], [4, "N"], "x", (1, 8)),
+        (["N", 8], [4, "M"], "x", (1, 8)),
+        ([8, "N"], ["N", 4], "u", (8, 1)),
+        ([8, "B"], ["N", 4], "u", (8, 1)),
+        ([8, None], [None, 4], "u", (8, 1)),
+    ],
+    ids=str,
+)
+def test_one_input_may_have_its_candidates_on_another_axis(
+    user: Shape, item: Shape, turn: str, kept: tuple[int | None, ...], tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    onnx.save(turned(user, item, turn), source)
+    flags = ["--user", "u", "--item", "x", "--candidate-axis", f"{turn}=1"]
+    run = CliRunner().invoke
+    written = run(cli, ["optimize", str(source), str(out), *flags, "--report", str(tmp_path / "r.json")])
+    assert written.exit_code == 0, written.output
+    assert json.loads((tmp_path / "r.json").read_text())["changed"], written.output
+    made = onnx.load(out)
+    assert tuple(d if isinstance(d, int) or d is None else None for d in dims(made, "u")) == kept
+    row, x = np.ones((1, 8), np.float32), np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
+    rows, row = (np.repeat(row, 5, 0).T, row.T) if turn == "u" else (np.repeat(row, 5, 0), row)
+    same(onnx.load(source), made, {"u": rows, "x": x.T if turn == "x" else x}, u=row)
+    for command in (["check", str(source), str(out)], ["inspect", str(out)]):
+        again = run(cli, command)
+        assert again.exit_code == 0, again.output
+    assert not optimize(out).changed
+    timed = run(cli, ["bench", str(source), str(out), "--candidates", "2", "--seconds", "0.05", "--no-memory"])
+    assert timed.exit_code == 0, timed.output
+
+
+def test_a_side_file_has_axes_of_single_inputs(tmp_path: Path) -> None:
+    file, sig = tmp_path / "m.sides.toml", signature(joined([8, "N"], ["N", 4]))
+    file.write_text('user = "u"\nitem = "x"\n[candidate_axes]\nu = 1\n')
+    found = resolve(sig, file=file)
+    assert (found.axis_of("u"), found.axis_of("x")) == (1, 0)
+    assert resolve(sig, metadata=found.to_json()) == found
+    assert resolve(sig, file=file, candidate_axes={"u": 0}).axis_of("u") == 0
+    with pytest.raises(UsageError, match="no axis 2"):
+        resolve(sig, file=file, candidate_axes={"x": 2})
+    for wrong in ("u = -1", "u = 'x'"):
+        file.write_text(f"[candidate_axes]\n{wrong}\n")
+        with pytest.raises(SideFileError, match="which is no axis"):
+            resolve(sig, file=file)
+    file.write_text("candidate_axes = 1\n")
+    with pytest.raises(SideFileError, match="not a table"):
+        resolve(sig, file=file)
+
+
+@pytest.mark.parametrize("given", ["-1", "x=", "=1", "x=one", "one"])
+def test_an_axis_that_cannot_be_read_is_refused(given: str) -> None:
+    found = CliRunner().invoke(cli, ["inspect", "m.onnx", "--candidate-axis", given])
+    assert (found.exit_code, "no axis such as 1" in found.output) == (2, True)

@@ -21,6 +21,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 _SIDE_WORDS = ("user", "item", "cross")
 
 
+def _axes(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, int]:
+    """`1`, `X=2` -> {"": 1, "X": 2}."""
+    found: dict[str, int] = {}
+    for text in given:
+        name, equals, axis = text.rpartition("=")
+        if not axis.strip().isdecimal() or (equals and not name):
+            raise click.BadParameter(f"{text!r} is no axis such as 1, nor NAME=1; axes count from 0")
+        if found.setdefault(name, int(axis)) != int(axis):
+            raise click.BadParameter(f"{text!r} says another axis than {name + equals}{found[name]}")
+    return found
+
+
 def side_options(command: F) -> F:
     """--user, --item, --cross, --rest, --sides, --candidate-axis, --shape, --count, --guess; see `sides_from`."""
     options = [
@@ -56,9 +68,12 @@ def side_options(command: F) -> F:
         ),
         click.option(
             "--candidate-axis",
-            type=click.IntRange(min=0),
-            metavar="AXIS",
-            help="The axis of item and cross inputs whose length is the number of candidates.  [default: 0]",
+            "candidate_axes",
+            multiple=True,
+            callback=_axes,
+            metavar="AXIS | NAME=AXIS",
+            help="The axis of item and cross inputs whose length is the number of candidates, or that of one input of "
+            "any side. Repeatable.  [default: 0]",
         ),
         click.option(
             "--shape",
@@ -111,6 +126,7 @@ def sides_from(
     file = options.get("side_file")
     if file is None and path is not None:
         file = side_file_beside(path)
+    axes = dict(options.get("candidate_axes", {}))
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     found = resolve(
         signature(model),
@@ -120,7 +136,8 @@ def sides_from(
         rest=options.get("rest"),
         file=file,
         metadata=metadata.get(METADATA_KEY),
-        candidate_axis=options.get("candidate_axis"),
+        candidate_axis=axes.pop("", None),
+        candidate_axes=axes,
         guess=options.get("guess", False),
         shapes=dict(map(read, options.get("shapes", ()))),
         count=options.get("counts", ()),

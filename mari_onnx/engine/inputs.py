@@ -94,7 +94,7 @@ def _size(info: onnx.ValueInfoProto, i: int, sides: Sides, names: set[str | int]
     side, at = _side(info.name, sides), sides.axis_of(info.name)
     dim = dimension(info.type.tensor_type.shape.dim[i])
     # in the [R, N, ...] layout the user's inputs are [R, ...]: only a name tells that one has the candidates' axis
-    candidate = side is not None and i == at and not (side == "user" and at)
+    candidate = side is not None and i == at and (side != "user" or not at or sides.surely_counts(info.name))
     if isinstance(dim, int):
         return N if candidate and dim in names else dim
     if candidate or dim in names:
@@ -110,7 +110,9 @@ def batch_names(inputs: Sequence[onnx.ValueInfoProto], sides: Sides) -> set[str 
     for info in inputs:
         side, at = _side(info.name, sides), sides.axis_of(info.name)
         dims = info.type.tensor_type.shape.dim
-        if side is None or at is None or len(dims) <= at or (side == "user" and at):
+        if side is None or at is None or len(dims) <= at:
+            continue
+        if side == "user" and at and not sides.surely_counts(info.name):
             continue
         dim = dimension(dims[at])
         if dim is not None and dim not in (0, 1):

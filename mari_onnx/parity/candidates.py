@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import combinations, islice
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from mari_onnx.errors import MariError
 from mari_onnx.model.signature import Input, signature
-from mari_onnx.sides.candidates import Told, by_shape, decided
+from mari_onnx.sides.candidates import Told, axes_within, by_shape, decided
 from mari_onnx.sides.row_index import refuse_row_indices
 from mari_onnx.sides.shapes import reshaped
 
@@ -85,10 +86,10 @@ def _subsets(groups: Sequence[tuple[str, ...]]) -> Iterator[list[str]]:
 
 def _shapes(inputs: Sequence[Input], sides: Sides, own: Sequence[str]) -> tuple[dict[str, tuple[int, ...]], int]:
     """Sizes to try, and N: N for the candidates, another length for what is tried to be free of it."""
-    axis, lengths, found = sides.candidate_axis, dict[str, int](), {}
-    tagged = {*sides.inputs, *sides.columns}
-    at = {i.name: i.shape[axis] for i in inputs if i.name in tagged and len(i.shape) > axis}
-    rows = [name for name in at if sides.axis_of(name) is not None]
+    lengths, found = dict[str, int](), {}
+    rows = axes_within(inputs, sides)
+    axes = axes_within(inputs, replace(sides, axes={name: axis for name, axis in sides.axes.items() if axis is not None}))
+    at = {i.name: i.shape[axes[i.name]] for i in inputs if i.name in axes}
     n = next((d for name in rows if isinstance(d := at[name], int) and d > 1 and sides.side(name) != "user"), _N)
     for name, dim in at.items():
         if isinstance(dim, str) and (name in own or name in rows):
@@ -96,6 +97,6 @@ def _shapes(inputs: Sequence[Input], sides: Sides, own: Sequence[str]) -> tuple[
     for each in inputs:
         shape = [d if isinstance(d, int) else lengths.get(d or "", n + 1) for d in each.shape]
         if each.name in at and at[each.name] is None and (each.name in own or each.name in rows):
-            shape[axis] = n + 2 if each.name in own else n
+            shape[axes[each.name]] = n + 2 if each.name in own else n
         found[each.name] = tuple(shape)
     return found, n

@@ -16,7 +16,7 @@ class Layout:
     """Which dimension of which input is N, and which are free.
 
     Attributes:
-        axis: the candidate axis; 1 where nothing is tagged and the graph has the `[R, N, ...]`
+        axis: the candidate axis of inputs that have none of their own in `axes`; 1 where nothing is tagged and the graph has the `[R, N, ...]`
             layout.
         fixed_n: the only N that the graph takes, or None.
         whole: user-side inputs without a candidate axis, or with a dimension of their own in its place.
@@ -34,10 +34,10 @@ class Layout:
             self._untagged_axis()
         else:
             at = [
-                i.shape[self.axis]
+                i.shape[self.axis_at(i.name)]
                 for i in signature.inputs
                 # Behind axis 0 a user's input may have a dimension of its own there, such as its history.
-                if self._has_axis(i) and not (self.axis and self.is_user(i.name))
+                if self._has_axis(i) and not self._by_name_alone(i.name)
             ]
             self._candidates = {d for d in at if isinstance(d, str)}
         self.fixed_n = self._fixed()
@@ -55,6 +55,20 @@ class Layout:
     def axis_of(self, name: str) -> int | None:
         """The candidate axis of an input that has a side; None where it keeps its own dimensions."""
         return self.sides.axis_of(name) if self.tagged(name) else None
+
+    def axis_at(self, name: str) -> int:
+        """The axis of an input that counts candidates, where one does."""
+        axis = self.axis_of(name)
+        return self.axis if axis is None else axis
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Candidate axes other than `axis`, by input name."""
+        return {n: at for n, at in self.sides.axes.items() if at is not None and at != self.axis and self.tagged(n)}
+
+    def _by_name_alone(self, name: str) -> bool:
+        """Whether only the name of its dimension tells that a user's input has the candidate axis."""
+        return bool(self.axis_at(name)) and self.is_user(name) and not self.sides.surely_counts(name)
 
     def _has_axis(self, each: Input) -> bool:
         axis = self.axis_of(each.name)
@@ -85,17 +99,17 @@ class Layout:
         tells that of a user's input, as in the engine."""
         if not self._has_axis(each):
             return False
-        return not (self.axis and self.is_user(each.name)) or each.shape[self.axis] in self._candidates
+        return not self._by_name_alone(each.name) or each.shape[self.axis_at(each.name)] in self._candidates
 
     def shape(self, each: Input, n: int, free: Mapping[str, int]) -> tuple[int, ...]:
         """The concrete shape of an input for N = n; user inputs have one row."""
-        found = []
+        found, axis = [], self.axis_at(each.name)
         for index, dim in enumerate(each.shape):
-            if index == self.axis and self.has_candidates(each):
+            if index == axis and self.has_candidates(each):
                 found.append(1 if self.is_user(each.name) else n)
             elif isinstance(dim, int):
                 found.append(dim)
-            elif dim in self._candidates or (dim is None and index == self.axis and not self.tagged(each.name)):
+            elif dim in self._candidates or (dim is None and index == axis and not self.tagged(each.name)):
                 found.append(n)
             else:
                 found.append(free[_symbol(each, index)])
@@ -105,9 +119,9 @@ class Layout:
         """Shapes of all inputs with n rows each, the user's too where they are declared so."""
         found = {}
         for each in self.signature.inputs:
-            shape = list(self.shape(each, n, free))
-            if self.is_user(each.name) and self.has_candidates(each) and each.shape[self.axis] != 1:
-                shape[self.axis] = n
+            shape, axis = list(self.shape(each, n, free)), self.axis_at(each.name)
+            if self.is_user(each.name) and self.has_candidates(each) and each.shape[axis] != 1:
+                shape[axis] = n
             found[each.name] = tuple(shape)
         return found
 
@@ -133,13 +147,13 @@ class Layout:
 
     def _fixed(self) -> int | None:
         literal = [
-            i.shape[self.axis]
+            i.shape[self.axis_at(i.name)]
             for i in self.signature.inputs
-            if len(i.shape) > self.axis and (self.has_candidates(i) if self.tagged(i.name) else len(i.shape) > 1)
+            if len(i.shape) > self.axis_at(i.name) and (self.has_candidates(i) if self.tagged(i.name) else len(i.shape) > 1)
         ]
         numbers = [d for d in literal if isinstance(d, int)]
         tagged = [
-            i.shape[self.axis]
+            i.shape[self.axis_at(i.name)]
             for i in self.signature.inputs
             if self._has_axis(i) and not self.is_user(i.name)
         ]
@@ -155,7 +169,7 @@ class Layout:
         for each in self.signature.inputs:
             for index, dim in enumerate(each.shape):
                 free = dim is None and not self.tagged(each.name)
-                at_axis = index == self.axis and (self.has_candidates(each) or free)
+                at_axis = index == self.axis_at(each.name) and (self.has_candidates(each) or free)
                 if not isinstance(dim, int) and dim not in self._candidates and not at_axis:
                     found[_symbol(each, index)] = None
         return list(found)

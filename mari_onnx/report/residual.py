@@ -211,12 +211,13 @@ def _fix(declared: Signature, layout: Layout, length: int) -> Signature:
 def _permuted(request: Request, order: np.ndarray) -> Request:
     """The same user with the candidates in another order."""
 
-    def turn(value: np.ndarray) -> np.ndarray:
-        held = value.ndim > request.axis and value.shape[request.axis] == len(order)
-        return np.take(value, order, request.axis) if held else value
+    def turn(name: str, value: np.ndarray) -> np.ndarray:
+        axis = request.axis_of(name)
+        held = value.ndim > axis and value.shape[axis] == len(order)
+        return np.take(value, order, axis) if held else value
 
-    rows = {k: turn(v) for k, v in request.rows.items()}
-    return replace(request, rows=rows, literal={k: turn(v) for k, v in request.literal.items()})
+    rows = {k: turn(k, v) for k, v in request.rows.items()}
+    return replace(request, rows=rows, literal={k: turn(k, v) for k, v in request.literal.items()})
 
 
 def _count(graph: onnx.GraphProto, seen: Mapping[str, Seen], n: int) -> Residual:

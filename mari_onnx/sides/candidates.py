@@ -7,7 +7,7 @@ batch symbol for each input, the input is doubtful: `parity.candidates` then tri
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from mari_onnx.errors import UsageError
@@ -35,21 +35,19 @@ def by_shape(signature: Signature, sides: Sides) -> Told:
     Raises:
         UsageError: the candidates are on another axis than `sides.candidate_axis`, or every batch is fixed at 1.
     """
-    axis = sides.candidate_axis
-    tagged = [
-        i
-        for i in signature.inputs
-        if (sides.side(i.name) or i.name in sides.columns) and len(i.shape) > axis and sides.axis_of(i.name) is not None
-    ]
+    at = axes_within(signature.inputs, sides)
+    tagged = [i for i in signature.inputs if i.name in at]
     rows = [i for i in tagged if sides.side(i.name) != "user"]
-    _refuse_fixed_at_1(tagged, rows, axis)
-    _refuse_other_axis(signature, rows, axis)
-    names = {i.shape[axis] for i in rows if isinstance(i.shape[axis], str)}
+    counting = {i.name: i.shape[at[i.name]] for i in tagged}
+    _refuse_fixed_at_1(tagged, rows, at)
+    _refuse_other_axis(signature, [i for i in rows if i.name not in sides.axes], sides.candidate_axis)
+    of_rows = [counting[i.name] for i in rows]
+    names = {d for d in of_rows if isinstance(d, str)}
     of_outputs = names & {d for o in signature.outputs for d in o.shape}
-    sizes = {i.shape[axis] for i in rows if isinstance(i.shape[axis], int)}
+    sizes = {d for d in of_rows if isinstance(d, int)}
     axes, groups = dict(sides.axes), dict[object, list[str]]()
     for each in tagged:
-        dim = each.shape[axis]
+        dim, axis = counting[each.name], at[each.name]
         if each.name in axes or dim == 1 or dim in of_outputs or each.name in sides.columns:
             continue
         if sides.side(each.name) != "user":
@@ -66,19 +64,25 @@ def by_shape(signature: Signature, sides: Sides) -> Told:
     return Told(replace(sides, axes=axes), tuple(map(tuple, groups.values())))
 
 
+def axes_within(inputs: Iterable[Input], sides: Sides) -> dict[str, int]:
+    """The axis that counts candidates, if it does, of each input with a side and that many dimensions."""
+    found = {i.name: sides.axis_of(i.name) for i in inputs if sides.side(i.name) or i.name in sides.columns}
+    return {i.name: at for i in inputs if (at := found.get(i.name)) is not None and len(i.shape) > at}
+
+
 def decided(told: Told, own: Iterable[str]) -> Sides:
     """The sides with every doubtful input decided: `own` keep their own dimensions."""
     doubtful = {name: told.sides.candidate_axis for group in told.doubtful for name in group}
     return replace(told.sides, axes={**told.sides.axes, **doubtful, **dict.fromkeys(own)})
 
 
-def _refuse_fixed_at_1(tagged: list[Input], rows: list[Input], axis: int) -> None:
-    if rows and all(i.shape[axis] == 1 for i in tagged):
-        shapes = [(i, tuple("N" if k == axis else d for k, d in enumerate(i.shape))) for i in tagged]
+def _refuse_fixed_at_1(tagged: list[Input], rows: list[Input], at: Mapping[str, int]) -> None:
+    if rows and all(i.shape[at[i.name]] == 1 for i in tagged):
+        shapes = [(i, tuple("N" if k == at[i.name] else d for k, d in enumerate(i.shape))) for i in tagged]
         flags = " ".join(f"--shape {i.name}={text_of(shape)}" for i, shape in shapes)
         raise UsageError(
-            f"the file takes one candidate per run: {tagged[0].name} is {tagged[0].text}, and so is axis {axis} of all "
-            "inputs with a side",
+            f"the file takes one candidate per run: {tagged[0].name} is {tagged[0].text}, and so is the candidate axis "
+            "of all inputs with a side",
             f"say which dimensions are the batch: {flags}",
         )
 

@@ -17,7 +17,7 @@ from mari_onnx.model.signature import Signature
 
 SIDES = ("user", "item", "cross")
 METADATA_KEY = "mari_onnx.sides"
-_FILE_KEYS = (*SIDES, "rest", "candidate_axis", "own_dimensions", "shapes", "count", "columns")
+_FILE_KEYS = (*SIDES, "rest", "candidate_axis", "candidate_axes", "own_dimensions", "shapes", "count", "columns")
 _PACKED = re.compile(r"^(?P<name>.+?)\[\s*:\s*,(?P<columns>.*)\]\s*$", re.DOTALL)
 _SLICE = re.compile(r"^(-?\d+)?\s*:\s*(-?\d+)?\s*(?::\s*(-?\d+)?)?$")
 
@@ -66,6 +66,15 @@ class Layer:
     own: Sequence[str] = ()
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     count: Sequence[str] = ()
+    candidate_axes: Mapping[str, int] = field(default_factory=dict)
+
+    def axis_names(self, signature: Signature) -> dict[str, int]:
+        """Inputs with a candidate axis of their own."""
+        return {
+            name: axis
+            for pattern, axis in self.candidate_axes.items()
+            for name in _names(pattern, pattern, signature, self.origin)
+        }
 
     def count_names(self, signature: Signature) -> list[str]:
         """Inputs whose value is the number of candidates."""
@@ -198,13 +207,19 @@ def _layer_of(data: Mapping[str, Any], origin: str) -> Layer:
             texts = columns if isinstance(columns, list) else [columns]
             inner = ", ".join(map(str, texts))
             patterns[side].append(f"{fnmatch_escape(name)}[:, [{inner}]]")
-    rest, axis = data.get("rest"), data.get("candidate_axis")
+    rest, axis, axes = data.get("rest"), data.get("candidate_axis"), data.get("candidate_axes", {})
     if rest is not None and rest not in SIDES:
         raise SideFileError(f"{origin}: rest is {rest!r}, which is no side", f"one of {', '.join(SIDES)}")
-    if axis is not None and (not isinstance(axis, int) or isinstance(axis, bool) or axis < 0):
-        raise SideFileError(f"{origin}: candidate_axis is {axis!r}, which is no axis", "write an integer, 0 or larger")
+    if not isinstance(axes, dict):
+        raise SideFileError(
+            f"{origin}: candidate_axes is not a table of inputs", "write [candidate_axes] and under it item_ids = 1"
+        )
+    for each in (axis, *axes.values()):
+        if each is not None and (not isinstance(each, int) or isinstance(each, bool) or each < 0):
+            what = f"{origin}: candidate_axis is {each!r}, which is no axis"
+            raise SideFileError(what, "write an integer, 0 or larger")
     own, count = (_patterns(data, key, origin) for key in ("own_dimensions", "count"))
-    return Layer(origin, patterns, rest, axis, own, _shapes(data, origin), count)
+    return Layer(origin, patterns, rest, axis, own, _shapes(data, origin), count, axes)
 
 
 def _shapes(data: Mapping[str, Any], origin: str) -> dict[str, Shape]:

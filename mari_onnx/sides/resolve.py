@@ -8,7 +8,7 @@ that has one row per candidate, `item` for those that do not depend on the user.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,9 @@ class Sides:
     Attributes:
         inputs: input name -> "user", "item" or "cross".
         columns: packed input `X[N, F]` -> side -> its column indices; together they cover all F.
-        candidate_axis: the axis of length N of the inputs.
-        axes: input name -> its own candidate axis, where that was looked into (`sides.candidates`); None for an input
-            that keeps its own dimensions, such as a history `[T]`.
+        candidate_axis: the axis of length N of the item and cross inputs.
+        axes: input name -> its own candidate axis, where the caller said so or it was looked into
+            (`sides.candidates`); None for an input that keeps its own dimensions, such as a history `[T]`.
         shapes: input name -> dimensions of the source that its file lacks or fixes (`sides.shapes.reshaped`).
         counts: inputs whose value is the number of candidates; they have no side.
 
@@ -59,6 +59,10 @@ class Sides:
     def axis_of(self, name: str) -> int | None:
         """The axis of a tagged input that counts candidates, if it has so many; None: no axis of it does."""
         return self.axes.get(name, self.candidate_axis)
+
+    def surely_counts(self, name: str) -> bool:
+        """Whether an axis behind the first of a user's input counts candidates, whatever its dimension is called."""
+        return self.side(name) == "user" and bool(self.axes.get(name))
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -88,6 +92,13 @@ class Sides:
             for side in SIDES
         }
         found["candidate_axis"] = self.candidate_axis
+        axes = {
+            fnmatch_escape(name): axis
+            for name, axis in self.axes.items()
+            if axis is not None and (axis != self.candidate_axis or self.surely_counts(name))
+        }
+        if axes:
+            found["candidate_axes"] = axes
         if self.own:
             found["own_dimensions"] = [fnmatch_escape(name) for name in self.own]
         if self.shapes:
@@ -111,6 +122,7 @@ def resolve(
     file: str | Path | None = None,
     metadata: str | None = None,
     candidate_axis: int | None = None,
+    candidate_axes: Mapping[str, int] | None = None,
     guess: bool = False,
     shapes: Mapping[str, Shape] | None = None,
     count: Iterable[str] = (),
@@ -123,7 +135,8 @@ def resolve(
         rest: the side of whatever nothing else tags.
         file: a TOML side file with the same words as keys, and `candidate_axis`.
         metadata: the value of the model's `mari_onnx.sides` property.
-        candidate_axis: the axis of length N; 0 where nobody says otherwise.
+        candidate_axis: the axis of length N of item and cross inputs; 0 where nobody says otherwise.
+        candidate_axes: shell pattern on input names -> the axis of length N of these, of whatever side.
         guess: tag what is left by what its name looks like.
         shapes: input name -> dimensions, where the file lacks or fixes them.
         count: shell patterns on names of inputs whose value is the number of candidates.
@@ -136,7 +149,9 @@ def resolve(
         UntaggedInput, TaggedTwice, NoSuchInput, SideFileError, UsageError.
     """
     flags = {"user": [*user], "item": [*item], "cross": [*cross]}
-    layers = [Layer("the flags", flags, rest, shapes=shapes or {}, count=[*count])]
+    layers = [
+        Layer("the flags", flags, rest, shapes=shapes or {}, count=[*count], candidate_axes=candidate_axes or {})
+    ]
     if file is not None:
         layers.append(read_file(Path(file)))
     if metadata is not None:
@@ -164,11 +179,13 @@ def resolve(
         for unit, side in layer.apply(signature, units).items():
             tagged.setdefault(unit, side)
     said = bool(tagged or rests)
-    for name in _single_rows(signature, axis):
+    own = {name: None for layer in layers for name in layer.own_names(signature)}
+    by_name = _axes_by_name(layers, signature)
+    for name in _single_rows(signature, lambda name: by_name.get(name, axis)):
         if (name, None) in units:
             tagged.setdefault((name, None), "user")
 
-    left = [u for u in units if u not in tagged and _has_candidates(signature.input(u[0]), axis)]
+    left = [u for u in units if u not in tagged and _has_candidates(signature.input(u[0]), by_name.get(u[0], axis))]
     if rests:
         tagged.update((unit, rests[0]) for unit in left)
     elif guess:
@@ -182,8 +199,7 @@ def resolve(
     elif left and tagged:
         # One row against N says who is the user; the others have a row per candidate.
         tagged.update((unit, "cross") for unit in left)
-    own = [name for layer in layers for name in layer.own_names(signature)]
-    return replace(_collect(units, tagged, axis), axes=dict.fromkeys(own), shapes=given, counts=counts)
+    return replace(_collect(units, tagged, axis), axes=own | by_name, shapes=given, counts=counts)
 
 
 def side_file_beside(model: str | Path) -> Path | None:
@@ -235,10 +251,25 @@ def _has_candidates(each: Input, axis: int) -> bool:
     return not each.rank_known or len(each.shape) > axis
 
 
-def _single_rows(signature: Signature, axis: int) -> list[str]:
+def _axes_by_name(layers: Iterable[Layer], signature: Signature) -> dict[str, int]:
+    """The candidate axes that are said of single inputs. Raises `UsageError` where an input has fewer dimensions."""
+    found: dict[str, int] = {}
+    for layer in layers:
+        for name, axis in layer.axis_names(signature).items():
+            each = signature.input(name)
+            if axis < 0 or (each.rank_known and len(each.shape) <= axis):
+                raise UsageError(
+                    f"input {name!r} {each.text} has no axis {axis} that could count candidates",
+                    f"axes count from 0: --candidate-axis {name}=0 is the first",
+                )
+            found.setdefault(name, axis)
+    return found
+
+
+def _single_rows(signature: Signature, axis_of: Callable[[str], int]) -> list[str]:
     """Inputs of length 1 on the candidate axis, where others have N."""
-    with_axis = [i for i in signature.inputs if i.rank_known and len(i.shape) > axis]
-    single = [i.name for i in with_axis if i.shape[axis] == 1]
+    with_axis = [i for i in signature.inputs if i.rank_known and len(i.shape) > axis_of(i.name)]
+    single = [i.name for i in with_axis if i.shape[axis_of(i.name)] == 1]
     return single if len(single) < len(with_axis) else []
 
 

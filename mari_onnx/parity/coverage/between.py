@@ -102,9 +102,8 @@ class Between:
 
     def _tiled(self, request: Request, like: Request) -> Request | None:
         """A request with its rows repeated; None where it is of other lengths."""
-        axis = self._layout.axis
         rows = {
-            k: np.take(v, np.arange(self._n) % request.n, axis=axis) if v.ndim > axis else v
+            k: np.take(v, np.arange(self._n) % request.n, axis=axis) if v.ndim > (axis := request.axis_of(k)) else v
             for k, v in request.rows.items()
         }
         made = replace(request, rows=rows, n=self._n, counts=like.counts)
@@ -263,7 +262,7 @@ class Between:
     def _between(
         self, name: str, low: np.ndarray, high: np.ndarray, ids: np.ndarray, part: np.ndarray | float
     ) -> np.ndarray:
-        domain, axis = self._drawer.domains[name], self._layout.axis
+        domain, axis = self._drawer.domains[name], self._layout.axis_at(name)
         values = domain.role in ("plain", "positive") and domain.levels is None
         closed = domain.values is not None and domain.values.closed
         if low.dtype.kind != "f" or low.shape != high.shape or not values or closed:

@@ -157,7 +157,7 @@ class Varied:
         return np.where((self._rows(each, value) > 0) | ~some, value, moved).astype(value.dtype)
 
     def _one_for_all(self, each: Input, value: np.ndarray, child: Request) -> np.ndarray:
-        axis = self._plan.layout.axis
+        axis = self._plan.layout.axis_at(each.name)
         if value.ndim <= axis or not value.shape[axis]:
             return value
         one = np.take(value, [int(self._rng.integers(0, value.shape[axis]))], axis=axis)

@@ -40,6 +40,7 @@ class Request:
         n: number of candidates.
         literal: inputs without a side, as they are, and those of items that keep their own dimensions.
         axis: the candidate axis.
+        axes: candidate axes of inputs that have another one, by name.
         label: where it comes from, for messages.
         edge: what is out of the ordinary about its user, or None.
         whole: user-side inputs without a candidate axis, or with a dimension of their own in its place.
@@ -59,6 +60,11 @@ class Request:
     whole: frozenset[str] = frozenset()
     counts: dict[str, np.ndarray] = field(default_factory=dict)
     further: str = ""
+    axes: Mapping[str, int] = field(default_factory=dict)
+
+    def axis_of(self, name: str) -> int:
+        """The candidate axis of an input, if it has one."""
+        return self.axes.get(name, self.axis)
 
     def feed(self, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
         """Arrays for a graph's inputs (anything with `name` and `shape`): a user input gets its one
@@ -66,11 +72,11 @@ class Request:
         found: dict[str, np.ndarray] = {}
         for each in inputs:
             if each.name in self.user:
-                row = self.user[each.name]
+                row, axis = self.user[each.name], self.axis_of(each.name)
                 # one row where the graph takes one, or where there are no rows, as of a scalar or a history
-                of_graph = each.shape[self.axis] if len(each.shape) > self.axis else None
-                once = of_graph == 1 or row.ndim <= self.axis or each.name in self.whole
-                found[each.name] = row if once else np.repeat(row, self.n, axis=self.axis)
+                of_graph = each.shape[axis] if len(each.shape) > axis else None
+                once = of_graph == 1 or row.ndim <= axis or each.name in self.whole
+                found[each.name] = row if once else np.repeat(row, self.n, axis=axis)
             elif each.name in self.rows:
                 found[each.name] = self.rows[each.name]
             elif each.name in self.literal:
@@ -81,7 +87,7 @@ class Request:
 
     def alone(self, place: int) -> Request:
         """The same for one of the candidates alone."""
-        rows = {k: np.take(v, [place], axis=self.axis) for k, v in self.rows.items()}
+        rows = {k: np.take(v, [place], axis=self.axis_of(k)) for k, v in self.rows.items()}
         counts = {k: np.full_like(v, 1) for k, v in self.counts.items()}
         return replace(self, rows=rows, counts=counts, n=1, label=f"candidate {place} of {self.label}", further="")
 
@@ -151,7 +157,8 @@ class Drawer:
             free[self.layout.requests] = 32 if full else 1 + self._drawn % 3
         self._drawn += 1
         label = f"seed request {self._drawn} (N={n}{', ' + edge.label if edge else ''})"
-        made = Request({}, {}, n, {}, self.layout.axis, label, edge, whole=self.layout.whole)
+        layout = self.layout
+        made = Request({}, {}, n, {}, layout.axis, label, edge, whole=layout.whole, axes=layout.axes)
         lengths: dict[tuple[bool, int], np.ndarray] = {}
         if edge is not None:  # long enough to have a first, a last and some in between
             free = {name: max(length, 4) for name, length in free.items()}

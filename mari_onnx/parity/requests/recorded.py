@@ -153,7 +153,7 @@ def _request(arrays: Mapping[str, np.ndarray], layout: Layout, label: str) -> Re
     if missing:
         what = f"{label}: there are no values for the inputs {', '.join(missing)}"
         raise UsageError(what, "add an array per input, under its name")
-    made = Request({}, {}, 0, {}, layout.axis, label, whole=layout.whole)
+    made = Request({}, {}, 0, {}, layout.axis, label, whole=layout.whole, axes=layout.axes)
     counts: dict[str, int] = {}
     for each in layout.signature.inputs:
         array = _typed(each, arrays[each.name], label)
@@ -164,7 +164,7 @@ def _request(arrays: Mapping[str, np.ndarray], layout: Layout, label: str) -> Re
             continue
         if layout.is_user(each.name):
             once = each.name in layout.whole
-            made.user[each.name] = array if once else _one_row(each.name, array, layout.axis, label)
+            made.user[each.name] = array if once else _one_row(each.name, array, layout.axis_at(each.name), label)
             continue
         if axis is not None:
             made.rows[each.name] = array
