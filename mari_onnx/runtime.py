@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 
-from mari_onnx.errors import BrokenRuntime, ModelError, ModelNotFound, ProviderError, first_line
+from mari_onnx.errors import BrokenRuntime, ModelError, ModelNotFound, ProviderError, UsageError, first_line
 from mari_onnx.model.tensors import (
     byte_size,
     external_bytes,
@@ -64,6 +64,8 @@ _PACKAGES = (
     *(f"onnxruntime-{kind}" for kind in ("directml", "openvino", "rocm", "migraphx", "qnn", "training")),
 )
 _silent = False
+# Libraries of custom operators that every session has; only `custom_ops` changes it.
+_libraries: tuple[str, ...] = ()
 
 
 def load(silent: bool = False) -> Any:
@@ -116,6 +118,49 @@ def conflict() -> str | None:
     if len(there) < 2:
         return None
     return f"{' and '.join(there)} are both installed and overwrite each other's files; to mend it: {mend(there)}"
+
+
+@contextlib.contextmanager
+def custom_ops(libraries: Iterable[str | Path]) -> Iterator[None]:
+    """Within it, sessions know the custom operators of these libraries, whose code is run.
+
+    Raises:
+        UsageError: one of them is no file, or cannot be loaded.
+    """
+    global _libraries
+    before, wanted = _libraries, tuple(str(Path(each).resolve()) for each in libraries)
+    for library in wanted:
+        if not Path(library).is_file():
+            raise UsageError(
+                f"there is no library of custom operators {library}",
+                "--custom-ops takes a shared library, for example what onnxruntime_extensions.get_library_path() says",
+            )
+        try:
+            load().SessionOptions().register_custom_ops_library(library)
+        except Exception as error:
+            raise UsageError(
+                f"onnxruntime cannot load the custom operators of {library}: {first_line(error)}",
+                "--custom-ops takes a library that was built for this version of onnxruntime",
+            ) from error
+    _libraries = (*before, *wanted)
+    try:
+        yield
+    finally:
+        _libraries = before
+
+
+def custom_ops_in_use() -> tuple[str, ...]:
+    """The libraries of custom operators that sessions have now; a further process has to be given them."""
+    return _libraries
+
+
+def session_options() -> onnxruntime.SessionOptions:
+    """Options of a session that logs nothing and knows the custom operators in use."""
+    options = load().SessionOptions()
+    options.log_severity_level = _FATAL
+    for library in _libraries:
+        options.register_custom_ops_library(library)
+    return options
 
 
 def provider_name(provider: str) -> str:
@@ -205,12 +250,11 @@ def session(
             f"this onnxruntime has no {wanted} (it has {', '.join(ort.get_available_providers())})",
             conflict() or "install an onnxruntime built with it, for CUDA: pip install 'mari-onnx[cuda]'",
         )
-    options = ort.SessionOptions()
+    options = session_options()
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = _FATAL
     if lean:
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
@@ -391,7 +435,10 @@ def _translated(error: Exception, what: str, did: str) -> Exception:
     elif "Could not find an implementation" in text or "NOT_IMPLEMENTED" in str(error):
         hint = "there is no kernel for that operator and type here: try another provider or version"
     elif "is not a registered function/op" in text:
-        hint = "no library of custom operators is loaded; `optimize --no-check` does without running the model"
+        hint = (
+            "it is a custom operator: --custom-ops LIBRARY loads it, or `optimize --no-check` does without running "
+            "the model"
+        )
     elif "indices element out of data bounds" in text:
         hint = "an id lies outside the table it indexes: check the ids in the requests"
     elif "Unsupported model IR version" in text or "opset" in text.lower():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mari_onnx.cli.options import common_options, side_options, sides_from
+from mari_onnx.cli.options import common_options, custom_ops_option, side_options, sides_from
 
 if TYPE_CHECKING:
     from mari_onnx.model.load import Source
@@ -91,6 +91,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @common_options
+@custom_ops_option
 def bench(
     models: tuple[Path, ...],
     candidates: tuple[int, ...],

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mari_onnx.cli.options import common_options, provider_option, request_id_option, side_options, sides_from
+from mari_onnx.cli.options import (
+    common_options,
+    custom_ops_option,
+    provider_option,
+    request_id_option,
+    side_options,
+    sides_from,
+)
 
 if TYPE_CHECKING:
     from mari_onnx.parity.result import CheckResult
@@ -121,6 +128,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but the reasons of a failure.")
 @common_options
+@custom_ops_option
 def check(
     source: Path,
     optimized: Path,

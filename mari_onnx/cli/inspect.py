@@ -10,6 +10,7 @@ import click
 from mari_onnx.cli.options import (
     check_beside,
     common_options,
+    custom_ops_option,
     html_option,
     side_options,
     sides_from,
@@ -35,6 +36,7 @@ from mari_onnx.cli.options import (
 )
 @html_option
 @common_options
+@custom_ops_option
 def inspect(
     model: Path,
     candidates: int | dict[int, float] | None,

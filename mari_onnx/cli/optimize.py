@@ -13,6 +13,7 @@ import click
 from mari_onnx.cli.options import (
     check_beside,
     common_options,
+    custom_ops_option,
     html_option,
     provider_option,
     request_id_option,
@@ -103,6 +104,7 @@ if TYPE_CHECKING:
 @click.option("--fail-unchanged", is_flag=True, help="Exit with code 4 if there was nothing to lift.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @common_options
+@custom_ops_option
 def optimize(
     source: Path,
     output: Path,

@@ -71,7 +71,7 @@ def side_options(command: F) -> F:
             "candidate_axes",
             multiple=True,
             callback=_axes,
-            metavar="AXIS | NAME=AXIS",
+            metavar="[NAME=]AXIS",
             help="The axis of item and cross inputs whose length is the number of candidates, or that of one input of "
             "any side. Repeatable.  [default: 0]",
         ),
@@ -172,6 +172,30 @@ def provider_option(command: F) -> F:
         "code 5). TF32 is off.",
     )
     return option(command)
+
+
+def custom_ops_option(command: F) -> F:
+    """--custom-ops, whose libraries all sessions of the command have; the command itself does not see it."""
+
+    @functools.wraps(command)
+    def loaded(*args: Any, custom_ops: tuple[Path, ...], **kwargs: Any) -> Any:
+        if not custom_ops:
+            return command(*args, **kwargs)
+        from mari_onnx import runtime
+
+        with runtime.custom_ops(custom_ops):
+            return command(*args, **kwargs)
+
+    option = click.option(
+        "--custom-ops",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        metavar="LIBRARY",
+        help="A shared library of custom operators that the model needs to run. Its code is run, so name one that you "
+        "trust; none is loaded otherwise. Repeatable.",
+    )
+    wrapped: Any = option(loaded)
+    return wrapped  # type: ignore[no-any-return]
 
 
 def html_option(command: F) -> F:

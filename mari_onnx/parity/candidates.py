@@ -88,7 +88,8 @@ def _shapes(inputs: Sequence[Input], sides: Sides, own: Sequence[str]) -> tuple[
     """Sizes to try, and N: N for the candidates, another length for what is tried to be free of it."""
     lengths, found = dict[str, int](), {}
     rows = axes_within(inputs, sides)
-    axes = axes_within(inputs, replace(sides, axes={name: axis for name, axis in sides.axes.items() if axis is not None}))
+    counting = {name: axis for name, axis in sides.axes.items() if axis is not None}
+    axes = axes_within(inputs, replace(sides, axes=counting))
     at = {i.name: i.shape[axes[i.name]] for i in inputs if i.name in axes}
     n = next((d for name in rows if isinstance(d := at[name], int) and d > 1 and sides.side(name) != "user"), _N)
     for name, dim in at.items():

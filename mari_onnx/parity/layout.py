@@ -16,8 +16,8 @@ class Layout:
     """Which dimension of which input is N, and which are free.
 
     Attributes:
-        axis: the candidate axis of inputs that have none of their own in `axes`; 1 where nothing is tagged and the graph has the `[R, N, ...]`
-            layout.
+        axis: the candidate axis of inputs that have none of their own in `axes`; 1 where nothing is tagged and the
+            graph has the `[R, N, ...]` layout.
         fixed_n: the only N that the graph takes, or None.
         whole: user-side inputs without a candidate axis, or with a dimension of their own in its place.
         free: names of free dimensions; `lengths` those of them that are no number of requests, which is `requests`
@@ -149,7 +149,8 @@ class Layout:
         literal = [
             i.shape[self.axis_at(i.name)]
             for i in self.signature.inputs
-            if len(i.shape) > self.axis_at(i.name) and (self.has_candidates(i) if self.tagged(i.name) else len(i.shape) > 1)
+            if len(i.shape) > self.axis_at(i.name)
+            and (self.has_candidates(i) if self.tagged(i.name) else len(i.shape) > 1)
         ]
         numbers = [d for d in literal if isinstance(d, int)]
         tagged = [

@@ -248,13 +248,11 @@ def _session_runs(model: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarra
     import onnx
 
     from mari_onnx.errors import ModelError
-    from mari_onnx.runtime import load
+    from mari_onnx.runtime import load, session_options
 
-    onnxruntime = load()
-    options = onnxruntime.SessionOptions()
+    onnxruntime, options = load(), session_options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
-    options.log_severity_level = 4
     try:
         source: Any = None
         if model.ByteSize() < _PROTOBUF_LIMIT:

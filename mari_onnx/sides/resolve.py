@@ -179,7 +179,7 @@ def resolve(
         for unit, side in layer.apply(signature, units).items():
             tagged.setdefault(unit, side)
     said = bool(tagged or rests)
-    own = {name: None for layer in layers for name in layer.own_names(signature)}
+    own: dict[str, int | None] = {name: None for layer in layers for name in layer.own_names(signature)}
     by_name = _axes_by_name(layers, signature)
     for name in _single_rows(signature, lambda name: by_name.get(name, axis)):
         if (name, None) in units:

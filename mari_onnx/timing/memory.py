@@ -1,6 +1,6 @@
 """Peak memory of a model at work, seen from a process of its own.
 
-`python -m mari_onnx.timing.memory MODEL FEED.npz THREADS` prints bytes beyond what the process had
+`python -m mari_onnx.timing.memory MODEL FOLDER THREADS [LIBRARY...]` prints bytes beyond what the process had
 before the model was loaded.
 """
 
@@ -34,13 +34,15 @@ def resident(peak: bool) -> int:
 
 def peak_bytes(model: str | Path, feed: Mapping[str, np.ndarray], threads: int = 1) -> int | None:
     """Peak memory of loading `model` on the CPU and running `feed`; None where that fails."""
+    from mari_onnx.runtime import custom_ops_in_use
+
     with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder:
         file = Path(folder, "feed.npz")
         # Positions for names: an archive cannot hold every name.
         np.savez(file, *feed.values())
         names = Path(folder, "names.txt")
         names.write_text("\n".join(feed), encoding="utf-8")
-        command = [sys.executable, "-m", __name__, str(model), folder, str(threads)]
+        command = [sys.executable, "-m", __name__, str(model), folder, str(threads), *custom_ops_in_use()]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=TIME_LIMIT, check=True
@@ -50,7 +52,7 @@ def peak_bytes(model: str | Path, feed: Mapping[str, np.ndarray], threads: int =
             return None
 
 
-def _main(model: str, folder: str, threads: str) -> None:
+def _main(model: str, folder: str, threads: str, *libraries: str) -> None:
     from mari_onnx import runtime
 
     names = Path(folder, "names.txt").read_text(encoding="utf-8").split("\n")
@@ -59,7 +61,8 @@ def _main(model: str, folder: str, threads: str) -> None:
     import onnxruntime  # noqa: F401  its own size is not the model's
 
     before = resident(peak=False)
-    session = runtime.session(model, threads=int(threads))
+    with runtime.custom_ops(libraries):
+        session = runtime.session(model, threads=int(threads))
     for _ in range(RUNS):
         session.run(None, feed)
     print(max(resident(peak=True) - before, 0))

@@ -100,10 +100,12 @@ class _Helper:
         import numpy as np
 
         np.savez(data, **{f"_{name}": value for name, value in feed.items()})  # type: ignore[arg-type]
+        from mari_onnx.runtime import custom_ops_in_use
+
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                [sys.executable, "-m", __name__, *custom_ops_in_use()], text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             )  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -124,7 +126,15 @@ _helper = _Helper()
 
 
 def main() -> None:
-    """Reads one job a line, `[model, feeds, threads]`, and answers each with a line; ends with its input."""
+    """Reads one job a line, `[model, feeds, threads]`, and answers each with a line; ends with its input. Its arguments
+    are libraries of custom operators."""
+    from mari_onnx import runtime
+
+    with runtime.custom_ops(sys.argv[1:]):
+        _answer_jobs()
+
+
+def _answer_jobs() -> None:
     import numpy as np
 
     from mari_onnx import runtime
