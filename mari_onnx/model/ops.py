@@ -343,7 +343,7 @@ def _table() -> None:
     _rows("RegexFullMatch", f.TEXT | f.BOOLEAN)
     _rows("StringNormalizer", f.PLACEWISE, categories=("stopwords",))
     _rows("StringToHashBucket StringToHashBucketFast StringLower StringUpper", f.PLACEWISE, EXTENSIONS)
-    _rows("TfIdfVectorizer", categories=("pool_strings", "pool_int64s"))
+    _rows("TfIdfVectorizer", flops=20.0, per_input=True, categories=("pool_strings", "pool_int64s"))
     _rows("Loop Scan", f.ITERATES)
 
     # ---- ai.onnx.ml

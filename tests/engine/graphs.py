@@ -31,7 +31,10 @@ LENGTHS = {"R": 2, "T": 4}
 
 @dataclass(frozen=True)
 class Input:
-    """An input of a test graph: "N" in the shape is the candidate axis. high: integers below it; None: floats."""
+    """An input of a test graph: "N" in the shape is the candidate axis.
+
+    high: integers from 0 up to below it, as text where dtype is `object`; None: floats.
+    """
 
     side: str | None
     shape: Shape
@@ -238,7 +241,8 @@ class Graph:
                     values = _spoilt(values, np.random.default_rng(spoilt), min(self.axis, values.ndim - 1))
                 array = values.astype(given.dtype)
             else:
-                array = rng.integers(0, given.high, shape).astype(given.dtype)
+                array = rng.integers(0, given.high, shape)
+                array = array.astype(str if given.dtype is object else given.dtype).astype(given.dtype)
             if user and not once:
                 array = np.repeat(array, n, axis=self.axis)
             if name in self.columns:

@@ -26,6 +26,7 @@ from mari_onnx.engine.rules import (
     slices,
     softmax,
     structure,
+    tokens,
     triangle,
     windows,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "slices",
     "softmax",
     "structure",
+    "tokens",
     "triangle",
     "windows",
 ]
