@@ -16,6 +16,7 @@ Amounts:
     weights: elements of a second operand that is read for few rows, or of a Conv's for each image.
     packed: elements of a second operand that is not constant, so that it is packed at each run.
     moved: elements of an Einsum's result that the product leaves in another order.
+    far: elements that a Transpose moves across more than the first cache holds.
     rows, steps, visits: of Softmax and norms, of recurrences, of nodes of trees.
 """
 
@@ -34,6 +35,8 @@ from mari_onnx.model.ops import Fact, row
 Shape = tuple[int, ...]
 VECTOR = 16
 """Elements of a vector register. Softmax in place is slow on rows that are no multiple of it."""
+NEAR = 8192
+"""Elements that a core has at hand, in its first cache."""
 FEW = 16
 """Rows up to which reading the weights is what a product takes time for."""
 
@@ -246,14 +249,16 @@ def _attention(call: Call) -> list[Use]:
 def runs(left: Shape, right: Shape) -> float:
     """Stretches in which two operands broadcast: along one, either both have their elements or one of them is fixed.
 
-    Operands of one shape are one stretch. Of others, onnxruntime ends the first stretch at a last dimension of 1.
+    Operands of one shape are one stretch. Of ``[.., 1]`` and a shorter ``[1]`` or ``[]`` each element is one: so
+    onnxruntime takes it.
     """
     if left == right:
         return 1.0
     rank = max(len(left), len(right))
+    short, long = sorted((left, right), key=len)
     left, right = (1,) * (rank - len(left)) + left, (1,) * (rank - len(right)) + right
     total = math.prod(map(max, zip(left, right, strict=True)))
-    if left and left[-1] == right[-1] == 1:
+    if len(short) < rank and max((*short, *long[-max(1, len(short)) :])) == 1:
         return float(total)
     span, kind = 1, None
     for a, b in zip(reversed(left), reversed(right), strict=True):
@@ -360,10 +365,12 @@ def _transpose(call: Call) -> list[Use]:
     span = [p for p in places if low <= p <= high]
     one_axis = span[1:] == sorted(span[1:]) or span[:-1] == sorted(span[:-1])
     runs = _size(x) / max(1, block)
+    plane = block * math.prod(sizes[low : high + 1])  # what is read along one axis and written along another
+    far = float(_size(x)) if plane > NEAR else 0.0
     if not one_axis:
         return [Use("Transpose in any order", {"node": 1, "runs": runs, "elements": float(_size(x))})]
     kernel = "Transpose of one axis" if block <= 2 else "Transpose of blocks"
-    return [Use(kernel, {"node": 1, "runs": runs, "elements": float(_size(x))})]
+    return [Use(kernel, {"node": 1, "runs": runs, "elements": float(_size(x)), "far": far})]
 
 
 @kernel_of("Concat")
