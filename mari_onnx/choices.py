@@ -77,7 +77,10 @@ def read_choices(path: Path, source: str) -> Choices:
         if said["version"] != VERSION:
             raise ValueError(f"version {said['version']}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} is no file of choices: {error}", "without the file, choices are made anew") from error
+        raise UsageError(
+            f"{path} is not a file that --choices wrote: {error}",
+            "give --choices a file that an earlier run wrote, or one that does not exist yet",
+        ) from error
     if found.source != source:
         raise UsageError(
             f"the choices in {path} are those of another model (sha256 {found.source[:12]}, not {source[:12]})",

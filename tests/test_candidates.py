@@ -255,4 +255,4 @@ def test_a_side_file_has_axes_of_single_inputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", ["-1", "x=", "=1", "x=one", "one"])
 def test_an_axis_that_cannot_be_read_is_refused(given: str) -> None:
     found = CliRunner().invoke(cli, ["inspect", "m.onnx", "--candidate-axis", given])
-    assert (found.exit_code, "no axis such as 1" in found.output) == (2, True)
+    assert (found.exit_code, "not an axis such as 1" in found.output) == (2, True)

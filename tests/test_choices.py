@@ -138,7 +138,7 @@ def test_choices_of_another_model_are_refused(towers: Path, tmp_path: Path, caps
     assert "another model" in capsys.readouterr().err
     choices.write_text("{}")
     assert run(["optimize", str(towers), str(tmp_path / "a.onnx"), *FLAGS, "--choices", str(choices), "-q"]) == 2
-    assert "no file of choices" in capsys.readouterr().err
+    assert "not a file that --choices wrote" in capsys.readouterr().err
 
 
 def ticking(monkeypatch: pytest.MonkeyPatch, slow: str | None) -> None:

@@ -245,7 +245,7 @@ def test_inspect_shows_sides_and_products(source, capsys):
     assert run(["inspect", str(source), *TAGS]) == 0
     said = capsys.readouterr().out
     assert re.search(r"user_x +user +float32 +\[N, 256\]", said)
-    assert re.search(r"product +MatMul +Mixed +split", said)
+    assert re.search(r"product +MatMul +user and candidate +split", said)
 
 
 def test_inspect_without_sides_lists_inputs_and_the_command(source, capsys):

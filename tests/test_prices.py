@@ -172,7 +172,7 @@ def test_a_kernel_without_a_price_has_the_typical_one_and_a_run_costs_by_its_inp
 def test_a_file_that_is_no_table_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "prices.json"
     path.write_text(text)
-    with pytest.raises(UsageError, match="no table of prices"):
+    with pytest.raises(UsageError, match="not a table of prices"):
         load(path)
 
 

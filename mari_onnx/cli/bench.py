@@ -66,7 +66,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     help="Seconds to measure at each N, shared by all models.",
 )
 @click.option(
-    "--peers", is_flag=True, help="Also time what onnxsim, onnxslim and onnxscript make of the model."
+    "--peers", is_flag=True, help="Also time the model as optimized by onnxsim, onnxslim and onnxscript."
 )
 @click.option(
     "--floor",

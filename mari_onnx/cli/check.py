@@ -74,7 +74,8 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
     default=10_000,
     show_default=True,
     metavar="K",
-    help="Maximum number of extra requests, which reach what the drawn ones do not.",
+    help="Maximum number of extra requests. They are drawn to reach table rows and branches that the first ones "
+    "did not.",
 )
 @click.option("--extremes", is_flag=True, help="Also draw floats at scales 0, 1e-6, 1e3 and 1e4.")
 @provider_option
@@ -83,8 +84,8 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
     type=click.IntRange(min=1),
     help="Threads per operator.  [default: 1, or 2 beyond 256 MiB of weights]",
 )
-@click.option("--rtol", type=click.FloatRange(min=0), help="Instead of the measured tolerance.")
-@click.option("--atol", type=click.FloatRange(min=0), help="Instead of the measured tolerance.")
+@click.option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance, instead of the measured one.")
+@click.option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance, instead of the measured one.")
 @click.option(
     "--multiple",
     type=click.FloatRange(min=0),
@@ -98,7 +99,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
     default="10,50",
     show_default=True,
     metavar="K,...",
-    help="Report which share of the best K candidates stays among the best K.",
+    help="Report how many of ORIGINAL's best K candidates are among OPTIMIZED's best K.",
 )
 @click.option(
     "--dump",
@@ -110,8 +111,8 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
     "--bisect",
     type=click.Path(path_type=Path),
     metavar="REPORT.json",
-    help="On failure find the first tensor that diverges, by the report that `optimize --report` "
-    "wrote.",
+    help="If outputs differ, find the first tensor that differs. Needs the report that "
+    "`optimize --report` wrote.",
 )
 @click.option(
     "--json",

@@ -31,8 +31,8 @@ from mari_onnx.cli.options import (
 @click.option(
     "--measure",
     is_flag=True,
-    help="Run MODEL and what it would become with every tensor exposed, and show the work whose "
-    "results are equal for all candidates: the residual.",
+    help="Run MODEL and its rewrite, compare every tensor between candidates, and show how much work "
+    "still gives the same result for all of them (the residual).",
 )
 @html_option
 @common_options
@@ -45,7 +45,10 @@ def inspect(
     html_file: Path | None,
     **sides: Any,
 ) -> None:
-    """Show every input with its side, and every product with what would become of it, and why.
+    """Show the side of every input, and what `optimize` would do with every matrix product.
+
+    A product is split (its user part runs once per request), lifted (all of it does) or kept
+    (computed for each candidate, as in MODEL).
 
     MODEL may be a source or an output of `optimize`. No model is written.
     """

@@ -31,7 +31,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     if seconds is None:
         yield
         return
-    error = TimeLimit(f"not done after {seconds:g} s (--timeout)", "nothing was written")
+    error = TimeLimit(f"not done after {seconds:g} s (--timeout)", "nothing was written; give it more time")
 
     def over(_: int, __: FrameType | None) -> None:
         raise _TimeIsUp

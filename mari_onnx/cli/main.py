@@ -22,9 +22,9 @@ INTERNAL = 70
 _COMMANDS = {
     "optimize": "Rewrite a model so that the user's part runs once per request.",
     "check": "Compare two models on the same requests.",
-    "inspect": "Show what would be lifted, and why not more.",
+    "inspect": "Show what would run once per request, and what stops the rest.",
     "bench": "Time models against each other.",
-    "calibrate": "Measure the prices of kernels on this machine.",
+    "calibrate": "Measure how long operators take on this machine, for --prices.",
 }
 
 
@@ -66,8 +66,8 @@ def _exists(name: str) -> bool:
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 1 outputs differ, 2 usage, 3 model unreadable or invalid, "
-    "4 nothing to lift (--fail-unchanged), 5 provider not there, 6 cannot write, 7 time is up, "
-    "8 cannot be compared.",
+    "4 nothing to save (--fail-unchanged), 5 provider not available, 6 cannot write, 7 --timeout ran out, "
+    "8 cannot be compared, 9 slower than IN (--if-slower fail); others in docs/cli.md.",
 )
 @click.version_option(__version__, prog_name="mari-onnx")
 def cli() -> None:

@@ -38,15 +38,15 @@ if TYPE_CHECKING:
     "--candidates",
     callback=weighted_numbers,
     metavar="N | N:WEIGHT,...",
-    help="Numbers of candidates per request for which rewrites are chosen, and how much their time counts; the output "
-    "takes any N.  [default: 16, 64 and 500 alike]",
+    help="The numbers of candidates (N) that your requests have. Rewrites that make these faster are chosen; weights "
+    "say how much each N counts. The output runs with any N.  [default: 16,64,500, equally weighted]",
 )
 @click.option(
     "--target",
     type=click.Choice(["cpu", "cuda"]),
     default="cpu",
     show_default=True,
-    help="The kind of machine for which rewrites are chosen.",
+    help="The machine that will serve the model: rewrites that are faster there are chosen.",
 )
 @click.option(
     "--threads",
@@ -54,28 +54,31 @@ if TYPE_CHECKING:
     default=1,
     show_default=True,
     metavar="T",
-    help="Threads of onnxruntime within an operator, for which rewrites are chosen and timed.",
+    help="The number of threads per operator (intra_op_num_threads) that you serve with. Rewrites are chosen and "
+    "timed for it.",
 )
 @click.option(
     "--prices",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Prices of kernels that `mari-onnx calibrate` measured, instead of those that come with mari-onnx.",
+    help="Operator times that `mari-onnx calibrate` measured on your machine, instead of those that come with "
+    "mari-onnx.",
 )
 @click.option(
     "--choices",
     "choices_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Parts that are left as they are: read if FILE is there, so that the same output is made again; else written.",
+    help="Which parts were not rewritten because that would be slower. If FILE exists, these choices are used again, "
+    "so the same OUT is written on any machine; otherwise they are saved to FILE.",
 )
 @click.option(
     "--if-slower",
     type=click.Choice(["warn", "undo", "fail"]),
     default="warn",
     show_default=True,
-    help="Where the output is slower than IN by the clock: say so, take back what makes it slower, or write nothing "
-    "(exit code 9).",
+    help="What to do if OUT is measured to be slower than IN: print a warning, undo the rewrites that make it slower, "
+    "or write nothing (exit code 9).",
 )
 @click.option(
     "--check/--no-check",
@@ -101,7 +104,7 @@ if TYPE_CHECKING:
 @html_option
 @click.option("--dry-run", is_flag=True, help="Do everything except writing OUT.")
 @click.option("--force", is_flag=True, help="Allow OUT to be the same file as IN.")
-@click.option("--fail-unchanged", is_flag=True, help="Exit with code 4 if there was nothing to lift.")
+@click.option("--fail-unchanged", is_flag=True, help="Exit with code 4 if nothing could be computed once per request.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @common_options
 @custom_ops_option
@@ -128,9 +131,9 @@ def optimize(
 ) -> None:
     """Rewrite IN so that what depends on the user alone is computed once per request, into OUT.
 
-    OUT takes user inputs with one row; names, order and types of inputs and outputs stay. The
-    sides come from the flags, from IN.sides.toml beside the model, from its metadata, or from
-    inputs whose batch dimension is 1.
+    OUT takes one row for each user input; names, order and types of inputs and outputs stay the
+    same. Which side (user, item or cross) an input belongs to comes from the flags, a side file
+    beside the model (model.sides.toml for model.onnx), its metadata, or a batch dimension of 1.
     """
     from mari_onnx.api import with_given_shapes
     from mari_onnx.choices import options_for, read_choices

@@ -27,9 +27,9 @@ def _axes(context: click.Context, parameter: click.Parameter, given: tuple[str, 
     for text in given:
         name, equals, axis = text.rpartition("=")
         if not axis.strip().isdecimal() or (equals and not name):
-            raise click.BadParameter(f"{text!r} is no axis such as 1, nor NAME=1; axes count from 0")
+            raise click.BadParameter(f"{text!r} is not an axis such as 1, or NAME=1; axes count from 0")
         if found.setdefault(name, int(axis)) != int(axis):
-            raise click.BadParameter(f"{text!r} says another axis than {name + equals}{found[name]}")
+            raise click.BadParameter(f"{text!r} contradicts {name + equals}{found[name]}; give one of them")
     return found
 
 
@@ -80,20 +80,20 @@ def side_options(command: F) -> F:
             "shapes",
             multiple=True,
             metavar="NAME=DIMS",
-            help="Dimensions of an input that the file lacks or fixes, such as item_id=N,32; inputs that share a "
-            "symbol share the dimension, ? is an unknown one. Repeatable.",
+            help="The shape of an input, where the model has none or a fixed one: item_id=N,32. Each entry is a "
+            "number, a symbol (equal symbols mean equal sizes) or ? for unknown. Repeatable.",
         ),
         click.option(
             "--count",
             "counts",
             multiple=True,
             metavar="PATTERN",
-            help="Inputs whose value is the number of candidates: an integer, a scalar or [1]. They have no side.",
+            help="Inputs whose value is the number of candidates: one integer, of shape [] or [1]. They have no side.",
         ),
         click.option(
             "--guess",
             is_flag=True,
-            help="Tag what is left by what its name looks like. A wrong guess of `user` makes a "
+            help="Guess the sides of the other inputs from their names. A wrong guess of `user` makes a "
             "wrong model, so look at the sides it prints.",
         ),
     ]
@@ -168,8 +168,8 @@ def provider_option(command: F) -> F:
         show_default=True,
         metavar="NAME",
         help="What to run the check on: auto (the CPU, and CUDA if a GPU answers), cpu, cuda, tensorrt, or "
-        "onnxruntime's full name; repeatable. One that is named but not there, or runs no node, is an error (exit "
-        "code 5). TF32 is off.",
+        "onnxruntime's full name. Repeatable. If a provider that you name is not available or runs no node, that is an "
+        "error (exit code 5). TF32 is off.",
     )
     return option(command)
 
@@ -284,6 +284,6 @@ def weighted_numbers(
         if least < 1:
             raise ValueError
     except ValueError:
-        raise click.BadParameter(f"{value!r} is no number of candidates such as 500, nor several with weights such as "
+        raise click.BadParameter(f"{value!r} is not a positive number such as 500, or several with weights such as "
                                  "1:0.2,500:0.8") from None  # fmt: skip
     return found

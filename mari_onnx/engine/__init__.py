@@ -126,7 +126,8 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     assumptions = Assumptions(options.assume, options.declined)
     state = Interpreter(b, session, env, assumptions)
     if "user" in sides.inputs.values() and "N" not in b.sources and "N" not in b.fixed:
-        return Rewrite(model, False, [], reason="no item or cross input has the number of candidates as a dimension")
+        reason = "no item or cross input has the candidates as a dimension; is every input tagged user?"
+        return Rewrite(model, False, [], reason=reason)
     inputs = {info.name for info in graph.input}
     lifted = {n for n, t in stored.items() if env[n].groups is not None and t.shape != env[n].shape}
     both = sorted(lifted & {info.name for info in graph.output})

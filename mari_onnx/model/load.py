@@ -127,7 +127,8 @@ def _parse(data: bytes, path: Path) -> onnx.ModelProto:
         head = data[:512]
         text = not any(byte < 9 or 13 < byte < 32 for byte in head)
         what = "is text, not an ONNX model" if text else "is cut off, or is not an ONNX model"
-        raise NotAModel(f"{path} {what}", _EXPORT_HINT) from error
+        again = "" if text else "if the file was copied, compare its size with the original's; otherwise "
+        raise NotAModel(f"{path} {what}", again + _EXPORT_HINT) from error
     return model
 
 

@@ -72,7 +72,7 @@ def _load(path: Path, threads: int) -> Prices:
         if OTHER not in kernels or not all(isinstance(x, float | int) for v in kernels.values() for x in v.values()):
             raise ValueError("a kernel or a number is missing")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UsageError(f"{path} is no table of prices: {error}", "mari-onnx calibrate makes one") from error
+        raise UsageError(f"{path} is not a table of prices: {error}", "make one: mari-onnx calibrate FILE") from error
     return prices
 
 

@@ -36,7 +36,7 @@ def of_optimize(report: Report, *, show_inputs: bool = False, target: str = "cpu
     blocks: list[Block] = [inputs_table(report.inputs)] if show_inputs else []
     blocks += [f"undone: {incident}" for incident in report.incidents]
     if not report.changed:
-        blocks.append("nothing to lift: the model is written unchanged")
+        blocks.append("nothing to lift (to run once per request): the model is written unchanged")
         blocks += [f"  {report.reason}"] if report.reason else []
         return blocks + [f"note: {note}" for note in report.notes] + reasons(report, most=3)
     blocks += [f"note: {note}" for note in report.notes]
@@ -46,8 +46,8 @@ def of_optimize(report: Report, *, show_inputs: bool = False, target: str = "cpu
     blocks += _speed(report)
     if not report.sides and report.sides.candidate_axis == 0:
         blocks.append(
-            "no input is tagged: only what the graph itself repeats was lifted; where the user's rows are\n"
-            "repeated by the caller, --user and --item say so (--guess: by the names)"
+            "no input is tagged, so only rows that the graph itself repeats are now computed once. If you feed the\n"
+            "user's row N times, name those inputs with --user and the others with --item, or try --guess"
         )
     return blocks
 
@@ -82,7 +82,7 @@ def _equal(check: Mapping[str, Any], target: str) -> list[Block]:
     if "cuda" in check["providers"] and target == "cpu":
         blocks.append("a GPU was found: --target cuda chooses rewrites for it, --target cpu (default) for the CPU")
     if check["reached"]["text"]:
-        blocks.append(f"coverage: {check['reached']['text']}")
+        blocks.append(f"the check's requests reached: {check['reached']['text']}")
     return blocks + [f"note: {note}" for note in [*check["notes"], *check["doubts"]]]
 
 
@@ -121,8 +121,8 @@ def of_check(result: CheckResult) -> list[Block]:
     recorded = f" ({result.recorded} recorded)" if result.recorded else ""
     lines = [
         f"{result.verdict}{on}: {result.requests} requests{recorded}, N = {numbers}, seed {result.settings.seed}{ids}; "
-        f"against {result.reference}; {result.seconds:.1f} s",
-        *([f"coverage: {result.reached}"] if str(result.reached) else []),
+        f"reference: {result.reference}; {result.seconds:.1f} s",
+        *([f"the requests reached: {result.reached}"] if str(result.reached) else []),
         *(f"note: {note}" for note in [*result.notes, *result.doubts]),
         *(f"inputs of the worst request: {o.dumped}" for o in result.outputs if o.dumped),
     ]
@@ -143,8 +143,8 @@ _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 _CLOCKS = {
-    "thread": "on one thread, the time that it ran itself (waiting for a busy machine is left out)",
-    "wall": "on several threads or a device, by the clock (so a busy machine is part of it)",
+    "thread": "CPU time of one thread (time spent waiting on a busy machine is left out)",
+    "wall": "wall-clock time, because several threads or a GPU ran (other work on the machine slows it)",
 }
 
 

@@ -65,7 +65,7 @@ def total_rows(report: Report) -> list[tuple[str, str, str, str]]:
         ("  of which once per request", "once_nodes"),
         ("products", "products"),
         ("FLOPs per candidate", "flops_per_candidate"),
-        ("  of which once per request", "once_flops_per_candidate"),
+        ("  of which once per request (/ N)", "once_flops_per_candidate"),
         ("bytes per candidate", "bytes_per_candidate"),
     ):
         old, new = before[key], after[key]
@@ -85,9 +85,9 @@ def summary_line(report: Report) -> str:
     actions = Counter(node.action for node in report.products)
     lifted = f", {actions['lifted']} lifted" if actions["lifted"] else ""
     after = report.after
-    share = f", {after.once_flops / after.flops:.1%} of its FLOPs" if after.flops else ""
+    share = f" and take {after.once_flops / after.flops:.1%} of its FLOPs" if after.flops else ""
     return (
-        f"for N = {report.candidates}: {actions['split']} of {len(report.products)} products split{lifted}; "
+        f"at {report.candidates} candidates: {actions['split']} of {len(report.products)} products split{lifted}; "
         f"{after.once_nodes} of the output's {after.nodes} nodes run once per request{share}"
     )
 
@@ -167,11 +167,15 @@ def inputs_table(inputs: Sequence[Input]) -> Table:
     return table
 
 
+# As the HTML page says it.
+_DEPENDS = {"Const": "constants", "Shared": "user", "Item": "item", "Mixed": "user and candidate"}
+
+
 def products_table(report: Report) -> Table:
-    """Every product with its kind, what becomes of it, and why not more."""
+    """Every product with what it depends on, what becomes of it, and why not more."""
     table = Table(box=None, pad_edge=False)
     table.add_column("product", overflow="fold")
-    for name in ("op", "kind", "becomes"):
+    for name in ("op", "depends on", "becomes"):
         table.add_column(name)
     table.add_column("FLOPs", justify="right")
     table.add_column("why not more", overflow="fold")
@@ -179,5 +183,5 @@ def products_table(report: Report) -> Table:
         flops = "" if node.flops is None else quantity(node.flops)
         after = f"after {node.stopped_by}" if node.stopped_by else ""
         reason = escape(node.reason or after)
-        table.add_row(escape(node.name), node.op, node.kind, node.action, flops, reason)
+        table.add_row(escape(node.name), node.op, _DEPENDS.get(node.kind, node.kind), node.action, flops, reason)
     return table

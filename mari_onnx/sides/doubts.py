@@ -14,8 +14,8 @@ def unseen_tags(signature: Signature, sides: Sides) -> list[str]:
     if not tagged and not any("user" in columns for columns in sides.columns.values()):
         return []
     notes = [
-        "every drawn request has one user, so it cannot show that an input tagged user differs between candidates; "
-        "recorded requests can (--data FILE)"
+        "the check cannot tell whether an input is wrongly tagged user, because it draws such inputs equal for all "
+        "candidates; recorded requests can show it (--data FILE)"
     ]
     for each in signature.inputs:
         side, looks = sides.side(each.name), guess_side(each.name)

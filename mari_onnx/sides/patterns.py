@@ -178,7 +178,8 @@ def read_file(path: Path) -> Layer:
     except UnicodeDecodeError as error:
         raise SideFileError(f"the side file {path} is not UTF-8 text") from error
     except tomllib.TOMLDecodeError as error:
-        raise SideFileError(f"the side file {path} is not TOML: {error}") from error
+        hint = 'write it like this: user = ["user_*"]'
+        raise SideFileError(f"the side file {path} is not TOML: {error}", hint) from error
     return _layer_of(data, f"the side file {path}")
 
 
@@ -198,7 +199,7 @@ def _layer_of(data: Mapping[str, Any], origin: str) -> Layer:
         if key not in _FILE_KEYS:
             close = difflib.get_close_matches(key, _FILE_KEYS, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            raise SideFileError(f"{origin}: unknown key {key!r}", hint + listed(_FILE_KEYS))
+            raise SideFileError(f"{origin}: unknown key {key!r}", f"{hint}the keys are: {listed(_FILE_KEYS)}")
     patterns: dict[str, list[str]] = {}
     for side in SIDES:
         patterns[side] = _patterns(data, side, origin)

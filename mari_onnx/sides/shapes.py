@@ -22,7 +22,7 @@ def read(text: str) -> tuple[str, Shape]:
     """
     name, equals, dims = text.rpartition("=")
     if not equals or not name:
-        raise UsageError(f"--shape {text}: there is no NAME=DIMENSIONS in it", "write it as --shape item_id=N,32")
+        raise UsageError(f"--shape {text} is not of the form NAME=DIMS", "write it as --shape item_id=N,32")
     return name, dimensions([d.strip() for d in dims.split(",")] if dims.strip() else [], name)
 
 

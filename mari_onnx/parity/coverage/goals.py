@@ -16,7 +16,7 @@ KINDS = {
     "keys": "categories",
     "outcomes": "comparison outcomes",
     "bounds": "sides of bounds",
-    "units": "units",
+    "units": "hidden units on and off",
     "splits": "tree splits",
     "branches": "branches",
     "trips": "trips of loops",

@@ -68,7 +68,7 @@ def _read(
         for file in files:
             yield from _npz(file, layout)
     elif not path.is_file():
-        raise UsageError(f"there is no file {path} with requests")
+        raise UsageError(f"there is no file {path} of recorded requests", "--data takes .npz, folders or .parquet")
     elif path.suffix == ".parquet":
         yield from _parquet(path, layout, request_id)
     elif path.suffix == ".npz":
