@@ -15,8 +15,9 @@ from mari_onnx.cli.main import run
 from mari_onnx.errors import UsageError
 from mari_onnx.parity.work import shapes_of
 from mari_onnx.prices.fusions import Loaded
-from mari_onnx.prices.kernels import Call, Use, runs, uses
+from mari_onnx.prices.kernels import runs, uses
 from mari_onnx.prices.table import OTHER, OWN, Prices, graph_seconds, load, node_seconds
+from mari_onnx.prices.use import Call, Use
 from mari_onnx.timing.calibrate import Timed, calibrate, fit, nonnegative
 from mari_onnx.timing.kernel_samples import Sample, samples
 

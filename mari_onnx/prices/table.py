@@ -18,7 +18,8 @@ import onnx
 
 from mari_onnx.model.nodes import graphs
 from mari_onnx.prices.fusions import Loaded
-from mari_onnx.prices.kernels import Call, Use, uses
+from mari_onnx.prices.kernels import uses
+from mari_onnx.prices.use import Call, Use
 
 Shapes = Mapping[str, tuple[int, ...]]
 OWN = Path(__file__).with_name("cpu.json")

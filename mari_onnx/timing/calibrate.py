@@ -18,8 +18,8 @@ from onnx import TensorProto, helper
 
 from mari_onnx import runtime
 from mari_onnx.model.ops import Fact, having
-from mari_onnx.prices.kernels import Use
 from mari_onnx.prices.table import OTHER, RUN
+from mari_onnx.prices.use import Use
 from mari_onnx.timing.kernel_samples import OPSETS, Sample, samples
 from mari_onnx.timing.machine import machine
 

@@ -16,7 +16,8 @@ from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
 from mari_onnx.model.ops import MICROSOFT, ML, TABLE, Fact, having
-from mari_onnx.prices.kernels import Call, Use, uses
+from mari_onnx.prices.kernels import uses
+from mari_onnx.prices.use import Call, Use
 
 OPSET = 17
 _MAY_BE_IN_PLACE = {"Softmax"}
