@@ -295,7 +295,8 @@ def checked(
         if if_slower is not None and answer.ok and answer.result is not None:
             from mari_onnx.timing.speed import settled
 
-            timed = (source.model, sides, answer, staged[0].path, answered)
+            origin = source.path if source.path.is_file() and not sides.shapes else source.model
+            timed = (source.model, sides, origin, answer, staged[0].path, answered)
             answer, speed = settled(*timed, if_slower=if_slower, threads=threads, progress=progress)
         if answer.result is not None and not answer.result.ok:
             if answer.result.verdict == CANNOT_COMPARE:

@@ -21,6 +21,7 @@ from mari_onnx.engine.interpreter import SLOWER
 from mari_onnx.prices.table import OTHER, Prices
 from mari_onnx.sides.resolve import Sides
 from mari_onnx.timing import speed
+from mari_onnx.timing.clock import Timing
 from mari_onnx.timing.speed import Speed, Stopwatch
 from tests import tiny
 
@@ -144,7 +145,7 @@ def test_choices_of_another_model_are_refused(towers: Path, tmp_path: Path, caps
 def ticking(monkeypatch: pytest.MonkeyPatch, slow: str | None) -> None:
     """A clock by which an output is half as fast as its source where the weight of this name is split."""
 
-    def measured(self: Stopwatch, output: Any, numbers: Sequence[int]) -> Speed:
+    def measured(self: Stopwatch, output: Any, numbers: Sequence[int], always: Sequence[int] = ()) -> Speed:
         model = output if isinstance(output, onnx.ModelProto) else onnx.load(output)
         split = slow is not None and all(t.name != slow for t in model.graph.initializer)
         return Speed(dict.fromkeys(numbers, 0.5 if split else 2.0), dict.fromkeys(numbers, 0.01), 1, self.typical)
@@ -183,6 +184,13 @@ def test_a_slower_output_is_told_undone_or_refused(
     split = {node["name"]: node["action"] for node in said["nodes"]}
     assert split["left"] == "split"
     assert split["right"] != "split"
+
+
+def test_a_model_that_runs_long_is_timed_only_where_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "interleaved", lambda *_, **__: Timing(("0", "1"), np.ones((5, 2))))
+    watch = Stopwatch(two_towers(), SIDES, two_towers(), 1, 500)
+    once = rewrite(two_towers(), SIDES, Options()).model
+    assert set(watch.speed(once, [1, 2, 16, 500], [16]).ratios) == {16, 500}
 
 
 def test_the_least_number_from_which_on_the_output_is_faster() -> None:

@@ -34,6 +34,8 @@ LADDER = (1, 2, 4, 8, 16, 32, 64, 128, 256, 500)
 """Numbers of candidates at which the break-even is looked for."""
 SECONDS = 0.1
 """Spent on each number of candidates, about."""
+SLOW_PAIR = 0.2
+"""Seconds of a run of source and output from which a model counts as one that runs long."""
 LEAST, MOST = 5, 60
 """Pairs of runs at each number of candidates."""
 MARGIN = 0.97
@@ -106,11 +108,16 @@ class Stopwatch:
         self.layout, self.ranges = layout, ranges
         self.clock = time.thread_time if threads == 1 else time.perf_counter
 
-    def speed(self, output: ModelLike, numbers: Sequence[int]) -> Speed:
-        """The output's, at each of these numbers of candidates that the source runs with."""
+    def speed(self, output: ModelLike, numbers: Sequence[int], always: Sequence[int] = ()) -> Speed:
+        """The output's, at each of these numbers of candidates that the source runs with; of models that run long, at
+        the typical one and those in `always`.
+        """
         session = runtime.session(output, "cpu", threads=self.threads)
-        ratios, spread = {}, {}
-        for n in [self.fixed] if self.fixed else numbers:
+        ratios, spread, pair = {}, {}, 0.0
+        wanted = [self.fixed] if self.fixed else sorted(set(numbers), key=lambda n: (n != self.typical, n))
+        for n in wanted:
+            if n not in always and pair > SLOW_PAIR:
+                continue
             request = Drawer(self.layout, self.ranges, 2).request(n, full=self.layout.axis == 0)
             feeds = [(each, request.feed(each.get_inputs())) for each in (self.source, session)]
             runs = {str(k): partial(_run, *each) for k, each in enumerate(feeds)}
@@ -122,6 +129,7 @@ class Stopwatch:
                 if n == self.typical:
                     raise ModelError(f"source or output cannot run with {n} candidates: {error}") from error
                 continue
+            pair = max(pair, timing.median("0") + timing.median("1"))
             ratios[n] = timing.ratio("0", "1")
             low, high = timing.quartiles("0", "1")
             spread[n] = (high - low) / 2 / ratios[n]
@@ -131,6 +139,7 @@ class Stopwatch:
 def settled(
     model: onnx.ModelProto,
     sides: Sides,
+    source: ModelLike,
     answer: Checked,
     output: Path,
     again: Callable[[Options], Checked],
@@ -142,7 +151,7 @@ def settled(
     """The answer, or one with less rewritten, and its speed as the report has it (None where nothing is timed).
 
     Args:
-        model: the source. output: what `answer` wrote of it.
+        model, source: the source, and its path where it has one. output: what `answer` wrote of it.
         again: rewrites and checks with other options.
         if_slower: "warn" leaves the answer; "undo" leaves alone the fewest source nodes without whose rewrite it is not
             slower; "fail" raises.
@@ -155,8 +164,8 @@ def settled(
     options = answer.options
     wanted = sorted(options.weighted)
     try:
-        watch = Stopwatch(model, sides, model, threads, options.candidates)
-        speed = watch.speed(output, sorted({*LADDER, *wanted, options.candidates}))
+        watch = Stopwatch(model, sides, source, threads, options.candidates)
+        speed = watch.speed(output, [*LADDER, *wanted, options.candidates], wanted)
     except ModelError:
         return answer, None
     slow = speed.slower_at(wanted)
@@ -171,7 +180,7 @@ def settled(
     def fast(more: frozenset[str]) -> bool:
         how = dataclasses.replace(options, slower=(options.slower or frozenset()) | more)
         made = _rewrite(model, sides, how)
-        return made is None or not watch.speed(made, wanted).slower_at(wanted)
+        return made is None or not watch.speed(made, wanted, wanted).slower_at(wanted)
 
     touched = [n.name for n in answer.rewrite.nodes if n.action in ("lifted", "split")]
     undone = guilty(touched[::-1], fast, UNDONE_RUNS)
@@ -180,7 +189,7 @@ def settled(
     answer.incidents.append(f"the rewrite of {', '.join(sorted(undone))} was undone: slower by the clock ({speed})")
     if answer.result is None:
         return answer, None
-    return answer, watch.speed(answer.rewrite.model, sorted({*LADDER, *wanted})).to_dict()
+    return answer, watch.speed(answer.rewrite.model, [*LADDER, *wanted], wanted).to_dict()
 
 
 def _run(session: onnxruntime.InferenceSession, feed: dict[str, Any], _: int) -> object:
