@@ -127,6 +127,13 @@ def _indexed(call: Call) -> list[Use]:
     return [Use("pick", {"node": 1, "elements": float(max(size(call.out), size(call.shape(1))))})]
 
 
+@kernel_of("TfIdfVectorizer")
+def _look_up(call: Call) -> list[Use]:
+    text = any(a.name == "pool_strings" for a in call.node.attribute)
+    per_token = 70 if text else 9  # elements that are picked in the time that a token is looked up
+    return [Use("pick", {"node": 1, "elements": float(size(call.out) + per_token * size(call.shape(0)))})]
+
+
 @kernel_of("MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool")
 def _pool(call: Call) -> list[Use]:
     window = size(tuple(attribute(call.node, "kernel_shape", ()))) if Fact.POOL in row(call.node.op_type).facts else 1

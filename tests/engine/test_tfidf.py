@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mari_onnx
 from tests.engine.checks import actions, check, lifted, reasons
 from tests.engine.drawing import starts
 from tests.engine.graphs import Draw, Graph
@@ -31,9 +32,9 @@ def single_tokens(mode: str = "TF", **attrs: Any) -> dict[str, Any]:
     return {**WORDS, **lengths, **weights, "mode": mode, **attrs}
 
 
-def of_user_and_item(**attrs: Any) -> Graph:
+def of_user_and_item(history: int, **attrs: Any) -> Graph:
     g = Graph(18, np.float32)
-    tokens = g.Concat(g.user(3, high=6), g.item(2, high=6), axis=1)
+    tokens = g.Concat(g.user(history, high=6), g.item(2, high=6), axis=1)
     return g.output(g.MatMul(g.TfIdfVectorizer(tokens, **attrs), g.weight(4, 5)))
 
 
@@ -66,17 +67,21 @@ def test_tfidf_is_the_same(g: Graph) -> None:
 
 @pytest.mark.parametrize("mode", ["TF", "TFIDF"])
 def test_the_users_tokens_are_counted_once(mode: str) -> None:
-    g = of_user_and_item(**single_tokens(mode))
+    g = of_user_and_item(3, **single_tokens(mode))
     result = check(g, expect="split", tolerance=FLOATS)
     lifted(g, result, per_candidate=4 * 5)
     assert actions(result)["TfIdfVectorizer"] == ["split"]
 
 
-def test_a_long_history_is_counted_once_by_the_prices_too() -> None:
-    g = Graph(18, np.float32)
-    tokens = g.Concat(g.user(50, high=6), g.item(2, high=6), axis=1)
-    result = check(g.output(g.TfIdfVectorizer(tokens, **single_tokens())), weighed=True, tolerance=FLOATS)
+def test_a_long_history_is_counted_once_by_flops_too() -> None:
+    result = check(of_user_and_item(50, **single_tokens()), weighed=True, tolerance=FLOATS)
     assert result.changed, result.reason
+
+
+def test_optimize_finds_that_it_saves_time() -> None:
+    g = of_user_and_item(50, **single_tokens())
+    done = mari_onnx.optimize(g.model(), user=["u*"], item=["x*"], check=False)
+    assert done.report.changed, done.report.reason
 
 
 def test_a_row_of_the_users_tokens_alone_is_counted_once_whatever_the_ngrams() -> None:
