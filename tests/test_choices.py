@@ -90,6 +90,18 @@ def test_nodes_that_were_left_for_time_say_so_and_leaving_them_again_gives_the_s
     assert again.left_for_time == {"right"}
 
 
+def test_without_the_shapes_of_products_work_decides() -> None:
+    """Nobody knows the rank of what an unknown operator gives."""
+    model = two_towers()
+    model.graph.node.insert(1, helper.make_node("Mystery", ["item_x"], ["z"], "mystery", domain="somewhere"))
+    model.graph.node.insert(2, helper.make_node("MatMul", ["z", "v"], ["unused"], "product"))
+    model.graph.output.append(onnx.ValueInfoProto(name="unused"))
+    model.opset_import.append(helper.make_opsetid("somewhere", 1))
+    made = rewrite(model, SIDES, Options(prices=BY_NODES))
+    assert made.changed
+    assert not made.estimated
+
+
 def test_without_prices_work_decides() -> None:
     made = rewrite(two_towers(), SIDES, Options())
     assert made.changed

@@ -44,12 +44,14 @@ Again = Callable[[frozenset[str]], "Rewrite"]
 def fastest(
     source: onnx.GraphProto, first: Rewrite, again: Again, weights: Mapping[int, float], prices: Prices
 ) -> Rewrite:
-    """The fastest of `first` and of rewrites that leave some nodes alone, by their prices.
+    """The fastest of `first` and of rewrites that leave some nodes alone, by their prices; `first` without shapes.
 
     Args:
         again: rewrites with these source nodes left alone, beside those that `first` left alone.
         weights: N -> how much it counts.
     """
+    if not (_known(source, first.shapes) and _known(first.model.graph, first.out_shapes)):
+        return first
     compared = Source(source, first.shapes, weights, prices)
     best, best_worth = first, compared.worth(first)
     typical = max(weights, key=lambda n: (weights[n], n))
@@ -85,6 +87,12 @@ def fastest(
     if alone > ALONE * best_worth.ratios[typical]:
         best = replace(best, alone=(typical, alone))
     return replace(best, left_for_time=left, estimated=dict(best_worth.ratios))
+
+
+def _known(graph: onnx.GraphProto, shapes: Mapping[str, object]) -> bool:
+    """Whether the results of all products have shapes; without them there is nothing to price."""
+    products = (node for node in graph.node if Fact.PRODUCT in row(node.op_type).facts)
+    return all(node.output[0] in shapes for node in products)
 
 
 def _candidates(source: onnx.GraphProto, made: Rewrite, value: Worth) -> Iterator[frozenset[str]]:
