@@ -1,7 +1,7 @@
 """The parity check: are the outputs of two models equal on the same requests?"""
 
 from mari_onnx.parity.check import check
-from mari_onnx.parity.requests.draw import Request
+from mari_onnx.parity.requests.request import Request
 from mari_onnx.parity.result import CheckResult
 from mari_onnx.parity.settings import Settings
 

@@ -17,7 +17,7 @@ from mari_onnx.parity import float64
 from mari_onnx.parity.judge.metrics import epsilon, scale_of, unequal_nonfinite, wide
 
 if TYPE_CHECKING:
-    from mari_onnx.parity.requests.draw import Request
+    from mari_onnx.parity.requests.request import Request
     from mari_onnx.runtime import ModelLike
 
 # A tensor on the way may be nearer to zero than its parts were: more room than for outputs, far

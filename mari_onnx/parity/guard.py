@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mari_onnx.engine import Options, Rewrite
     from mari_onnx.engine.assumptions import Assumption
     from mari_onnx.parity.phases import Progress
-    from mari_onnx.parity.requests.draw import Request
+    from mari_onnx.parity.requests.request import Request
     from mari_onnx.runtime import ModelLike
     from mari_onnx.sides.resolve import Sides
 

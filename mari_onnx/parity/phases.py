@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import onnx
 
     from mari_onnx.model.signature import Signature
-    from mari_onnx.parity.requests.draw import Request
+    from mari_onnx.parity.requests.request import Request
     from mari_onnx.parity.result import CheckResult
     from mari_onnx.runtime import ModelLike
 

@@ -13,7 +13,7 @@ from mari_onnx.parity.settings import Settings
 
 if TYPE_CHECKING:
     from mari_onnx.parity.bisect import Divergence
-    from mari_onnx.parity.requests.draw import Request
+    from mari_onnx.parity.requests.request import Request
 
 SCHEMA = "mari-onnx/check"
 SCHEMA_VERSION = 1

@@ -10,6 +10,7 @@ import pytest
 
 from mari_onnx.parity import check
 from tests.parity import mutants, pairs
+from tests.parity.calculated import CALCULATED, CALCULATED_MUTANTS
 from tests.parity.hidden import HIDDEN, HIDDEN_MUTANTS
 from tests.parity.mutants import mutate
 from tests.parity.pairs import Pair
@@ -18,8 +19,9 @@ from tests.parity.reacting import REACTING
 from tests.parity.reacting_mutants import REACTING_MUTANTS
 from tests.parity.typed import TYPED_MUTANTS, TYPED_PAIRS
 
-PAIRS = {**pairs.PAIRS, **REACTING, **TYPED_PAIRS, **REACH_PAIRS, **HIDDEN}
-MUTANTS = {**mutants.MUTANTS, **REACTING_MUTANTS, **TYPED_MUTANTS, **REACH_MUTANTS, **HIDDEN_MUTANTS}
+PAIRS = {**pairs.PAIRS, **REACTING, **TYPED_PAIRS, **REACH_PAIRS, **HIDDEN, **CALCULATED}
+SEVERAL = (mutants.MUTANTS, REACTING_MUTANTS, TYPED_MUTANTS, REACH_MUTANTS, HIDDEN_MUTANTS, CALCULATED_MUTANTS)
+MUTANTS = {name: each for some in SEVERAL for name, each in some.items()}
 DOCS = Path(__file__).parents[2] / "docs" / "parity.md"
 
 
@@ -52,8 +54,7 @@ def test_mutants_fail(name: str) -> None:
 
 def test_there_are_enough_mutants_and_the_table_names_them() -> None:
     assert len(MUTANTS) >= 150
-    several = (mutants.MUTANTS, REACTING_MUTANTS, TYPED_MUTANTS, REACH_MUTANTS, HIDDEN_MUTANTS)
-    assert len(MUTANTS) == sum(map(len, several))
+    assert len(MUTANTS) == sum(map(len, SEVERAL))
     text = DOCS.read_text(encoding="utf-8")
     listed = re.findall(r"^\| ([^|]+) \| `(\w+)` \|", text, re.MULTILINE)
     assert {(name, base) for name, (base, _) in MUTANTS.items()} == {(a, b) for a, b in listed}

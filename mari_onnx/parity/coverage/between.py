@@ -18,8 +18,8 @@ from mari_onnx.errors import MariError
 
 if TYPE_CHECKING:
     from mari_onnx.parity.coverage.observe import Observer
-    from mari_onnx.parity.requests.draw import Request
     from mari_onnx.parity.requests.plan import Plan
+    from mari_onnx.parity.requests.request import Request
 
 # Candidates of a request: a number that no other dimension is likely to have.
 _CANDIDATES = 61

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import onnx
 
-    from mari_onnx.parity.requests.draw import Request
+    from mari_onnx.parity.requests.request import Request
 
 # In multiply-adds of a GEMM (about 0.03 ns on a CPU core): a byte that is read or written, a node, and a run.
 _BYTE, _NODE, _RUN = 2.0, 100_000.0, 2_000_000.0

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-    from mari_onnx.parity.requests.draw import Request
+    from mari_onnx.parity.requests.request import Request
 
 # Larger models are not copied for this.
 _BYTES = 64 * 2**20

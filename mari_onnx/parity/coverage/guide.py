@@ -20,8 +20,8 @@ from mari_onnx.parity.requests.edge_users import Edge
 if TYPE_CHECKING:
     from mari_onnx.parity.coverage.budget import Price
     from mari_onnx.parity.coverage.watch import Watch
-    from mari_onnx.parity.requests.draw import Request
     from mari_onnx.parity.requests.plan import Plan
+    from mari_onnx.parity.requests.request import Request
 
 # Multiply-adds (about 0.03 ns each on a CPU core) that all further requests may cost, in both models.
 BUDGET = 1.2e11
@@ -185,21 +185,23 @@ class Guide:
 
     def _together(self, budget: Budget, base: Sequence[Request]) -> None:
         """What several inputs have to be together: strings put together, leaves of trees."""
-        plan, joints = self._plan, self._plan.domains.joints
-        if not joints:
-            return
-        n, first, stale = plan.layout.fixed_n or _CANDIDATES, 0, 0
-        while first < len(joints) and stale < 4 * _STALE and self._room() and not self._watch.done:
-            request = plan.other.request(n)
-            if not budget.spend((_TRIED + _COMPARED) * self._price.of(request)):
+        plan, joints = self._plan, self._plan.other.joints
+        rows = plan.layout.fixed_n or (_MANY if plan.layout.axis == 0 else 32)
+        stale = 0
+        while joints is not None and joints.left and stale < 4 * _STALE and self._room() and not self._watch.done:
+            request = plan.other.request(rows)
+            cost = (_TRIED + _COMPARED) * self._price.of(request)
+            if plan.layout.fixed_n is None and rows > _CANDIDATES and 32 * cost > budget.left:
+                rows //= 2
+                continue
+            if not budget.spend(cost):
                 return
-            plan.other.join(request, first)
+            joints.deal(request.arrays())
             self.tries += 1
             stale += 1
             if self._watch.look(request):
                 self._keep(request, "varied")
                 stale = 0
-            first += n if plan.items_alone else 1
 
     def _scaled(self, budget: Budget, base: Sequence[Request]) -> None:
         """Units and bounds that no variation got to. The last resort: what is large hides what is wrong by little."""

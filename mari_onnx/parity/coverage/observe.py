@@ -14,7 +14,7 @@ from mari_onnx.parity.domains.dependence import reads
 if TYPE_CHECKING:
     import onnx
 
-    from mari_onnx.parity.requests.draw import Request
+    from mari_onnx.parity.requests.request import Request
 
 # A part of a model that reads more bytes of weights than this is not run a second time to look into it.
 WEIGHTS = 64 * 2**20

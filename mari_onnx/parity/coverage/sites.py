@@ -14,8 +14,9 @@ import numpy as np
 from mari_onnx.model.nodes import attribute
 from mari_onnx.model.ops import Fact, having, row
 from mari_onnx.parity.coverage.bodies import COMPARISONS, PREFIX
-from mari_onnx.parity.coverage.goals import Goal, Inner, Keys, Outcomes, Peaks, Rows, Sides, Ties, Trips
+from mari_onnx.parity.coverage.goals import Goal, Keys, Rows, Trips
 from mari_onnx.parity.coverage.splits import Splits
+from mari_onnx.parity.coverage.turns import Inner, Outcomes, Peaks, Sides, Ties
 from mari_onnx.parity.domains.dependence import reads
 from mari_onnx.parity.domains.reactions import attributes, by_name
 from mari_onnx.parity.domains.scope import constants, dims
@@ -88,7 +89,7 @@ def _of_node(
     yield from (Inner(output) for output in node.output if output.startswith(PREFIX))
     if op in having(Fact.LOOKUP) or op == "OneHot":
         rows = _rows(node, known, sizes, live)
-        if rows:
+        if rows is not None:
             table, indices = (name, given[0]) if op == "OneHot" else given[:2]
             yield Rows(name, op, table, indices, rows)
     elif op in COMPARISONS or (op == "Cast" and attribute(node, "to", 0) == onnx.TensorProto.BOOL):
@@ -131,20 +132,20 @@ def trips_of(node: onnx.NodeProto) -> str:
 
 def _rows(
     node: onnx.NodeProto, known: dict[str, np.ndarray], sizes: dict[str, list[int | None]], live: set[str]
-) -> int | None:
-    """Rows of the table that a node looks up in; None where it is no table, or one that is too large."""
+) -> list[int] | None:
+    """Sizes of the axes of a table that a node looks up in; None where it is no table, or one that is too large."""
     if node.op_type == "OneHot":
         depth = known.get(node.input[1])
-        return None if depth is None or node.input[0] not in live else int(depth.reshape(-1)[0])
+        return None if depth is None or node.input[0] not in live else [int(depth.reshape(-1)[0])]
     table = sizes.get(node.input[0])
     if node.input[0] in live or node.input[1] not in live or not table:
         return None
+    axes = table[attribute(node, "axis", 0) :][:1]
     if node.op_type == "GatherND":
-        last = sizes.get(node.input[1]) or [None]
-        found = table[0] if last[-1] == 1 and attribute(node, "batch_dims", 0) == 0 else None
-    else:
-        found = table[attribute(node, "axis", 0)]
-    return found if found and found <= _ROWS else None
+        last = (sizes.get(node.input[1]) or [None])[-1]
+        axes = table[:last] if last and attribute(node, "batch_dims", 0) == 0 else []
+    found = [size or 0 for size in axes]
+    return found if found and 0 < int(np.prod(found)) <= _ROWS else None
 
 
 def _units(tensor: str, sizes: dict[str, list[int | None]]) -> int | None:

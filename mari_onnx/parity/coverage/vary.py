@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import onnx
 
     from mari_onnx.model.signature import Input
-    from mari_onnx.parity.requests.draw import Request
     from mari_onnx.parity.requests.plan import Plan
+    from mari_onnx.parity.requests.request import Request
 
 # Floats are moved no further than so many times what is usual: beyond, a difference is mostly rounding.
 _LARGEST = 1000.0

@@ -15,7 +15,7 @@ from mari_onnx.parity.coverage.report import Coverage, digest, summed
 if TYPE_CHECKING:
     import onnx
 
-    from mari_onnx.parity.requests.draw import Request
+    from mari_onnx.parity.requests.request import Request
 
 # Kinds that are known once inputs are looked up: cheap to look at.
 _FRONT = {"rows", "keys"}

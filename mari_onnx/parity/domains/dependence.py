@@ -96,12 +96,16 @@ class Probe:
         if any(mine.any() for mine in fresh.values()):
             codes = np.arange(1, self.total + 1)
             origin = {name: np.zeros_like(at) for name, at in self.origin.items()}
+            alone = {name: np.ones(at.shape, bool) for name, at in self.origin.items()}
             for bit in range(int(self.total).bit_length()):
-                moved = self._answer(start + ((codes >> bit) & 1))
+                one = (codes >> bit) & 1
+                here, there = self._answer(start + one), self._answer(start + 1 - one)
                 for name in self.names:
-                    origin[name] |= (moved[name] != answers[0][name]).astype(np.int64) << bit
+                    moved, other = (each[name] != answers[0][name] for each in (here, there))
+                    origin[name] |= moved.astype(np.int64) << bit
+                    alone[name] &= moved != other  # one element moves it in one of the two alone
             for name, mine in fresh.items():
-                mine &= (origin[name] > 0) & (origin[name] <= self.total)
+                mine &= (origin[name] > 0) & (origin[name] <= self.total) & alone[name]
                 step = answers[1][name] - answers[0][name]
                 base = answers[0][name] - start * step
                 for kept, new in ((self.origin, origin[name]), (self.base, base), (self.step, step)):

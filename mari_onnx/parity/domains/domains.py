@@ -15,6 +15,7 @@ import numpy as np
 from mari_onnx.model.functions import inlined
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.parity.domains import ids, padding, spread
+from mari_onnx.parity.domains.calculated import calculated
 from mari_onnx.parity.domains.leaves import leaves
 from mari_onnx.parity.domains.links import Link, behind_products, compared_with_themselves, links
 from mari_onnx.parity.domains.reactions import normalized, reactions
@@ -119,7 +120,14 @@ def domains(
         steep |= any(n.op_type in having(Fact.STEEP) for n in inlined(graph).graph.node)
         sizing |= deciding(graph)
         moving = varying(graph, its_layout)
-        for trace in traced(graph, its_layout):
+        traces = traced(graph, its_layout)
+        if first:
+            searched = calculated(model, layout, traces, rows)
+            rows = ids.limited(rows, searched.limits, layout)
+            gathered.joints.update(searched.joints)
+            for (name, place, number), why in searched.numbers.items():
+                gathered.add(name, place, number, 0, why)
+        for trace in traces:
             if any(folded(layout, i.name) != folded(its_layout, i.name) for i in trace.inputs):
                 continue
             for (name, place), role in roles(trace, moving).items():

@@ -6,7 +6,7 @@ If) is a *sink*: its indices must stay inside its table. `dependence.py` says wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from mari_onnx.model.nodes import attribute, attribute_graphs
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.parity.domains.dependence import Probe
 from mari_onnx.parity.domains.scope import Scope, constants, sources
+from mari_onnx.parity.domains.trace import folded
 
 if TYPE_CHECKING:
     import onnx
@@ -51,6 +52,18 @@ def rows(
             reason = str(error).splitlines()[0]
     note = f"the range of ids could not be found out ({reason}); 0 and 1 are drawn"
     return {i.name: np.array(2) for i in layout.signature.inputs if i.dtype.kind in "iu"}, {}, [note]
+
+
+def limited(
+    rows: Mapping[str, np.ndarray], limits: Mapping[tuple[str, int], int], layout: Layout
+) -> dict[str, np.ndarray]:
+    """Rows, and how many ids there are of further elements: input and place (`trace.folded`) -> their number."""
+    found = dict(rows)
+    for (name, place), count in limits.items():
+        own = np.array(np.broadcast_to(found.get(name, np.array(0)), folded(layout, name)))
+        own.reshape(-1)[place] = count
+        found[name] = own.reshape(-1)[:1].reshape(()) if (own == own.reshape(-1)[0]).all() else own
+    return found
 
 
 def _sinks(scope: Scope) -> Iterator[_Sink]:

@@ -34,7 +34,7 @@ def leaves(trace: Trace) -> Iterator[Joint]:
         shape = trace.shape_of(node.input[0])
         columns = np.arange(curve.origin.size).reshape(-1, shape[-1])[0] if shape else np.zeros(1, int)
         for box in _boxes(own):
-            parts = []
+            parts, bounds = [], []
             for feature, (low, high) in box.items():
                 element = int(columns[feature])
                 origin, slope, base = int(curve.origin[element]), curve.slope[element], curve.base[element]
@@ -42,11 +42,13 @@ def leaves(trace: Trace) -> Iterator[Joint]:
                     continue
                 number = (_inside(low, high) - base) / slope
                 parts.append((*trace.owner(origin), float(np.ceil(number) if trace.kinds[origin] != "f" else number)))
+                ends = sorted(((low - base) / slope, (high - base) / slope))
+                bounds.append((float(ends[0]), float(ends[1])))
             left -= 1
             if left < 0:
                 return
             if len(parts) > 1:
-                yield Joint(tuple(parts))
+                yield Joint(tuple(parts), tuple(bounds))
 
 
 def _boxes(own: dict[str, Any]) -> Iterator[dict[int, tuple[float, float]]]:

@@ -26,13 +26,15 @@ Piece = int | str
 
 @dataclass(frozen=True)
 class Joint:
-    """Elements of inputs that come to one string together.
+    """Elements of inputs that come to something together: one string, a leaf of a tree, a row.
 
     Attributes:
         parts: input, place (as in `trace.folded`) and what stands there.
+        bounds: of each part, between which numbers any will do as well; none where no other does.
     """
 
     parts: tuple[tuple[str, int, float | str], ...]
+    bounds: tuple[tuple[float, float], ...] = ()
 
 
 def marked(origin: int) -> str:

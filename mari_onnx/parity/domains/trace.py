@@ -260,7 +260,7 @@ class Trace:
         found = elements.copy()
         for each, start, size in zip(self._inputs, self._starts, self._sizes, strict=False):
             part = slice(int(start), int(start) + size)
-            found[part] = _cast(elements[part], each.dtype).astype(np.float64) if each.dtype.kind in "biuf" else 0
+            found[part] = cast(elements[part], each.dtype).astype(np.float64) if each.dtype.kind in "biuf" else 0
         return found
 
     def answer(self, elements: np.ndarray, marked: bool = False) -> dict[str, np.ndarray]:
@@ -282,7 +282,7 @@ class Trace:
             if each.dtype.kind in "biuf":
                 if marked and each.dtype.kind in "iu" and each.dtype.itemsize >= 4:
                     part = texts.NUMBERED + texts.APART * np.arange(int(start), int(start) + size, dtype=float)
-                feed[each.name] = _cast(part, each.dtype).reshape(shape)
+                feed[each.name] = cast(part, each.dtype).reshape(shape)
             else:
                 strings = [texts.marked(int(start) + k) if marked else "0" for k in range(size)]
                 feed[each.name] = np.array(strings, object).reshape(shape)
@@ -298,7 +298,8 @@ def folded(layout: Layout, name: str) -> tuple[int, ...]:
     return tuple(1 if not isinstance(dim, int) or index == axis else dim for index, dim in enumerate(each.shape))
 
 
-def _cast(elements: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def cast(elements: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Numbers in the type of an input, at its ends where they lie beyond them."""
     found = np.asarray(elements, np.float64)
     if dtype.kind in "iu":
         ends = np.iinfo(dtype)

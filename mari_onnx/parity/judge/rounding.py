@@ -23,7 +23,7 @@ from mari_onnx.parity import float64
 from mari_onnx.parity.judge.metrics import epsilon, scale_of, wide
 
 if TYPE_CHECKING:
-    from mari_onnx.parity.requests.draw import Request
+    from mari_onnx.parity.requests.request import Request
     from mari_onnx.runtime import ModelLike
 
 # Rows that may be one step away though nothing is near a boundary.

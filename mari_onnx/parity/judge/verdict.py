@@ -23,7 +23,7 @@ from mari_onnx.parity.judge.metrics import (
 
 if TYPE_CHECKING:
     from mari_onnx.parity.judge.rounding import Rounding
-    from mari_onnx.parity.requests.draw import Request
+    from mari_onnx.parity.requests.request import Request
     from mari_onnx.parity.settings import Settings
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +10,6 @@ import numpy as np
 if TYPE_CHECKING:
     from mari_onnx.parity.domains.domains import Domain, Link
     from mari_onnx.parity.domains.spread import Spread
-    from mari_onnx.parity.domains.texts import Joint
     from mari_onnx.parity.domains.thresholds import Values
 
 # One of so many features is drawn around 0 though its scale is another.
@@ -18,8 +17,6 @@ _AROUND_ZERO = 0.1
 # One of so many is a number that the graph tells apart.
 _TOLD_APART = 0.1
 _STRINGS = ("a", "b", "c", "")
-# Of the rows so many get what several elements have to be together.
-_JOINED = 0.8
 
 
 def strings(values: Values | None, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -138,43 +135,7 @@ def link(
             theirs[..., columns[1] : columns[1] + 1] = changed
 
 
-def join(
-    arrays: Mapping[str, np.ndarray],
-    shapes: Mapping[str, tuple[int, ...]],
-    user: Collection[tuple[str, int, float | str]],
-    fitting: Sequence[Joint],
-    rng: np.random.Generator,
-) -> None:
-    """Gives elements of several inputs what they have to be together: most rows one such thing, each another.
-
-    Args:
-        arrays: inputs of a request, changed in place.
-        shapes: folded ones, in which the places of a joint are.
-        user: what the user gets; `fitting` has joints that agree with it, the first of which some row gets for sure.
-    """
-    for name, place, value in user:
-        if name in arrays:
-            arrays[name][_place(shapes[name], arrays[name].shape, place)] = value
-    rows: dict[int, np.ndarray] = {}
-    for number, joint in enumerate(fitting):
-        for name, place, value in joint.parts:
-            if (name, place, value) in user or name not in arrays:
-                continue
-            where = _place(shapes[name], arrays[name].shape, place)
-            part = arrays[name][where]
-            if not np.ndim(part):
-                continue
-            count = np.shape(part)[0]
-            if number >= count:
-                return
-            if count not in rows:  # the same row for all that stand there together; some rows stay as they are
-                taken = (rng.random(count) < _JOINED) | (np.arange(count) == 0)
-                rows[count] = np.where(taken, np.arange(count) % len(fitting), -1)
-            part[rows[count] == number] = value
-            arrays[name][where] = part
-
-
-def _place(kept: tuple[int, ...], shape: tuple[int, ...], place: int) -> Any:
+def place_of(kept: tuple[int, ...], place: int) -> Any:
     """What one place of a folded shape is in an array."""
     at = np.unravel_index(place, kept)
     return tuple(slice(None) if size == 1 else int(i) for i, size in zip(at, kept, strict=True)) if kept else (...,)

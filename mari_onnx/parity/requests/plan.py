@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mari_onnx.parity.requests.draw import Drawer, Request
+from mari_onnx.parity.requests.draw import Drawer
 from mari_onnx.parity.requests.edge_users import edges
+from mari_onnx.parity.requests.request import Request
 
 if TYPE_CHECKING:
     from mari_onnx.parity.domains.domains import Domains
@@ -65,12 +66,6 @@ class Plan:
         if any(i.dtype.kind in "iu" and i.dtype.itemsize >= 4 for i in self.layout.signature.inputs):
             found += [self.other.request(n, large=powers) for powers in _LARGE]
         return found
-
-    @property
-    def items_alone(self) -> bool:
-        """Whether no user's element has to be something together with others."""
-        parts = (part for joint in self.domains.joints for part in joint.parts)
-        return not any(self.layout.is_user_at(name, place) for name, place, _ in parts)
 
     def unmet(self, user: bool) -> bool:
         """Whether ids or numbers of one side are left to meet."""

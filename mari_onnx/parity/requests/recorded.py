@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mari_onnx.errors import UsageError
-from mari_onnx.parity.requests.draw import Layout, Request
+from mari_onnx.parity.layout import Layout
+from mari_onnx.parity.requests.request import Request
 
 if TYPE_CHECKING:
     from mari_onnx.model.signature import Input, Signature

@@ -1,0 +1,71 @@
+"""Rows that are calculated are reached, whatever calculates them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import numpy_helper
+
+from mari_onnx.model.signature import signature
+from mari_onnx.parity import check
+from mari_onnx.parity.domains.domains import Domains, domains
+from mari_onnx.parity.layout import Layout
+from mari_onnx.sides.resolve import Sides
+
+# How a row is calculated from ids a and b, and how many rows there are.
+WAYS = {
+    "k = Mul(a, c30)\n k2 = Add(k, b)\n r = Identity(k2)": lambda a, b: 30 * a + b,
+    "k = Div(a, c10)\n k2 = Mul(k, c30)\n r = Add(k2, b)": lambda a, b: a // 10 * 30 + b,
+    "k = Sub(c599, a)\n r = Sub(k, b)": lambda a, b: 599 - a - b,
+    "k = Mul(a, b)\n r = Mod(k, c599)": lambda a, b: a * b % 599,
+    "k = Div(a, c10)\n r = Div(k, c30)": lambda a, b: a // 10 // 30,
+}
+
+
+def _model(way: str, rows: int = 600) -> onnx.ModelProto:
+    text = (
+        '<ir_version: 9, opset_import: ["": 18]> g (int64[N] a, int64[N] b) => (float[N,2] y) '
+        f"<int64 c10 = {{10}}, int64 c30 = {{30}}, int64 c599 = {{599}}> {{ {way}\n y = Gather(table, r) }}"
+    )
+    model = onnx.parser.parse_model(text)
+    table = np.random.default_rng(0).standard_normal((rows, 2)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(table, "table"))
+    return model
+
+
+def _domains(model: onnx.ModelProto, sides: Sides) -> Domains:
+    return domains(model, Layout(signature(model), sides))[0]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("user", [True, False])
+def test_what_is_fed_reaches_every_row(way: str, user: bool) -> None:
+    found = _domains(_model(way), Sides({"a": "user" if user else "item", "b": "item"}))
+    pairs = [{name: int(value) for name, _, value in joint.parts} for joint in found.joints]
+    pairs += [{"a": int(n), "b": 0} for n in (found["a"].values.numbers[0] if found["a"].values else ())]
+    rows = {WAYS[way](pair["a"], pair["b"]) for pair in pairs}
+    assert rows == set(range(599 if "Mod" in way else 600))
+
+
+def test_of_a_sum_of_multiples_each_id_ends_where_the_next_begins() -> None:
+    found = _domains(_model(next(iter(WAYS))), Sides({"a": "user", "b": "item"}))
+    assert [int(found[name].rows) for name in "ab"] == [20, 30]
+    # A remainder never ends.
+    assert _domains(_model("k = Mul(a, c30)\n k2 = Add(k, b)\n r = Mod(k2, c599)"), Sides({"a": "user", "b": "item"}))[
+        "a"
+    ].rows is None
+
+
+def test_a_table_of_ten_thousand_rows_is_reached_by_the_default_check() -> None:
+    model = _model("k = Mul(a, c30)\n r = Add(k, b)", 9990)
+    result = check(model, model, Sides({"a": "user", "b": "item"}))
+    assert result.ok
+    assert result.reached.counts["rows"] == (9990, 9990)
+
+
+def test_no_row_is_looked_for_where_candidates_meet() -> None:
+    model = _model("k = CumSum(a, zero)\n r = Mod(k, c599)")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0), "zero"))
+    assert not _domains(model, Sides({"a": "item", "b": "item"})).joints
