@@ -15,6 +15,7 @@ from dataclasses import replace
 import onnx
 
 from mari_onnx.engine import (
+    bags,
     interpreter,
     rules,  # noqa: F401  fills the table
 )
@@ -25,7 +26,7 @@ from mari_onnx.engine.choose import fastest
 from mari_onnx.engine.cost.flops import Cost, graph_cost
 from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.inputs import declared, enter, input_shapes
-from mari_onnx.engine.interpreter import FAILURES, Interpreter, visit
+from mari_onnx.engine.interpreter import FAILURES, Interpreter
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Decline, Tensor, Value, kind
 from mari_onnx.engine.outcome import NodeReport, Rewrite
@@ -134,8 +135,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     if both:
         reason = f"the user input {both[0]!r} is also an output, so it must keep its N rows"
         return Rewrite(model, False, [], reason=reason)
-    for node in graph.node:
-        visit(state, node)
+    one_bag = bags.interpret(state, sides, stored)
     wanted = [(o.name, stored.get(o.name) or _output(b, env[o.name])) for o in graph.output]
     outputs = name_outputs(b, wanted, inputs | {i.name for i in graph.initializer})
     nodes = fuse_gemm(live(outputs), outputs, options.target)
@@ -143,7 +143,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
         kept = sum(report.action != "folded" for report in state.reports)
         nodes = for_cpu(b, nodes, outputs, most=2 * kept)
     restore_names(env, nodes, outputs)
-    shapes = {name: value.shape for name, value in env.items() if value.groups is not None}
+    shapes = one_bag | {name: value.shape for name, value in env.items() if value.groups is not None}
     written = [t for n in nodes for t in [*n.inputs, *n.outputs] if t is not None]
     out_shapes = {t.name: t.shape for t in written if t.shape is not None}
     made = assemble(model if not model.functions else _with_graph(model, graph), nodes, outputs, stored)

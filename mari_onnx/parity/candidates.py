@@ -13,6 +13,8 @@ import numpy as np
 
 from mari_onnx.errors import MariError
 from mari_onnx.model.signature import Input, signature
+from mari_onnx.parity.bags import with_bags
+from mari_onnx.sides.bags import pairs
 from mari_onnx.sides.candidates import Told, axes_within, by_shape, decided
 from mari_onnx.sides.row_index import refuse_row_indices
 from mari_onnx.sides.shapes import reshaped
@@ -37,22 +39,25 @@ def with_axes(model: onnx.ModelProto, sides: Sides, run: ModelLike | None = None
         run: the source, to be run on sizes where shapes do not tell; None: only what shapes say.
 
     Raises:
-        UsageError: the candidates are on another axis than `sides.candidate_axis`, every batch is fixed at 1, or an
-            index of user rows is tagged user.
+        UsageError: the candidates are on another axis than `sides.candidate_axis`, every batch is fixed at 1, an
+            index of user rows is tagged user, or nothing tells whether an input of the user's is offsets of bags.
     """
     shaped = reshaped(model, sides.shapes)
     told = by_shape(signature(shaped), sides)
     refuse_row_indices(shaped, told.sides)
-    if not told.doubtful or run is None:
-        return told.sides
-    from mari_onnx import runtime
+    graph, declared = shaped.graph, signature(shaped)
+    made: onnxruntime.InferenceSession | None = None
+    if run is not None and (told.doubtful or pairs(graph, declared, told.sides)):
+        from mari_onnx import runtime
 
-    try:
-        made = runtime.session(run if shaped is model else shaped, optimize=False, what="the source")
-        found = _tried(made, signature(shaped).inputs, told.sides, told.doubtful)
-    except MariError:
-        return told.sides
-    return told.sides if found is None else decided(told, found)
+        with suppress(MariError):
+            made = runtime.session(run if shaped is model else shaped, optimize=False, what="the source")
+    sides = told.sides
+    if made is not None and told.doubtful:
+        with suppress(MariError):
+            found = _tried(made, declared.inputs, sides, told.doubtful)
+            sides = sides if found is None else decided(told, found)
+    return with_bags(graph, declared, sides, made)
 
 
 def _tried(

@@ -74,6 +74,10 @@ class Layout:
         axis = self.axis_of(each.name)
         return axis is not None and len(each.shape) > axis
 
+    def bags(self, user: bool) -> dict[str, tuple[str, ...]]:
+        """Offsets of bags and the inputs that they cut, of the user or of candidates."""
+        return {name: ids for name, ids in self.sides.bags.items() if self.is_user(name) == user}
+
     def is_count(self, name: str) -> bool:
         """Whether an input's value is N."""
         return name in self.sides.counts
@@ -112,7 +116,7 @@ class Layout:
             elif dim in self._candidates or (dim is None and index == axis and not self.tagged(each.name)):
                 found.append(n)
             else:
-                found.append(free[_symbol(each, index)])
+                found.append(free[symbol_of(each, index)])
         return tuple(found)
 
     def concrete(self, n: int, free: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
@@ -172,10 +176,10 @@ class Layout:
                 free = dim is None and not self.tagged(each.name)
                 at_axis = index == self.axis_at(each.name) and (self.has_candidates(each) or free)
                 if not isinstance(dim, int) and dim not in self._candidates and not at_axis:
-                    found[_symbol(each, index)] = None
+                    found[symbol_of(each, index)] = None
         return list(found)
 
 
-def _symbol(each: Input, index: int) -> str:
+def symbol_of(each: Input, index: int) -> str:
     dim = each.shape[index]
     return str(dim) if dim is not None else f"{each.name}:{index}"

@@ -213,11 +213,12 @@ def _permuted(request: Request, order: np.ndarray) -> Request:
 
     def turn(name: str, value: np.ndarray) -> np.ndarray:
         axis = request.axis_of(name)
-        held = value.ndim > axis and value.shape[axis] == len(order)
+        held = value.ndim > axis and value.shape[axis] == len(order) and name not in cut
         return np.take(value, order, axis) if held else value
 
-    rows = {k: turn(k, v) for k, v in request.rows.items()}
-    return replace(request, rows=rows, literal={k: turn(k, v) for k, v in request.literal.items()})
+    cut = {name for ids in request.bags.values() for name in ids}
+    made = request.of_candidates(order.tolist())
+    return replace(made, literal={k: turn(k, v) for k, v in made.literal.items()})
 
 
 def _count(graph: onnx.GraphProto, seen: Mapping[str, Seen], n: int) -> Residual:

@@ -7,6 +7,7 @@ batch symbol for each input, the input is doubtful: `parity.candidates` then tri
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -43,16 +44,19 @@ def by_shape(signature: Signature, sides: Sides) -> Told:
     _refuse_other_axis(signature, [i for i in rows if i.name not in sides.axes], sides.candidate_axis)
     of_rows = [counting[i.name] for i in rows]
     names = {d for d in of_rows if isinstance(d, str)}
-    of_outputs = names & {d for o in signature.outputs for d in o.shape}
+    surely = names & {d for o in signature.outputs for d in o.shape}
+    if not surely:  # outputs without shapes: what most inputs have
+        often = Counter(d for d in counting.values() if d in names)
+        surely = {d for d, times in often.items() if times == max(often.values()) > 1}
     sizes = {d for d in of_rows if isinstance(d, int)}
     axes, groups = dict(sides.axes), dict[object, list[str]]()
     for each in tagged:
         dim, axis = counting[each.name], at[each.name]
-        if each.name in axes or dim == 1 or dim in of_outputs or each.name in sides.columns:
+        if each.name in axes or dim == 1 or dim in surely or each.name in sides.columns:
             continue
         if sides.side(each.name) != "user":
             # only beside an input that surely has N
-            doubt = bool(of_outputs) and not isinstance(dim, int)
+            doubt = bool(surely) and not isinstance(dim, int)
         elif not rows or dim in names or (isinstance(dim, int) and dim in sizes):
             continue
         else:

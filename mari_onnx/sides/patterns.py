@@ -17,7 +17,8 @@ from mari_onnx.model.signature import Signature
 
 SIDES = ("user", "item", "cross")
 METADATA_KEY = "mari_onnx.sides"
-_FILE_KEYS = (*SIDES, "rest", "candidate_axis", "candidate_axes", "own_dimensions", "shapes", "count", "columns")
+_AXES = ("candidate_axis", "candidate_axes", "own_dimensions")
+_FILE_KEYS = (*SIDES, "rest", *_AXES, "shapes", "count", "bags", "columns")
 _PACKED = re.compile(r"^(?P<name>.+?)\[\s*:\s*,(?P<columns>.*)\]\s*$", re.DOTALL)
 _SLICE = re.compile(r"^(-?\d+)?\s*:\s*(-?\d+)?\s*(?::\s*(-?\d+)?)?$")
 
@@ -67,6 +68,15 @@ class Layer:
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     count: Sequence[str] = ()
     candidate_axes: Mapping[str, int] = field(default_factory=dict)
+    bags: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def bag_names(self, signature: Signature) -> dict[str, tuple[str, ...]]:
+        """Offsets -> inputs that are cut into bags by them."""
+        return {
+            name: tuple(i for each in ids for i in _names(each, each, signature, self.origin))
+            for pattern, ids in self.bags.items()
+            for name in _names(pattern, pattern, signature, self.origin)
+        }
 
     def axis_names(self, signature: Signature) -> dict[str, int]:
         """Inputs with a candidate axis of their own."""
@@ -220,7 +230,13 @@ def _layer_of(data: Mapping[str, Any], origin: str) -> Layer:
             what = f"{origin}: candidate_axis is {each!r}, which is no axis"
             raise SideFileError(what, "write an integer, 0 or larger")
     own, count = (_patterns(data, key, origin) for key in ("own_dimensions", "count"))
-    return Layer(origin, patterns, rest, axis, own, _shapes(data, origin), count, axes)
+    bags = data.get("bags", {})
+    if not isinstance(bags, dict):
+        raise SideFileError(
+            f"{origin}: bags is not a table of inputs", 'write [bags] and under it offsets = ["ids"]'
+        )
+    ids = {name: _patterns(bags, name, f"{origin}, bags") for name in bags}
+    return Layer(origin, patterns, rest, axis, own, _shapes(data, origin), count, axes, ids)
 
 
 def _shapes(data: Mapping[str, Any], origin: str) -> dict[str, Shape]:

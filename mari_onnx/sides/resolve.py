@@ -45,6 +45,7 @@ class Sides:
             (`sides.candidates`); None for an input that keeps its own dimensions, such as a history `[T]`.
         shapes: input name -> dimensions of the source that its file lacks or fixes (`sides.shapes.reshaped`).
         counts: inputs whose value is the number of candidates; they have no side.
+        bags: offsets `[N]` -> the inputs whose first axis they cut into N bags (`sides.bags`).
 
     An input in neither mapping is taken as the graph says (a scalar, or the `[R, N, ...]` layout).
     """
@@ -55,6 +56,7 @@ class Sides:
     axes: Mapping[str, int | None] = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     counts: tuple[str, ...] = ()
+    bags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def axis_of(self, name: str) -> int | None:
         """The axis of a tagged input that counts candidates, if it has so many; None: no axis of it does."""
@@ -105,6 +107,8 @@ class Sides:
             found["shapes"] = as_lists(self.shapes)
         if self.counts:
             found["count"] = [fnmatch_escape(name) for name in self.counts]
+        if self.bags:
+            found["bags"] = {fnmatch_escape(n): [fnmatch_escape(i) for i in ids] for n, ids in self.bags.items()}
         return found
 
     def to_json(self) -> str:
@@ -180,6 +184,8 @@ def resolve(
             tagged.setdefault(unit, side)
     said = bool(tagged or rests)
     own: dict[str, int | None] = {name: None for layer in layers for name in layer.own_names(signature)}
+    bags = {name: ids for layer in reversed(layers) for name, ids in layer.bag_names(signature).items()}
+    own |= {name: None for ids in bags.values() for name in ids}
     by_name = _axes_by_name(layers, signature)
     for name in _single_rows(signature, lambda name: by_name.get(name, axis)):
         if (name, None) in units:
@@ -199,7 +205,7 @@ def resolve(
     elif left and tagged:
         # One row against N says who is the user; the others have a row per candidate.
         tagged.update((unit, "cross") for unit in left)
-    return replace(_collect(units, tagged, axis), axes=own | by_name, shapes=given, counts=counts)
+    return replace(_collect(units, tagged, axis), axes=own | by_name, shapes=given, counts=counts, bags=bags)
 
 
 def side_file_beside(model: str | Path) -> Path | None:

@@ -101,7 +101,9 @@ class Between:
         return found
 
     def _tiled(self, request: Request, like: Request) -> Request | None:
-        """A request with its rows repeated; None where it is of other lengths."""
+        """A request with its rows repeated; None where it is of other lengths, or has a bag per candidate."""
+        if request.bags.keys() & request.rows:
+            return None
         rows = {
             k: np.take(v, np.arange(self._n) % request.n, axis=axis) if v.ndim > (axis := request.axis_of(k)) else v
             for k, v in request.rows.items()

@@ -91,7 +91,7 @@ class Varied:
         return self._drawer.request(min(n, layout.fixed_n or _CANDIDATES), free=free)
 
     def _change(self, child: Request) -> None:
-        names = sorted(child.arrays().keys() - child.counts)
+        names = sorted(child.arrays().keys() - child.counts - child.bags.keys())
         name = names[int(self._rng.integers(0, len(names)))]
         each = self._inputs[name]
         where = next(d for d in (child.user, child.rows, child.literal) if name in d)

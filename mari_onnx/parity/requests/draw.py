@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mari_onnx.parity.domains.domains import Domains
-from mari_onnx.parity.layout import Layout
-from mari_onnx.parity.requests import elements
+from mari_onnx.parity.layout import Layout, symbol_of
+from mari_onnx.parity.requests import bags, elements
 from mari_onnx.parity.requests.edge_users import Edge, start
 from mari_onnx.parity.requests.fill import Filler, State
 from mari_onnx.parity.requests.id_deck import Deck
@@ -17,6 +17,7 @@ from mari_onnx.parity.requests.joints import Joints
 from mari_onnx.parity.requests.request import Request
 
 if TYPE_CHECKING:
+    from mari_onnx.model.signature import Input
     from mari_onnx.parity.domains.domains import Domain
 
 __all__ = ["Deck", "Drawer", "Layout", "Request"]
@@ -82,9 +83,12 @@ class Drawer:
         label = f"seed request {self._drawn} (N={n}{', ' + edge.label if edge else ''})"
         layout = self.layout
         made = Request({}, {}, n, {}, layout.axis, label, edge, whole=layout.whole, axes=layout.axes)
+        made.bags = layout.sides.bags
         lengths: dict[tuple[bool, int], np.ndarray] = {}
         if edge is not None:  # long enough to have a first, a last and some in between
             free = {name: max(length, 4) for name, length in free.items()}
+        for each in self._cut_by_candidates():
+            free[symbol_of(each, 0)] = max(n, 1) * (1 + self._drawn % 3)
         made.free = free = {**free, **given}
         pool = start(self.domains, self.rng) if edge is not None and edge.repeats else 0
         for each in self.layout.signature.inputs:
@@ -112,7 +116,21 @@ class Drawer:
         if alike and isinstance(self.domains, Domains):
             elements.link(made.arrays(), self.layout.is_user_at, self.domains, self.domains.links, self.rng)
             self.join(made)
+        self._cut(made)
         return made
+
+    def _cut_by_candidates(self) -> list[Input]:
+        """Inputs with a bag per candidate, whose length is free."""
+        names = {name for ids in self.layout.bags(user=False).values() for name in ids}
+        return [i for i in self.layout.signature.inputs if i.name in names and not isinstance(i.shape[0], int)]
+
+    def _cut(self, request: Request) -> None:
+        """Gives offsets of bags the values that they have to have."""
+        for name in self.layout.bags(user=True):
+            request.user[name][...] = 0
+        for name, ids in self.layout.bags(user=False).items():
+            rows = request.rows[name]
+            rows[...] = bags.drawn(len(request.arrays()[ids[0]]), len(rows), self.rng)
 
     def join(self, request: Request) -> None:
         """Gives elements of several inputs what they have to be together."""

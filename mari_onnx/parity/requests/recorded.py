@@ -16,6 +16,7 @@ import numpy as np
 
 from mari_onnx.errors import UsageError
 from mari_onnx.parity.layout import Layout
+from mari_onnx.parity.requests.bags import one
 from mari_onnx.parity.requests.request import Request
 
 if TYPE_CHECKING:
@@ -154,7 +155,8 @@ def _request(arrays: Mapping[str, np.ndarray], layout: Layout, label: str) -> Re
     if missing:
         what = f"{label}: there are no values for the inputs {', '.join(missing)}"
         raise UsageError(what, "add an array per input, under its name")
-    made = Request({}, {}, 0, {}, layout.axis, label, whole=layout.whole, axes=layout.axes)
+    made = Request({}, {}, 0, {}, layout.axis, label, whole=layout.whole, axes=layout.axes, bags=layout.sides.bags)
+    arrays = {**arrays, **one(arrays, layout.bags(user=True), label)}
     counts: dict[str, int] = {}
     for each in layout.signature.inputs:
         array = _typed(each, arrays[each.name], label)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mari_onnx.parity.requests import bags
+
 if TYPE_CHECKING:
     from mari_onnx.parity.requests.edge_users import Edge
 
@@ -23,6 +25,7 @@ class Request:
         literal: inputs without a side, as they are, and those of items that keep their own dimensions.
         axis: the candidate axis.
         axes: candidate axes of inputs that have another one, by name.
+        bags: offsets and the inputs that they cut; of the user's there is one bag.
         label: where it comes from, for messages.
         edge: what is out of the ordinary about its user, or None.
         whole: user-side inputs without a candidate axis, or with a dimension of their own in its place.
@@ -43,6 +46,7 @@ class Request:
     counts: dict[str, np.ndarray] = field(default_factory=dict)
     further: str = ""
     axes: Mapping[str, int] = field(default_factory=dict)
+    bags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def axis_of(self, name: str) -> int:
         """The candidate axis of an input, if it has one."""
@@ -52,8 +56,12 @@ class Request:
         """Arrays for a graph's inputs (anything with `name` and `shape`): a user input gets its one
         row where the graph declares length 1 on the candidate axis, else N equal rows."""
         found: dict[str, np.ndarray] = {}
+        several = {i.name for i in inputs if i.name in self.user and list(i.shape[:1]) != [1]} & self.bags.keys()
+        repeated = bags.repeated(self.user, {name: self.bags[name] for name in several}, self.n)
         for each in inputs:
-            if each.name in self.user:
+            if each.name in repeated:
+                found[each.name] = repeated[each.name]
+            elif each.name in self.user:
                 row, axis = self.user[each.name], self.axis_of(each.name)
                 # one row where the graph takes one, or where there are no rows, as of a scalar or a history
                 of_graph = each.shape[axis] if len(each.shape) > axis else None
@@ -69,9 +77,17 @@ class Request:
 
     def alone(self, place: int) -> Request:
         """The same for one of the candidates alone."""
-        rows = {k: np.take(v, [place], axis=self.axis_of(k)) for k, v in self.rows.items()}
+        made = self.of_candidates([place])
         counts = {k: np.full_like(v, 1) for k, v in self.counts.items()}
-        return replace(self, rows=rows, counts=counts, n=1, label=f"candidate {place} of {self.label}", further="")
+        return replace(made, counts=counts, n=1, label=f"candidate {place} of {self.label}", further="")
+
+    def of_candidates(self, places: Sequence[int]) -> Request:
+        """The same with the rows of these candidates, in this order; `n` and `counts` are left as they are."""
+        rows = {k: np.take(v, places, axis=self.axis_of(k)) for k, v in self.rows.items()}
+        mine = {name: ids for name, ids in self.bags.items() if name in self.rows}
+        cut = bags.picked({**self.rows, **self.literal}, mine, places)
+        literal = {k: cut.get(k, v) for k, v in self.literal.items()}
+        return replace(self, rows={k: cut.get(k, v) for k, v in rows.items()}, literal=literal)
 
     @property
     def empty(self) -> bool:

@@ -9,6 +9,8 @@ and at the end the results are stacked along it. A bag of the user's ids does no
 
 A Loop inside the body that collects the positions of ids other than the padding becomes a mask over the bag.
 
+A Loop of one iteration is its body, with the number 0.
+
 Refused: a body that needs the iteration number as data, states other than a counter and a sequence that grows by one
 element, a trip count that is not known to be the number of rows, offsets that are data. `state_loop.py` tries next.
 """
@@ -16,7 +18,7 @@ element, a trip count that is not known to be the number of rows, offsets that a
 from __future__ import annotations
 
 import numpy as np
-from onnx import GraphProto, TensorProto, helper
+from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 from mari_onnx.engine.axes.materialize import materialise
 from mari_onnx.engine.ir.builder import Builder
@@ -57,6 +59,8 @@ def _independent(ctx: Context) -> list[Value | None]:
     limit = ctx.sizes(0)[0] if ctx.has(0) else None
     if ctx.has(0) and limit is None:
         raise Decline("the number of iterations is computed from data")
+    if limit == 1:
+        return _once(ctx)
     body = _start(ctx)
     try:
         with b.named():
@@ -65,6 +69,27 @@ def _independent(ctx: Context) -> list[Value | None]:
         # a rule could not handle the axis of the iterations
         raise Decline(f"the Loop cannot be run for all iterations at once ({type(error).__name__})") from error
     return [value if name else None for name, value in zip(ctx.node.output, outputs, strict=True)]
+
+
+def _once(ctx: Context) -> list[Value | None]:
+    """The outputs of a Loop of one iteration, which is its body."""
+    b, graph = ctx.b, ctx.attrs["body"]
+    number, going, *states = (i.name for i in graph.input)
+    env = {**ctx.captured, number: scalar(b, 0), going: from_tensor(b.const(np.asarray(True)))}
+    env |= {name: value for name, value in zip(states, ctx.inputs[2:], strict=True) if value is not None}
+    env |= {p.name: from_tensor(b.const(numpy_helper.to_array(p), p.data_type)) for p in graph.initializer}
+    with b.named():
+        for node in graph.node:
+            ctx.visit(node, env)
+    _, *results = (env[o.name] for o in graph.output)
+    found = []
+    for place, (name, value) in enumerate(zip(ctx.node.output, results, strict=True)):
+        if place >= len(states) and name:
+            if value.groups is None:
+                raise Decline("the rank of what the Loop collects is not known")
+            value = Value(((), *value.groups), value.body, value.dtype)
+        found.append(value if name else None)
+    return found
 
 
 def _start(ctx: Context) -> LoopBody:
