@@ -359,8 +359,7 @@ def _finished(source: Source, sides: Sides, options: Options, result: Rewrite) -
     if result.estimated:
         report.estimated = {n: round(ratio, 2) for n, ratio in sorted(result.estimated.items())}
     report.source = _file_facts(source)
-    note = upgraded(source.model).note if result.changed else None
-    report.notes = [note] if note is not None else []
+    report.notes = list(upgraded(source.model).notes) if result.changed else []
     if result.alone is not None:
         n, ratio = result.alone
         report.notes.append(

@@ -91,4 +91,50 @@ def test_what_the_converter_would_change_is_the_reason(op: str) -> None:
 def test_a_model_that_is_new_enough_is_left_alone() -> None:
     model = old(11)
     assert upgraded(model).model is model
-    assert upgraded(model).note is None
+    assert upgraded(model).notes == ()
+
+
+def weights_as_inputs(ir_version: int, some: bool = False) -> onnx.ModelProto:
+    """An item beside a user, in front of two products whose weights are inputs; `some`: one of them is not."""
+    text = "(float[N,6] u, float[N,3] x) => (float[N,1] y)"
+    text += " { c = Concat<axis=1>(u, x) h = MatMul(c, W) y = MatMul(h, V) }"
+    model = parser.parse_model(f'<ir_version: {ir_version}, opset_import: ["" : 17]> g {text}')
+    rng = np.random.default_rng(0)
+    for name, shape in (("W", (9, 64)), ("V", (64, 1))):
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+        if not (some and name == "V"):
+            model.graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, list(shape)))
+    return model
+
+
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_weights_that_are_inputs_become_plain_weights(ir_version: int, tmp_path: Path, capsys) -> None:
+    source = weights_as_inputs(ir_version)
+    onnx.save(source, tmp_path / "in.onnx")
+    paths = [str(tmp_path / name) for name in ("in.onnx", "out.onnx")]
+    assert run(["optimize", *paths, "--user", "u", "--item", "x"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 weights that are inputs of the file are no inputs of the output" in said
+    made = onnx.load(paths[1])
+    onnx.checker.check_model(made)
+    assert [i.name for i in made.graph.input] == ["u", "x"]
+    assert all(n.op_type != "Slice" for n in made.graph.node), "weights are cut when the model is written"
+    rng = np.random.default_rng(1)
+    u, x = rng.standard_normal((1, 6), np.float32), rng.standard_normal((5, 3), np.float32)
+    session = onnxruntime.InferenceSession(paths[1], providers=["CPUExecutionProvider"])
+    (want,) = onnxruntime.InferenceSession(paths[0]).run(None, {"u": np.repeat(u, 5, axis=0), "x": x})
+    np.testing.assert_allclose(session.run(None, {"u": u, "x": x})[0], want, rtol=1e-4, atol=1e-5)
+    with pytest.raises(Exception, match="Invalid input name: W"):
+        session.run(None, {"u": u, "x": x, "W": np.zeros((9, 64), np.float32)})
+    assert run(["check", *paths]) == 0
+    np.savez(tmp_path / "r.npz", u=u, x=x, W=np.zeros((9, 64), np.float32))
+    assert run(["check", *paths, "--data", str(tmp_path / "r.npz")]) == 2
+    assert "no input 'W'" in capsys.readouterr().err
+
+
+def test_a_weight_that_alone_may_be_fed_stays_an_input() -> None:
+    source = weights_as_inputs(8, some=True)
+    assert upgraded(source).model is source
+    done = mari_onnx.optimize(source, SIDES)
+    assert "W" in {i.name for i in done.model.graph.input}
+    assert upgraded(weights_as_inputs(3, some=True)).model.graph.input[-1].name == "x"
