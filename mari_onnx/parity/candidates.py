@@ -14,6 +14,8 @@ import numpy as np
 from mari_onnx.errors import MariError
 from mari_onnx.model.signature import Input, signature
 from mari_onnx.parity.bags import with_bags
+from mari_onnx.parity.layout import Layout
+from mari_onnx.parity.ties import with_ties
 from mari_onnx.sides.bags import pairs
 from mari_onnx.sides.candidates import Told, axes_within, by_shape, decided
 from mari_onnx.sides.row_index import refuse_row_indices
@@ -32,7 +34,7 @@ _RUNS = 64
 
 
 def with_axes(model: onnx.ModelProto, sides: Sides, run: ModelLike | None = None) -> Sides:
-    """`sides` with the candidate axis of every input.
+    """`sides` with the candidate axis of every input, bags, and one symbol for dimensions of one length.
 
     Args:
         model: the source.
@@ -47,7 +49,8 @@ def with_axes(model: onnx.ModelProto, sides: Sides, run: ModelLike | None = None
     refuse_row_indices(shaped, told.sides)
     graph, declared = shaped.graph, signature(shaped)
     made: onnxruntime.InferenceSession | None = None
-    if run is not None and (told.doubtful or pairs(graph, declared, told.sides)):
+    several = len(Layout(declared, told.sides).lengths) > 1
+    if run is not None and (told.doubtful or several or pairs(graph, declared, told.sides)):
         from mari_onnx import runtime
 
         with suppress(MariError):
@@ -57,6 +60,8 @@ def with_axes(model: onnx.ModelProto, sides: Sides, run: ModelLike | None = None
         with suppress(MariError):
             found = _tried(made, declared.inputs, sides, told.doubtful)
             sides = sides if found is None else decided(told, found)
+    if made is not None and sides:
+        sides = with_ties(declared, sides, made)
     return with_bags(graph, declared, sides, made)
 
 

@@ -97,11 +97,11 @@ class _Check:
         self.sides = (
             sides if sides is not None else find_sides([source, optimized], [loaded, other])
         )
+        self.sides = with_axes(loaded, self.sides, source)
         shaped = reshaped(loaded, self.sides.shapes)
         if shaped is not loaded:
             loaded = models["source"] = shaped
             self.signatures["source"] = signature(loaded)
-        self.sides = with_axes(loaded, self.sides, models["source"])
         self.layout = draw.Layout(self.signatures["source"], self.sides)
         theirs = self.signatures["optimized"]
         both = {i.name for i in theirs.inputs} == {i.name for i in self.layout.signature.inputs}
