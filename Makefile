@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest fuzz same limits reached mutants steady kills models interop bench bench-gpu audit pins wheel clean
+.PHONY: help demo test lint types pytest fuzz same limits reached mutants steady kills models interop bench scoreboard providers bench-gpu audit pins wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -65,6 +65,12 @@ kills: $(STAMPS)/test ## 200 runs ended, 200 killed, 200 writers killed, each at
 
 bench: $(STAMPS)/test $(STAMPS)/models ## every benchmark with its targets, under ten minutes; docs/benchmarks.md
 	$(BIN)/python -m benchmarks $(ARGS)
+
+scoreboard: $(STAMPS)/test ## ours beside other optimizers, OpenVINO and IKBO; docs/benchmarks.md
+	$(BIN)/python -m benchmarks.scoreboard $(ARGS)
+
+providers: $(STAMPS)/test ## execution providers that load our outputs and agree with the CPU; docs/benchmarks.md
+	$(BIN)/python -m benchmarks.providers $(ARGS)
 
 bench-gpu: $(STAMPS)/gpu $(STAMPS)/models ## the same on CUDA in float32 and float16; docs/gpu.json
 	$(BIN)/python -m benchmarks.gpu $(ARGS)

@@ -7,6 +7,7 @@ them together stay under ten minutes on two cores. Timings are of one thread.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ if __name__ == "__main__":
 
 from benchmarks import gpu, grid, layout, scale, tokens, whole  # noqa: E402
 from benchmarks.side_by_side import Setting  # noqa: E402
-from benchmarks.tables import Section  # noqa: E402
+from benchmarks.tables import Section, block  # noqa: E402
 from mari_onnx.model.save import write_text  # noqa: E402
 from mari_onnx.report.terminal import console  # noqa: E402
 from mari_onnx.timing.machine import machine  # noqa: E402
@@ -59,8 +60,12 @@ def _whole(tiny: bool, full: bool) -> Section:
     return whole.section(wanted, full, 0.1 if tiny else 1.0, notes)
 
 
-def page(found: list[Section], seconds: float) -> str:
-    """docs/benchmarks.md."""
+# What other commands write on the page, between markers.
+OTHERS = ("scoreboard", "providers")
+
+
+def page(found: list[Section], seconds: float, before: str = "") -> str:
+    """docs/benchmarks.md. before: the page as it was, of which the tables of other commands are kept."""
     on = machine()
     libraries = ", ".join(f"{name} {version}" for name, version in on["libraries"].items())
     targets = [target for each in found for target in each.targets]
@@ -75,14 +80,18 @@ def page(found: list[Section], seconds: float) -> str:
         "All figures are of one run on "
         f"{on['processor']}, {on['cores']} cores, {on['system']}, Python {on['python']}, "
         f"{libraries}. Models are timed in turns (A B A B) on one thread, by the time that "
-        "the thread itself ran (waiting for a busy machine is left out); ratios mean more than "
+        "the thread itself ran (waiting for a busy machine is left out), each short run right after an untimed one of "
+        "the same model; the load average was "
+        f"{os.getloadavg()[0]:.1f} at the end. Ratios mean more than "
         "times, and move by some percent from run to run. A ratio above 1 is a gain.",
         "",
         f"{len(targets) - len(missed)} of {len(targets)} targets are met."
         + (f" Missed: {'; '.join(missed)}." if missed else ""),
         "",
     ]  # fmt: skip
-    return "\n".join(lines) + "\n" + "\n".join(s.markdown() for s in found) + "\n" + gpu.page()
+    new = "\n".join(lines) + "\n" + "\n".join(s.markdown() for s in found) + "\n" + gpu.page()
+    kept = [text for name in OTHERS if (text := block(before, name))]
+    return "\n\n".join([new.rstrip(), *kept]) + "\n"
 
 
 def main() -> int:
@@ -103,7 +112,7 @@ def main() -> int:
         out.print(f"  ({name}: {time.perf_counter() - begun:.0f} s)")
         found.append(result)
     if not args.sections and not args.tiny:
-        write_text(PAGE, page(found, time.perf_counter() - start))
+        write_text(PAGE, page(found, time.perf_counter() - start, PAGE.read_text(encoding="utf-8")))
         out.print(f"\nwrote {PAGE.relative_to(ROOT)}")
     targets = [target for each in found for target in each.targets]
     met = sum(target.met for target in targets)

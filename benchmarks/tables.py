@@ -85,6 +85,24 @@ class Section:
         return "\n".join(lines) + "\n"
 
 
+def block(page: str, name: str) -> str:
+    """What stands between the markers of `name` on a page, with them; nothing where there are none."""
+    start, end = _markers(name)
+    return page[page.index(start) : page.index(end) + len(end)] if start in page and end in page else ""
+
+
+def replaced(page: str, name: str, text: str) -> str:
+    """The page with `text` between the markers of `name`, which are added at its end where there are none."""
+    start, end = _markers(name)
+    new = f"{start}\n{text.strip()}\n{end}"
+    old = block(page, name)
+    return page.replace(old, new) if old else f"{page.rstrip()}\n\n{new}\n"
+
+
+def _markers(name: str) -> tuple[str, str]:
+    return f"<!-- {name} -->", f"<!-- end of {name} -->"
+
+
 def milliseconds(seconds: float) -> str:
     """Three digits: `0.123`, `12.3`, `1234`."""
     value = seconds * 1e3

@@ -127,7 +127,7 @@ def optimize(
         check: run both models and compare; a difference raises. Without it nothing is assumed that a run has to tell.
         requests: recorded requests, or their file, to compare on in addition to drawn ones.
         providers: what to run the check on; see `parity.Settings`.
-        target: the kind of machine that rewrites are chosen for, "cpu" or "cuda".
+        target: what rewrites are chosen for: onnxruntime on the "cpu", any runtime ("portable"), or "cuda".
         threads, prices, choices: see `mari_onnx.choices.options_for`.
         if_slower: also time source and output against each other after the check, and where the output is slower
             "warn" in the report, "undo" what makes it so, or "fail".

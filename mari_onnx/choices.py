@@ -102,7 +102,7 @@ def options_for(
 
     Args:
         candidates: N, or N -> how much its time counts. By default `USUAL`, with costs given for the largest.
-        target: "cpu" or "cuda". For the CPU time decides, by prices of kernels; for others, work.
+        target: "cpu", "portable" or "cuda". Time decides, by prices of the CPU's kernels; on "cuda" work does.
         threads: of onnxruntime, within an operator.
         prices: a table made by `mari-onnx calibrate`, instead of the package's own.
         choices: made before; no others are made.
@@ -116,7 +116,7 @@ def options_for(
 
     weights = {candidates: 1.0} if isinstance(candidates, int) else dict(candidates or USUAL)
     typical = max(weights, key=lambda n: (weights[n], n))
-    table = tables.load(prices, threads) if target == "cpu" else None
+    table = tables.load(prices, threads) if target != "cuda" else None
     options = Options(typical, target, assume=assume, prices=table, weights=weights)
     if choices is None:
         return options

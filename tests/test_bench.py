@@ -54,10 +54,18 @@ def test_runs_take_turns_and_the_order_turns_too():
     assert timing.rounds == 3
 
 
+def test_a_short_run_is_timed_right_after_one_of_the_same():
+    clock, log = Clock(), []
+    runs = {"a": clock.takes(0.001, log, "a"), "b": clock.takes(1.0, log, "b")}
+    timing = interleaved(runs, seconds=0, least=2, warm_up=1, clock=clock)
+    assert log == ["a0", "b0", "a0", "a0", "b0", "b1", "a1", "a1"]
+    assert timing.of("a") == pytest.approx([0.001, 0.001])
+
+
 def test_rounds_end_by_time_between_least_and_most():
     clock = Clock()
     runs = {"a": clock.takes(1.0, [], "a"), "b": clock.takes(3.0, [], "b")}
-    assert interleaved(runs, seconds=20, least=1, warm_up=0, clock=clock).rounds == 5
+    assert interleaved(runs, seconds=20, least=1, warm_up=1, clock=clock).rounds == 5
     assert interleaved(runs, seconds=20, most=2, least=1, warm_up=0, clock=clock).rounds == 2
     timing = interleaved(runs, seconds=0, least=7, warm_up=0, clock=clock)
     assert timing.rounds == 7

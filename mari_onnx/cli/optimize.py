@@ -43,10 +43,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--target",
-    type=click.Choice(["cpu", "cuda"]),
+    type=click.Choice(["cpu", "portable", "cuda"]),
     default="cpu",
     show_default=True,
-    help="The machine that will serve the model: rewrites that are faster there are chosen.",
+    help="What will serve the model: onnxruntime on the CPU, onnxruntime on CUDA, or any runtime (portable: without "
+    "the forms that are faster on onnxruntime's CPU kernels alone). Rewrites that are faster there are chosen.",
 )
 @click.option(
     "--threads",

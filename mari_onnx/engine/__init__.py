@@ -138,7 +138,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     one_bag = bags.interpret(state, sides, stored)
     wanted = [(o.name, stored.get(o.name) or _output(b, env[o.name])) for o in graph.output]
     outputs = name_outputs(b, wanted, inputs | {i.name for i in graph.initializer})
-    nodes = fuse_gemm(live(outputs), outputs, options.target)
+    nodes = fuse_gemm(live(outputs), outputs)
     if options.target == "cpu":
         kept = sum(report.action != "folded" for report in state.reports)
         nodes = for_cpu(b, nodes, outputs, most=2 * kept)

@@ -18,12 +18,16 @@ from mari_onnx.model.nodes import captures
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.prices.table import Prices
 
+TARGETS = ("cpu", "portable", "cuda")
+"""What a graph is written for: onnxruntime's CPU kernels; any runtime, so without the forms that only those kernels are
+faster at (`output/cpu.py`); or a GPU. None adds an operator of another domain than ONNX's own."""
+
 
 @dataclass(frozen=True)
 class Options:
     """How to rewrite.
 
-    candidates: the N for which costs are estimated. target: "cpu" or "cuda". skip: names of source nodes that are
+    candidates: the N for which costs are estimated. target: see `TARGETS`. skip: names of source nodes that are
     copied. assume: facts may be assumed that a run can verify; the caller then verifies `Rewrite.assumptions`.
     declined: source nodes for which nothing is assumed, with the reason.
     prices: of kernels; with them time decides, not FLOPs: parts whose rewrite takes longer than they do are left as

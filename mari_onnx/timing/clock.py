@@ -12,6 +12,8 @@ import numpy as np
 Clock = Callable[[], float]
 LARGE = 0.1
 """A spread above this is worth a warning."""
+LONG = 0.02
+"""Seconds; a shorter run depends on what is in the caches when it starts."""
 
 
 def clock_for(threads: int = 1, provider: str = "cpu") -> tuple[str, Clock]:
@@ -101,7 +103,10 @@ def interleaved(
     clock: Clock = time.perf_counter,
     wall: Clock | None = None,
 ) -> Timing:
-    """Runs every callable once a round (A B A B), the order turned by one each round.
+    """Times every callable once a round (A B A B), the order turned by one each round.
+
+    A short run is timed right after an untimed one of the same callable, as a server runs one model again and again.
+    Else its time would be that of filling the caches, which differs with what ran before, and so with the order.
 
     Args:
         runs: name -> callable, which is given the number of the round and returns when done.
@@ -114,20 +119,28 @@ def interleaved(
     """
     wall = wall or clock
     names = tuple(runs)
+    took = dict.fromkeys(names, 0.0)
+
+    def timed(name: str, turn: int) -> float:
+        before = clock()
+        runs[name](turn)
+        took[name] = clock() - before
+        return took[name]
+
     started = wall()
     for turn in range(warm_up):
         for name in names:
-            runs[name](turn)
+            timed(name, turn)
         if wall() - started > seconds:
             break
     rows: list[Sequence[float]] = []
     started = wall()
     while len(rows) < most and (len(rows) < least or wall() - started < seconds):
-        row = [0.0] * len(names)
+        turn, row = len(rows), [0.0] * len(names)
         for place in range(len(names)):
-            which = (place + len(rows)) % len(names)
-            before = clock()
-            runs[names[which]](len(rows))
-            row[which] = clock() - before
+            which = (place + turn) % len(names)
+            if took[names[which]] < LONG:
+                runs[names[which]](turn)
+            row[which] = timed(names[which], turn)
         rows.append(row)
     return Timing(names, np.array(rows, np.float64).reshape(-1, len(names)))

@@ -110,7 +110,7 @@ def variants_of(
     sides: Sides,
     folder: Path,
     *,
-    candidates: int = 500,
+    candidates: int | Mapping[int, float] | None = 500,
     target: str = "cpu",
     with_peers: bool = False,
     with_floor: bool = False,

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mari_onnx.choices import options_for
 from mari_onnx.engine import Options, rewrite
 from mari_onnx.engine.output import cpu
+from mari_onnx.engine.session import TARGETS
+from mari_onnx.model.load import read
+from mari_onnx.model.nodes import all_nodes
+from mari_onnx.model.signature import signature
+from mari_onnx.sides.resolve import resolve, side_file_beside
 from tests.engine.checks import check
 from tests.engine.drawing import shapes, starts, tensor
 from tests.engine.graphs import Draw, Graph
 from tests.engine.test_norm import attentions
+
+MODELS = Path(__file__).parents[2] / "models"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -96,3 +105,35 @@ def test_heads_that_a_product_takes_as_they_are_stay() -> None:
     g = Graph(18)
     heads = g.Transpose(_mixed(g, 2, 3), perm=[1, 0, 2])
     assert "Reshape" not in _ops(g.output(g.MatMul(heads, g.const(np.ones((2, 3, 4))))))
+
+
+def _every_form() -> Graph:
+    """What the CPU's kernels have forms for: a bias of rows, a Softmax, a swap of axes, a sum that is normalized."""
+    g = Graph(18)
+    x = _mixed(g, 3, 40)
+    layer = g.Relu(g.Add(g.MatMul(x, g.weight(40, 40)), g.weight(40)))
+    swapped = g.Transpose(g.Softmax(layer, axis=-1), perm=[0, 2, 1])
+    fields = g.Transpose(g.Reshape(swapped, g.const(np.array([0, 8, 5, 3]))), perm=[0, 2, 1, 3])
+    normed = g.Reshape(fields, g.const(np.array([0, 3, 40])))
+    return g.output(g.LayerNormalization(g.Add(normed, x), g.weight(40), g.weight(40)))
+
+
+def test_a_portable_graph_has_none_of_the_forms_of_cpu_kernels() -> None:
+    special, portable = _ops(_every_form()), _ops(_every_form(), target="portable")
+    assert "Sum" in special
+    assert special.count("Reshape") > 2
+    assert "Sum" not in portable
+    assert portable.count("Reshape") == 2
+    assert portable == _ops(_every_form(), target="cuda")
+
+
+@pytest.mark.parametrize("name", ["bst", "din", "onetrans", "rankmixer"])
+def test_outputs_have_no_operators_of_other_domains_than_their_source(name: str) -> None:
+    path = MODELS / f"{name}.onnx"
+    source = read(path).model
+    sides = resolve(signature(source), file=side_file_beside(path))
+    before = {node.domain for node in all_nodes(source.graph.node)}
+    for target in TARGETS:
+        done = rewrite(source, sides, options_for(target=target))
+        assert done.changed
+        assert {node.domain for node in all_nodes(done.model.graph.node)} <= before

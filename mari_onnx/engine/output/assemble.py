@@ -28,13 +28,11 @@ def live(outputs: Sequence[Tensor]) -> list[Node]:
     return sorted(seen, key=lambda node: node.index)
 
 
-def fuse_gemm(nodes: list[Node], outputs: Sequence[Tensor], target: str) -> list[Node]:
+def fuse_gemm(nodes: list[Node], outputs: Sequence[Tensor]) -> list[Node]:
     """The nodes with ``MatMul`` and a following ``Add`` as one Gemm, where nothing else reads the product.
 
     The user's part of a sum, one row, becomes its C operand.
     """
-    if target not in ("cpu", "cuda"):
-        return nodes
     uses: dict[str, int] = {}
     for node in nodes:
         for t in [*node.inputs, *node.captured]:
