@@ -90,13 +90,16 @@ def _filled(call: Call) -> list[Use]:
 
 @kernel_of("Expand", "Tile")
 def _expand(call: Call) -> list[Use]:
+    """Stretches of the input are copied once each, and then what is written already, twice as much each time."""
     x, out = call.shape(0), call.out
     block, padded = 1, (1,) * (len(out) - len(x)) + x
     for a, b in zip(reversed(padded), reversed(out), strict=True):
-        block *= b
         if a != b:
             break
-    return [_copy("Expand", float(size(out)), block)]
+        block *= b
+    repeats = size(out) / max(1, size(x))
+    stretches = size(x) / max(1, block) * (1 + math.log2(max(1.0, repeats)))
+    return [Use("Expand", {"node": 1, "elements": float(size(out)), "runs": stretches})]
 
 
 @kernel_of("Gather", "ArrayFeatureExtractor", "GatherBlockQuantized")
@@ -112,7 +115,10 @@ def _gather(call: Call) -> list[Use]:
 
 @kernel_of("NonZero", "Compress")
 def _searched(call: Call) -> list[Use]:
-    return [Use(call.node.op_type, {"node": 1, "elements": float(size(call.shape(0)))})]
+    """Half of the elements are taken to be found, where nothing is known."""
+    x, out = size(call.shape(0)), call.out
+    found = out[-1] if out else x / 2
+    return [Use(call.node.op_type, {"node": 1, "elements": float(x), "runs": float(found)})]
 
 
 @kernel_of("GatherND", "ScatterND")

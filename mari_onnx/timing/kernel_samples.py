@@ -79,6 +79,8 @@ class Sample:
         shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
                   for v in (*inferred.value_info, *inferred.output)}  # fmt: skip
         shapes |= {f"x{i}": s for i, s in enumerate(self.fed)}
+        if self.op == "NonZero":
+            shapes["y0_0"] = (self.constants[0].ndim, int(np.count_nonzero(self.constants[0])))
         shapes |= {f"w0_{i}": a.shape for i, a in enumerate(self.constants)}
         node = model.graph.node[-1]
         shapes[node.output[0]] = shapes.get(node.output[0]) or self.fed[0]  # com.microsoft: no inference
@@ -209,11 +211,14 @@ def _over_axes() -> Iterator[Sample]:
     for shape in ((1, 16), (16, 16), (500, 50), (500, 50, 32), (64, 64)):
         yield Sample("CumSum", (shape,), (np.array(1, np.int64),))
         yield Sample("ArgMax", (shape,), (), {"axis": len(shape) - 1})
-        yield Sample("NonZero", (shape,))
+        for kept in (0.02, 0.5, 1.0):
+            yield Sample("NonZero", (), (np.random.default_rng(0).uniform(0, 1, shape) < kept,))
     for rows, width in ((1, 16), (16, 100), (500, 10), (500, 50), (8000, 10)):
         yield Sample("TopK", ((rows, width),), (_ints(4),), {"axis": 1}, outputs=2)
         index = np.random.default_rng(0).integers(0, min(rows, width), (rows * width, 2))
         yield Sample("GatherND", ((rows, width),), (index,))
+        yield Sample("GatherND", ((rows, width),), (index[:, :1],))
+        yield Sample("GatherND", ((20, rows, 8),), (index[:190, :1] % 20,))
 
 
 def _moves() -> Iterator[Sample]:
@@ -241,6 +246,7 @@ def _moves() -> Iterator[Sample]:
             yield Sample("ConstantOfShape", (), (_ints(rows, width),))
             yield Sample("Expand", ((1, width),), (_ints(rows, width),))
             yield Sample("Expand", ((rows, 1, width),), (_ints(rows, 20, width),))
+            yield Sample("Expand", ((rows, width, 1),), (_ints(rows, width, 4),))
         for width in (1, 4, 16, 64):
             index = np.random.default_rng(0).integers(0, 10_000, (rows, 20))
             yield Sample("Gather", (), (_random(10_000, width), index))
