@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mari_onnx.choices import CHOICES_KEY, Choices, choices_of, options_for
-from mari_onnx.errors import CannotCompare, OutputsDiffer, SidesUnknown
+from mari_onnx.errors import CannotBatch, CannotCompare, OutputsDiffer, SidesUnknown, UsageError
 from mari_onnx.model.load import Source, read
 from mari_onnx.model.provenance import carry_over, differences, set_metadata
 from mari_onnx.model.save import Staged, stage, stage_copy
@@ -104,6 +104,7 @@ def optimize(
     rest: str | None = None,
     shapes: Mapping[str, Sequence[int | str | None]] | None = None,
     count: Iterable[str] = (),
+    batched: str | None = None,
     candidates: int | Mapping[int, float] | None = None,
     check: bool = True,
     requests: str | Path | Iterable[Request] | None = None,
@@ -122,6 +123,7 @@ def optimize(
             the model's metadata, a side file beside the model, and its dimensions are asked.
         user, item, cross, rest, count: as the flags of the command line.
         shapes: input name -> dimensions that the file lacks or fixes: sizes, symbols such as "N", None.
+        batched: write a model for several requests in one run, "grid" (docs/batching.md); needs the check.
         candidates: the N that rewrites have to pay for; or several, N -> how much its time counts. By default 16, 64
             and 500, which count alike.
         check: run both models and compare; a difference raises. Without it nothing is assumed that a run has to tell.
@@ -140,8 +142,11 @@ def optimize(
     """
     source = as_source(model)
     given = {name: tuple(shape) for name, shape in (shapes or {}).items()}
-    found = _sides(source, sides, check, user=user, item=item, cross=cross, rest=rest, shapes=given, count=count)
+    tags = {"user": user, "item": item, "cross": cross, "rest": rest, "shapes": given, "count": count}
+    found = _sides(source, sides, check, batched=batched, **tags)
     options = options_for(candidates, target=target, threads=threads, prices=prices, choices=choices)
+    if not check and found.batched:
+        raise UsageError("batched needs the check", "only running the model shows whether its candidates mix")
     if not check:
         return rewritten(source, found, options)
     with (
@@ -255,6 +260,7 @@ def checked(
 
     Raises:
         Slower: the output is slower, and `if_slower` is "fail".
+        CannotBatch: an output for several requests is asked for, and cannot be made.
         SidesUnknown: as `rewritten`.
         OutputsDiffer: outputs differ whatever is dropped.
         CannotCompare: the source gives nothing to compare with.
@@ -269,6 +275,8 @@ def checked(
     recorded = as_requests(requests, signature(source.model), sides)
     for provider in providers:
         require(provider)  # before minutes of work
+    if sides.batched:
+        _refuse_mixing(source.model, sides)
     staged: list[Staged] = []
 
     def place(rewrite: Rewrite) -> Path:
@@ -292,7 +300,9 @@ def checked(
 
     try:
         answer, speed = answered(options), None
-        if if_slower is not None and answer.ok and answer.result is not None:
+        if sides.batched and not answer.rewrite.changed:
+            raise _not_batched(sides, answer.rewrite.reason)
+        if if_slower is not None and not sides.batched and answer.ok and answer.result is not None:
             from mari_onnx.timing.speed import settled
 
             origin = source.path if source.path.is_file() and not sides.shapes else source.model
@@ -331,6 +341,10 @@ def _engine(source: Source) -> Callable[[onnx.ModelProto, Sides, Options], Rewri
     metadata = {entry.key: entry.value for entry in source.model.metadata_props}
 
     def rewrite(model: onnx.ModelProto, sides: Sides, options: Options) -> Rewrite:
+        if sides.batched:
+            if METADATA_KEY in metadata and METADATA_KEY in (p.key for p in model.metadata_props):
+                return engine.Rewrite(model, False, [], reason=f"it takes several requests already ({sides.batched})")
+            options = dataclasses.replace(options, prices=None)
         made = upgraded(model)
         result = engine.rewrite(made.model, sides, options)
         if options.unchanged and result.changed:
@@ -387,6 +401,27 @@ def _finished(source: Source, sides: Sides, options: Options, result: Rewrite) -
     return Optimized(output, True, report, source, result)
 
 
+def _refuse_mixing(model: onnx.ModelProto, sides: Sides) -> None:
+    """Raises `CannotBatch` where a candidate's outputs depend on other candidates of the run."""
+    from mari_onnx.parity.domains.domains import domains
+    from mari_onnx.parity.layout import Layout
+    from mari_onnx.parity.several.mixing import mixes
+
+    if not sides:
+        raise _not_batched(sides, "no input is tagged, so nothing says which inputs have a row for each request")
+    layout = Layout(signature(model), sides)
+    where = mixes(model, layout, domains(model, layout)[0])
+    if where is not None:
+        raise _not_batched(sides, where)
+
+
+def _not_batched(sides: Sides, reason: str | None) -> CannotBatch:
+    return CannotBatch(
+        f"no output for several requests (--batched {sides.batched}) can be made: {reason}",
+        "leave --batched out and run one request at a time; docs/batching.md says what can be batched",
+    )
+
+
 def unknown_sides(source: Source) -> SidesUnknown:
     """The refusal, with a command to paste."""
     sig = signature(source.model)
@@ -408,6 +443,7 @@ def _sides(
     source: Source, sides: Sides | Mapping[str, str] | str | Path | None, run: bool = True, **flags: Any
 ) -> Sides:
     if isinstance(sides, Sides):
+        sides = dataclasses.replace(sides, batched=flags.get("batched") or sides.batched)
         return with_axes(source.model, sides, source.model if run else None)
     file = sides if isinstance(sides, str | Path) else None
     if isinstance(sides, Mapping):

@@ -59,6 +59,10 @@ class SideFileError(UsageError):
     """The side file, or the model's own side metadata, cannot be read or says something unknown."""
 
 
+class CannotBatch(UsageError):
+    """An output for several requests (--batched) cannot be made of the model, or its candidates would mix."""
+
+
 class OutputInTheWay(UsageError):
     """OUT is the input itself (or a folder), and --force was not given."""
 

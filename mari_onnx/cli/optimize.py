@@ -82,6 +82,12 @@ if TYPE_CHECKING:
     "or write nothing (exit code 9).",
 )
 @click.option(
+    "--batched",
+    type=click.Choice(["grid"]),
+    help="Write OUT for several requests in one run. grid: user inputs [R, ..], item and cross inputs [R, N, ..], "
+    "outputs [R, N, ..] (docs/batching.md).  [default: one request per run]",
+)
+@click.option(
     "--check/--no-check",
     default=True,
     help="Run both models on the same requests, and write nothing if outputs differ.  "
@@ -148,6 +154,8 @@ def optimize(
     loaded = with_given_shapes(loaded, found)
     out = console()
     out.quiet = quiet
+    if not check and found.batched:
+        raise click.UsageError("--batched needs the check: only running the model shows whether its candidates mix")
     if not check and (data is not None or providers != ("auto",)):
         raise click.UsageError("--data and --provider configure the check, but --no-check skips it")
     requests = None
@@ -160,7 +168,7 @@ def optimize(
     options = options_for(candidates, target=target, threads=threads, prices=prices, choices=given)
     checking = None
     if check:
-        timed = if_slower if target == "cpu" else None
+        timed = if_slower if target == "cpu" and not found.batched else None
         checking = {"requests": requests, "providers": providers, "if_slower": timed, "threads": threads}
     with _staged(loaded, found, output, options, checking, dry_run, quiet) as (done, staged):
         summary.write(out, summary.of_optimize(done.report, show_inputs=sides["guess"], target=target))

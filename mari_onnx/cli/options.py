@@ -142,6 +142,7 @@ def sides_from(
         shapes=dict(map(read, options.get("shapes", ()))),
         count=options.get("counts", ()),
         indices=row_indices(model) if options.get("guess") else (),
+        batched=options.get("batched"),
     )
     return with_axes(model, found, model if options.get("check", True) else None)
 

@@ -17,6 +17,7 @@ import onnx
 from mari_onnx.engine import (
     bags,
     interpreter,
+    requests,
     rules,  # noqa: F401  fills the table
 )
 from mari_onnx.engine.analysis.finite import carried
@@ -67,7 +68,7 @@ def rewrite(model: onnx.ModelProto, sides: Sides, options: Options | None = None
     if opsets[""] < OLDEST:
         return Rewrite(model, False, [], reason=f"opset {opsets['']} is older than {OLDEST}")
     options = options or Options()
-    graph, time = _inlined(model), TimeModel(options.candidates)
+    graph, time = _inlined(model), TimeModel(options.candidates, several=bool(sides.batched))
     session = Session(graph, input_shapes(graph, sides), opsets, options, declared(graph, sides))
     try:
         return _best(model, sides, session, time)
@@ -132,11 +133,13 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     inputs = {info.name for info in graph.input}
     lifted = {n for n, t in stored.items() if env[n].groups is not None and t.shape != env[n].shape}
     both = sorted(lifted & {info.name for info in graph.output})
+    if sides.batched:
+        both = sorted({info.name for info in graph.output} & (inputs | {i.name for i in graph.initializer}))
     if both:
         reason = f"the user input {both[0]!r} is also an output, so it must keep its N rows"
         return Rewrite(model, False, [], reason=reason)
     one_bag = bags.interpret(state, sides, stored)
-    wanted = [(o.name, stored.get(o.name) or _output(b, env[o.name])) for o in graph.output]
+    wanted = [(o.name, stored.get(o.name) or _output(b, o.name, env[o.name])) for o in graph.output]
     outputs = name_outputs(b, wanted, inputs | {i.name for i in graph.initializer})
     nodes = fuse_gemm(live(outputs), outputs)
     if options.target == "cpu":
@@ -146,7 +149,11 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     shapes = one_bag | {name: value.shape for name, value in env.items() if value.groups is not None}
     written = [t for n in nodes for t in [*n.inputs, *n.outputs] if t is not None]
     out_shapes = {t.name: t.shape for t in written if t.shape is not None}
-    made = assemble(model if not model.functions else _with_graph(model, graph), nodes, outputs, stored)
+    made = assemble(
+        model if not model.functions else _with_graph(model, graph), nodes, outputs, {} if sides.batched else stored
+    )
+    if sides.batched:
+        requests.declare(made, sides, graph)
     result = Rewrite(
         made,
         True,
@@ -161,7 +168,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     moved = bool(lifted) or any(r.action in ("lifted", "split") for r in state.reports)
     less = after.flops < before.flops or (after.flops == before.flops and after.bytes < before.bytes)
     result.flops, result.assumptions = after.flops, assumptions.made
-    if not moved or not less:
+    if (not moved or not less) and not sides.batched:
         result.model, result.changed, result.out_shapes, result.assumptions = model, False, shapes, []
         result.tensor_map = {name: name for name in shapes}
         result.reason = (
@@ -173,10 +180,10 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     return result
 
 
-def _output(b: Builder, value: Value) -> Tensor:
+def _output(b: Builder, name: str, value: Value) -> Tensor:
     """A graph output as a tensor. Raises `Decline` where its rank is not known."""
     try:
-        return materialise(b, value)
+        return materialise(b, value) if b.requests is None else requests.leave(b, name, value)
     except KeyError as error:
         raise Decline(f"the dimension {error} of an output cannot be computed from the inputs at run time") from error
 

@@ -15,9 +15,9 @@ from mari_onnx.errors import MariError
 from mari_onnx.parity.assumptions import Refuted, settle
 from mari_onnx.parity.bisect import first_divergence
 from mari_onnx.parity.blame import guilty
-from mari_onnx.parity.check import check
 from mari_onnx.parity.result import CANNOT_COMPARE, DIFFERENT, CheckResult
 from mari_onnx.parity.settings import Settings
+from mari_onnx.parity.several.check import check
 
 if TYPE_CHECKING:
     import onnx

@@ -17,8 +17,10 @@ from mari_onnx.model.signature import Signature
 
 SIDES = ("user", "item", "cross")
 METADATA_KEY = "mari_onnx.sides"
+BATCHED = ("grid",)
+"""Forms of an output for several requests."""
 _AXES = ("candidate_axis", "candidate_axes", "own_dimensions")
-_FILE_KEYS = (*SIDES, "rest", *_AXES, "shapes", "count", "bags", "columns")
+_FILE_KEYS = (*SIDES, "rest", *_AXES, "shapes", "count", "bags", "columns", "batched")
 _PACKED = re.compile(r"^(?P<name>.+?)\[\s*:\s*,(?P<columns>.*)\]\s*$", re.DOTALL)
 _SLICE = re.compile(r"^(-?\d+)?\s*:\s*(-?\d+)?\s*(?::\s*(-?\d+)?)?$")
 
@@ -69,6 +71,7 @@ class Layer:
     count: Sequence[str] = ()
     candidate_axes: Mapping[str, int] = field(default_factory=dict)
     bags: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    batched: str | None = None
 
     def bag_names(self, signature: Signature) -> dict[str, tuple[str, ...]]:
         """Offsets -> inputs that are cut into bags by them."""
@@ -230,13 +233,16 @@ def _layer_of(data: Mapping[str, Any], origin: str) -> Layer:
             what = f"{origin}: candidate_axis is {each!r}, which is no axis"
             raise SideFileError(what, "write an integer, 0 or larger")
     own, count = (_patterns(data, key, origin) for key in ("own_dimensions", "count"))
+    batched = data.get("batched")
+    if batched is not None and batched not in BATCHED:
+        raise SideFileError(f"{origin}: batched is {batched!r}", f"one of {', '.join(BATCHED)}")
     bags = data.get("bags", {})
     if not isinstance(bags, dict):
         raise SideFileError(
             f"{origin}: bags is not a table of inputs", 'write [bags] and under it offsets = ["ids"]'
         )
     ids = {name: _patterns(bags, name, f"{origin}, bags") for name in bags}
-    return Layer(origin, patterns, rest, axis, own, _shapes(data, origin), count, axes, ids)
+    return Layer(origin, patterns, rest, axis, own, _shapes(data, origin), count, axes, ids, batched)
 
 
 def _shapes(data: Mapping[str, Any], origin: str) -> dict[str, Shape]:

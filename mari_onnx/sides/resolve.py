@@ -16,6 +16,7 @@ from typing import Any
 from mari_onnx.errors import UntaggedInput, UsageError
 from mari_onnx.model.signature import Input, Signature
 from mari_onnx.sides.patterns import (
+    BATCHED,
     METADATA_KEY,
     SIDES,
     Layer,
@@ -30,7 +31,7 @@ from mari_onnx.sides.patterns import (
 )
 from mari_onnx.sides.shapes import given_for, merged, with_shapes
 
-__all__ = ["METADATA_KEY", "SIDES", "Sides", "fnmatch_escape", "resolve", "side_file_beside"]
+__all__ = ["BATCHED", "METADATA_KEY", "SIDES", "Sides", "fnmatch_escape", "resolve", "side_file_beside"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Sides:
         shapes: input name -> dimensions of the source that its file lacks or fixes (`sides.shapes.reshaped`).
         counts: inputs whose value is the number of candidates; they have no side.
         bags: offsets `[N]` -> the inputs whose first axis they cut into N bags (`sides.bags`).
+        batched: how the output takes several requests in one run (`BATCHED`); None for one request.
 
     An input in neither mapping is taken as the graph says (a scalar, or the `[R, N, ...]` layout).
     """
@@ -57,6 +59,7 @@ class Sides:
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     counts: tuple[str, ...] = ()
     bags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    batched: str | None = None
 
     def axis_of(self, name: str) -> int | None:
         """The axis of a tagged input that counts candidates, if it has so many; None: no axis of it does."""
@@ -109,6 +112,8 @@ class Sides:
             found["count"] = [fnmatch_escape(name) for name in self.counts]
         if self.bags:
             found["bags"] = {fnmatch_escape(n): [fnmatch_escape(i) for i in ids] for n, ids in self.bags.items()}
+        if self.batched:
+            found["batched"] = self.batched
         return found
 
     def to_json(self) -> str:
@@ -131,6 +136,7 @@ def resolve(
     shapes: Mapping[str, Shape] | None = None,
     count: Iterable[str] = (),
     indices: Collection[str] = (),
+    batched: str | None = None,
 ) -> Sides:
     """Sides of the inputs of `signature`. Flags beat the file, the file beats the metadata.
 
@@ -144,6 +150,7 @@ def resolve(
         guess: tag what is left by what its name looks like.
         shapes: input name -> dimensions, where the file lacks or fixes them.
         count: shell patterns on names of inputs whose value is the number of candidates.
+        batched: one of `BATCHED`.
         indices: inputs that pick rows of other inputs (`sides.row_index`), whose names are not asked.
 
     Returns:
@@ -153,9 +160,8 @@ def resolve(
         UntaggedInput, TaggedTwice, NoSuchInput, SideFileError, UsageError.
     """
     flags = {"user": [*user], "item": [*item], "cross": [*cross]}
-    layers = [
-        Layer("the flags", flags, rest, shapes=shapes or {}, count=[*count], candidate_axes=candidate_axes or {})
-    ]
+    flagged = Layer("the flags", flags, rest, shapes=shapes or {}, count=[*count], batched=batched)
+    layers = [replace(flagged, candidate_axes=candidate_axes or {})]
     if file is not None:
         layers.append(read_file(Path(file)))
     if metadata is not None:
@@ -205,7 +211,9 @@ def resolve(
     elif left and tagged:
         # One row against N says who is the user; the others have a row per candidate.
         tagged.update((unit, "cross") for unit in left)
-    return replace(_collect(units, tagged, axis), axes=own | by_name, shapes=given, counts=counts, bags=bags)
+    several = next((layer.batched for layer in layers if layer.batched is not None), None)
+    found = replace(_collect(units, tagged, axis), shapes=given, counts=counts, bags=bags, batched=several)
+    return replace(found, axes=own | by_name)
 
 
 def side_file_beside(model: str | Path) -> Path | None:

@@ -213,16 +213,16 @@ class Graph:
         )
 
     def feeds(
-        self, n: int, once: bool = False, loud: int | None = None, spoilt: int | None = None
+        self, n: int, once: bool = False, loud: int | None = None, spoilt: int | None = None, request: int = 0
     ) -> dict[str, np.ndarray]:
         """Inputs for n candidates; ``once``: as the new model takes them, one row of the user's.
 
         loud: the seed of scales up to 1e6 around a number that inputs have in common. spoilt: the seed of a NaN
-        in one float input, in the row of a single candidate, or of the user.
+        in one float input, in the row of a single candidate, or of the user. request: its number, for other values.
         """
         out = {}
         for k, (name, given) in enumerate(self.inputs.items()):
-            rng = np.random.default_rng((k, n))
+            rng = np.random.default_rng((k, n, request) if request else (k, n))
             user = (
                 given.side == "user"
                 and self.axis < len(given.shape)

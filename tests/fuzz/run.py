@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.fuzz.case import Case, cases, load
 from tests.fuzz.oracle import Fault, judge
+from tests.fuzz.several import judge_several
 
 CHUNK = 250
 """Examples with one seed; after a fault the next seed goes on."""
@@ -29,8 +30,8 @@ SHRINK = 40.0
 class Search:
     """Chunks of examples until the number asked for is reached."""
 
-    def __init__(self, keep: Path, first: int):
-        self.keep, self.next = keep, first
+    def __init__(self, keep: Path, first: int, several: str | None = None):
+        self.keep, self.next, self.several = keep, first, several
         self.tally: Counter[str] = Counter()
         self.operators: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
@@ -46,7 +47,8 @@ class Search:
         elif time.monotonic() > self.until:
             return
         try:
-            judge(case, self.tally if self.found is None else None)
+            tally = self.tally if self.found is None else None
+            judge(case, tally) if self.several is None else judge_several(case, self.several, tally)
         except Fault as fault:
             if self.found is None:
                 self.faults[fault.signature] += 1
@@ -103,10 +105,11 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, default=Path("build/fuzz"))
     parser.add_argument("--report", type=Path, default=None)
     parser.add_argument("--replay", type=Path, nargs="+", help="kept cases, instead of drawing")
+    parser.add_argument("--batched", default=None, help="several requests in one run, in this form")
     args = parser.parse_args()
     if args.replay:
         return replay(args.replay)
-    search, begin = Search(args.keep, args.seed), time.monotonic()
+    search, begin = Search(args.keep, args.seed, args.batched), time.monotonic()
     with suppress(KeyboardInterrupt):
         while search.tally["graphs"] < args.examples:
             if args.minutes is not None and time.monotonic() - begin > args.minutes * 60:

@@ -249,7 +249,7 @@ def align(b: Builder, values: Sequence[Value]) -> tuple[list[Body], tuple[Group,
             if found is None:
                 sizes = [" * ".join(str(a.size) for a in g) for g in (canon[i], group)]
                 raise Decline(f"nothing shows that the dimensions {sizes[0]} and {sizes[1]} are equal")
-            axes = [Axis(size) for size, _, _ in found]
+            axes = [b.axis(size, used) for size, _, _ in found]
             for side, own in ((1, canon[i]), (2, group)):
                 for n, axis in enumerate(own):
                     pieces = [a for a, segment in zip(axes, found, strict=True) if segment[side] == n]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
-from mari_onnx.engine.ir.value import Axis, Body, Cat, Group, Leaf, Part, Tensor, Value, axes_of, leaves
+from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Group, Leaf, Part, Tensor, Value, axes_of, leaves
 from mari_onnx.model.dims import product
 
 MAX_RUNS = 128
@@ -20,7 +20,7 @@ def write(b: Builder, body: Body, order: Sequence[Group], full: frozenset[Axis] 
     """The body as one tensor with a dimension for each group of ``order``; axes are merged within a group.
 
     A group of which the body has no axis becomes a dimension of 1, unless its axes are in ``full``: then it is
-    repeated.
+    repeated. Refuses a body that has the axis of the requests, where ``order`` does not.
     """
     if isinstance(body, Cat):
         return _write_cat(b, body, order, full)
@@ -31,6 +31,8 @@ def write(b: Builder, body: Body, order: Sequence[Group], full: frozenset[Axis] 
     needed = {a for group, on in zip(order, active, strict=True) if on for a in group}
     have = [a for a in body.axes if a is not None]
     want = [a for a in flat if a in present]
+    if b.requests in have and b.requests not in want:
+        raise Decline("it needs a tensor of one request, and there are several")
     assert set(have) == set(want), f"{body} written without all of its axes"
     t = body.tensor
     if have != want:

@@ -27,6 +27,10 @@ class TimeModel:
 
     candidates: int = 500
     """The N for which costs are estimated."""
+    requests: int = 16
+    """The number of requests in a run for several."""
+    several: bool = False
+    """Whether the new graph takes several requests, whose number is R."""
     free: int = 50
     """The length that any other symbolic dimension counts as (a history)."""
     element: float = 12.0
@@ -54,7 +58,8 @@ class TimeModel:
     def length(self, size: Size) -> int:
         """The number that a dimension counts as."""
         if isinstance(size, Dim):
-            return size.evaluate({s: self.candidates if s == "N" else self.free for s in symbols(size)})
+            known = {"N": self.candidates, "R": self.requests if self.several else self.free}
+            return size.evaluate({s: known.get(s, self.free) for s in symbols(size)})
         return size
 
     def volume(self, axes: Iterable[HasSize]) -> float:

@@ -16,7 +16,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.ir.nodes import RANDOM, evaluate, is_random
-from mari_onnx.engine.ir.value import Node, Tensor
+from mari_onnx.engine.ir.value import Axis, Node, Tensor
 from mari_onnx.model.dims import Dim, Size, product, static, symbols
 from mari_onnx.model.nodes import graphs, is_standard, rename_captures
 from mari_onnx.model.ops import Fact, row
@@ -41,6 +41,8 @@ class Builder:
         self.label = "t"
         self.rows = {"N"}
         """Symbols of the candidates, and in the layout [R, N, ..] of the requests."""
+        self.requests: Axis | None = None
+        """The requests of a run for several; a body may have this axis where its Value has not."""
         self.shortest = 0
         """What a dimension of an input, other than the candidates', is at least."""
         self.notes: list[str] = []
@@ -240,6 +242,12 @@ class Builder:
         if array.size > limit:
             return None
         return self.const(array, dtype)
+
+    # ---- axes ------------------------------------------------------------------------------------------------------
+    def axis(self, size: Size, used: Iterable[Axis] = ()) -> Axis:
+        """A new axis; of as many positions as there are requests, the axis of the requests, unless that is used."""
+        several = self.requests is not None and size == self.requests.size and self.requests not in used
+        return self.requests if several and self.requests is not None else Axis(size)
 
     # ---- sizes at run time -----------------------------------------------------------------------------------------
     def size(self, size: Size) -> Tensor:

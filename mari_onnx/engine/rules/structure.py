@@ -91,7 +91,7 @@ def regroup(ctx: Context, x: Value, target: Sequence[Size]) -> Value:
         if len(mine) == 1:
             pieces.append((axis, mine[0][1]))
             continue
-        new = [Axis(size) for size, _ in mine]
+        new = [ctx.b.axis(size, atoms) for size, _ in mine]
         body = split(ctx.b, body, axis, new)
         pieces += [(a, j) for a, (_, j) in zip(new, mine, strict=True)]
     groups: list[Group] = [tuple(a for a, j in pieces if j == k) for k in range(len(target))]
@@ -124,7 +124,7 @@ def _through(ctx: Context, x: Value, target: Sequence[Size]) -> Value:
             own, found = (whole,), [(size, 0, j) for j, (size, _) in enumerate(want) if size != 1]
         for n, axis in enumerate(own):
             mine = [(size, want[j][1]) for size, i, j in found if i == n]
-            new = [axis] if len(mine) == 1 else [Axis(size) for size, _ in mine]
+            new = [axis] if len(mine) == 1 else [ctx.b.axis(size, atoms) for size, _ in mine]
             if len(mine) > 1:
                 body = split(ctx.b, body, axis, new)
             pieces += [(a, j) for a, (_, j) in zip(new, mine, strict=True)]
@@ -189,7 +189,7 @@ def squeeze(ctx: Context) -> list[Value]:
 
 def _multiple(dim: Dim) -> bool:
     """Whether a dimension is a multiple of N, so that it is 1 at one candidate or never."""
-    return dim.symbols == {"N"} and len(dim.terms) == 1
+    return "N" in dim.symbols <= {"N", "R"} and len(dim.terms) == 1
 
 
 @rule("Unsqueeze")

@@ -85,6 +85,21 @@ def tried(
     return found
 
 
+def ran(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], threads: int = 1) -> str:
+    """What one run of a model comes to: "ran", "failed" or "died"; "ran" for one that is too large to be tried."""
+    from mari_onnx import runtime
+
+    if runtime.weight_bytes(model) > _BYTES:
+        return "ran"
+    with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder, runtime.as_file(model) as made:
+        path = Path(folder, "model.onnx")
+        if isinstance(made, bytes):
+            path.write_bytes(made)
+        else:
+            path = Path(made)
+        return _helper.answer(path, feed, Path(folder, "request.npz"), threads)
+
+
 class _Helper:
     """The other end of `main`."""
 
