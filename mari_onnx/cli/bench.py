@@ -116,6 +116,7 @@ def bench(
     from mari_onnx.cli.check import progress_bar
     from mari_onnx.model.load import read
     from mari_onnx.parity.check import find_sides
+    from mari_onnx.parity.float64 import light
     from mari_onnx.report import summary
     from mari_onnx.report.terminal import console
     from mari_onnx.timing.measure import measure
@@ -125,9 +126,10 @@ def bench(
 
         check_format(plot_file)
     source = read(models[0])
-    found = sides_from(sides, source.model, models[0])
+    others = {path: light(path) for path in models[1:]}
+    found = sides_from(sides, source.model, models[0], others)
     if not found:
-        found = find_sides(list(models), [source.model, *(read(path).model for path in models[1:])])
+        found = find_sides(list(models), [source.model, *others.values()])
     source = with_given_shapes(source, found)
     out = console()
     out.quiet = quiet or str(json_file) == "-"

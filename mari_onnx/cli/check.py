@@ -156,16 +156,17 @@ def check(
     from mari_onnx.report.terminal import console
 
     model = light(source)
-    sides = sides_from(rest, model, source)
+    other = light(optimized)
+    sides = sides_from(rest, model, source, {optimized: other})
     if not sides:
-        sides = find_sides([source, optimized], [model, light(optimized)])
+        sides = find_sides([source, optimized], [model, other])
     requests = None
     if data is not None:
         from mari_onnx.parity.requests.recorded import load
         from mari_onnx.sides.shapes import reshaped
 
         requests = load(data, signature(reshaped(model, sides.shapes)), sides, request_id)
-    del model
+    del model, other
     known = set(Settings.__dataclass_fields__)
     settings = Settings(**{k: v for k, v in rest.items() if k in known and v is not None})
     with progress_bar(quiet) as progress:

@@ -103,7 +103,10 @@ def side_options(command: F) -> F:
 
 
 def sides_from(
-    options: Mapping[str, Any], model: onnx.ModelProto, path: str | Path | None = None
+    options: Mapping[str, Any],
+    model: onnx.ModelProto,
+    path: str | Path | None = None,
+    outputs: Mapping[Path, onnx.ModelProto] | None = None,
 ) -> Sides:
     """The sides of `model` by the options of `side_options`, a side file, and its metadata.
 
@@ -111,6 +114,7 @@ def sides_from(
         options: a command's keyword arguments, or its click context.
         model: the source model.
         path: where it was read from; a side file is looked for beside it.
+        outputs: models that were made of it, by their paths, whose side files and metadata count after its own.
 
     Raises:
         UsageError: see `mari_onnx.sides.resolve`.
@@ -124,10 +128,11 @@ def sides_from(
     if isinstance(options, click.Context):
         options = options.params
     file = options.get("side_file")
-    if file is None and path is not None:
-        file = side_file_beside(path)
+    beside = map(side_file_beside, [*([path] if path is not None else []), *(outputs or {})])
+    file = file or next(filter(None, beside), None)
     axes = dict(options.get("candidate_axes", {}))
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    models = [model, *(outputs or {}).values()]
+    metadata = [entry.value for each in models for entry in each.metadata_props if entry.key == METADATA_KEY]
     found = resolve(
         signature(model),
         user=options.get("user", ()),
@@ -135,7 +140,7 @@ def sides_from(
         cross=options.get("cross", ()),
         rest=options.get("rest"),
         file=file,
-        metadata=metadata.get(METADATA_KEY),
+        metadata=next(iter(metadata), None),
         candidate_axis=axes.pop("", None),
         candidate_axes=axes,
         guess=options.get("guess", False),

@@ -277,7 +277,12 @@ class _Check:
                     "--candidate-axis; an input with a length of its own there is no item or cross input",
                 )
             if not kept:
-                raise CannotCompare(f"the source model failed on every request, first with: {first_line(lost[0][1])}")
+                text = f"the source model failed on every request, first with: {first_line(lost[0][1])}"
+                inputs = self.layout.signature.inputs
+                unknown = next((i for i in inputs if not i.rank_known or i.shape.count(None) > 1), None)
+                if unknown is not None:
+                    text += f" (the file does not say the dimensions of {unknown.name}: give --shape)"
+                raise CannotCompare(text)
             nan = [r.edge for r, o in kept if _has_nan(o) and id(r) in own]
             if before is None and None in nan:
                 # Logarithms and roots: with NaN everywhere nothing would be compared.

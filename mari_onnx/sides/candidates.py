@@ -41,7 +41,8 @@ def by_shape(signature: Signature, sides: Sides) -> Told:
     rows = [i for i in tagged if sides.side(i.name) != "user"]
     counting = {i.name: i.shape[at[i.name]] for i in tagged}
     _refuse_fixed_at_1(tagged, rows, at)
-    _refuse_other_axis(signature, [i for i in rows if i.name not in sides.axes], sides.candidate_axis)
+    left = [i for i in tagged if i.name not in sides.axes]
+    _refuse_other_axis(signature, left, [i for i in rows if i in left], sides.candidate_axis)
     of_rows = [counting[i.name] for i in rows]
     names = {d for d in of_rows if isinstance(d, str)}
     surely = names & {d for o in signature.outputs for d in o.shape}
@@ -82,6 +83,13 @@ def decided(told: Told, own: Iterable[str]) -> Sides:
 
 def _refuse_fixed_at_1(tagged: list[Input], rows: list[Input], at: Mapping[str, int]) -> None:
     if rows and all(i.shape[at[i.name]] == 1 for i in tagged):
+        for other in range(max(len(i.shape) for i in rows)):
+            symbols = {i.shape[other] if len(i.shape) > other else None for i in rows}
+            if len(symbols) == 1 and isinstance(symbols.pop(), str):
+                raise UsageError(
+                    f"candidates would be along an axis of length 1: {rows[0].name} is {rows[0].text}",
+                    f"give --candidate-axis {other}",
+                )
         shapes = [(i, tuple("N" if k == at[i.name] else d for k, d in enumerate(i.shape))) for i in tagged]
         flags = " ".join(f"--shape {i.name}={text_of(shape)}" for i, shape in shapes)
         raise UsageError(
@@ -91,16 +99,20 @@ def _refuse_fixed_at_1(tagged: list[Input], rows: list[Input], at: Mapping[str, 
         )
 
 
-def _refuse_other_axis(signature: Signature, rows: list[Input], axis: int) -> None:
+def _refuse_other_axis(signature: Signature, tagged: list[Input], rows: list[Input], axis: int) -> None:
     """Refuses `[fields, N]` where nobody said that axis 1 is the candidates'."""
     if not rows or not all(isinstance(i.shape[axis], int) and i.shape[axis] != 1 for i in rows):
         return
+    sizes = {i.shape[axis] for i in tagged}
+    cannot_be = len(sizes) > 1 and all(isinstance(size, int) for size in sizes)
     for other in range(max(len(i.shape) for i in rows)):
         symbols = {i.shape[other] if len(i.shape) > other else None for i in rows}
         (symbol, *more) = symbols
-        if other != axis and not more and isinstance(symbol, str) and any(symbol in o.shape for o in signature.outputs):
+        shared = isinstance(symbol, str) and any(symbol in o.shape for o in signature.outputs)
+        free = cannot_be and all(len(i.shape) > other and i.shape[other] == symbol for i in tagged)
+        if other != axis and not more and (shared or (free and not isinstance(symbol, int))):
             raise UsageError(
                 f"candidates would be along axis {axis}, where {rows[0].name} {rows[0].text} has a fixed size, but "
-                f"{symbol!r} on axis {other} is what the items share with the outputs",
+                f"axis {other} is the one that all of them have free",
                 f"give --candidate-axis {other}, or --candidate-axis {axis} if that is meant",
             )
