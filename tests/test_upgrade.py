@@ -138,3 +138,46 @@ def test_a_weight_that_alone_may_be_fed_stays_an_input() -> None:
     done = mari_onnx.optimize(source, SIDES)
     assert "W" in {i.name for i in done.model.graph.input}
     assert upgraded(weights_as_inputs(3, some=True)).model.graph.input[-1].name == "x"
+
+
+def weights_of(**shapes: tuple[int, ...]) -> list[onnx.TensorProto]:
+    rng = np.random.default_rng(2)
+    found = {name: rng.uniform(0.1, 1.0, shape).astype(np.float32) for name, shape in shapes.items()}
+    return [numpy_helper.from_array(value, name) for name, value in found.items()]
+
+
+NORM = weights_of(a=(32,), b=(32,), m=(32,), v=(32,))
+ROWS = [numpy_helper.from_array(np.array([-1, 4, 8]), "rows")]
+FIVE = [numpy_helper.from_array(np.array([5]), "five")]
+OLD_FORMS = {
+    "Slice with attributes": (7, "f = Slice<axes=[1], starts=[1], ends=[10]>(u)", [], 9),
+    "Clip with attributes": (7, "f = Clip<min=-0.5, max=0.5>(u)", [], 32),
+    "Clip with one bound": (7, "f = Clip<max=0.5>(u)", [], 32),
+    "Pad with attributes": (7, 'f = Pad<pads=[0, 1, 0, 2], mode="constant", value=0.5>(u)', [], 35),
+    "Pad by reflection": (7, 'f = Pad<pads=[0, 1, 0, 2], mode="reflect">(u)', [], 35),
+    "Softmax of all behind axis 1": (7, "t = Reshape(u, rows) s = Softmax<axis=1>(t) f = Flatten(s)", ROWS, 32),
+    "LogSoftmax": (9, "f = LogSoftmax(u)", [], 32),
+    "BatchNormalization 7": (7, "f = BatchNormalization<epsilon=0.001>(u, a, b, m, v)", NORM, 32),
+    "BatchNormalization 9": (9, "f = BatchNormalization(u, a, b, m, v)", NORM, 32),
+    "Dropout": (7, "f = Dropout<ratio=0.5>(u)", [], 32),
+    "Dropout with a mask": (10, "f, mask = Dropout<ratio=0.5>(u)", [], 32),
+    "TopK with an attribute": (7, "f, i = TopK<k=5>(u)", [], 5),
+    "TopK with an input": (10, "f, i = TopK(u, five)", FIVE, 5),
+}
+
+
+@pytest.mark.parametrize("form", OLD_FORMS)
+def test_old_forms_of_operators_keep_their_meaning(form: str) -> None:
+    opset, nodes, weights, wide = OLD_FORMS[form]
+    text = "(float[N,32] u, float[N,4] x) => (float[N,1] y) {" + nodes
+    text += " c = Concat<axis=1>(f, x) h = MatMul(c, W) r = Relu(h) y = MatMul(r, V) }"
+    source = parser.parse_model(f'<ir_version: 4, opset_import: ["" : {opset}]> g {text}')
+    source.graph.initializer.extend([*weights, *weights_of(W=(wide + 4, 64), V=(64, 1))])
+    done = mari_onnx.optimize(source, SIDES)
+    assert done.changed
+    assert [f"operator set {opset} was converted to {TARGET}" in note for note in done.report.notes].count(True) == 1
+    rng = np.random.default_rng(1)
+    u, x = rng.standard_normal((1, 32), np.float32), rng.standard_normal((5, 4), np.float32)
+    (want,) = onnxruntime.InferenceSession(source.SerializeToString()).run(None, {"u": np.repeat(u, 5, axis=0), "x": x})
+    (have,) = onnxruntime.InferenceSession(done.model.SerializeToString()).run(None, {"u": u, "x": x})
+    np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-5)
