@@ -143,7 +143,7 @@ def optimize(
     source = as_source(model)
     given = {name: tuple(shape) for name, shape in (shapes or {}).items()}
     tags = {"user": user, "item": item, "cross": cross, "rest": rest, "shapes": given, "count": count}
-    found = _sides(source, sides, check, batched=batched, **tags)
+    found = sides_of(source, sides, check, batched=batched, **tags)
     options = options_for(candidates, target=target, threads=threads, prices=prices, choices=choices)
     if not check and found.batched:
         raise UsageError("batched needs the check", "only running the model shows whether its candidates mix")
@@ -181,7 +181,7 @@ def inspect(
         measure: run source and output, and see which work gives results equal for all candidates.
     """
     source = as_source(model)
-    done = rewritten(source, _sides(source, sides), options_for(candidates, assume=True))
+    done = rewritten(source, sides_of(source, sides), options_for(candidates, assume=True))
     if measure:
         done.measure()
     return done.report
@@ -439,9 +439,10 @@ def unknown_sides(source: Source) -> SidesUnknown:
     )
 
 
-def _sides(
+def sides_of(
     source: Source, sides: Sides | Mapping[str, str] | str | Path | None, run: bool = True, **flags: Any
 ) -> Sides:
+    """The sides of a source. sides: see `optimize`. run: the source may be run to find out. flags: of `resolve`."""
     if isinstance(sides, Sides):
         sides = dataclasses.replace(sides, batched=flags.get("batched") or sides.batched)
         return with_axes(source.model, sides, source.model if run else None)

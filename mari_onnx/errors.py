@@ -67,6 +67,14 @@ class OutputInTheWay(UsageError):
     """OUT is the input itself (or a folder), and --force was not given."""
 
 
+class BadFeatures(UsageError):
+    """What a split model is given is missing, or has another element type or shape than it takes."""
+
+
+class OtherModel(UsageError):
+    """A user's state or items' rows were made by another model than the one that shall score them."""
+
+
 class ModelError(MariError):
     """The model cannot be read, is invalid, or cannot be run."""
 

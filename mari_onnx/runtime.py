@@ -7,6 +7,7 @@ a `ProviderError` (exit code 5). Its own exceptions become `ModelError`s of one 
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import json
 import os
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-ModelLike: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto"
+ModelLike: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | Assembly"
 
 # Above this a model is handed over as a file with external data: protobuf ends at 2 GiB, and a
 # serialized copy
@@ -66,6 +67,20 @@ _PACKAGES = (
 _silent = False
 # Libraries of custom operators that every session has; only `custom_ops` changes it.
 _libraries: tuple[str, ...] = ()
+
+
+class Assembly(abc.ABC):
+    """Several models that together compute what one does, as a stand-in for that one.
+
+    Attributes:
+        model: one graph that computes the same, to be read.
+    """
+
+    model: onnx.ModelProto
+
+    @abc.abstractmethod
+    def open(self, provider: str, optimize: bool, threads: int) -> Any:
+        """What `session` opens: it has `get_inputs` and `run`, as onnxruntime's sessions have."""
 
 
 def load(silent: bool = False) -> Any:
@@ -242,6 +257,9 @@ def session(
         ProviderError: the provider is not in this onnxruntime, or did not load.
         ModelError: the model cannot be made into a session.
     """
+    if isinstance(model, Assembly):
+        opened: onnxruntime.InferenceSession = model.open(provider, optimize, threads)
+        return opened
     ort = load()
     wanted = provider_name(provider)
     what = what or ("the model" if _is_proto(model) else os.fspath(model))
@@ -314,6 +332,8 @@ def nodes_by_provider(
 ) -> dict[str, int]:
     """How many nodes ran on each provider in one profiled run: a session may have a provider and
     not use it."""
+    if isinstance(model, Assembly):
+        model = model.model  # to see which nodes run where
     with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder:
         made = session(model, provider, profile=str(Path(folder, "profile")), what=what)
         run(made, feed, what or "the model")
@@ -330,6 +350,8 @@ def nodes_by_provider(
 def as_file(model: ModelLike) -> Iterator[str | bytes]:
     """What onnxruntime takes: a path as it is, a small model serialized, a large one as a temporary
     file."""
+    if isinstance(model, Assembly):
+        model = model.model
     if not _is_proto(model):
         path = os.fspath(model)
         if not os.path.isfile(path):

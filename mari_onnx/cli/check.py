@@ -142,7 +142,7 @@ def check(
     **rest: Any,
 ) -> None:
     """Compare ORIGINAL and OPTIMIZED on the same requests; exit with 1 if outputs differ, with 8 if they cannot be
-    compared.
+    compared. OPTIMIZED may be the folder of a split model: its parts are run together.
 
     The sides are those of ORIGINAL's inputs: from the flags, from the side file beside either
     model, or from either model's metadata.
@@ -156,7 +156,8 @@ def check(
     from mari_onnx.report.terminal import console
 
     model = light(source)
-    other = light(optimized)
+    notes, compared = _split(source, optimized)
+    other = light(compared)
     sides = sides_from(rest, model, source, {optimized: other})
     if not sides:
         sides = find_sides([source, optimized], [model, other])
@@ -171,8 +172,10 @@ def check(
     settings = Settings(**{k: v for k, v in rest.items() if k in known and v is not None})
     with progress_bar(quiet) as progress:
         result = compare(
-            source, optimized, sides, requests=requests, settings=settings, progress=progress
+            source, compared, sides, requests=requests, settings=settings, progress=progress
         )
+        result.optimized = str(optimized)
+        result.notes += notes
         if bisect is not None and not result.ok:
             _bisect(result, source, optimized, bisect)
     if json_file is not None:
@@ -189,6 +192,21 @@ def check(
     if not result.ok and json_file is None and quiet:
         click.echo("\n".join(result.reasons), err=True)
     result.raise_if_different()
+
+
+def _split(source: Path, optimized: Path) -> tuple[list[str], Any]:
+    """What to compare with: the models of a split as one, with a note where they are another source's; or the path."""
+    from mari_onnx.splitting.manifest import is_split
+
+    if not is_split(optimized):
+        return [], optimized
+    from mari_onnx.model.load import read
+    from mari_onnx.splitting.assembly import Assembly
+
+    parts = Assembly(optimized)
+    if read(source).sha256 == parts.manifest.source["sha256"]:
+        return [], parts
+    return [f"{optimized} was split from another file than {source}"], parts
 
 
 def _write(path: Path, text: str) -> None:

@@ -21,6 +21,7 @@ INTERNAL = 70
 # Help lines are here, so that listing the commands imports none of them.
 _COMMANDS = {
     "optimize": "Rewrite a model so that the user's part runs once per request.",
+    "split": "Split a model into a user's, an item's and a scoring part.",
     "check": "Compare two models on the same requests.",
     "inspect": "Show what would run once per request, and what stops the rest.",
     "bench": "Time models against each other.",

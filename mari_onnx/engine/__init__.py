@@ -30,7 +30,7 @@ from mari_onnx.engine.inputs import declared, enter, input_shapes
 from mari_onnx.engine.interpreter import FAILURES, Interpreter
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Decline, Tensor, Value, kind
-from mari_onnx.engine.outcome import NodeReport, Rewrite
+from mari_onnx.engine.outcome import Draft, NodeReport, Rewrite
 from mari_onnx.engine.output.assemble import assemble, fuse_gemm, live
 from mari_onnx.engine.output.cpu import for_cpu
 from mari_onnx.engine.output.names import name_outputs, restore_names, tensor_map
@@ -68,7 +68,8 @@ def rewrite(model: onnx.ModelProto, sides: Sides, options: Options | None = None
     if opsets[""] < OLDEST:
         return Rewrite(model, False, [], reason=f"opset {opsets['']} is older than {OLDEST}")
     options = options or Options()
-    graph, time = _inlined(model), TimeModel(options.candidates, several=bool(sides.batched))
+    graph = _inlined(model)
+    time = TimeModel(options.candidates, several=bool(sides.batched), apart=options.split == "apart")
     session = Session(graph, input_shapes(graph, sides), opsets, options, declared(graph, sides))
     try:
         return _best(model, sides, session, time)
@@ -141,8 +142,10 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     one_bag = bags.interpret(state, sides, stored)
     wanted = [(o.name, stored.get(o.name) or _output(b, o.name, env[o.name])) for o in graph.output]
     outputs = name_outputs(b, wanted, inputs | {i.name for i in graph.initializer})
-    nodes = fuse_gemm(live(outputs), outputs)
-    if options.target == "cpu":
+    nodes = live(outputs)
+    if not options.split:
+        nodes = fuse_gemm(nodes, outputs)
+    if not options.split and options.target == "cpu":
         kept = sum(report.action != "folded" for report in state.reports)
         nodes = for_cpu(b, nodes, outputs, most=2 * kept)
     restore_names(env, nodes, outputs)
@@ -163,6 +166,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
         out_shapes,
         tensor_map(env, {t.name for n in nodes for t in n.outputs}),
         origins=[n.origin for n in nodes],
+        draft=Draft(made, b, nodes, outputs, stored, out_shapes) if options.split else None,
     )
     before, after = _cost(graph, shapes, time), _cost(made.graph, out_shapes, time)
     moved = bool(lifted) or any(r.action in ("lifted", "split") for r in state.reports)

@@ -153,10 +153,15 @@ def _input(
     # an input that no one tagged is the user's where it has no row for each candidate
     once = side is None and not any(isinstance(size, Dim) and "N" in size.symbols for size in shape)
     deps = DEPS["user" if once else side]
+    if b.time.apart and side is None and not once:
+        deps = DEPS["cross"]  # nobody said that it is the item's alone
     tensor = b.input(info.name, info.type.tensor_type.elem_type, stored, frozenset(deps))
     for i, size in enumerate(stored):
         if isinstance(size, Dim) and len(size.symbols) == 1:
             (symbol,) = size.symbols
+            asked = b.sources.get(symbol)
+            if b.time.apart and deps == {"item"} and asked is not None and asked[0].deps != deps:
+                del b.sources[symbol]  # what is the items' own must not ask a cross input how many they are
             if not (symbol == "N" and side == "user"):
                 b.sources.setdefault(symbol, (tensor, i))
     body: Leaf | Cat = Leaf(tensor, tuple(None if lifted and i == at else a for i, a in enumerate(axes)))

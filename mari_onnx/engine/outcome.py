@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from onnx import ModelProto, NodeProto
 
 from mari_onnx.engine.assumptions import Assumption
-from mari_onnx.engine.ir.value import Cat, Value, axes_of, is_const, kind
+from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.engine.ir.value import Cat, Node, Tensor, Value, axes_of, is_const, kind
 from mari_onnx.model.dims import Size
 
 
@@ -78,6 +79,23 @@ def _split_inputs(value: Value | None) -> bool:
 
 
 @dataclass
+class Draft:
+    """A new graph before operators are joined into larger ones, for a caller that cuts it into parts (`splitting`).
+
+    model: the graph. nodes: those of it, in order. outputs: the source's outputs, under their names. stored: the
+    source's inputs. shapes: of all tensors of known rank. Names are final.
+    """
+
+    model: ModelProto
+
+    b: Builder
+    nodes: list[Node]
+    outputs: list[Tensor]
+    stored: dict[str, Tensor]
+    shapes: dict[str, tuple[Size, ...]]
+
+
+@dataclass
 class Rewrite:
     """What `rewrite` answers; docs/report.md describes the same as JSON."""
 
@@ -102,6 +120,9 @@ class Rewrite:
     """N -> the source's time over the output's, by the prices of kernels; empty without prices."""
     alone: tuple[int, float] | None = None
     """The typical N, and how many times faster than the source another choice is for it alone; None if not much."""
+
+    draft: Draft | None = None
+    """With `Options.split`, also where nothing was changed."""
 
     @property
     def grown(self) -> float:

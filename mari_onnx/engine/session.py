@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import onnx
 
@@ -33,7 +34,9 @@ class Options:
     prices: of kernels; with them time decides, not FLOPs: parts whose rewrite takes longer than they do are left as
     they are. weights: N -> how much its time counts, by default `candidates` alone. slower: source nodes left alone
     because of that, chosen before; with them no others are looked for. unchanged: chosen before: the source is kept
-    (for the caller of `rewrite` to do).
+    (for the caller of `rewrite` to do). split: the graph will be cut into parts (`mari_onnx.splitting`), and
+    `Rewrite.draft` has it before operators are joined. "apart": what depends on the item alone stays apart from what
+    depends on the user too; "joined": both are joined as in a graph that stays whole.
     """
 
     candidates: int = 500
@@ -45,6 +48,7 @@ class Options:
     weights: Mapping[int, float] = field(default_factory=dict)
     slower: frozenset[str] | None = None
     unchanged: bool = False
+    split: Literal["", "apart", "joined"] = ""
 
     @property
     def weighted(self) -> Mapping[int, float]:

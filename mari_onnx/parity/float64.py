@@ -115,8 +115,11 @@ def light(source: ModelLike) -> onnx.ModelProto:
     """The model, only to be read; large weights of a file stay on disk (`model.tensors`)."""
     import onnx
 
+    from mari_onnx import runtime
     from mari_onnx.model.load import load
 
+    if isinstance(source, runtime.Assembly):
+        return source.model
     return source if isinstance(source, onnx.ModelProto) else load(Path(os.fspath(source)))
 
 

@@ -42,7 +42,7 @@ def instead_of_parts(
     if not isinstance(x, Cat) or not isinstance(y, Leaf) or not all(isinstance(t, Term) for t in found):
         return None
     union, terms = axes_of(x), [t for t in found if isinstance(t, Term)]
-    kinds = {(axes_of(t.a) | axes_of(t.c)) - t.k for t in terms}
+    kinds = {((axes_of(t.a) | axes_of(t.c)) - t.k, t.offline(b.time)) for t in terms}
     if len(kinds) < 2 or any(t.outer for t in terms):
         return None
     time = b.time

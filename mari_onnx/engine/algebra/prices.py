@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from mari_onnx.engine.algebra.products import Term
 from mari_onnx.engine.ir.builder import Builder
-from mari_onnx.engine.ir.value import Axis, Leaf, Node, Tensor, axes_of
+from mari_onnx.engine.ir.value import Axis, Leaf, Node, Tensor, axes_of, offline
 from mari_onnx.model.ops import Fact, having, row
 
 NEARBY = 100
@@ -25,7 +25,7 @@ def price(b: Builder, terms: Sequence[Term]) -> float:
     for term in terms:
         total += term.cost(b.time)
         for leaf in (term.a, term.c):
-            if leaf.tensor.alternatives.form is not None:
+            if leaf.tensor.alternatives.form is not None and not offline(b.time, leaf):
                 op = maker(leaf.tensor)
                 share = WRITE if row(op or "").price is None else 1.0
                 total += share * b.time.element_of(op) * b.time.volume(axes_of(leaf))
@@ -56,6 +56,8 @@ def extra_price(b: Builder, leaf: Leaf, mark: int, terms: Sequence[Term]) -> flo
     operands = [t.a.tensor for t in terms] + [t.c.tensor for t in terms]
     more = _ancestors(operands + [g.tensor for t in terms for g in t.outer], first) - needed
     for node in sorted(more, key=lambda node: node.index):
+        if time.apart and node.outputs[0].deps == {"item"}:
+            continue  # once per item
         sizes = {t.shape for t in node.inputs if t is not None and t.shape != ()}
         spread = len(sizes) > 1 and node.proto.op_type in having(Fact.ELEMENT)
         each = time.spread if spread else time.element_of(node.proto.op_type)

@@ -17,7 +17,7 @@ from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import extendable
-from mari_onnx.engine.ir.value import Axis, Body, Cat, Group, Leaf, Part, Tensor, axes_of, is_const, rename
+from mari_onnx.engine.ir.value import Axis, Body, Cat, Group, Leaf, Part, Tensor, axes_of, is_const, offline, rename
 from mari_onnx.model.nodes import is_standard
 from mari_onnx.model.ops import Fact, having
 
@@ -45,13 +45,17 @@ class Term:
         """The axes of the product: all of both operands but those that are summed."""
         return (axes_of(self.a) | axes_of(self.c)) - self.k
 
+    def offline(self, time: TimeModel) -> bool:
+        """Whether the product, without the outer factors, is the items' own."""
+        return offline(time, self.a, self.c)
+
     def cost(self, time: TimeModel) -> float:
         """The estimated time; 0 where both operands are constants."""
         if self.a.tensor.const and self.c.tensor.const and not self.outer:
             return 0.0  # at build time
         a, c = axes_of(self.a), axes_of(self.c)
         alone = self.k - (a & c)  # summed out of the operand that has it, at build time where that is a constant
-        macs = time.volume((a | c) - alone)
+        macs = 0.0 if self.offline(time) else time.volume((a | c) - alone)
         macs += sum(time.volume(x) for x, leaf in ((a, self.a), (c, self.c)) if x & alone and not leaf.tensor.const)
         return macs + time.node + sum(time.spread * time.volume(self.out | axes_of(g)) + time.node for g in self.outer)
 
@@ -100,7 +104,8 @@ def merge(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> list[Term
             term = Term(term.outer, term.c, term.a, term.k)  # W x as x W
         free_a, free_c = axes_of(term.a) - term.k, axes_of(term.c) - term.k
         both = term.k <= axes_of(term.a) and term.k <= axes_of(term.c)
-        key = (term.outer, free_a, free_c) if both and is_const(term.c) and not is_const(term.a) else term
+        joins = both and is_const(term.c) and not is_const(term.a)
+        key = (term.outer, free_a, free_c, term.offline(b.time)) if joins else term
         groups.setdefault(key, []).append(term)
     out = []
     for group in groups.values():
@@ -207,13 +212,19 @@ def total(b: Builder, terms: Sequence[Term], order: Sequence[Axis]) -> Body | No
     """The sum of the terms' products. Terms without the rows of the largest one become the C operand of its Gemm."""
     if not terms:
         return None
-    *small, large = sorted(terms, key=lambda t: b.time.volume(t.out))
+    *small, large = sorted(terms, key=lambda t: (b.time.volume(t.out), not t.offline(b.time)))
     return _add_into_gemm(b, large, [_emit_term(b, t, order) for t in small], order)
 
 
 def _add_into_gemm(b: Builder, large: Term, others: Sequence[Leaf], order: Sequence[Axis]) -> Leaf:
     """The largest product plus the others. If one more small term is added later, it is added to the others first."""
     others = others if len(others) < MANY else folded(b, others, order)
+    own = [t for t in others if offline(b.time, t)]
+    if own and len(own) < len(others) and large.offline(b.time):
+        total = _add_into_gemm(b, large, own, order)  # one tensor of the items' own, which the others do not enter
+        for term in folded(b, [t for t in others if not offline(b.time, t)], order):
+            total = plain_add(b, total, term, order)
+        return extendable(total, over(total.axes, lambda term: _add_into_gemm(b, large, [*others, term], order)))
     rows = axes_of(large.a) - axes_of(large.c)
     riding = [t for t in others if not axes_of(t) & rows] if not large.outer else []
     rest = [t for t in others if t not in riding]
@@ -230,7 +241,7 @@ def _add_into_gemm(b: Builder, large: Term, others: Sequence[Leaf], order: Seque
 
     def scaled_columns(factor: Leaf) -> Leaf:
         columns = axes_of(large.c) - large.k - axes_of(large.a)
-        cheap = large.c.tensor.const and not any("item" in t.tensor.deps for t in others)
+        cheap = large.c.tensor.const and not any("item" in t.tensor.deps and not offline(b.time, t) for t in others)
         if not cheap or not axes_of(factor) <= columns or not axes_of(factor):
             return total
         c = binary(b, "Mul", large.c, factor, order)

@@ -31,6 +31,7 @@ from mari_onnx.engine.ir.value import (
     Tensor,
     axes_of,
     in_order,
+    offline,
     rename,
     rows_first,
     within,
@@ -124,7 +125,7 @@ def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) ->
     if op == "Add":
         for this, other in ((x, y), (y, x)):
             later = this.tensor.alternatives.add_later
-            if later is not None and axes_of(other) < axes_of(this):
+            if later is not None and (axes_of(other) < axes_of(this) or _joins_items(b, this, other)):
                 return later(this.axes, other)
     if op == "Mul":
         for this, other in ((x, y), (y, x)):
@@ -149,6 +150,11 @@ def binary(b: Builder, op: str, x: Leaf, y: Leaf, order: Sequence[Axis] = ()) ->
     if op == "Div" and y.tensor.dtype in WIDE_RANGE and axes_of(y) < axes_of(leaf):
         return with_form(leaf, Prod((x, Leaf(emit.unary(b, "Reciprocal", y.tensor), y.axes))))
     return leaf
+
+
+def _joins_items(b: Builder, total: Leaf, term: Leaf) -> bool:
+    """Whether a term that is the items' own may join others of a sum that are: before the split, not per candidate."""
+    return offline(b.time, term) and not offline(b.time, total) and axes_of(term) == axes_of(total)
 
 
 def keep(b: Builder, t: Tensor, axes: tuple[Axis | None, ...]) -> Tensor:
@@ -226,7 +232,7 @@ def add_leaves(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis] = ()) ->
     for term in left[:-1]:
         given = any(total.tensor is t.tensor for t in terms)  # a sum written here would call this again
         later = total.tensor.alternatives.add_later
-        if given and later is not None and axes_of(term) < axes_of(total):
+        if given and later is not None and (axes_of(term) < axes_of(total) or _joins_items(b, total, term)):
             total = later(total.axes, term)  # a bias joins the user's row
         else:
             total = plain_add(b, total, term, order)
@@ -240,8 +246,11 @@ def add_leaves(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis] = ()) ->
 
 def folded(b: Builder, terms: Sequence[Leaf], order: Sequence[Axis]) -> list[Leaf]:
     """The terms by size, each added to the smallest other one that has all of its axes, except for those of full
-    size.
+    size. The items' own are added to each other first where the graph will be split.
     """
+    own = [t for t in terms if offline(b.time, t)]
+    if 1 < len(own) < len(terms):
+        terms = [*(t for t in terms if not offline(b.time, t)), *folded(b, own, order)]
     left = sorted(terms, key=lambda t: (not t.tensor.const, b.time.volume(axes_of(t))))
     done: list[Leaf] = []
     while left:

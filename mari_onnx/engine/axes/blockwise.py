@@ -13,7 +13,7 @@ from mari_onnx.engine.axes.materialize import as_leaf, flatten_nested
 from mari_onnx.engine.axes.select import coalesce, pull, take
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import has_cheaper_form
-from mari_onnx.engine.ir.value import Axis, Body, Cat, Leaf, Part, axes_of, is_const, rename, within
+from mari_onnx.engine.ir.value import Axis, Body, Cat, Leaf, Part, axes_of, is_const, offline, rename, within
 
 MAX_CELLS = 12
 """An element-wise operator may have this many parts along an axis; with more its operands are written out."""
@@ -46,7 +46,7 @@ def zip_bodies(
     if len(cells) > MAX_CELLS:
         return zip_bodies(b, [as_leaf(b, x, order) for x in bodies], visit, mapped, order)
     if mapped is None and len(cells) > 1:
-        kinds = _kinds(bodies, axis, cells)
+        kinds = _kinds(b, bodies, axis, cells)
         fewer = len(kinds) - len(set(kinds)) if kinds is not None else 0
         if kinds is not None and fewer and _joining_pays(b, bodies, axis, fewer):
             if len(set(kinds)) == 1:
@@ -94,8 +94,11 @@ def interchange(b: Builder, cat: Cat, axes: frozenset[Axis]) -> Cat:
     return Cat(other, tuple(parts))
 
 
-def _kinds(bodies: Sequence[Body], axis: Axis, cells: dict[tuple[int, ...], list[int]]) -> list[object] | None:
-    """The axes along which each cell varies, and whether it is constant; None where Cats are nested.
+def _kinds(
+    b: Builder, bodies: Sequence[Body], axis: Axis, cells: dict[tuple[int, ...], list[int]]
+) -> list[object] | None:
+    """The axes along which each cell varies, and whether it is constant or, for a split, the items' own; None where
+    Cats are nested.
 
     Cells that vary along the same axes save nothing by being computed separately. A constant cell stays separate, as
     later operators can use that it is -inf or zero throughout.
@@ -118,7 +121,7 @@ def _kinds(bodies: Sequence[Body], axis: Axis, cells: dict[tuple[int, ...], list
         # a product of factors none of which has all the axes is a form that a contraction can use
         whole = [leaf for axes, leaf in zip([*own, *rest], leaves, strict=True) if axes == union]
         formed = len(leaves) > 1 and (not whole or (len(whole) == 1 and has_cheaper_form(whole[0])))
-        kinds.append((union, fixed, formed))
+        kinds.append((union, fixed, formed, offline(b.time, *leaves)))
     return kinds
 
 

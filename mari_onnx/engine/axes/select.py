@@ -23,6 +23,7 @@ from mari_onnx.engine.ir.value import (
     Tensor,
     axes_of,
     is_const,
+    offline,
     rename,
     rows_first,
 )
@@ -149,7 +150,7 @@ def coalesce(b: Builder, cat: Cat, order: Sequence[Axis] = ()) -> Body:
         return repeated
     classes: dict[object, list[Part]] = {}
     for part in cat.parts:
-        classes.setdefault(_signature(part.body, part.axis), []).append(part)
+        classes.setdefault(_signature(b, part.body, part.axis), []).append(part)
     _adopt(classes)
     parts = [members[0] if len(members) == 1 else _join(b, cat.axis, members, order) for members in classes.values()]
     if len(parts) == 1:
@@ -207,11 +208,13 @@ def _shared(body: Body) -> bool:
     return isinstance(body, Leaf) and not body.tensor.const and body.tensor.deps == {"user"}
 
 
-def _signature(body: Body, sub: Axis | None) -> object:
-    """What parts must have in common to be joined: the axes along which they vary, and whether they are constant."""
+def _signature(b: Builder, body: Body, sub: Axis | None) -> object:
+    """What parts must have in common to be joined: the axes along which they vary, and whether they are constant or,
+    for a split, the items' own.
+    """
     if isinstance(body, Cat):
-        return "cat", body.axis, tuple((p.positions, _signature(p.body, p.axis)) for p in body.parts)
-    return axes_of(body) - {sub}, is_const(body)
+        return "cat", body.axis, tuple((p.positions, _signature(b, p.body, p.axis)) for p in body.parts)
+    return axes_of(body) - {sub}, is_const(body), offline(b.time, body)
 
 
 def _join(b: Builder, axis: Axis, parts: Sequence[Part], order: Sequence[Axis]) -> Part:

@@ -45,6 +45,9 @@ class TimeModel:
     """The fixed cost of one more node (about 1 microsecond)."""
     call: float = 4_300.0
     """A small matrix product within a batched MatMul, however small (130 ns)."""
+    apart: bool = False
+    """Whether the graph will be split: what depends on the item alone is computed once per item and costs nothing here,
+    so it stays apart from what depends on the user too."""
 
     @property
     def piece(self) -> float:

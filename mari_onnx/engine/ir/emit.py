@@ -183,6 +183,13 @@ def pieces(b: Builder, t: Tensor, axis: int, sizes: Sequence[int]) -> list[list[
 
 def pick(b: Builder, t: Tensor, axis: int, positions: Sequence[int]) -> Tensor:
     """Positions along an axis, in that order: ``t`` itself, a Slice or a Gather."""
+    out = _pick(b, t, axis, positions)
+    if not out.const and t.deps < out.deps:
+        out.deps = t.deps  # columns of one side of a packed input, read from the whole
+    return out
+
+
+def _pick(b: Builder, t: Tensor, axis: int, positions: Sequence[int]) -> Tensor:
     n, first = len(positions), positions[0]
     size = t.known[axis]
     if list(positions) == list(range(first, first + n)):
@@ -190,7 +197,7 @@ def pick(b: Builder, t: Tensor, axis: int, positions: Sequence[int]) -> Tensor:
             return t
         if b.picked.get(t.name, (t, -1, ()))[1] == axis:
             base, _, chosen = b.picked[t.name]
-            return pick(b, base, axis, chosen[first : first + n])
+            return _pick(b, base, axis, chosen[first : first + n])
         if b.cuts.get(t.name, (t, -1, 0))[1] == axis:
             t, _, before = b.cuts[t.name]
             first += before
@@ -203,7 +210,7 @@ def pick(b: Builder, t: Tensor, axis: int, positions: Sequence[int]) -> Tensor:
         return cut(b, t, axis, first, positions[-1] + 1, n, step)
     base, dim, chosen = b.picked.get(t.name, (t, -1, ()))
     if dim == axis and n < len(chosen):
-        return pick(b, base, axis, [chosen[p] for p in positions])  # some of what was picked, not of all of it
+        return _pick(b, base, axis, [chosen[p] for p in positions])  # some of what was picked, not of all of it
     shape = (*t.known[:axis], n, *t.known[axis + 1 :])
     runs = [0] + [i for i in range(1, n) if positions[i] != positions[i - 1] + 1]
     inner = product(t.known[axis + 1 :])

@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.model import tensors
 from mari_onnx.model.dims import Size, product
 
@@ -341,6 +342,13 @@ def is_const(body: Body) -> bool:
 def depends(body: Body) -> frozenset[str]:
     """Which sides the body was computed from: a subset of {"user", "item"}."""
     return frozenset().union(*(leaf.tensor.deps for leaf in leaves(body)))
+
+
+def offline(time: TimeModel, *bodies: Body) -> bool:
+    """Whether all of it depends on the item alone, in a graph that will be split: then it is computed once per item,
+    before any request, and must not be joined with what is computed for each candidate.
+    """
+    return time.apart and frozenset().union(*(depends(body) for body in bodies)) == {"item"}
 
 
 KINDS = {

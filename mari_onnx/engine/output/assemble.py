@@ -72,11 +72,16 @@ def _fits(source: Node, product: Tensor, c: Tensor) -> bool:
 
 
 def assemble(
-    source: onnx.ModelProto, nodes: Sequence[Node], outputs: Sequence[Tensor], stored: Mapping[str, Tensor]
+    source: onnx.ModelProto,
+    nodes: Sequence[Node],
+    outputs: Sequence[Tensor],
+    stored: Mapping[str, Tensor],
+    interface: tuple[Sequence[onnx.ValueInfoProto], Sequence[onnx.ValueInfoProto]] | None = None,
 ) -> onnx.ModelProto:
     """A model with the source's inputs, outputs, opsets and metadata, and these nodes.
 
-    stored: the tensors of graph inputs by name, with the shapes that the new graph takes.
+    stored: the tensors of graph inputs by name, with the shapes that the new graph takes. interface: inputs and outputs
+    of a part of the graph, instead of the source's.
     """
     model = onnx.ModelProto()
     model.ir_version = source.ir_version
@@ -89,6 +94,7 @@ def assemble(
     graph, old = model.graph, source.graph
     graph.name, graph.doc_string = old.name, old.doc_string
     graph.metadata_props.extend(old.metadata_props)
+    inputs_, outputs_ = interface or (old.input, old.output)
     used: dict[str, Tensor] = {t.name: t for t in outputs}
     for node in nodes:
         proto = node.proto
@@ -99,7 +105,7 @@ def assemble(
         proto.output.extend(t.name for t in node.outputs)
         graph.node.append(proto)
         used.update((t.name, t) for t in [*node.inputs, *node.captured] if t is not None)
-    for info in old.input:
+    for info in inputs_:
         new = graph.input.add()
         new.CopyFrom(info)
         tensor = stored.get(info.name)
@@ -108,9 +114,9 @@ def assemble(
                 if size == 1 and dim.dim_value != 1:
                     dim.Clear()
                     dim.dim_value = 1
-    graph.output.extend(old.output)
+    graph.output.extend(outputs_)
     originals = {proto.name for proto in old.initializer}
-    inputs = {info.name for info in old.input}
+    inputs = {info.name for info in inputs_}
     for proto in old.initializer:
         if proto.name in used or proto.name in inputs:
             graph.initializer.append(proto)

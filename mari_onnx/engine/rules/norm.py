@@ -30,7 +30,7 @@ from mari_onnx.engine.batching import MAPPED, run
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import with_form
-from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Leaf, Prod, Sum, Value, axes_of, rename
+from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Leaf, Part, Prod, Sum, Value, axes_of, offline, rename
 from mari_onnx.engine.rule import Context, from_array, normal, rule
 from mari_onnx.engine.rules.reduce import mean
 from mari_onnx.engine.rules.structure import regroup
@@ -135,10 +135,15 @@ def _form(
         spread = mean(b, square, k, order)
         centred: Body = joined
     else:
-        joined = _shifted(b, joined, k, order)
+        apart = any(offline(b.time, p.body) for p in joined.parts)
+        if not apart:
+            joined = _shifted(b, joined, k, order)
         m = mean(b, joined, k, order)
         spread = variance(b, joined, m, k, order)
-        centred = Sum((joined, zip_bodies(b, [m], lambda ls: _minus(b, ls[0]))))
+        if apart:
+            centred = _each_shifted(b, joined, m, k, order)
+        else:
+            centred = Sum((joined, zip_bodies(b, [m], lambda ls: _minus(b, ls[0]))))
     inverse = as_leaf(b, inverse_root(b, spread, epsilon), order)
     weight = Leaf(b.const(scale, x.dtype), tuple(a for g in x.known[axis:] for a in g))
     if any(len(g) != 1 for g in x.known[axis:]) or scale.ndim != x.rank - axis:
@@ -161,6 +166,20 @@ def _shifted(b: Builder, joined: Cat, k: frozenset[Axis], order: list[Axis]) -> 
         body = zip_bodies(b, [p.body, offset], lambda ls: binary(b, "Sub", ls[0], ls[1], order))
         parts.append(p.with_body(body))
     return Cat(joined.axis, tuple(parts), True)
+
+
+def _each_shifted(b: Builder, joined: Cat, m: Body, k: frozenset[Axis], order: list[Axis]) -> Body:
+    """The Cat minus ``m``, each part as its deviations from its own mean, plus that mean minus m: no common offset
+    cancels in the product, and what is the items' own does not depend on the user.
+    """
+    own: list[Part] = []
+    between: list[Part] = []
+    for p in joined.parts:
+        inner = k - {joined.axis} | (frozenset({p.axis}) if p.axis is not None else frozenset())
+        offset = mean(b, p.body, inner, order)
+        for parts, pair in ((own, [p.body, offset]), (between, [offset, m])):
+            parts.append(p.with_body(zip_bodies(b, pair, lambda ls: binary(b, "Sub", ls[0], ls[1], order))))
+    return Sum((Cat(joined.axis, tuple(own), True), Cat(joined.axis, tuple(between), True)))
 
 
 def _minus(b: Builder, leaf: Leaf) -> Leaf:

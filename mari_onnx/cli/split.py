@@ -1,0 +1,180 @@
+"""`mari-onnx split IN DIR`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mari_onnx.cli.options import (
+    common_options,
+    custom_ops_option,
+    provider_option,
+    request_id_option,
+    side_options,
+    sides_from,
+)
+
+if TYPE_CHECKING:
+    from mari_onnx.splitting.make import Split
+
+
+@click.command()
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@side_options
+@click.option(
+    "--candidates",
+    type=click.IntRange(min=1),
+    default=500,
+    show_default=True,
+    metavar="N",
+    help="Number of candidates per request for which the cut is chosen; the parts take any N.",
+)
+@click.option(
+    "--item-bytes",
+    type=click.IntRange(min=0),
+    metavar="BYTES",
+    help="At most so many bytes per item are handed to score.onnx, inputs that it reads as they are included.  "
+    "[default: as many as pay]",
+)
+@click.option(
+    "--user-bytes",
+    type=click.IntRange(min=0),
+    metavar="BYTES",
+    help="The same for one user.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="T",
+    help="Threads of onnxruntime within an operator, for which the cut is chosen.",
+)
+@click.option(
+    "--prices",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Prices of kernels that `mari-onnx calibrate` measured, instead of those that come with mari-onnx.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Recorded requests, checked in addition to drawn ones: .npz, a folder of them, or .parquet.",
+)
+@request_id_option
+@provider_option
+@custom_ops_option
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="Write the summary as JSON (docs/splitting.md); - for standard output.",
+)
+@click.option("--dry-run", is_flag=True, help="Do everything except writing DIR.")
+@click.option("--force", is_flag=True, help="Replace an earlier split in DIR.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@common_options
+def split(
+    source: Path,
+    folder: Path,
+    candidates: int,
+    item_bytes: int | None,
+    user_bytes: int | None,
+    threads: int,
+    prices: Path | None,
+    data: Path | None,
+    request_id: str,
+    providers: tuple[str, ...],
+    json_file: Path | None,
+    dry_run: bool,
+    force: bool,
+    quiet: bool,
+    **sides: Any,
+) -> None:
+    """Split IN into DIR/user.onnx, DIR/item.onnx, DIR/score.onnx and DIR/manifest.json.
+
+    user.onnx computes a user's state from the user's inputs, item.onnx one row per item from the item's inputs, and
+    score.onnx all outputs of IN from a state, rows and what is left. The parts are run together and compared with IN
+    before anything is written. The sides come from where `optimize` has them; inputs without a side count as cross.
+    """
+    from mari_onnx.choices import options_for
+    from mari_onnx.cli.check import progress_bar
+    from mari_onnx.model.load import read
+    from mari_onnx.report import summary
+    from mari_onnx.report.terminal import console
+    from mari_onnx.splitting.make import free_folder, split_source
+    from mari_onnx.splitting.plan import Budget
+
+    free_folder(folder, force)
+    loaded = read(source)
+    found = sides_from(sides, loaded.model, source)
+    requests = None
+    if data is not None:
+        from mari_onnx.model.signature import signature
+        from mari_onnx.parity.requests.recorded import load
+        from mari_onnx.sides.shapes import reshaped
+
+        requests = load(data, signature(reshaped(loaded.model, found.shapes)), found, request_id)
+    options = options_for(candidates, threads=threads, prices=prices)
+    with progress_bar(quiet) as progress:
+        done = split_source(
+            loaded, found, options, Budget(item_bytes, user_bytes),
+            requests=requests, providers=providers, progress=progress,
+        )  # fmt: skip
+    out = console()
+    out.quiet = quiet or str(json_file) == "-"
+    summary.write(out, _lines(done))
+    if dry_run:
+        summary.write(out, [f"dry run: {folder} was not written"])
+    else:
+        done.save(folder, force)
+        total = sum(part.bytes for part in done.manifest.parts.values())
+        summary.write(out, [f"wrote {folder} ({total / 1e6:.2f} MB)"])
+    if json_file is not None:
+        import json
+
+        text = json.dumps(done.to_dict(), indent=1, ensure_ascii=False)
+        if str(json_file) == "-":
+            click.echo(text)
+        else:
+            from mari_onnx.model.save import write_text
+
+            write_text(json_file, text + "\n")
+
+
+def _lines(done: Split) -> list[str]:
+    """The summary."""
+    said, lines = done.manifest, [f"note: {note}" for note in done.notes]
+    made = {"user": said.state, "item": said.rows}
+    for name, what in (("user", "the user"), ("item", "the item")):
+        part = said.parts.get(name)
+        inputs = [t.name for t in made[name] if not t.made]
+        if part is None:
+            lines.append(f"{name}.onnx is not written: nothing of {what} alone is worth computing beforehand")
+        else:
+            size = sum(t.bytes for t in made[name] if t.made)
+            lines.append(f"{name}.onnx: {size} bytes per {name}, in {len(part.outputs)} tensors ({_mb(part.bytes)})")
+        if inputs:
+            lines.append(f"  score.onnx reads {', '.join(inputs)} as they are")
+    lines.append(f"score.onnx: {', '.join(o.name for o in said.outputs)} ({_mb(said.parts['score'].bytes)})")
+    if said.cross:
+        lines.append(f"  reads {', '.join(said.cross)} for each request")
+    lines.append(
+        f"an estimated {said.seconds * 1e6:.0f} us for {said.candidates} candidates, one CPU thread: score.onnx, and "
+        "gathering what it reads"
+    )
+    for point in done.points:
+        mark = "  <- this one" if point.item_bytes == done.plan.item_bytes else ""
+        lines.append(f"  {point.item_bytes} bytes per item: {point.seconds * 1e6:.0f} us{mark}")
+    if done.check is not None:
+        lines.append(str(done.check))
+    return lines
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.2f} MB"

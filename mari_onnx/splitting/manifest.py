@@ -1,0 +1,204 @@
+"""`manifest.json`: which tensors the models of a split hand over, and the hashes under which they may be kept.
+
+In: a plan and the files of its parts. Out: a `Manifest`, to and from JSON; `manifest.schema.json` beside this module
+describes it for other languages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mari_onnx.errors import ModelError, ModelNotFound
+from mari_onnx.version import __version__
+
+FILE = "manifest.json"
+FORMAT = 1
+SCHEMA = Path(__file__).with_name("manifest.schema.json")
+Shape = tuple[int | str | None, ...]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor of the interface.
+
+    Attributes:
+        dtype: as numpy calls it, or "string". shape: a number, a symbol, or None where only a run can tell.
+        axis: along which it has a row per item or candidate; None without one.
+        bytes: for one item, or one user; symbols but the candidates' count as 50.
+        made: by item.onnx or user.onnx; else it is an input that is passed as it is.
+    """
+
+    name: str
+    dtype: str
+    shape: Shape
+    axis: int | None
+    bytes: int
+    made: bool
+
+
+@dataclass(frozen=True)
+class InputInfo:
+    """An input of the source. side: "user", "item", "cross", "packed" (columns of several), or "count" (its value is
+    the number of candidates). axis: that of the candidates, None without one.
+    """
+
+    name: str
+    dtype: str
+    shape: Shape
+    axis: int | None
+    side: str
+
+
+@dataclass(frozen=True)
+class OutputInfo:
+    """An output of the source. depends_on: "user", "item", "cross" or "constant"."""
+
+    name: str
+    dtype: str
+    shape: Shape
+    depends_on: str
+
+
+@dataclass(frozen=True)
+class PartInfo:
+    """A model of the split. sha256: of the file and of its external data. inputs, outputs: names, in order."""
+
+    file: str
+    sha256: str
+    bytes: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A split. docs/splitting.md describes the fields.
+
+    Attributes:
+        source: "file" and "sha256". sides: as in a side file.
+        inputs, outputs: of the source, in order.
+        parts: "user", "item" and "score"; the first two only where they compute something.
+        state: what score reads of the user. rows: what it reads of the item, and outputs of the item alone.
+        cross: inputs that score reads for each request.
+        candidates: the N that the cut was chosen for. seconds: estimated, of score and of handing over, at that N.
+    """
+
+    source: Mapping[str, str]
+    sides: Mapping[str, Any]
+    inputs: tuple[InputInfo, ...]
+    outputs: tuple[OutputInfo, ...]
+    parts: Mapping[str, PartInfo]
+    state: tuple[TensorInfo, ...]
+    rows: tuple[TensorInfo, ...]
+    cross: tuple[str, ...]
+    candidates: int
+    seconds: float
+    version: str = __version__
+
+    @property
+    def state_key(self) -> str:
+        """The hash under which a user's state may be kept: that of the model that made it."""
+        return (self.parts.get("user") or self.parts["score"]).sha256
+
+    @property
+    def rows_key(self) -> str:
+        """The hash under which items' rows may be kept."""
+        return (self.parts.get("item") or self.parts["score"]).sha256
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `manifest.schema.json` describes it."""
+        found: dict[str, Any] = {"format": FORMAT, "mari_onnx": self.version}
+        found |= {k: v for k, v in asdict(self).items() if k != "version"}
+        found["bytes_per_user"] = sum(t.bytes for t in self.state)
+        found["bytes_per_item"] = sum(t.bytes for t in self.rows)
+        found["state_key"], found["rows_key"] = self.state_key, self.rows_key
+        return found
+
+    def to_json(self) -> str:
+        """The text of the file."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+
+
+def read(folder: str | Path) -> Manifest:
+    """The manifest of a split.
+
+    Raises:
+        ModelNotFound: there is none. ModelError: it is no manifest, or of another format.
+    """
+    path = Path(folder, FILE)
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        hint = "mari-onnx split IN DIR makes one"
+        raise ModelNotFound(f"{folder} is no split model: it has no {FILE}", hint) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    try:
+        if said["format"] != FORMAT:
+            raise ValueError(f"format {said['format']}, not {FORMAT}")
+        return Manifest(
+            dict(said["source"]),
+            dict(said["sides"]),
+            tuple(InputInfo(**_shaped(each)) for each in said["inputs"]),
+            tuple(OutputInfo(**_shaped(each)) for each in said["outputs"]),
+            {k: PartInfo(**{**v, "inputs": tuple(v["inputs"]), "outputs": tuple(v["outputs"])})
+             for k, v in said["parts"].items()},
+            tuple(TensorInfo(**_shaped(each)) for each in said["state"]),
+            tuple(TensorInfo(**_shaped(each)) for each in said["rows"]),
+            tuple(said["cross"]),
+            int(said["candidates"]),
+            float(said["seconds"]),
+            str(said["mari_onnx"]),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{path} is no manifest of this version of mari-onnx: {type(error).__name__} {error}",
+            "split the source again",
+        ) from error
+
+
+def _shaped(said: Mapping[str, Any]) -> dict[str, Any]:
+    return {**said, "shape": tuple(said["shape"])}
+
+
+def files(folder: Path, name: str) -> list[Path]:
+    """A model's file and those of its external data."""
+    return sorted([folder / name, *folder.glob(f"{name}.*.data")])
+
+
+def digest(paths: Sequence[Path]) -> str:
+    """The sha256 of the bytes of all files, one after the other."""
+    found = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as stream:
+            while piece := stream.read(1 << 20):
+                found.update(piece)
+    return found.hexdigest()
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Makes sure that the files are those that the manifest names.
+
+    Raises:
+        ModelError: one is missing, or another.
+    """
+    for part in manifest.parts.values():
+        try:
+            same = digest(files(folder, part.file)) == part.sha256
+        except OSError as error:
+            raise ModelError(f"{folder / part.file} cannot be read: {error.strerror or error}") from error
+        if not same:
+            raise ModelError(
+                f"{folder / part.file} is not the file that {FILE} names",
+                "the folder was mixed up from several splits, or a file was changed; split the source again",
+            )
+
+
+def is_split(path: str | Path) -> bool:
+    """Whether a path is the folder of a split."""
+    return Path(path, FILE).is_file()

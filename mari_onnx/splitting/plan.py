@@ -1,0 +1,237 @@
+"""Chooses what user.onnx and item.onnx hand over: by prices of kernels and of bytes, within budgets.
+
+In: rewrites of a source, each with its draft. Out: a `Plan`, the three parts and what they hand over. Cuts are found at
+several prices per byte; each is made, and the score model that results is priced as it is, after operators are joined.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from mari_onnx.engine.cost.time_model import TimeModel
+from mari_onnx.engine.ir.value import Node, Tensor
+from mari_onnx.engine.outcome import Draft, Rewrite
+from mari_onnx.errors import UsageError
+from mari_onnx.model.dims import symbols
+from mari_onnx.model.ops import Fact, row
+from mari_onnx.prices.table import Prices, graph_seconds, node_seconds, run_seconds
+from mari_onnx.splitting.cut import cut
+from mari_onnx.splitting.parts import Part, part
+from mari_onnx.splitting.rates import Rates, row_axis
+
+GATHER = 0.15e-9
+"""Seconds per byte that a caller takes to gather rows of a store (measured: docs/splitting.md)."""
+CALL = 1e-6
+"""Seconds that a caller takes to gather or fetch one more tensor, however small."""
+FACTORS = (1.0, 0.25, 0.5, 2.0, 4.0, 8.0, 16.0, 64.0, 1e4)
+"""Multiples of the price of bytes at which cuts are looked for."""
+FEW = 1e-3
+"""A choice has to save this share of the time to be preferred to one before it."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many bytes may be handed over for an item and for a user; None for as many as pay."""
+
+    item: int | None = None
+    user: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to split.
+
+    Attributes:
+        rewrite: whose draft was cut. rates: of its tensors.
+        user, item: None where nothing is left to compute beforehand.
+        state: what score reads of the user: outputs of `user`, and inputs that are passed as they are.
+        rows: likewise of the item; outputs of the source that depend on the item alone are among them.
+        seconds: estimated, of score and of handing over, at `candidates`.
+    """
+
+    rewrite: Rewrite
+    rates: Rates
+    user: Part | None
+    item: Part | None
+    score: Part
+    state: tuple[Tensor, ...]
+    rows: tuple[Tensor, ...]
+    seconds: float
+    item_bytes: int
+    user_bytes: int
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Point:
+    """What another number of bytes per item would bring: seconds of score and of handing over."""
+
+    item_bytes: int
+    seconds: float
+
+
+class Planner:
+    """Plans for one source.
+
+    Args:
+        model: the source. prices: of kernels. candidates: N, at which time counts.
+        items: whether an item model may be made; without, only the user's part is cut off.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, prices: Prices, candidates: int, budget: Budget, target: str, items: bool = True
+    ):
+        self.model, self.prices, self.budget, self.target, self.items = model, prices, budget, target, items
+        self.time = TimeModel(candidates)
+
+    def plan(self, rewrites: Sequence[Rewrite]) -> tuple[Plan, list[Point]]:
+        """The plan that takes least time within the budget, and what others would take.
+
+        Raises:
+            UsageError: the budget is too small for any cut.
+        """
+        best: Plan | None = None
+        points: dict[int, float] = {}
+        least: dict[str, int] = {}
+        for rewrite in rewrites:
+            for made in self._plans(rewrite):
+                points[made.item_bytes] = min(made.seconds, points.get(made.item_bytes, made.seconds))
+                least["item"] = min(made.item_bytes, least.get("item", made.item_bytes))
+                least["user"] = min(made.user_bytes, least.get("user", made.user_bytes))
+                if self._fits(made) and (best is None or made.seconds < (1 - FEW) * best.seconds):
+                    best = made
+        if best is None:
+            flags = [
+                f"--{side}-bytes {limit} ({least[side]} at least)"
+                for side, limit in (("item", self.budget.item), ("user", self.budget.user))
+                if limit is not None and least.get(side, 0) > limit
+            ]
+            raise UsageError(
+                f"no split hands over so few bytes: {' and '.join(flags) or 'both budgets together'}",
+                "inputs that score.onnx reads as they are count too; give a larger budget, or leave the flag out",
+            )
+        return best, _pareto(points)
+
+    def _fits(self, made: Plan) -> bool:
+        pairs = ((made.item_bytes, self.budget.item), (made.user_bytes, self.budget.user))
+        return all(limit is None or size <= limit for size, limit in pairs)
+
+    def _plans(self, rewrite: Rewrite) -> list[Plan]:
+        draft = rewrite.draft
+        assert draft is not None
+        rates = Rates(draft)
+        seconds = self._seconds(draft)
+        states = self._cuts(draft, rates.is_user, seconds, self._price_of_state)
+        states = [s for s in states if self.budget.user is None or self.bytes_of(s) <= self.budget.user] or states[-1:]
+        items = self.items and "N" not in draft.b.fixed
+        rows = self._cuts(draft, rates.is_item, seconds, self._price_of_row) if items else [None]
+        return [self._made(rewrite, rates, states[0], each) for each in rows]
+
+    def _seconds(self, draft: Draft) -> dict[Node, float]:
+        shapes = {name: tuple(map(self.time.length, shape)) for name, shape in draft.shapes.items()}
+        times = node_seconds(draft.model.graph, shapes, self.prices)
+        return dict(zip(draft.nodes, (seconds for _, seconds in times), strict=True))
+
+    def _cuts(
+        self,
+        draft: Draft,
+        mine: Callable[[Tensor], bool],
+        seconds: dict[Node, float],
+        price: Callable[[Tensor, float], float | None],
+    ) -> list[list[Tensor]]:
+        """Different cuts, at the price of bytes and at multiples of it."""
+        found: dict[tuple[str, ...], list[Tensor]] = {}
+        for factor in FACTORS:
+            handed = cut(draft, mine, seconds, lambda t, f=factor: price(t, f))  # type: ignore[misc]
+            handed = handed if _works(handed) else []
+            found.setdefault(tuple(sorted(t.name for t in handed)), handed)
+        return list(found.values())
+
+    def _price_of_row(self, t: Tensor, factor: float) -> float | None:
+        if row_axis(t) is None or not _plain(t):
+            return None
+        return factor * (GATHER * self._size(t) + CALL) + self._one_more_input()
+
+    def _price_of_state(self, t: Tensor, factor: float) -> float | None:
+        if t.shape is None or any("N" in symbols(size) for size in t.shape) or not _plain(t):
+            return None
+        return factor * (GATHER * self._size(t) + CALL) + self._one_more_input()
+
+    def _one_more_input(self) -> float:
+        return run_seconds(1, self.prices) - run_seconds(0, self.prices)
+
+    def _size(self, t: Tensor) -> int:
+        """Bytes of a tensor at N."""
+        return math.prod(map(self.time.length, t.shape or ())) * width(t)
+
+    def bytes_of(self, handed: Sequence[Tensor]) -> int:
+        """Bytes for one user, or one item."""
+        one = TimeModel(1)
+        return sum(math.prod(map(one.length, t.shape or ())) * width(t) for t in handed)
+
+    def _made(self, rewrite: Rewrite, rates: Rates, state: Sequence[Tensor], rows: Sequence[Tensor] | None) -> Plan:
+        draft = rewrite.draft
+        assert draft is not None
+        more = [t for t in draft.outputs if rows is not None and rates.is_item(t) and row_axis(t) is not None]
+        given = {t.name for t in [*state, *(rows or ()), *more]}
+
+        def model(wanted: Sequence[Tensor], start: set[str]) -> Part:
+            return part(self.model, draft, wanted, start, self.target)
+
+        score = model(draft.outputs, given)
+        handed = tuple(t for t in score.inputs if rates.is_user(t))
+        read = tuple(t for t in score.inputs if rates.is_item(t))
+        users = [t for t in handed if t.node is not None]
+        items = [t for t in read if t.node is not None]
+        shapes = {name: tuple(map(self.time.length, shape)) for name, shape in score.shapes.items()}
+        seconds = graph_seconds(score.model.graph, shapes, self.prices)
+        seconds += GATHER * sum(map(self._size, [*handed, *read])) + CALL * len([*handed, *read])
+        return Plan(
+            rewrite, rates, model(users, set()) if users else None, model(items, set()) if items else None, score,
+            handed, read, seconds, self.bytes_of(read), self.bytes_of(handed),
+        )  # fmt: skip
+
+
+def width(t: Tensor) -> int:
+    """Bytes of an element."""
+    return int(np.dtype(helper.tensor_dtype_to_np_dtype(t.dtype)).itemsize)
+
+
+def _works(handed: Sequence[Tensor]) -> bool:
+    """Whether anything is computed before the cut; another shape of an input is no reason for a model of its own."""
+    stack, seen = list(handed), set[Node]()
+    while stack:
+        node = stack.pop().node
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if not row(node.proto.op_type).facts & (Fact.VIEW | Fact.SIZES):
+            return True
+        stack += [t for t in node.inputs if t is not None]
+    return False
+
+
+def numpy_name(t: Tensor) -> str:
+    """The element type as numpy calls it."""
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(t.dtype))
+    return "string" if dtype.kind == "O" else str(dtype)
+
+
+def _plain(t: Tensor) -> bool:
+    """Whether a caller can hold it as an array of numbers."""
+    return t.dtype != 0 and np.dtype(helper.tensor_dtype_to_np_dtype(t.dtype)).kind in "fiub"
+
+
+def _pareto(points: dict[int, float]) -> list[Point]:
+    """The points that no other beats in both bytes and time, fewest bytes first."""
+    found: list[Point] = []
+    for size in sorted(points):
+        if not found or points[size] < found[-1].seconds:
+            found.append(Point(size, points[size]))
+    return found
