@@ -117,7 +117,8 @@ def options_for(
     weights = {candidates: 1.0} if isinstance(candidates, int) else dict(candidates or USUAL)
     typical = max(weights, key=lambda n: (weights[n], n))
     table = tables.load(prices, threads) if target != "cuda" else None
-    options = Options(typical, target, assume=assume, prices=table, weights=weights)
+    cautious = candidates is None
+    options = Options(typical, target, assume=assume, prices=table, weights=weights, cautious=cautious)
     if choices is None:
         return options
     return dataclasses.replace(

@@ -79,6 +79,18 @@ def test_the_number_of_candidates_decides_and_another_choice_for_the_typical_one
     assert few.alone[1] == pytest.approx(many.estimated[500])
 
 
+def test_a_cautious_choice_is_slower_nowhere() -> None:
+    """What is gained at 500 candidates outweighs the loss at 2, but a loss counts for more."""
+    prices = Prices({OTHER: {"node": 1e-9}, "gemm": {"mults": 1e-9}, "gemm of few rows": {"mults": 1e-9},
+                     "gemm of 1 row": {"node": 3e-6}})  # fmt: skip
+    weights = {2: 1.0, 500: 1.0}
+    bold = rewrite(two_towers(), SIDES, Options(prices=prices, weights=weights))
+    assert bold.changed
+    assert bold.estimated[2] < 1 < bold.estimated[500]
+    cautious = rewrite(two_towers(), SIDES, Options(prices=prices, weights=weights, cautious=True))
+    assert min(cautious.estimated.values()) >= 1
+
+
 def test_nodes_that_were_left_for_time_say_so_and_leaving_them_again_gives_the_same_model() -> None:
     made = rewrite(two_towers(), SIDES, Options(slower=frozenset({"right"})))
     assert actions(made)["left"] == "split"

@@ -93,7 +93,7 @@ def _best(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeMode
     first = once(options.slower or frozenset())
     if options.prices is None or options.slower is not None or not first.changed:
         return replace(first, left_for_time=options.slower or frozenset())
-    found = fastest(session.graph, first, once, options.weighted, options.prices)
+    found = fastest(session.graph, first, once, options, options.prices)
     if not found.changed:
         found.model, found.out_shapes = model, found.shapes
         found.tensor_map = {name: name for name in found.shapes}

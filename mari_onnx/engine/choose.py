@@ -22,6 +22,7 @@ from mari_onnx.prices.table import Prices
 
 if TYPE_CHECKING:
     from mari_onnx.engine.outcome import Rewrite
+    from mari_onnx.engine.session import Options
 
 LOSS = 0.004
 """Share of the source's time that a node has to lose to be looked at."""
@@ -42,17 +43,18 @@ Again = Callable[[frozenset[str]], "Rewrite"]
 
 
 def fastest(
-    source: onnx.GraphProto, first: Rewrite, again: Again, weights: Mapping[int, float], prices: Prices
+    source: onnx.GraphProto, first: Rewrite, again: Again, options: Options, prices: Prices
 ) -> Rewrite:
     """The fastest of `first` and of rewrites that leave some nodes alone, by their prices; `first` without shapes.
 
     Args:
         again: rewrites with these source nodes left alone, beside those that `first` left alone.
-        weights: N -> how much it counts.
+        options: have the numbers of candidates, and how much each counts.
     """
     if not (_known(source, first.shapes) and _known(first.model.graph, first.out_shapes)):
         return first
-    compared = Source(source, first.shapes, weights, prices)
+    compared = Source(source, first.shapes, options, prices)
+    weights = options.weighted
     best, best_worth = first, compared.worth(first)
     typical = max(weights, key=lambda n: (weights[n], n))
     alone = best_worth.ratios[typical]
@@ -96,21 +98,37 @@ def _known(graph: onnx.GraphProto, shapes: Mapping[str, object]) -> bool:
 
 
 def _candidates(source: onnx.GraphProto, made: Rewrite, value: Worth) -> Iterator[frozenset[str]]:
-    """Sets of nodes to leave alone: those of one operator that lose time, and those before them, one step at a time."""
+    """Sets of nodes to leave alone: those of one operator that lose time, and those before them, one step at a time;
+    then the one that loses most alone, and all nodes of that operator.
+    """
     nodes = {label(node): node for node in source.node}
     made_by = producers(source.node)
-    losers = sorted((name for name, loss in value.loss.items() if loss > LOSS and name in nodes),
-                    key=lambda name: -value.loss[name])  # fmt: skip
+    sizes = _of_sizes(source)
+    losers = [name for name, loss in value.loss.items() if loss > LOSS and name in nodes and name not in sizes]
+    losers.sort(key=lambda name: -value.loss[name])
     groups: dict[str, list[str]] = {}
     for name in losers:
         groups.setdefault(nodes[name].op_type, []).append(name)
     ranked = sorted(groups.values(), key=lambda names: -sum(value.loss[x] for x in names))[:GROUPS]
-    touched = {r.name for r in made.nodes if r.action != "folded" and r.kind == "Mixed"}
+    touched = {r.name for r in made.nodes if r.action != "folded" and r.kind == "Mixed"} - sizes
     for names in ranked:
         yield from _steps(names, nodes, made_by, touched)
     for names in ranked:
         if len(names) > 1:
             yield from _steps(names[:1], nodes, made_by, touched)
+        alike = [x for x in touched if x in nodes and nodes[x].op_type == nodes[names[0]].op_type]
+        if set(alike) - set(names):
+            yield from _steps(alike, nodes, made_by, touched)
+
+
+def _of_sizes(graph: onnx.GraphProto) -> set[str]:
+    """Nodes that compute with sizes alone: left alone, nothing would be known of the shapes that follow from them."""
+    known, found = {t.name for t in graph.initializer}, set[str]()
+    for node in graph.node:
+        if Fact.SIZES in row(node.op_type).facts or all(not x or x in known for x in node.input):
+            known.update(node.output)
+            found.add(label(node))
+    return found
 
 
 def _steps(

@@ -32,11 +32,12 @@ class Options:
     copied. assume: facts may be assumed that a run can verify; the caller then verifies `Rewrite.assumptions`.
     declined: source nodes for which nothing is assumed, with the reason.
     prices: of kernels; with them time decides, not FLOPs: parts whose rewrite takes longer than they do are left as
-    they are. weights: N -> how much its time counts, by default `candidates` alone. slower: source nodes left alone
-    because of that, chosen before; with them no others are looked for. unchanged: chosen before: the source is kept
-    (for the caller of `rewrite` to do). split: the graph will be cut into parts (`mari_onnx.splitting`), and
-    `Rewrite.draft` has it before operators are joined. "apart": what depends on the item alone stays apart from what
-    depends on the user too; "joined": both are joined as in a graph that stays whole.
+    they are. weights: N -> how much its time counts, by default `candidates` alone. cautious: being slower at one of
+    them counts for more than being as much faster at another. slower: source nodes left alone because of that, chosen
+    before; with them no others are looked for. unchanged: chosen before: the source is kept (for the caller of
+    `rewrite` to do). split: the graph will be cut into parts (`mari_onnx.splitting`), and `Rewrite.draft` has it before
+    operators are joined. "apart": what depends on the item alone stays apart from what depends on the user too;
+    "joined": both are joined as in a graph that stays whole.
     """
 
     candidates: int = 500
@@ -46,6 +47,7 @@ class Options:
     declined: Mapping[str, str] = field(default_factory=dict)
     prices: Prices | None = None
     weights: Mapping[int, float] = field(default_factory=dict)
+    cautious: bool = False
     slower: frozenset[str] | None = None
     unchanged: bool = False
     split: Literal["", "apart", "joined"] = ""

@@ -20,7 +20,10 @@ from mari_onnx.prices.table import Prices, node_seconds, run_seconds
 
 if TYPE_CHECKING:
     from mari_onnx.engine.outcome import Rewrite
+    from mari_onnx.engine.session import Options
 
+CAUTION = 4.0
+"""How many times more a loss counts than a gain."""
 Shapes = Mapping[str, tuple[Size, ...]]
 
 
@@ -29,7 +32,8 @@ class Worth:
     """Times as shares of the source's time, weighted over numbers of candidates.
 
     Attributes:
-        total: of the output; below 1 it is faster.
+        total: of the output; below 1 it is faster. Of a cautious choice, what is above 1 at a number of candidates
+            counts `CAUTION` times more.
         ratios: N -> source's time / output's time.
         loss: source node (its name, or its first output) -> what its nodes take more than it took.
     """
@@ -43,13 +47,14 @@ class Source:
     """A source whose rewrites are compared: what it takes at each number of candidates, in all and by node.
 
     Args:
-        shapes: sizes of its tensors. weights: N -> how much it counts. All rewrites are priced by `prices`.
+        shapes: sizes of its tensors. options: have the numbers of candidates. All rewrites are priced by `prices`.
     """
 
-    def __init__(self, graph: onnx.GraphProto, shapes: Shapes, weights: Mapping[int, float], prices: Prices):
-        self.graph, self.weights, self.prices = graph, weights, prices
+    def __init__(self, graph: onnx.GraphProto, shapes: Shapes, options: Options, prices: Prices):
+        self.graph, self.weights, self.prices = graph, options.weighted, prices
+        self.caution = CAUTION if options.cautious else 0.0
         self.inputs = run_seconds(len(graph.input), prices)
-        self.times = {n: _times(graph, shapes, n, prices) for n in weights}
+        self.times = {n: _times(graph, shapes, n, prices) for n in self.weights}
 
     def worth(self, made: Rewrite) -> Worth:
         """What a rewrite saves."""
@@ -63,7 +68,7 @@ class Source:
             times = [seconds for _, seconds in node_seconds(made.model.graph, concrete, self.prices, loaded)]
             now = self.inputs + sum(times)
             share = weight / whole / was
-            total += now * share
+            total += now * share + self.caution * max(0.0, now / was - 1) * weight / whole
             ratios[n] = was / now
             for name, seconds in self.times[n]:
                 loss[name] = loss.get(name, 0.0) - seconds * share

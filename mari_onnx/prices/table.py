@@ -105,6 +105,7 @@ def node_seconds(
             [known.get(x) for x in node_as.output],
             [x in loaded.constants for x in node_as.input],
             loaded.in_place(node),
+            loaded.scalar(node.input[1]) if len(node.input) > 1 else None,
         )
         started = id(node) not in loaded.joined
         seconds = sum(prices.seconds(use, started) for use in uses(call))

@@ -43,7 +43,8 @@ class Use:
 class Call:
     """A node with the shapes of its inputs and outputs (None: absent or not known), and which inputs are constant.
 
-    in_place: whether the first input's memory may become the result's.
+    in_place: whether the first input's memory may become the result's. second: the value of the second input, where
+    that is a constant of one element.
     """
 
     node: onnx.NodeProto
@@ -51,6 +52,7 @@ class Call:
     outs: Sequence[Shape | None]
     constant: Sequence[bool] = ()
     in_place: bool = True
+    second: float | None = None
 
     def shape(self, k: int) -> Shape:
         """Of input k; () where it is not known."""
