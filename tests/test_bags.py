@@ -251,3 +251,22 @@ def test_bags_are_repeated_and_picked() -> None:
 def test_a_history_alone_is_no_bag() -> None:
     assert optimize(history(["T"], ["N"]), {"hist": "user", "item": "item"}).sides.bags == {}
     assert Sides().bags == {}
+
+
+def test_the_largest_of_a_bag_tells_bags_apart() -> None:
+    source = pruned(scored(IDIOMS["Loop"]))
+    for inner in next(n for n in source.graph.node if n.op_type == "Loop").attribute[0].g.node:
+        if inner.op_type == "ReduceSum":
+            inner.op_type = "ReduceMax"
+    assert optimize(source, SIDES).sides.bags == {"offsets": ("ids",)}
+
+
+def test_a_result_of_unknown_rank_has_the_shape_that_the_file_declares() -> None:
+    source = pruned(scored(IDIOMS["Scan"]))
+    graph = next(n for n in source.graph.node if n.op_type == "Scan").attribute[0].g
+    graph.output[0].type.tensor_type.ClearField("shape")
+    found = resolve(signature(source), user=["ids", "offsets"], item=["x"], metadata='{"bags": {"offsets": "ids"}}')
+    assert not optimize(source, found, check=False).changed
+    source.graph.value_info.append(helper.make_tensor_value_info("bag", FLOAT, ["N", DIM]))
+    done = optimize(source, found)
+    assert (done.changed, dims(done.model, "offsets")) == (True, (1,))

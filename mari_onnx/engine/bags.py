@@ -54,7 +54,7 @@ def interpret(state: Interpreter, sides: Sides, stored: dict[str, Tensor]) -> di
             visit(replace(state, reports=[]), node)
         for name in part.results:
             if name in node.output:
-                state.env[name] = _for_all(state, one.env[name], name)
+                state.env[name] = _for_all(one, one.env[name], name)
                 alone.pop(name, None)
     return alone
 
@@ -71,6 +71,11 @@ def _of_one_bag(session: Session) -> Session:
 
 def _for_all(state: Interpreter, value: Value, name: str) -> Value:
     """The rows of one bag as N equal rows. Refuses a tensor that has no row per bag."""
+    _, declared = state.session.declared.get(name, (0, None))
+    if value.groups is None and declared is not None:
+        tensor = materialise(state.b, value)
+        tensor.shape = tuple(d if isinstance(d, int) else state.b.fresh(tensor, i) for i, d in enumerate(declared))
+        value = from_tensor(tensor)
     if value.groups is None:
         raise Decline(f"the rank of {name}, which is computed from bags, is not known")
     if not value.groups:

@@ -91,7 +91,9 @@ def _write_cat(b: Builder, cat: Cat, order: Sequence[Group], full: frozenset[Axi
     """A Cat as one tensor: its parts are written in the order of their positions, then concatenated."""
     cat = _together(b, cat)
     axis = cat.axis
-    at = next(i for i, group in enumerate(order) if axis in group)
+    at = next((i for i, group in enumerate(order) if axis in group), None)
+    if at is None:
+        raise Decline("what is concatenated along the iterations of a Loop cannot be written as one tensor")
     group = order[at]
     union = axes_of(cat) | full | frozenset(a for g in order if len(g) > 1 and axes_of(cat) & set(g) for a in g)
     ordered = sorted(cat.parts, key=lambda p: p.positions)
