@@ -72,7 +72,7 @@ scoreboard: $(STAMPS)/test ## ours beside other optimizers, OpenVINO and IKBO; d
 providers: $(STAMPS)/test ## execution providers that load our outputs and agree with the CPU; docs/benchmarks.md
 	$(BIN)/python -m benchmarks.providers $(ARGS)
 
-bench-gpu: $(STAMPS)/gpu $(STAMPS)/models ## the same on CUDA in float32 and float16; docs/gpu.json
+bench-gpu: $(STAMPS)/gpu $(STAMPS)/models ## on CUDA in ten minutes, parity first, float32 and float16; docs/gpu.json
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 audit: $(STAMPS)/test ## known vulnerabilities of what is installed

@@ -116,7 +116,7 @@ def run(
     path, folder = FOLDER / f"{name}.onnx", FOLDER / name
     notes: list[str] = []
     if half:
-        path, folder = _in_half(path), FOLDER / f"{name}.float16"
+        path, folder = in_half(path, path.with_suffix(".float16.onnx")), FOLDER / f"{name}.float16"
         notes = _optimized_by_peers(name, path, folder)
     source, sides = read(path), sides_of(path)
     recorded = load(FOLDER / f"{name}.npz", signature(source.model), sides)[0]
@@ -156,12 +156,11 @@ def _user_part(floor: Variant, folder: Path) -> Variant:
     return Variant(USER_PART, folder / "user_part.onnx")
 
 
-def _in_half(path: Path) -> Path:
-    """The model with its inside in float16."""
+def in_half(path: Path, target: Path) -> Path:
+    """Writes the model with its inside in float16 to `target`, which it answers."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    target = path.with_suffix(".float16.onnx")
     converted = OnnxModel(convert_float_to_float16(onnx.load(path), keep_io_types=True))
     converted.topological_sort()
     onnx.save(converted.model, target)

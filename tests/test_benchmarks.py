@@ -104,15 +104,66 @@ def test_what_the_user_part_takes_is_told_beside_the_floor():
 
 def test_gpu_results_are_whole_and_say_what_did_not_run(monkeypatch, tmp_path):
     # What runs on CUDA runs on the CPU as well; only the figures mean nothing.
-    monkeypatch.setattr(gpu, "PROVIDER", "cpu")
     monkeypatch.setattr(gpu, "RESULTS", tmp_path / "gpu.json")
-    answer = gpu.measure(tiny=True)
-    assert answer["not_run"] == [f"{name} whole: left out by --tiny" for name in gpu.TYPES]
+    plan = gpu.Plan("cpu", gpu.SAMPLES[:1], ("no-such-model",))
+    answer = gpu.measure(plan, gpu.RESULTS)
+    assert answer["finished"] == [f"{name} {part}" for name, part in _both(plan)]
+    for name, part in _both(plan):
+        assert answer[name][part]
     for name in gpu.TYPES:
-        assert set(answer[name]) == {"grid", "layout", "forms"}
-        assert all(answer[name].values())
-    gpu.RESULTS.write_text(json.dumps(answer, allow_nan=False))
-    assert "Not run: float32 whole" in gpu.page()
+        (parity,) = answer[name]["parity"]
+        assert parity["verdict"] == "equal", parity
+    assert [each.split(":")[0] for each in answer["not_run"]] == [f"{n} models, no-such-model" for n in gpu.TYPES]
+    assert json.loads(gpu.RESULTS.read_text(), parse_constant=pytest.fail) == answer
+    page = gpu.page()
+    assert "Not run: float32 models, no-such-model" in page
+    assert "Parity in float16, sample models and what `--target cuda` makes of them: 1 equal." in page
+
+
+def _both(plan: gpu.Plan) -> list[tuple[str, str]]:
+    return [(name, part) for part in plan.parts() for name in gpu.TYPES]
+
+
+class Steps(gpu.Plan):
+    """A plan of three results, of which one may raise."""
+
+    raises = False
+
+    def parts(self):
+        def work(dtype):
+            yield {"model": "a"}
+            if self.raises:
+                raise RuntimeError("no memory\nmore")
+            yield {"model": "b"}
+
+        return {"parity": work}
+
+
+def test_gpu_results_are_kept_when_time_is_up_or_a_part_fails(tmp_path, monkeypatch):
+    file = tmp_path / "gpu.json"
+    answer = gpu.measure(Steps("cpu"), file, seconds=0)
+    assert answer["not_run"] == [f"{name} parity: the time was up after 0 results" for name in gpu.TYPES]
+    monkeypatch.setattr(Steps, "raises", True)
+    gpu.measure(Steps("cpu"), file)
+    answer = json.loads(file.read_text())
+    assert answer["float32"]["parity"] == [{"model": "a"}]
+    assert answer["not_run"][0] == "float32 parity: RuntimeError: no memory"
+    assert answer["finished"] == []
+    monkeypatch.setattr(Steps, "raises", False)
+    assert gpu.measure(Steps("cpu"), file)["finished"] == ["float32 parity", "float16 parity"]
+
+
+def test_gpu_parts_that_are_finished_are_not_run_again_on_the_same_machine(tmp_path, monkeypatch):
+    file = tmp_path / "gpu.json"
+    first = gpu.measure(Steps("cpu"), file)
+    monkeypatch.setattr(Steps, "raises", True)
+    assert gpu.measure(Steps("cpu"), file) == first
+    assert gpu.measure(Steps("cpu"), file, again=True)["finished"] == []
+    monkeypatch.setattr(Steps, "raises", False)
+    gpu.measure(Steps("cpu"), file)
+    monkeypatch.setattr(gpu, "machine", lambda provider: {"processor": "another"})
+    monkeypatch.setattr(Steps, "raises", True)
+    assert gpu.measure(Steps("cpu"), file)["finished"] == []
 
 
 def test_growth_is_judged_by_time_and_memory():
