@@ -374,6 +374,8 @@ def _finished(source: Source, sides: Sides, options: Options, result: Rewrite) -
         report.estimated = {n: round(ratio, 2) for n, ratio in sorted(result.estimated.items())}
     report.source = _file_facts(source)
     report.notes = list(upgraded(source.model).notes) if result.changed else []
+    if sides.batched and result.changed:
+        report.notes.append(_per_request(report))
     if result.alone is not None:
         n, ratio = result.alone
         report.notes.append(
@@ -399,6 +401,16 @@ def _finished(source: Source, sides: Sides, options: Options, result: Rewrite) -
     if wrong := differences(source.model, output):
         raise RuntimeError("the rewrite changed the model's interface: " + "; ".join(wrong))
     return Optimized(output, True, report, source, result)
+
+
+def _per_request(report: Report) -> str:
+    """The work of a run for several requests, by request and by candidate."""
+    before, after = report.before, report.after
+    return (
+        f"several requests in one run ({report.sides.batched}) of {report.candidates} candidates each: a request takes "
+        f"{after.flops * report.candidates:.3g} FLOPs ({before.flops * report.candidates:.3g} in the source), of which "
+        f"{after.once_flops * report.candidates:.3g} are the user's; a candidate {after.flops:.3g} ({before.flops:.3g})"
+    )
 
 
 def _refuse_mixing(model: onnx.ModelProto, sides: Sides) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mari_onnx.parity.requests.draw import Request
     from mari_onnx.sides.resolve import Sides
     from mari_onnx.timing.measure import Measured, Progress, Variant
+    from mari_onnx.timing.several import Together
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -27,6 +29,10 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     if not found or min(found) < 1:
         raise click.BadParameter(f"{value!r} is not a comma-separated list of positive integers, such as 1,16,64")
     return found
+
+
+def _optional_numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
+    return () if value is None else _numbers(context, parameter, value)
 
 
 @click.command()
@@ -41,6 +47,14 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     show_default=True,
     metavar="N,...",
     help="Numbers of candidates at which to time.",
+)
+@click.option(
+    "--users-per-run",
+    "users",
+    callback=_optional_numbers,
+    metavar="R,...",
+    help="Time R requests in one run (`optimize --batched grid`) against R runs of one request each. MODEL is the "
+    "source alone, or the source and an output of --batched.",
 )
 @click.option(
     "--data",
@@ -95,6 +109,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 def bench(
     models: tuple[Path, ...],
     candidates: tuple[int, ...],
+    users: tuple[int, ...],
     data: Path | None,
     threads: tuple[int, ...],
     provider: str,
@@ -133,6 +148,15 @@ def bench(
     source = with_given_shapes(source, found)
     out = console()
     out.quiet = quiet or str(json_file) == "-"
+    if users:
+        if data is not None or provider != "cpu" or peers or with_floor or plot_file is not None:
+            raise click.UsageError("--users-per-run takes no --data, --peers, --floor and --plot, and the CPU only")
+        with progress_bar(quiet) as progress:
+            together, notes = _together(source, found, models, users, candidates, threads, seconds, progress)
+        summary.write(out, summary.of_bench([each.to_dict() for each in together], notes))
+        if json_file is not None:
+            _write_json(json_file, together, notes, models[0], provider)
+        return
     results: list[Measured] = []
     with (
         tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder,
@@ -169,6 +193,60 @@ def bench(
 
         plot(results, plot_file, models[0].name)
         summary.write(out, [f"wrote {plot_file}"])
+
+
+def _together(
+    source: Source,
+    sides: Sides,
+    models: Sequence[Path],
+    users: Sequence[int],
+    candidates: Sequence[int],
+    threads: Sequence[int],
+    seconds: float,
+    progress: Progress | None,
+) -> tuple[list[Together], list[str]]:
+    """Times of several requests in one run, and notes on what is left out."""
+    from mari_onnx import api
+    from mari_onnx.choices import options_for
+    from mari_onnx.timing.measure import OURS, as_given
+    from mari_onnx.timing.several import MOST, measure_together
+
+    if len(models) > 2:
+        raise click.UsageError("--users-per-run takes the source, and at most one output of --batched")
+    sizes = [(count, n) for count in users for n in candidates if count * n <= MOST]
+    notes = [f"runs of more than {MOST} rows are left out"] if len(sizes) < len(users) * len(candidates) else []
+    form = _form_of(models[1]) if len(models) > 1 else sides.batched or "grid"
+    batched, typical = replace(sides, batched=form), _typical(candidates)
+    results: list[Together] = []
+    with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder:
+        single = {f"{OURS}, one request per run": Path(folder, "single.onnx")}
+        one = api.rewritten(source, replace(sides, batched=None), options_for(typical, assume=True))
+        one.save(single[f"{OURS}, one request per run"])
+        single["source, one request per run"] = as_given(source, sides, Path(folder))
+        if len(models) > 1:
+            path = models[1]
+        else:
+            path = Path(folder, "several.onnx")
+            with api.checked(source, batched, path) as (done, staged):
+                notes += done.report.notes
+                staged.commit()
+        for count in threads:
+            results += measure_together(
+                source.model, batched, single, {f"all requests in one run ({form})": path}, sizes, threads=count,
+                seconds=seconds, progress=progress,
+            )  # fmt: skip
+    return results, notes
+
+
+def _form_of(path: Path) -> str:
+    """How an output takes several requests, by its metadata. Raises UsageError where it does not."""
+    from mari_onnx.model.load import read
+    from mari_onnx.parity.several.check import form_in
+
+    form = form_in(read(path).model)
+    if form is None:
+        raise click.UsageError(f"{path} takes one request per run: it is no output of `optimize --batched`")
+    return form
 
 
 def _typical(candidates: Sequence[int]) -> int:
@@ -236,7 +314,7 @@ def _requests(
 
 
 def _write_json(
-    file: Path, results: Sequence[Measured], notes: Sequence[str], source: Path, provider: str
+    file: Path, results: Sequence[Measured | Together], notes: Sequence[str], source: Path, provider: str
 ) -> None:
     from mari_onnx.model.save import write_text
     from mari_onnx.timing.machine import machine

@@ -87,7 +87,9 @@ def _equal(check: Mapping[str, Any], target: str) -> list[Block]:
 
 
 def of_inspect(report: Report) -> list[Block]:
-    """Inputs, products, totals, and what was measured."""
+    """Inputs, products, totals, and what was measured; of an output for several requests what it takes."""
+    if report.sides.batched and not report.nodes:
+        return [inputs_table(report.inputs), "", f"{report.reason}", *report.notes]
     return [inputs_table(report.inputs), "", products_table(report), "", *totals(report), *residual(report)]
 
 
@@ -158,7 +160,8 @@ def of_bench(results: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> list
     extra = {key: how for key, how in _FIGURES.items() if any(e.get(key) is not None for e in entries)}
     several = len({each["threads"] for each in results}) > 1
     table = Table(box=None, pad_edge=False)
-    for name in ["N", *(["threads"] if several else [])]:
+    together = any("requests" in each for each in results)
+    for name in [*(["requests"] if together else []), "N", *(["threads"] if several else [])]:
         table.add_column(name, justify="right")
     table.add_column("model")
     for name in ["median", "p99", "spread", "faster", "(middle half)", *(h for h, _ in extra.values())]:
@@ -166,7 +169,8 @@ def of_bench(results: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> list
     for each in results:
         for index, (name, figures) in enumerate(each["variants"].items()):
             low, high = figures["speedup_quartiles"]
-            setting = [str(each["candidates"]), *([str(each["threads"])] if several else [])]
+            setting = [*([str(each["requests"])] if together else []), str(each["candidates"])]
+            setting += [str(each["threads"])] if several else []
             table.add_row(
                 *(setting if not index else [""] * len(setting)),
                 escape(name),

@@ -8,9 +8,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from click.testing import CliRunner
 from onnx import helper, numpy_helper
 
 from mari_onnx.api import inspect, optimize
+from mari_onnx.cli.main import cli
 from mari_onnx.errors import CannotBatch, UsageError
 from mari_onnx.model.load import read
 from mari_onnx.model.signature import signature
@@ -20,6 +22,7 @@ from mari_onnx.parity.layout import Layout
 from mari_onnx.parity.several.form import Form, for_one
 from mari_onnx.parity.several.mixing import together
 from mari_onnx.sides.resolve import Sides, resolve
+from mari_onnx.timing.several import measure_together
 from tests.test_signatures import FLOAT, INT64, Shape, model, node, tensor
 
 SIDES = {"u": "user", "x": "item"}
@@ -220,3 +223,28 @@ def test_ids_of_a_user_look_up_a_row_for_each_request() -> None:
     for k in range(3):
         (want,) = run(source, {"u": np.repeat(ids[k], 2), "x": x[k]})
         np.testing.assert_allclose(have[k], want, rtol=1e-5, atol=1e-5)
+
+
+def test_runs_of_several_requests_are_timed_on_the_same_values(tmp_path: Path) -> None:
+    done, one = optimize(score(), SIDES, batched="grid"), optimize(score(), SIDES)
+    done.save(tmp_path / "several.onnx")
+    one.save(tmp_path / "single.onnx")
+    single, several = {"apart": tmp_path / "single.onnx"}, {"together": tmp_path / "several.onnx"}
+    sizes = [(1, 3), (4, 2)]
+    found = list(measure_together(score(), done.sides, single, several, sizes, seconds=0, least=1))
+    assert [(each.requests, each.n) for each in found] == sizes
+    assert all(each.apart["together"] < 1e-5 for each in found)
+    assert found[0].to_dict()["variants"]["together"]["max_difference"] < 1e-5
+
+
+def test_bench_of_several_requests(tmp_path: Path) -> None:
+    source, output = tmp_path / "source.onnx", tmp_path / "output.onnx"
+    onnx.save(score(), source)
+    optimize(source, SIDES, batched="grid").save(output)
+    how = ["--user", "u", "--item", "x", "--candidates", "3", "--seconds", "0.001"]
+    answer = CliRunner().invoke(cli, ["bench", str(source), str(output), "--users-per-run", "1,2", *how])
+    assert answer.exit_code == 0, answer.output
+    assert "all requests in one run (grid)" in answer.output
+    wrong = CliRunner().invoke(cli, ["bench", str(source), str(source), "--users-per-run", "2", *how])
+    assert wrong.exit_code == 2
+    assert "one request per run" in wrong.output

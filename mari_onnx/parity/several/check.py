@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -90,14 +91,18 @@ def check(
 
 def _batched(model: onnx.ModelProto, sides: Sides) -> str | None:
     """How a model takes several requests: by its own metadata, or by `sides` where it has none."""
+    own = any(entry.key == METADATA_KEY for entry in model.metadata_props)
+    return form_in(model) if own else sides.batched
+
+
+def form_in(model: onnx.ModelProto) -> str | None:
+    """How an output takes several requests, by its metadata; None for one request per run."""
     for entry in model.metadata_props:
         if entry.key == METADATA_KEY:
-            try:
+            with suppress(ValueError, AttributeError):
                 found = json.loads(entry.value).get("batched")
-            except (ValueError, AttributeError):
-                break
-            return None if found is None else str(found)
-    return sides.batched
+                return None if found is None else str(found)
+    return None
 
 
 def _name(model: Any, kind: str) -> str:

@@ -1,0 +1,96 @@
+"""Several requests in one run against as many runs of the output for one request.
+
+    python -m benchmarks.batching [--seconds 2] [--models FILE.onnx ...] [--sizes 16x32,16x500]
+
+One thread, in thread time, in turns; the ratio is the median of the pairs'. Without files it is a ranker with user
+1024, item 256 and hidden 512, with one hidden layer and with two, at 16 requests of 32 candidates, 64 of 8, 1 of 500.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from mari_onnx import api
+from mari_onnx.choices import options_for
+from mari_onnx.errors import MariError, first_line
+from mari_onnx.parity.candidates import with_axes
+from mari_onnx.sides.resolve import Sides, resolve, side_file_beside
+from mari_onnx.timing.several import measure_together
+
+SIZES = ((16, 32), (64, 8), (1, 500))
+SINGLE, GRID = "one request per run", "grid"
+
+
+def ranker(*hidden: int, user: int = 1024, item: int = 256, seed: int = 0) -> onnx.ModelProto:
+    """`[user | item]` through layers of these widths and one of 1, with Relu between them."""
+    rng, nodes, weights = np.random.default_rng(seed), [], []
+    nodes.append(helper.make_node("Concat", ["user", "item"], ["x0"], axis=1))
+    widths = (user + item, *hidden, 1)
+    for k, (wide, columns) in enumerate(pairwise(widths)):
+        drawn = rng.standard_normal((wide, columns)) * np.sqrt(2 / wide)
+        weights.append(numpy_helper.from_array(drawn.astype(np.float32), f"w{k}"))
+        weights.append(numpy_helper.from_array(rng.standard_normal(columns).astype(np.float32), f"b{k}"))
+        out = "score" if k == len(widths) - 2 else f"h{k}"
+        nodes.append(helper.make_node("Gemm", [f"x{k}", f"w{k}", f"b{k}"], [out]))
+        if out != "score":
+            nodes.append(helper.make_node("Relu", [out], [f"x{k + 1}"]))
+    infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", w]) for n, w in (("user", user), ("item", item))]
+    outputs = [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N", 1])]
+    graph = helper.make_graph(nodes, "ranker", infos, outputs, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def rows(source: api.Source, sides: Sides, sizes: Sequence[tuple[int, int]], seconds: float) -> list[str]:
+    """A line of a table for each size: milliseconds of all requests, and how many times faster one run is."""
+    found = []
+    sides = with_axes(source.model, sides, source.model)
+    with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder:
+        single, several = Path(folder, "single.onnx"), Path(folder, "several.onnx")
+        api.rewritten(source, sides, options_for(assume=True)).save(single)
+        with api.checked(source, replace(sides, batched="grid"), several) as (_, staged):
+            staged.commit()
+        for each in measure_together(
+            source.model, replace(sides, batched="grid"), {SINGLE: single}, {GRID: several}, sizes, seconds=seconds
+        ):
+            low, high = each.timing.quartiles(SINGLE, GRID)
+            apart, together = (each.timing.median(name) * 1e3 for name in (SINGLE, GRID))
+            ratio = each.timing.ratio(SINGLE, GRID)
+            size = f"{each.requests} x {each.n}"
+            found.append(f"| {size} | {apart:.3f} ms | {together:.3f} ms | {ratio:.2f}x | {low:.2f}-{high:.2f} |")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--models", type=Path, nargs="*", default=[], help="sources with side files beside them")
+    parser.add_argument("--sizes", default=",".join(f"{r}x{n}" for r, n in SIZES))
+    args = parser.parse_args()
+    sizes = [(int(r), int(n)) for r, n in (size.split("x") for size in args.sizes.split(","))]
+    print("| model | requests x candidates | one per run | grid | faster | middle half |\n|---|---|---|---|---|---|")
+    if not args.models:
+        for name, hidden in (("one hidden layer", (512,)), ("two hidden layers", (512, 256))):
+            source = api.as_source(ranker(*hidden))
+            for row in rows(source, Sides({"user": "user", "item": "item"}), sizes, args.seconds):
+                print(f"| {name} {row}", flush=True)
+    for path in args.models:
+        try:
+            source = api.as_source(path)
+            sides = resolve(api.signature(source.model), file=side_file_beside(path))
+            for row in rows(source, sides, sizes, args.seconds):
+                print(f"| {path.stem} {row}", flush=True)
+        except MariError as error:
+            print(f"| {path.stem} | refused: {first_line(error)} | | | | |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Several requests in one run against one request per run, timed in turns on the same values."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mari_onnx import runtime
+from mari_onnx.model.signature import signature
+from mari_onnx.parity.domains.domains import domains as domains_of
+from mari_onnx.parity.layout import Layout
+from mari_onnx.parity.requests.draw import Drawer
+from mari_onnx.parity.several.form import Form
+from mari_onnx.timing.clock import Timing, clock_for, interleaved
+
+if TYPE_CHECKING:
+    import onnx
+
+    from mari_onnx.parity.requests.request import Request
+    from mari_onnx.sides.resolve import Sides
+    from mari_onnx.timing.measure import Progress
+
+MOST = 1 << 15
+"""Rows in a run; combinations with more are left out."""
+
+
+@dataclass
+class Together:
+    """Times for one number of requests and candidates.
+
+    Attributes:
+        requests, n, threads: the setting; n candidates of each request.
+        clock: see `clock_for`.
+        timing: seconds of all requests together, of each variant in turns; the first is the baseline.
+        apart: largest absolute difference of any output to the baseline's.
+    """
+
+    requests: int
+    n: int
+    threads: int
+    clock: str
+    timing: Timing
+    apart: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The documented form: one entry per variant."""
+        figures = self.timing.to_dict(self.timing.names[0])
+        for name, entry in figures.items():
+            entry["max_difference"] = self.apart[name]
+        setting = {"requests": self.requests, "candidates": self.n, "threads": self.threads, "clock": self.clock}
+        return {**setting, "variants": figures}
+
+
+def measure_together(
+    source: onnx.ModelProto,
+    sides: Sides,
+    single: Mapping[str, Path],
+    several: Mapping[str, Path],
+    sizes: Sequence[tuple[int, int]],
+    *,
+    threads: int = 1,
+    seconds: float = 2.0,
+    least: int = 5,
+    progress: Progress | None = None,
+) -> Iterator[Together]:
+    """Times for each (requests, candidates): the `single` models run request by request, the `several` once.
+
+    Args:
+        source: the model for one user that `sides` are of; requests are drawn to suit it.
+        single, several: name -> file. The first of `single` is the baseline.
+
+    Raises:
+        ModelError: a model cannot be loaded or run.
+    """
+    layout = Layout(signature(source), sides)
+    form, ranges = Form(layout), domains_of(source, layout)[0]
+    kind, clock = clock_for(threads)
+    sessions = {n: runtime.session(p, threads=threads, what=n) for n, p in {**single, **several}.items()}
+    for index, (count, n) in enumerate(sizes):
+        if progress is not None:
+            progress(f"{count} requests of {n}", index, len(sizes))
+        drawer = Drawer(layout, ranges, count)
+        free = dict.fromkeys(layout.free, 20)
+        requests = [drawer.request(n, full=True, free=free) for _ in range(count)]
+        feeds = {name: [r.feed(sessions[name].get_inputs()) for r in requests] for name in single}
+        feeds |= {name: [form.feed(requests)] for name in several}
+        outputs = {name: _outputs(sessions[name], feeds[name], form, requests, name in several) for name in feeds}
+        base = next(iter(outputs.values()))
+        apart = {
+            name: max(float(np.abs(a - b).max(initial=0)) for a, b in zip(base, mine, strict=True))
+            for name, mine in outputs.items()
+        }
+        runs = {name: _Turn(sessions[name], feeds[name]) for name in feeds}
+        timing = interleaved(runs, seconds=seconds, least=least, clock=clock, wall=time.perf_counter)
+        yield Together(count, n, threads, kind, timing, apart)
+
+
+class _Turn:
+    """Runs all feeds of one model, one after the other."""
+
+    def __init__(self, session: Any, feeds: Sequence[dict[str, np.ndarray]]):
+        self.session, self.feeds = session, feeds
+
+    def __call__(self, _: int) -> None:
+        for feed in self.feeds:
+            self.session.run(None, feed)
+
+
+def _outputs(
+    session: Any, feeds: Sequence[dict[str, np.ndarray]], form: Form, requests: Sequence[Request], several: bool
+) -> list[np.ndarray]:
+    """The numeric outputs of all requests, output by output within each."""
+    answers = [session.run(None, feed) for feed in feeds]
+    parts = form.apart(answers[0], requests) if several else answers
+    return [np.asarray(output, np.float64) for part in parts for output in part if output.dtype.kind in "fiub"]
