@@ -10,8 +10,10 @@ from onnx import numpy_helper
 
 from mari_onnx.model.signature import signature
 from mari_onnx.parity import check
+from mari_onnx.parity.coverage.sites import goals
 from mari_onnx.parity.domains.domains import Domains, domains
 from mari_onnx.parity.layout import Layout
+from mari_onnx.parity.requests.joints import Joints
 from mari_onnx.sides.resolve import Sides
 
 # How a row is calculated from ids a and b, and how many rows there are.
@@ -69,3 +71,52 @@ def test_no_row_is_looked_for_where_candidates_meet() -> None:
     model = _model("k = CumSum(a, zero)\n r = Mod(k, c599)")
     model.graph.initializer.append(numpy_helper.from_array(np.array(0), "zero"))
     assert not _domains(model, Sides({"a": "item", "b": "item"})).joints
+
+
+def _tree() -> onnx.ModelProto:
+    """A full tree of depth 5 over four features, two of each side, the splits of which are random."""
+    rng, inner = np.random.default_rng(3), 2**5 - 1
+    count = 2 * inner + 1
+    own = {
+        "nodes_treeids": [0] * count,
+        "nodes_nodeids": list(range(count)),
+        "nodes_featureids": [*rng.integers(0, 4, inner).tolist(), *[0] * (inner + 1)],
+        "nodes_modes": ["BRANCH_LEQ"] * inner + ["LEAF"] * (inner + 1),
+        "nodes_values": [*rng.standard_normal(inner).tolist(), *[0.0] * (inner + 1)],
+        "nodes_truenodeids": [*range(1, count, 2), *[0] * (inner + 1)],
+        "nodes_falsenodeids": [*range(2, count, 2), *[0] * (inner + 1)],
+        "target_treeids": [0] * (inner + 1),
+        "target_nodeids": list(range(inner, count)),
+        "target_ids": [0] * (inner + 1),
+        "target_weights": rng.standard_normal(inner + 1).tolist(),
+    }
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 18, "ai.onnx.ml": 3]> g (float[N,2] u, float[N,2] x) => (float[N,1] y) '
+        "{ c = Concat <axis = 1> (u, x) }"
+    )
+    node = onnx.helper.make_node("TreeEnsembleRegressor", ["c"], ["y"], domain="ai.onnx.ml", n_targets=1, **own)
+    model.graph.node.append(node)
+    return model
+
+
+def test_splits_that_contradict_what_was_asked_before_are_not_counted() -> None:
+    split = next(goal for goal in goals(_tree()) if goal.kind == "splits")
+    rows = np.random.default_rng(0).standard_normal((200_000, 4)).astype(np.float32) * 3
+    split.look([rows])
+    assert 40 < split.met.size < 62
+    assert split.done
+
+
+def test_few_users_get_to_all_leaves() -> None:
+    model = _tree()
+    result = check(model, model, Sides({"u": "user", "x": "item"}))
+    met, of = result.reached.counts["splits"]
+    assert met == of
+    found = _domains(model, Sides({"u": "user", "x": "item"}))
+    joints = Joints(found.joints, Layout(signature(model), Sides({"u": "user", "x": "item"})))
+    users = 0
+    while joints.left:
+        arrays = {"u": np.zeros((1, 2), np.float32), "x": np.zeros((64, 2), np.float32)}
+        joints.deal(arrays)
+        users += 1
+    assert users < len(found.joints) / 2

@@ -158,18 +158,20 @@ class Between:
     def _assigned(self, low: _Margins, high: _Margins) -> list[_Target]:
         """For each candidate one turn that lies between two requests; each turn once."""
         found: dict[int, _Target] = {}
-        for goal, turn in self._open():
+        for goal, met in self._met.items():
             if goal not in low or goal not in high or low[goal][0].shape != high[goal][0].shape:
                 continue
-            a, b = low[goal][0][turn], high[goal][0][turn]
-            if a.shape[0] != self._n:
+            a, b = low[goal][0], high[goal][0]
+            if a.shape[1] != self._n or len(found) == self._n:
                 continue
-            for candidate, element in np.argwhere((a < 0) != (b < 0))[: 4 * self._n].tolist():
-                if candidate not in found and np.isfinite(a[candidate, element]) and np.isfinite(b[candidate, element]):
-                    found[candidate] = _Target(goal, turn, candidate, element)
+            between = ((a < 0) != (b < 0)) & np.isfinite(a) & np.isfinite(b)
+            for turn in np.flatnonzero(~met.all(axis=0) & between.any(axis=(1, 2))).tolist():
+                for candidate, element in np.argwhere(between[turn])[: 4 * self._n].tolist():
+                    if candidate not in found:
+                        found[candidate] = _Target(goal, turn, candidate, element)
+                        break
+                if len(found) == self._n:
                     break
-            if len(found) == self._n:
-                break
         return list(found.values())
 
     def _singly(self, pool: Sequence[tuple[Request, _Margins]]) -> Iterator[Request]:

@@ -186,7 +186,8 @@ class Guide:
     def _together(self, budget: Budget, base: Sequence[Request]) -> None:
         """What several inputs have to be together: strings put together, leaves of trees."""
         plan, joints = self._plan, self._plan.other.joints
-        rows = plan.layout.fixed_n or (_MANY if plan.layout.axis == 0 else 32)
+        many = joints is not None and not joints.of_user and plan.layout.axis == 0
+        rows = plan.layout.fixed_n or (_MANY if many else _CANDIDATES)
         stale = 0
         while joints is not None and joints.left and stale < 4 * _STALE and self._room() and not self._watch.done:
             request = plan.other.request(rows)

@@ -11,6 +11,8 @@ from mari_onnx.parity.coverage.goals import Goal
 
 # Trees of more inner nodes times rows are not asked how far a row is from each split.
 _MARGINS = 2**18
+# Of more nodes times features it is not asked which ways contradict each other.
+_BOUNDS = 2**23
 _HOLDS = {
     "BRANCH_LEQ": np.less_equal, "BRANCH_LT": np.less, "BRANCH_GTE": np.greater_equal, "BRANCH_GT": np.greater,
     "BRANCH_EQ": np.equal, "BRANCH_NEQ": np.not_equal,
@@ -45,13 +47,42 @@ class Splits(Goal):
         self._inside = self._mode != "LEAF"
         self._inner = np.flatnonzero(self._inside)[:most]
         self._modes = [m for m in np.unique(self._mode).tolist() if m in _HOLDS]
-        super().__init__("splits", node, op, [tensor], 2 * self._inner.size)
+        self._possible = np.flatnonzero(self._ways()[:, self._inner])
+        super().__init__("splits", node, op, [tensor], self._possible.size)
+
+    def _ways(self) -> np.ndarray:
+        """[false or true, node]: whether some row goes that way, by what was asked of its features before."""
+        found, single = np.zeros((2, self._mode.size), bool), len(self._modes) == 1
+        at = np.array(self._roots, np.int64)
+        features = int(self._feature.max(initial=0)) + 1
+        if self._missing.any() or features * self._mode.size > _BOUNDS:
+            return ~found
+        low, high = np.full((at.size, features), -np.inf), np.full((at.size, features), np.inf)
+        for _ in range(self._mode.size):
+            inner = self._inside[at]
+            at, low, high = at[inner], low[inner], high[inner]
+            if not at.size:
+                break
+            every, feature, value = np.arange(at.size), self._feature[at], self._value[at]
+            below = np.isin(self._mode[at], ("BRANCH_LEQ", "BRANCH_LT"))
+            ordered = below | np.isin(self._mode[at], ("BRANCH_GTE", "BRANCH_GT"))
+            further = []
+            for way, goes_below in ((0, ~below), (1, below)):
+                one, other = low.copy(), high.copy()
+                mine = (every, feature)
+                other[mine] = np.where(ordered & goes_below, np.minimum(other[mine], value), other[mine])
+                one[mine] = np.where(ordered & ~goes_below, np.maximum(one[mine], value), one[mine])
+                some = one[mine] < other[mine] if single else one[mine] <= other[mine]
+                found[way, at] = some
+                further.append(((self._yes if way else self._no)[at][some], one[some], other[some]))
+            at, low, high = (np.concatenate(parts) for parts in zip(*further, strict=True))
+        return found
 
     def _found(self, values: Sequence[np.ndarray]) -> np.ndarray:
         seen = np.zeros((2, self._mode.size), bool)
         for at, _, _, true in self._walk(values[0]):
             seen[1, at[true]], seen[0, at[~true]] = True, True
-        return seen[:, self._inner].reshape(-1)
+        return seen[:, self._inner].reshape(-1)[self._possible]
 
     def margins(self, values: Sequence[np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray] | None:
         rows = values[0].reshape(-1, values[0].shape[-1])
@@ -91,6 +122,7 @@ class Splits(Goal):
         return found
 
     def text(self, at: int) -> str:
+        at = int(self._possible[at])
         inner = int(self._inner[at % self._inner.size])
         way = ("false", "true")[at // self._inner.size]
         return f"{way} at node {inner}: feature {self._feature[inner]} {self._mode[inner]} {self._value[inner]:g}"

@@ -40,7 +40,7 @@ def leaves(trace: Trace) -> Iterator[Joint]:
                 origin, slope, base = int(curve.origin[element]), curve.slope[element], curve.base[element]
                 if origin < 0 or np.isnan(slope) or trace.kinds[origin] not in "iuf":
                     continue
-                number = (_inside(low, high) - base) / slope
+                number = (inside(low, high) - base) / slope
                 parts.append((*trace.owner(origin), float(np.ceil(number) if trace.kinds[origin] != "f" else number)))
                 ends = sorted(((low - base) / slope, (high - base) / slope))
                 bounds.append((float(ends[0]), float(ends[1])))
@@ -77,7 +77,7 @@ def _boxes(own: dict[str, Any]) -> Iterator[dict[int, tuple[float, float]]]:
                     stack.append((child, way))
 
 
-def _inside(low: float, high: float) -> float:
+def inside(low: float, high: float) -> float:
     """A number between two bounds."""
     if np.isfinite(low) and np.isfinite(high):
         return (low + high) / 2

@@ -103,6 +103,8 @@ class Gathered:
         self._found: dict[str, dict[int, dict[Value, tuple[int, str]]]] = {}
         self._closed: set[str] = set()
         self.joints: dict[Joint, None] = {}
+        # What was turned back already: the optimized model mostly asks what the source does.
+        self.asked: set[tuple[object, ...]] = set()
 
     def close(self, name: str) -> None:
         """What is only next to a number is an error in an input."""
@@ -146,7 +148,7 @@ def gather(trace: Trace, found: Gathered, reactions: Sequence[Reaction], exact: 
     """
     jobs: list[tuple[str, int, float, bool]] = []
     wanted: list[tuple[str, int, str, np.dtype, str]] = []
-    done: set[tuple[object, ...]] = set()
+    done = found.asked
     dense = _dense(reactions)
     for each in reactions:
         if each.numbers.dtype.kind == "O":
@@ -160,7 +162,8 @@ def gather(trace: Trace, found: Gathered, reactions: Sequence[Reaction], exact: 
             slope, base = float(curve.slope[element]), float(curve.base[element])
             if each.closed:
                 found.close(name)
-            key = (name, place, each.op, str(number), slope, base, each.tensor if np.isnan(slope) else "")
+            way = (each.tensor, exact) if np.isnan(slope) else ()
+            key = (name, place, each.op, str(number), slope, base, way)
             if key in done:
                 continue
             done.add(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,6 +50,13 @@ class Meeting:
         for name, place in self._numbers:
             self._places.setdefault(name, []).append(place)
         self._left = {key: dict.fromkeys(numbers) for key, numbers in self._numbers.items()}
+        kinds = {each.name: each.dtype.kind for each in layout.signature.inputs}
+        # Whole numbers of ordinary size, and NaN, which equals nothing but is kept once.
+        self._small = {
+            key: dict.fromkeys(n for n in numbers if abs(n) <= _ORDINARY) if kinds[key[0]] in "iu" else {}
+            for key, numbers in self._numbers.items()
+        }
+        self._nan = {key: n for key, numbers in self._numbers.items() for n in numbers if n != n}
 
     def deal(
         self, each: Input, value: np.ndarray, columns: Sequence[int] | None, rng: np.random.Generator, meet: bool
@@ -63,15 +71,13 @@ class Meeting:
         if not (meet or self._ordinary):
             return
         for place, elements in self._elements(each.name, places, value.shape, columns):
-            numbers = self._numbers[each.name, place]
             if not meet and each.dtype.kind == "O":
                 continue  # categories are drawn from them anyhow
-            if not meet:
-                numbers = [n for n in numbers if each.dtype.kind in "iu" and abs(n) <= _ORDINARY]
+            left, small = self._left[each.name, place], self._small[each.name, place]
             room = elements.size if meet else int(elements.size / 2 + rng.random())
-            dealt = [n for n in numbers if n in self._left[each.name, place]][:room]
-            if numbers and not meet:
-                dealt += rng.choice(numbers, room - len(dealt)).tolist()
+            dealt: list[Any] = list(islice(left if meet else (n for n in left if n in small), room))
+            if small and not meet:
+                dealt += rng.choice(list(small), room - len(dealt)).tolist()
             value.reshape(-1)[rng.permutation(elements)[: len(dealt)]] = dealt
 
     def mix(self, each: Input, value: np.ndarray, rng: np.random.Generator) -> None:
@@ -85,9 +91,8 @@ class Meeting:
         places = [p for p in self._places.get(each.name, ()) if self._left[each.name, p]]
         for place, elements in self._elements(each.name, places, value.shape, columns):
             left = self._left[each.name, place]
-            met = set(value.reshape(-1)[elements].tolist())
-            for number in [n for n in left if n in met or (n != n and any(m != m for m in met))]:
-                del left[number]
+            for number in set(value.reshape(-1)[elements].tolist()):
+                left.pop(number if number == number else self._nan.get((each.name, place), number), None)
 
     def missing(self, user: bool) -> int:
         """How many numbers are left to meet on one side, lengths aside."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mari_onnx.parity.domains.leaves import inside
 from mari_onnx.parity.domains.trace import folded
 from mari_onnx.parity.requests.elements import place_of
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 # Of the rows of a request that is there for other things too so many get what several elements have to be together.
 _JOINED = 0.8
+# Bounds of a user are no narrower, relative to where they lie.
+_NARROW = 2.0**-16
 
 
 class Joints:
@@ -65,6 +68,7 @@ class Joints:
         """Puts as many that were not dealt yet into the rows of a request as agree with the first of them."""
         first = int(np.argmax(self._open))
         self._to_user(arrays, first)
+        self._to_many(arrays, first)
         fitting = np.flatnonzero(self._agree(arrays) & self._open)
         fitting = np.concatenate([[first], fitting[fitting != first]]).astype(int)
         self._open[fitting[: max(self._to_rows(arrays, fitting), 1)]] = False
@@ -73,6 +77,32 @@ class Joints:
         for (name, place), at in self._elements.items():
             if self._user[at] and self._given[number, at] and name in arrays:
                 arrays[name][place_of(self._shapes[name], place)] = self._values[number, at]
+
+    def _to_many(self, arrays: Mapping[str, np.ndarray], first: int) -> None:
+        """Moves the user's elements within the bounds of one, to where they agree with as many further ones as can be
+        found one after the other."""
+        mine = np.flatnonzero(self._user)
+        if not mine.size or (self._given[:, mine] & ~(self._low < self._high)[:, mine]).any():
+            return  # other numbers will not do
+        low, high = self._low[first, mine], self._high[first, mine]
+        left = np.flatnonzero(self._open)
+        while left.size:
+            lows, highs = np.maximum(low, self._low[left][:, mine]), np.minimum(high, self._high[left][:, mine])
+            with np.errstate(invalid="ignore"):
+                wide = (highs - lows > _NARROW * (1 + np.abs(lows))) | np.isinf(highs) | np.isinf(lows)
+            fits = wide.all(axis=1)
+            left, lows, highs = left[fits], lows[fits], highs[fits]
+            if left.size:
+                left, low, high = left[1:], lows[0], highs[0]
+        for at, one, other in zip(mine.tolist(), low.tolist(), high.tolist(), strict=True):
+            name, place = next(each for each, number in self._elements.items() if number == at)
+            if name in arrays and (np.isfinite(one) or np.isfinite(other)):
+                arrays[name][place_of(self._shapes[name], place)] = inside(one, other)
+
+    @property
+    def of_user(self) -> bool:
+        """Whether some have elements of the user."""
+        return bool(self._user.any())
 
     def _agree(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """Which of them the user's elements are as they have to be."""
