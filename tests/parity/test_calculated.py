@@ -13,6 +13,7 @@ from mari_onnx.parity import check
 from mari_onnx.parity.coverage.sites import goals
 from mari_onnx.parity.domains.domains import Domains, domains
 from mari_onnx.parity.layout import Layout
+from mari_onnx.parity.requests.draw import Drawer
 from mari_onnx.parity.requests.joints import Joints
 from mari_onnx.sides.resolve import Sides
 
@@ -22,6 +23,7 @@ WAYS = {
     "k = Div(a, c10)\n k2 = Mul(k, c30)\n r = Add(k2, b)": lambda a, b: a // 10 * 30 + b,
     "k = Sub(c599, a)\n r = Sub(k, b)": lambda a, b: 599 - a - b,
     "k = Mul(a, b)\n r = Mod(k, c599)": lambda a, b: a * b % 599,
+    "k = Div(a, c50000000)\n r = Div(k, c30)": lambda a, b: a // 50000000 // 30,
     "k = Div(a, c10)\n r = Div(k, c30)": lambda a, b: a // 10 // 30,
 }
 
@@ -29,7 +31,8 @@ WAYS = {
 def _model(way: str, rows: int = 600) -> onnx.ModelProto:
     text = (
         '<ir_version: 9, opset_import: ["": 18]> g (int64[N] a, int64[N] b) => (float[N,2] y) '
-        f"<int64 c10 = {{10}}, int64 c30 = {{30}}, int64 c599 = {{599}}> {{ {way}\n y = Gather(table, r) }}"
+        f"<int64 c10 = {{10}}, int64 c30 = {{30}}, int64 c599 = {{599}}, "
+        f"int64 c50000000 = {{50000000}}> {{ {way}\n y = Gather(table, r) }}"
     )
     model = onnx.parser.parse_model(text)
     table = np.random.default_rng(0).standard_normal((rows, 2)).astype(np.float32)
@@ -120,3 +123,52 @@ def test_few_users_get_to_all_leaves() -> None:
         joints.deal(arrays)
         users += 1
     assert users < len(found.joints) / 2
+
+
+def test_ids_that_are_a_size_are_no_ids_of_a_table() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 18]> g (int64 length, float[1,20] history, float[N,1] x) => (float[N,1] y) '
+        "<int64 zero = {0}, int64 one = {1}, int64[1] last = {1}> { places = Range(zero, length, one)\n"
+        "seen = Gather <axis = 1> (history, places)\n total = ReduceSum(seen, last)\n y = Add(total, x) }"
+    )
+    sides = Sides({"length": "user", "history": "user", "x": "item"})
+    assert check(model, model, sides).ok
+
+
+def test_numbers_that_fall_into_buckets_are_no_ids() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 18]> g (float[N] price) => (float[N,2] y) '
+        "<float one = {1}, float four = {4}, float low = {0}, float high = {49}> { a = Abs(price)\n b = Add(a, one)\n"
+        "l = Log(b)\n m = Mul(l, four)\n f = Floor(m)\n c = Clip(f, low, high)\n k = Cast <to = 7> (c)\n"
+        "y = Gather(table, k) }"
+    )
+    table = np.random.default_rng(0).standard_normal((50, 2)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(table, "table"))
+    found = _domains(model, Sides({"price": "item"}))["price"]
+    assert found.rows is None
+    assert found.values is not None
+    reached = np.floor(4 * np.log(np.abs(np.array(found.values.numbers[0])) + 1)).clip(0, 49)
+    assert set(range(50)) - {1} <= set(reached.astype(int).tolist())
+    assert check(model, model, Sides({"price": "item"})).reached.counts["rows"] == (50, 50)
+
+
+def test_two_lengths_of_a_user_differ_in_some_requests() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 18]> g (int64[N,1] one, int64[N,1] other, float[N,20] x) '
+        "=> (float[N,20] y) "
+        "{ a = Less(places, one)\n b = Less(places, other)\n c = Xor(a, b)\n d = Cast <to = 1> (c)\n y = Add(d, x) }"
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.arange(20)[None], "places"))
+    sides = Sides({"one": "user", "other": "user", "x": "item"})
+    layout = Layout(signature(model), sides)
+    drawer = Drawer(layout, domains(model, layout)[0])
+    apart = [bool((r.user["one"] != r.user["other"]).any()) for r in (drawer.request(3) for _ in range(24))]
+    assert 0 < sum(apart) < 12
+
+
+def test_the_number_in_a_sequence_is_one_of_it() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 18]> g (int64 k, float[N,4] x) => (float[N,2] y) '
+        "{ a, b = Split <axis = 1, num_outputs = 2> (x)\n s = SequenceConstruct(a, b)\n y = SequenceAt(s, k) }"
+    )
+    assert int(_domains(model, Sides({"k": "user", "x": "item"}))["k"].rows) == 2

@@ -43,7 +43,7 @@ _LARGEST = 2.0**31
 # Of what may be anything so many are drawn by their magnitude.
 _FAR = 0.5
 # Numbers of elements that may be anything, by how many are wanted; and how far elements are moved.
-_WIDER, _STEPS = 8, (1.0, 2.0, 37.0, 1000.0, 2.0**17)
+_WIDER, _STEPS = 8, (1.0, 2.0, 37.0, 1000.0, 2.0**17, 2.0**36)
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ def _targets(trace: Trace) -> Iterator[Target]:
 
 
 def _crooked(trace: Trace, tensor: str) -> bool:
-    """Whether an element is calculated from several, or in no straight line from one."""
+    """Whether an element is calculated from several, in no straight line from one, or from large numbers alone."""
     curve = trace.curves[tensor]
-    return bool((curve.several | ((curve.origin >= 0) & np.isnan(curve.slope))).any())
+    return bool((curve.several | (curve.origin < 0) | np.isnan(curve.slope)).any())
 
 
 class _Search:
@@ -217,8 +217,8 @@ class _Search:
         at = np.flatnonzero(some)
         low = float(grid[at[0]]) if kind.kind != "f" or at[0] == 0 else float(grid[at[0] - 1])
         high = float(grid[min(at[-1] + 1, grid.size - 1)])
-        anything = high == grid[-1]  # of which a remainder is taken, or which is bounded
-        return low, min(high, most) if anything else high, min(high, _LARGEST)
+        anything = bool(some[-1])  # of which a remainder is taken, or which is bounded
+        return (low, min(high, most), min(high, _LARGEST)) if anything else (low, high, high)
 
     def _limits(self, place: int, mine: list[Coordinate]) -> dict[Coordinate, int]:
         """Of rows that are a sum of multiples: as many ids of each element as do not reach the next one's."""

@@ -68,6 +68,11 @@ class Probe:
         self._shapes = layout.concrete(layout.fixed_n or 2, dict.fromkeys(layout.free, length))
         self.total = sum(int(np.prod(self._shapes[i.name])) for i in self._numbers)
         self._session = session(cut, optimize=False, what=_WHAT)
+        zero, one = self.at(0), self.at(1)
+        self.names = [name for name in self.names if zero[name].shape == one[name].shape]  # else a size hangs on ids
+        if not self.names:
+            return
+        self._at = {number: {k: at[k] for k in self.names} for number, at in self._at.items()}
         self.origin = {name: np.zeros(v.shape, np.int64) for name, v in self.at(0).items()}
         self.known, self._even = ({k: v.astype(bool) for k, v in self.origin.items()} for _ in range(2))
         self.start, self.base, self.step = ({k: v.copy() for k, v in self.origin.items()} for _ in range(3))
@@ -77,14 +82,14 @@ class Probe:
         self.big: dict[str, np.ndarray] = {}
         self.bigger: dict[str, np.ndarray] = {}
         try:
-            self.big, self.bigger = (self._answer(np.full(self.total, _BIG + k)) for k in (0, 1))
+            self.big, self.bigger = (self.answer(np.full(self.total, _BIG + k)) for k in (0, 1))
         except MariError:
             self.big = self.bigger = {}
 
     def _lines(self, start: int) -> bool:
         """Looks for elements that are in step from a number on and were not from a smaller one; whether any is left."""
         try:
-            answers = [self.at(k) if not start else self._answer(np.full(self.total, start + k)) for k in range(4)]
+            answers = [self.at(k) if not start else self.answer(np.full(self.total, start + k)) for k in range(4)]
         except MariError:
             return False
         fresh: dict[str, np.ndarray] = {}
@@ -99,7 +104,7 @@ class Probe:
             alone = {name: np.ones(at.shape, bool) for name, at in self.origin.items()}
             for bit in range(int(self.total).bit_length()):
                 one = (codes >> bit) & 1
-                here, there = self._answer(start + one), self._answer(start + 1 - one)
+                here, there = self.answer(start + one), self.answer(start + 1 - one)
                 for name in self.names:
                     moved, other = (each[name] != answers[0][name] for each in (here, there))
                     origin[name] |= moved.astype(np.int64) << bit
@@ -134,16 +139,21 @@ class Probe:
     def at(self, number: int) -> dict[str, np.ndarray]:
         """The tensors with all input elements equal; as a straight line would go where the part refuses that."""
         if number not in self._at and number < 2:
-            self._at[number] = self._answer(np.full(self.total, number))
+            self._at[number] = self.answer(np.full(self.total, number))
         if number not in self._at:
             try:
-                self._at[number] = self._answer(np.full(self.total, number))
+                self._at[number] = self.answer(np.full(self.total, number))
             except MariError:
                 zero, one = self.at(0), self.at(1)
                 self._at[number] = {k: zero[k] + number * (v - zero[k]) for k, v in one.items()}
         return self._at[number]
 
-    def _answer(self, elements: np.ndarray) -> dict[str, np.ndarray]:
+    def answer(self, elements: np.ndarray) -> dict[str, np.ndarray]:
+        """The tensors for one number an input element.
+
+        Raises:
+            MariError: the part does not run on them.
+        """
         from mari_onnx.runtime import run
 
         feed, start = {}, 0
@@ -156,7 +166,10 @@ class Probe:
             else:
                 feed[each.name] = np.zeros(shape, each.dtype)
         found = run(self._session, feed, _WHAT, [_OUTPUT + name for name in self.names])
-        return {k: np.asarray(v).astype(np.int64) for k, v in zip(self.names, found, strict=True)}
+        answer = {k: np.asarray(v).astype(np.int64) for k, v in zip(self.names, found, strict=True)}
+        if 1 in self._at and any(answer[k].shape != self._at[1][k].shape for k in answer):
+            raise MariError("the number of ids depends on what is fed")
+        return answer
 
 
 def _cut(

@@ -93,6 +93,9 @@ def _table_rows(node: onnx.NodeProto, scope: Scope) -> int | None:
     if node.op_type == "OneHot":
         depth = scope.constants.get(node.input[1])
         return None if depth is None else int(depth.reshape(-1)[0])
+    if node.op_type == "SequenceAt":
+        made = scope.producer.get(node.input[0])
+        return len(made.input) if made is not None and made.op_type == "SequenceConstruct" else None
     if node.op_type not in having(Fact.LOOKUP) or node.input[1] in scope.constants:
         return None
     dims = scope.dims.get(node.input[0])
@@ -153,9 +156,31 @@ def _probe(
         for place, count in zip(at[known] - 1, np.maximum(high, 1)[known], strict=True):
             rows[place] = count if rows[place] == 0 else min(rows[place], count)
         bounded[at[known & ~modulo] - 1] = True
+    rows[_astray(probe, rows)] = 0
     found = {name: probe.folded(name, part) for name, part in probe.by_input(rows) if part.any()}
     limited = {name: probe.folded(name, part.astype(np.int64)) > 0 for name, part in probe.by_input(bounded)}
     return found, {name: (part > 0) & ~limited[name] for name, part in found.items()}
+
+
+def _astray(probe: Probe, rows: np.ndarray) -> np.ndarray:
+    """[input element] whether its ids were in step from some number on, and are not half way to the last of them:
+    numbers that fall into buckets."""
+    found, ids_ = np.zeros(probe.total, bool), np.zeros(probe.total, np.int64)
+    later = {name: probe.known[name] & (probe.start[name] > 0) & (probe.origin[name] > 0) for name in probe.names}
+    for name, mine in later.items():
+        origin, start = probe.origin[name][mine] - 1, probe.start[name][mine]
+        ids_[origin] = np.maximum(start + (rows[origin] - 1 - start) // 2, 0)
+    try:
+        answer = probe.answer(ids_)
+    except MariError:
+        return found
+    for name, mine in later.items():
+        origin = probe.origin[name][mine] - 1
+        off = answer[name][mine] != probe.base[name][mine] + probe.step[name][mine] * ids_[origin]
+        if name in probe.big:  # of a remainder no number is the last
+            off &= probe.bigger[name][mine] == probe.big[name][mine]
+        found[origin[off & (rows[origin] > 0)]] = True
+    return found
 
 
 def _limits(base: np.ndarray, slope: np.ndarray, offsets: np.ndarray, rows: int) -> np.ndarray:

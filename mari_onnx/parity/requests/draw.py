@@ -84,7 +84,7 @@ class Drawer:
         layout = self.layout
         made = Request({}, {}, n, {}, layout.axis, label, edge, whole=layout.whole, axes=layout.axes)
         made.bags = layout.sides.bags
-        lengths: dict[tuple[bool, int], np.ndarray] = {}
+        lengths: dict[tuple[bool, int, str], np.ndarray] = {}
         if edge is not None:  # long enough to have a first, a last and some in between
             free = {name: max(length, 4) for name, length in free.items()}
         for each in self._cut_by_candidates():
@@ -96,9 +96,11 @@ class Drawer:
             shape = self.layout.shape(each, n, free)
             state = State(lengths, extreme, full, max(free.values(), default=0), edge, pool, meet, alike)
             state.large = large
-            # A mask beside a length says the same as it.
-            lengths_too = any(self.domains[i.name].role == "length" for i in self.layout.signature.inputs)
-            state.scattered, state.real = self._drawn % 4 == 3 and not lengths_too, self._drawn % 2 == 0
+            # A mask beside a length says the same as it; lengths beside each other need not.
+            roles = [self.domains[i.name].role for i in self.layout.signature.inputs]
+            several = roles.count("length") > 1 and "mask" not in roles
+            state.scattered, state.real = self._drawn % 4 == 3 and "length" not in roles, self._drawn % 2 == 0
+            state.apart = self._drawn % 4 == 2 and edge is None and several
             if columns is not None:
                 mine = columns.get("user", ())
                 row = self._filler.array(each, (1, *shape[1:]), True, state, mine)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class State:
     """What the inputs of one request share."""
 
-    lengths: dict[tuple[bool, int], np.ndarray]
+    lengths: dict[tuple[bool, int, str], np.ndarray]
     extreme: float | None
     full: bool
     free_length: int
@@ -40,6 +40,8 @@ class State:
     # Masks are no prefix; what may be a mask holds other numbers.
     scattered: bool = False
     real: bool = False
+    # Inputs that are lengths have one each.
+    apart: bool = False
     large: tuple[int, int] | None = None
 
 
@@ -185,9 +187,11 @@ class Filler:
             for s, d in ((s, self.domains[s.name]) for s in self.layout.signature.inputs)
         )
 
-    def _lengths(self, shape: Sequence[int], longest: int, user: bool, state: State) -> np.ndarray:
-        """Lengths from 0 to `longest`, the same for all inputs of a side in a request."""
-        key = (user, longest)
+    def _lengths(
+        self, shape: Sequence[int], longest: int, user: bool, state: State, name: str = ""
+    ) -> np.ndarray:
+        """Lengths from 0 to `longest`, the same for all inputs of a side in a request, but where they are apart."""
+        key = (user, longest, name if state.apart else "")
         if key not in state.lengths or state.lengths[key].shape != tuple(shape):
             drawn = self.rng.integers(0, longest + 1, shape)
             drawn = np.where(self.rng.random(shape) < 0.3, longest, drawn)
@@ -218,10 +222,9 @@ class Filler:
             return elements.closed(domain.values, shape, rng).astype(dtype)
         if domain.role == "length":
             longest = domain.size or state.free_length or 1
-            if len(shape) > 1 and shape[-1] == 1:
-                drawn = self._lengths(shape[:-1], longest, user, state)[..., None]
-            else:
-                drawn = self._lengths(shape, longest, user, state)
+            column = len(shape) > 1 and shape[-1] == 1
+            drawn = self._lengths(shape[:-1] if column else shape, longest, user, state, each.name)
+            drawn = drawn[..., None] if column else drawn
             lengths: np.ndarray = np.maximum(drawn, domain.low).astype(dtype)
             return lengths
         if domain.role == "addend" and not state.real:
