@@ -97,7 +97,7 @@ class Drawer:
             state = State(lengths, extreme, full, max(free.values(), default=0), edge, pool, meet, alike)
             state.large = large
             # A mask beside a length says the same as it; lengths beside each other need not.
-            roles = [self.domains[i.name].role for i in self.layout.signature.inputs]
+            roles = ["" if d.real else d.role for d in (self.domains[i.name] for i in self.layout.signature.inputs)]
             several = roles.count("length") > 1 and "mask" not in roles
             state.scattered, state.real = self._drawn % 4 == 3 and "length" not in roles, self._drawn % 2 == 0
             state.apart = self._drawn % 4 == 2 and edge is None and several
