@@ -22,6 +22,10 @@ WAYS = {
     "k = Mul(a, c30)\n k2 = Add(k, b)\n r = Identity(k2)": lambda a, b: 30 * a + b,
     "k = Div(a, c10)\n k2 = Mul(k, c30)\n r = Add(k2, b)": lambda a, b: a // 10 * 30 + b,
     "k = Sub(c599, a)\n r = Sub(k, b)": lambda a, b: 599 - a - b,
+    "r = Min(a, b)": min,
+    "ka = Min(a, c19)\n kb = Min(b, c29)\n k = Mul(ka, c30)\n r = Add(k, kb)": (
+        lambda a, b: 30 * min(a, 19) + min(b, 29)
+    ),
     "k = Mul(a, b)\n r = Mod(k, c599)": lambda a, b: a * b % 599,
     "k = Div(a, c50000000)\n r = Div(k, c30)": lambda a, b: a // 50000000 // 30,
     "k = Div(a, c10)\n r = Div(k, c30)": lambda a, b: a // 10 // 30,
@@ -31,7 +35,7 @@ WAYS = {
 def _model(way: str, rows: int = 600) -> onnx.ModelProto:
     text = (
         '<ir_version: 9, opset_import: ["": 18]> g (int64[N] a, int64[N] b) => (float[N,2] y) '
-        f"<int64 c10 = {{10}}, int64 c30 = {{30}}, int64 c599 = {{599}}, "
+        f"<int64 c10 = {{10}}, int64 c30 = {{30}}, int64 c599 = {{599}}, int64 c19 = {{19}}, int64 c29 = {{29}}, "
         f"int64 c50000000 = {{50000000}}> {{ {way}\n y = Gather(table, r) }}"
     )
     model = onnx.parser.parse_model(text)
@@ -172,3 +176,34 @@ def test_the_number_in_a_sequence_is_one_of_it() -> None:
         "{ a, b = Split <axis = 1, num_outputs = 2> (x)\n s = SequenceConstruct(a, b)\n y = SequenceAt(s, k) }"
     )
     assert int(_domains(model, Sides({"k": "user", "x": "item"}))["k"].rows) == 2
+
+
+def test_what_a_graph_picks_ids_from_holds_ids() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 18]> g (float[1,50] score, int64[1,50] ids, float[N,1] x) '
+        "=> (float[N,2] y) "
+        "<int64[1] five = {5}, int64[1] one = {1}> { best, at = TopK <axis = 1> (score, five)\n"
+        "chosen = GatherElements <axis = 1> (ids, at)\n row = Gather(table, chosen)\n"
+        "mean = ReduceMean <keepdims = 0> (row, one)\n y = Add(mean, x) }"
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((100, 2), np.float32), "table"))
+    assert int(_domains(model, Sides({"score": "user", "ids": "user", "x": "item"}))["ids"].rows) == 100
+
+
+def test_ids_that_are_added_are_no_mask() -> None:
+    found = _domains(_model("ka = Min(a, c19)\n k = Mul(ka, c30)\n r = Add(k, b)"), Sides({"a": "user", "b": "item"}))
+    assert found["a"].role == "plain"
+
+
+def test_a_user_meets_most_items_where_both_are_few() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 18]> g (int64[N] a, int64[N,1] b) => (float[N,1] y) '
+        "{ row = Gather(table, a)\n y = GatherElements <axis = 1> (row, b) }"
+    )
+    wrong = onnx.ModelProto.FromString(model.SerializeToString())
+    table = np.random.default_rng(0).standard_normal((20, 25)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(table, "table"))
+    table = table.copy()
+    table[13, 21] = 9
+    wrong.graph.initializer.append(numpy_helper.from_array(table, "table"))
+    assert not check(model, wrong, Sides({"a": "user", "b": "item"})).ok

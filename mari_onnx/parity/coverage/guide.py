@@ -39,6 +39,8 @@ _SCALES, _SCALED = (4.0, -4.0, 32.0, -32.0, 256.0, -256.0), 7
 _STALE = 128
 # Candidates of requests that meet ids in bulk, and of those that are there for the user or for a length.
 _MANY, _FEW = 1024, 2
+# Ids of the user's times ids of the items up to which most pairs of both are met.
+_PAIRS = 4096
 # Lengths of free dimensions beside those that numbers in the graph suggest.
 _LENGTHS = (1, 2, 33, 65, 129, 200)
 
@@ -150,9 +152,15 @@ class Guide:
             edge = Edge(f"a history of {length} entries", length)
             if not self._user(drawer.request(few, edge=edge), budget, False):
                 return
-        while plan.unmet(True):
+        decks = [(deck.rows, plan.layout.is_user_at(*at)) for at, deck in drawer.decks.items()]
+        most = [max((rows for rows, of_user in decks if of_user == user), default=0) for user in (True, False)]
+        pairs = 0
+        if plan.layout.fixed_n is None and 0 < most[0] * most[1] <= _PAIRS:  # a table may have a row for both
+            few, pairs = max(few, min(2 * most[1], _MANY)), 2 * most[0]
+        while plan.unmet(True) or pairs > 0:
             if not self._user(drawer.request(few, full=True, meet=True), budget, True):
                 return
+            pairs -= 1
 
     def _user(self, request: Request, budget: Budget, front: bool) -> bool:
         if not self._room() or not budget.spend((1 + _COMPARED) * self._price.of(request)):

@@ -43,7 +43,7 @@ _LARGEST = 2.0**31
 # Of what may be anything so many are drawn by their magnitude.
 _FAR = 0.5
 # Numbers of elements that may be anything, by how many are wanted; and how far elements are moved.
-_WIDER, _STEPS = 8, (1.0, 2.0, 37.0, 1000.0, 2.0**17, 2.0**36)
+_WIDER, _STEPS = 8, (1.0, 2.0, -2.0, 37.0, 1000.0, 2.0**17, 2.0**36)
 
 
 @dataclass(frozen=True)
@@ -218,6 +218,10 @@ class _Search:
         low = float(grid[at[0]]) if kind.kind != "f" or at[0] == 0 else float(grid[at[0] - 1])
         high = float(grid[min(at[-1] + 1, grid.size - 1)])
         anything = bool(some[-1])  # of which a remainder is taken, or which is bounded
+        values = answer[0][: grid.size, place][grid < _LARGEST]  # of which onnxruntime's Clip makes 0
+        changing = np.flatnonzero((values != values[-1]) & (grid[: values.size] >= 0))
+        if anything and changing.size and changing[-1] + 2 < values.size:
+            return low, float(grid[changing[-1] + 1]), float(grid[changing[-1] + 1])
         return (low, min(high, most), min(high, _LARGEST)) if anything else (low, high, high)
 
     def _limits(self, place: int, mine: list[Coordinate]) -> dict[Coordinate, int]:

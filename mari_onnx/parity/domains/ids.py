@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from mari_onnx.parity.layout import Layout
 
 
+# Operators that hand on elements of their first operand as they are.
+_PICKING = having(Fact.MOVES) - having(Fact.FILLS) | having(Fact.SAME) | having(Fact.CONVERTS)
+
+
 @dataclass(frozen=True)
 class _Sink:
     """A tensor of the main graph whose elements index `rows` rows."""
@@ -47,7 +51,8 @@ def rows(
     reason = None
     for length in (5, 1):  # of free dimensions: a graph may refuse one
         try:
-            return *_probe(model, layout, sinks, length), []
+            found, hashed = _probe(model, layout, sinks, length)
+            return {**_picked(layout, scope, sinks, found), **found}, hashed, []
         except MariError as error:
             reason = str(error).splitlines()[0]
     note = f"the range of ids could not be found out ({reason}); 0 and 1 are drawn"
@@ -78,6 +83,19 @@ def _sinks(scope: Scope) -> Iterator[_Sink]:
             graphs = attribute_graphs(each)
             for body in graphs:
                 yield from _sinks(_body(node, body, scope))
+
+
+def _picked(
+    layout: Layout, scope: Scope, sinks: Sequence[_Sink], known: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Inputs whose elements are ids of a table wherever a graph picks them, as a TopK of others may decide."""
+    found: dict[str, np.ndarray] = {}
+    kinds = {i.name: i.dtype.kind for i in layout.signature.inputs}
+    for sink in sinks:
+        for name in sources(sink.tensor, scope, lambda node: node.input[:1] if node.op_type in _PICKING else ()):
+            if kinds.get(name, "") in "iu" and name in kinds and name not in known:
+                found[name] = np.array(min(sink.rows, int(found.get(name, sink.rows))))
+    return found
 
 
 def _body(node: onnx.NodeProto, body: onnx.GraphProto, scope: Scope) -> Scope:

@@ -103,6 +103,8 @@ def _of_node(node: onnx.NodeProto, trace: Trace, varying: set[str]) -> Iterator[
                 continue  # features that stand side by side
             if node.op_type in _PRODUCTS and any(trace.reach[tensor] & trace.reach.get(t, 0) for t in others):
                 continue  # it is multiplied with what it made itself: a gate, or a cross
+            if node.op_type in _SUMS and trace.type_of(tensor).kind != "f":
+                continue  # whole numbers are no scores: ids are put together so
             for name, place, element in several:
                 operand = _as_operand(node, *_ends_of(trace.curves[tensor], element))
                 if operand is not None:

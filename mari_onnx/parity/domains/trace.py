@@ -180,6 +180,10 @@ class Trace:
         """Of a tensor that has a curve."""
         return self._zero[tensor].shape
 
+    def type_of(self, tensor: str) -> np.dtype:
+        """Of a tensor that has a curve."""
+        return self._zero[tensor].dtype
+
     def _origins(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """By the bits of their numbers: an element that one input element moves does so exactly where that one is
         among those that are moved."""
