@@ -19,7 +19,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 demo: $(STAMPS)/base ## optimize every model in models/, check each, print one table
-	$(BIN)/python -m benchmarks.demo
+	$(BIN)/python -m benchmarks.demo $(ARGS)
 
 test: lint types pytest ## everything that CI runs
 
