@@ -125,7 +125,8 @@ def bench(
     """Time models against each other on the same requests, in turns (A B A B).
 
     One MODEL is timed against what `optimize` makes of it. Of several, the first is what the
-    others are compared with, and the sides are those of its inputs.
+    others are compared with, and the sides are those of its inputs. If the second is the folder of
+    a split model, its parts are timed, and scoring together with the gathering of items' rows.
     """
     from mari_onnx.api import with_given_shapes
     from mari_onnx.cli.check import progress_bar
@@ -135,13 +136,15 @@ def bench(
     from mari_onnx.report import summary
     from mari_onnx.report.terminal import console
     from mari_onnx.timing.measure import measure
+    from mari_onnx.timing.stages import measure_split
 
     if plot_file is not None:
         from mari_onnx.timing.plot import check_format
 
         check_format(plot_file)
+    folder_of_parts = _split(models, provider, peers)
     source = read(models[0])
-    others = {path: light(path) for path in models[1:]}
+    others = {path: light(_readable(path)) for path in models[1:]}
     found = sides_from(sides, source.model, models[0], others)
     if not found:
         found = find_sides(list(models), [source.model, *others.values()])
@@ -151,6 +154,8 @@ def bench(
     if users:
         if data is not None or provider != "cpu" or peers or with_floor or plot_file is not None:
             raise click.UsageError("--users-per-run takes no --data, --peers, --floor and --plot, and the CPU only")
+        if folder_of_parts is not None:
+            raise click.UsageError("--users-per-run is for models that are not split")
         with progress_bar(quiet) as progress:
             together, notes = _together(source, found, models, users, candidates, threads, seconds, progress)
         summary.write(out, summary.of_bench([each.to_dict() for each in together], notes))
@@ -165,7 +170,7 @@ def bench(
         variants, notes = _variants(
             source,
             found,
-            models,
+            models if folder_of_parts is None else models[:1],
             Path(folder),
             _typical(candidates),
             provider,
@@ -175,6 +180,11 @@ def bench(
         )
         requests = _requests(source, found, candidates, data)
         for count in threads:
+            if folder_of_parts is not None:
+                results += measure_split(
+                    variants, folder_of_parts, requests, threads=count, seconds=seconds, progress=progress
+                )
+                continue
             results += measure(
                 variants,
                 requests,
@@ -247,6 +257,30 @@ def _form_of(path: Path) -> str:
     if form is None:
         raise click.UsageError(f"{path} takes one request per run: it is no output of `optimize --batched`")
     return form
+
+
+def _split(models: Sequence[Path], provider: str, peers: bool) -> Path | None:
+    """The folder of a split model among the models; None where there is none."""
+    from mari_onnx.splitting.manifest import is_split
+
+    if not any(map(is_split, models)):
+        return None
+    if len(models) != 2 or is_split(models[0]) or provider != "cpu":
+        raise click.UsageError("a split model is timed beside its source, on the CPU: mari-onnx bench IN DIR")
+    if peers:
+        raise click.UsageError("--peers does not go with the folder of a split model")
+    return models[1]
+
+
+def _readable(path: Path) -> Any:
+    """What stands for a model when its sides are looked for: the parts of a split as one, or the path itself."""
+    from mari_onnx.splitting.manifest import is_split
+
+    if not is_split(path):
+        return path
+    from mari_onnx.splitting.assembly import Assembly
+
+    return Assembly(path)
 
 
 def _typical(candidates: Sequence[int]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,9 +17,13 @@ from mari_onnx.cli.options import (
     weighted_numbers,
 )
 
+if TYPE_CHECKING:
+    from mari_onnx.model.load import Source
+
 
 @click.command()
 @click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
 @side_options
 @click.option(
     "--candidates",
@@ -39,6 +43,7 @@ from mari_onnx.cli.options import (
 @custom_ops_option
 def inspect(
     model: Path,
+    folder: Path | None,
     candidates: int | dict[int, float] | None,
     as_json: bool,
     measure: bool,
@@ -50,7 +55,8 @@ def inspect(
     A product is split (its user part runs once per request), lifted (all of it does) or kept
     (computed for each candidate, as in MODEL).
 
-    MODEL may be a source or an output of `optimize`. No model is written.
+    MODEL may be a source or an output of `optimize`. With DIR, a folder that `split` made of MODEL, show what runs
+    once per user, once per item and for each request, and what is handed over. No model is written.
     """
     from mari_onnx.api import rewritten, with_given_shapes
     from mari_onnx.choices import options_for
@@ -63,6 +69,11 @@ def inspect(
         check_beside(html_file, {"MODEL": model})
     source = read(model)
     out = console()
+    if folder is not None:
+        if measure or html_file is not None:
+            raise click.UsageError("--measure and --html are for a model, not for the folder of a split one")
+        _inspect_split(source, folder, as_json)
+        return
     try:
         found = sides_from(sides, source.model, model)
         source = with_given_shapes(source, found)
@@ -83,6 +94,20 @@ def inspect(
         return
     blocks = summary.of_inspect(report)
     summary.write(out, [*blocks, *([f"wrote {html_file}"] if html_file is not None else [])])
+
+
+def _inspect_split(source: Source, folder: Path, as_json: bool) -> None:
+    from mari_onnx.report import summary
+    from mari_onnx.report.terminal import console
+    from mari_onnx.splitting import describe
+
+    found = describe.rates(source, folder)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    summary.write(console(), describe.blocks(found))
 
 
 def _untagged(model: Any) -> Any:

@@ -40,6 +40,11 @@ class Assembly(runtime.Assembly):
         self.manifest = manifests.read(folder)
         self.model = merged(self.folder, self.manifest)
 
+    @property
+    def metadata(self) -> str:
+        """The sides that the source was split by, as a model's metadata has them."""
+        return json.dumps(self.manifest.sides, ensure_ascii=False)
+
     def open(self, provider: str, optimize: bool, threads: int) -> Any:
         """See `mari_onnx.runtime.session`."""
         return Session(Ranker(self.folder, provider, threads, optimize), self.model)
@@ -141,7 +146,7 @@ def merged(folder: Path, manifest: Manifest) -> onnx.ModelProto:
     optional = [i for i in score.graph.input if i.name in {t.name for t in score.graph.initializer}]
     model.graph.input.extend(optional)
     model.graph.output.extend(score.graph.output)
-    set_metadata(model, {METADATA_KEY: json.dumps(manifest.sides)})
+    set_metadata(model, {METADATA_KEY: json.dumps(manifest.sides, ensure_ascii=False)})
     return model
 
 

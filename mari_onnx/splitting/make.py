@@ -228,6 +228,16 @@ def split_source(
     return work.finished(answer, notes)
 
 
+def unchecked(source: Source, sides: Sides, options: Options, budget: Budget | None = None) -> Split:
+    """`split_source` without the check, for benchmarks: nothing says that the parts are equal to the source."""
+    source = with_given_shapes(source, sides)
+    options = dataclasses.replace(at_its_number(options, source.model, sides), assume=True)
+    work = _Work(source, sides, options, budget or Budget(), True)
+    rewrite = work.rewritten(source.model, sides, options)
+    work.placed(rewrite)
+    return work.finished(Checked(rewrite, None, options), [])
+
+
 def _refuse(answer: Checked) -> None:
     result = answer.result
     if result is None or result.ok:

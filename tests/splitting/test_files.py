@@ -88,3 +88,22 @@ def test_check_finds_parts_of_another_source(source, tmp_path, capsys):
     onnx.save(three_sides(seed=5), source)
     assert run(["check", str(source), str(folder), "--provider", "cpu", "--candidates", "2"]) == 1
     assert "was split from another file" in capsys.readouterr().out
+
+
+def test_bench_and_inspect_take_the_folder(source, tmp_path, capsys):
+    folder = tmp_path / "split"
+    assert run(["split", str(source), str(folder), *FLAGS]) == 0
+    capsys.readouterr()
+    bench = ["bench", str(source), str(folder), "--candidates", "7", "--seconds", "0.01", "--json", "-"]
+    assert run(bench) == 0
+    (figures,) = json.loads(capsys.readouterr().out)["results"]
+    assert {"source", "user.onnx", "item.onnx", "score.onnx", "gather + score.onnx"} <= set(figures["variants"])
+    assert run(["bench", str(folder), str(source)]) == 2
+    capsys.readouterr()
+    assert run(["inspect", str(source), str(folder), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["parts"]["item"]["flops"] == 2 * 64 * 64
+    assert said["parts"]["user"]["flops"] >= 2 * 96 * 64
+    assert said["parts"]["score"]["flops"] < said["source_flops"]
+    assert run(["inspect", str(source), str(folder)]) == 0
+    assert "once per item" in capsys.readouterr().out

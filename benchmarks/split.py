@@ -1,0 +1,121 @@
+"""How long scoring takes after a split, gathering rows included, beside what `optimize` writes.
+
+    python -m benchmarks.split [FOLDER ...] [--out FILE.json] [--candidates 500] [--seconds 1.0] [--only GLOB]
+
+By default the sample models and the public ones in tests/data/interop. Source, `optimize`'s output, score.onnx, and
+score.onnx with the gathering of its rows from a store of 20,000 items run in turns on one thread, in thread time; a
+ratio is the median of the pairs'. The parts are not checked here; tests do. The table is Markdown, for
+docs/splitting.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mari_onnx import api, runtime
+from mari_onnx.choices import options_for
+from mari_onnx.errors import MariError
+from mari_onnx.model.signature import signature
+from mari_onnx.parity.work import shapes_of
+from mari_onnx.prices.table import graph_seconds
+from mari_onnx.sides.resolve import resolve, side_file_beside
+from mari_onnx.splitting.make import unchecked
+from mari_onnx.timing.clock import interleaved
+from mari_onnx.timing.measure import draw
+from mari_onnx.timing.stages import GATHERED, Stages
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = (ROOT / "models", ROOT / "tests/data/interop")
+
+
+def one(path: Path, candidates: int, seconds: float) -> dict[str, Any]:
+    """Figures of one model: seconds, ratios, bytes, and what the prices say."""
+    source = api.as_source(path)
+    sides = api.sides_of(source, resolve(signature(source.model), file=side_file_beside(path)))
+    options = options_for(candidates)
+    whole = api.rewritten(source, sides, options_for(candidates, assume=True))
+    split = unchecked(source, sides, options)
+    stages = Stages(split.folder)
+    requests = draw(source, sides, candidates)
+    runs: dict[str, Any] = {}
+    for name, model in (("source", source.model), ("optimize", whole.model)):
+        session = runtime.session(model, "cpu", threads=1)
+        runs[name] = partial(_run, session, [r.feed(session.get_inputs()) for r in requests])
+        if name == "optimize":
+            feed = requests[0].feed(session.get_inputs())
+    runs |= stages.runs(requests)
+    timing = interleaved(runs, seconds=seconds, least=20, clock=time.thread_time, wall=time.perf_counter)
+    assert options.prices is not None
+    predicted = graph_seconds(whole.model.graph, shapes_of(whole.model, feed), options.prices)
+    return {
+        "model": path.stem,
+        "us": {name: 1e6 * timing.median(name) for name in runs},
+        "score": timing.ratio("optimize", "score.onnx"),
+        "gathered": timing.ratio("optimize", GATHERED),
+        "source": timing.ratio("source", GATHERED),
+        "predicted": predicted / split.manifest.seconds,
+        "bytes_per_item": split.plan.item_bytes,
+        "bytes_per_user": split.plan.user_bytes,
+        "notes": split.notes,
+    }
+
+
+def _run(session: Any, feeds: Sequence[Any], turn: int) -> object:
+    return session.run(None, feeds[turn % len(feeds)])
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| model | optimize, us | score, us | gather + score, us | faster | predicted | bytes per item | per user |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for each in results:
+        us = each["us"]
+        times = " | ".join(f"{us[name]:.0f}" for name in ("optimize", "score.onnx", GATHERED))
+        lines.append(
+            f"| {each['model']} | {times} | {each['gathered']:.2f}x | {each['predicted']:.2f}x "
+            f"| {each['bytes_per_item']} | {each['bytes_per_user']} |"
+        )
+    ratios = [each["gathered"] for each in results]
+    if ratios:
+        mean = float(np.exp(np.mean(np.log(ratios))))
+        lines.append(f"\nGeometric mean {mean:.2f}x, least {min(ratios):.2f}x, of {len(ratios)} models.")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", type=Path, default=FOLDERS)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--candidates", type=int, default=500)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--only", default="*", help="patterns on file names without .onnx, joined by commas")
+    given = parser.parse_args()
+    results = []
+    for path in [p for folder in given.folders for p in sorted(Path(folder).glob("*.onnx"))]:
+        if not any(fnmatch.fnmatch(path.stem, pattern) for pattern in given.only.split(",")):
+            continue
+        try:
+            results.append(one(path, given.candidates, given.seconds))
+        except MariError as error:
+            print(f"{path.name}: {error}", flush=True)
+            continue
+        print(f"{path.name}: {results[-1]['gathered']:.2f}x", flush=True)
+        if given.out is not None:
+            given.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

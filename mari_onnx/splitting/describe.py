@@ -1,0 +1,106 @@
+"""What a split computes at each rate, and what it hands over, for people and as JSON.
+
+In: a source and the folder of its split. Out: figures, and tables of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from mari_onnx.model.load import Source
+from mari_onnx.model.signature import signature
+from mari_onnx.parity.candidates import with_axes
+from mari_onnx.parity.domains.domains import domains
+from mari_onnx.parity.layout import Layout
+from mari_onnx.parity.requests.draw import Drawer
+from mari_onnx.parity.work import work
+from mari_onnx.report.terminal import Block, quantity
+from mari_onnx.sides.resolve import resolve
+from mari_onnx.splitting.assembly import Assembly, Session
+
+RATES = {"user": "once per user", "item": "once per item", "score": "for each candidate"}
+
+
+def rates(source: Source, folder: str | Path) -> dict[str, Any]:
+    """For each part its nodes, bytes, and FLOPs; for each tensor that is handed over its bytes.
+
+    FLOPs are per candidate for `score` and for the source, per item for `item`, and per user for `user`; None where the
+    shapes of products are not known.
+
+    Raises:
+        ModelError: the folder is no split, or a model cannot run.
+    """
+    from mari_onnx.model.load import load
+
+    parts = Assembly(folder)
+    said = parts.manifest
+    sides = with_axes(source.model, resolve(signature(source.model), metadata=parts.metadata), source.model)
+    layout = Layout(signature(source.model), sides)
+    n = layout.fixed_n or said.candidates
+    request = Drawer(layout, domains(source.model, layout)[0], 0).request(n, full=layout.axis == 0)
+    session: Session = parts.open("cpu", True, 1)
+    feed = request.feed(session.get_inputs())
+    state, rows = session.ranker.user(feed), session.ranker.items(feed)
+    feeds = {**feed, **state.arrays, **rows.arrays}
+    found: dict[str, Any] = {}
+    for name, part in said.parts.items():
+        model = load(parts.folder / part.file)
+        cost = work(model, {k: feeds[k] for k in part.inputs if k in feeds})
+        per = 1 if name == "user" else n
+        found[name] = {
+            "rate": RATES[name],
+            "nodes": len(model.graph.node),
+            "bytes": part.bytes,
+            "flops": None if cost is None else cost.flops / per,
+        }
+    whole = work(source.model, request.feed(layout.signature.inputs))
+    return {
+        "source_flops": None if whole is None else whole.flops / n,
+        "candidates": n,
+        "parts": found,
+        "same_source": said.source["sha256"] == source.sha256,
+        "manifest": said.to_dict(),
+    }
+
+
+def blocks(found: dict[str, Any]) -> list[Block]:
+    """Tables for a terminal: inputs, parts, and what is handed over."""
+    said = found["manifest"]
+    inputs = Table(box=None, pad_edge=False)
+    for name in ("input", "side", "type", "shape", "read by"):
+        inputs.add_column(name, overflow="fold")
+    for each in said["inputs"]:
+        read = [f"{k}.onnx" for k, part in said["parts"].items() if each["name"] in part["inputs"]]
+        inputs.add_row(escape(each["name"]), each["side"], each["dtype"], escape(_text(each["shape"])), ", ".join(read))
+    parts = Table(box=None, pad_edge=False)
+    parts.add_column("part")
+    parts.add_column("runs")
+    for name in ("nodes", "FLOPs each time", "MB"):
+        parts.add_column(name, justify="right")
+    for name, part in found["parts"].items():
+        flops = "?" if part["flops"] is None else quantity(part["flops"])
+        parts.add_row(f"{name}.onnx", part["rate"], str(part["nodes"]), flops, f"{part['bytes'] / 1e6:.2f}")
+    handed = Table(box=None, pad_edge=False)
+    for name in ("handed over", "of", "type", "shape"):
+        handed.add_column(name, overflow="fold")
+    handed.add_column("bytes", justify="right")
+    for what, tensors in (("the user", said["state"]), ("the item", said["rows"])):
+        for each in tensors:
+            name = each["name"] if each["made"] else f"{each['name']} (an input)"
+            handed.add_row(escape(name), what, each["dtype"], escape(_text(each["shape"])), str(each["bytes"]))
+    lines: list[Block] = [inputs, "", parts]
+    if found["source_flops"] is not None:
+        lines.append(f"the source takes {quantity(found['source_flops'])} FLOPs for each candidate")
+    lines += ["", handed]
+    lines += ["", *(f"output {o['name']}: depends on {o['depends_on']}" for o in said["outputs"])]
+    if not found["same_source"]:
+        lines.append("note: the folder was split from another file than this one")
+    return lines
+
+
+def _text(shape: list[Any]) -> str:
+    return "[" + ", ".join("?" if d is None else str(d) for d in shape) + "]"
