@@ -138,6 +138,8 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
         both = sorted({info.name for info in graph.output} & (inputs | {i.name for i in graph.initializer}))
     if both:
         reason = f"the user input {both[0]!r} is also an output, so it must keep its N rows"
+        if sides.batched:
+            reason = f"the input {both[0]!r} is also an output, which would be two tensors of one name"
         return Rewrite(model, False, [], reason=reason)
     one_bag = bags.interpret(state, sides, stored)
     wanted = [(o.name, stored.get(o.name) or _output(b, o.name, env[o.name])) for o in graph.output]
