@@ -208,7 +208,7 @@ def test_bags_of_items_are_drawn_as_bags() -> None:
     source.graph.node[-4].input.append("u")
     source.graph.input.append(helper.make_tensor_value_info("u", FLOAT, ["N", 8]))
     next(p for p in source.graph.initializer if p.name == "W").CopyFrom(tensor("W", DIM + 12, WIDE))
-    done = optimize(source, {"u": "user", "ids": "item", "offsets": "item", "x": "item"})
+    done = optimize(source, {"u": "user", "ids": "item", "offsets": "item", "x": "item"}, candidates=500)
     assert (done.changed, dims(done.model, "u")) == (True, (1, 8))
     assert done.sides.bags == {"offsets": ("ids",)}
     assert dims(done.model, "offsets") == ("N",)

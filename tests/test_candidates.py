@@ -102,7 +102,7 @@ def test_items_may_have_a_batch_symbol_each() -> None:
     inputs = [("u", FLOAT, ["s1", 8]), ("x", FLOAT, ["s2", 2]), ("z", FLOAT, ["s3", 2])]
     three = model(nodes, inputs, [tensor("W", 12, WIDE), tensor("V", WIDE, 1)])
     three.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", FLOAT, ["s2", 1]))
-    done = optimize(three, {"u": "user", "x": "item", "z": "item"})
+    done = optimize(three, {"u": "user", "x": "item", "z": "item"}, candidates=500)
     assert done.changed
     assert (dims(done.model, "u"), dims(done.model, "z")) == ((1, 8), ("s3", 2))
     assert done.sides.axis_of("z") == 0

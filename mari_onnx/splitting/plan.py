@@ -26,7 +26,7 @@ from mari_onnx.splitting.parts import Part, part
 from mari_onnx.splitting.rates import Rates, row_axis
 
 GATHER = 0.15e-9
-"""Seconds per byte that a caller takes to gather rows of a store (measured: docs/splitting.md)."""
+"""Seconds per byte that a caller takes to gather rows of a store: taken for granted, not measured here."""
 CALL = 1e-6
 """Seconds that a caller takes to gather or fetch one more tensor, however small."""
 FACTORS = (1.0, 0.25, 0.5, 2.0, 4.0, 8.0, 16.0, 64.0, 1e4)
