@@ -27,7 +27,7 @@ from mari_onnx.parity.requests.draw import Drawer, Layout, Request
 from mari_onnx.parity.work import shapes_of
 from mari_onnx.prices.table import Prices, graph_seconds, load
 from mari_onnx.sides.resolve import Sides, resolve, side_file_beside
-from mari_onnx.timing.clock import interleaved
+from mari_onnx.timing.clock import clock_for, interleaved
 
 
 def drawer(path: Path, source: onnx.ModelProto, sides: Sides) -> tuple[Callable[[int], Request], int | None]:
@@ -63,7 +63,7 @@ def one(path: Path, candidates: list[int], threads: int, seconds: float, prices:
     found["nodes"] = [len(source.graph.node), len(done.model.graph.node)]
     draw, fixed = drawer(path, source, done.sides)
     sessions = [runtime.session(m, "cpu", threads=threads) for m in (source, done.model)]
-    clock = time.thread_time if threads == 1 else time.perf_counter
+    _, clock = clock_for(threads)
     for n in [fixed] if fixed else candidates:
         request = draw(n)
         feeds = [request.feed(s.get_inputs()) for s in sessions]

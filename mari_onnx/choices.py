@@ -49,10 +49,6 @@ class Choices:
             "not_assumed": dict(sorted(self.declined.items())),
         }
 
-    def to_json(self) -> str:
-        """`to_dict` as text."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
-
 
 def choices_of(rewrite: Rewrite, options: Options, source: str) -> Choices:
     """The choices that make `rewrite` again. source: sha256 of the file it was made from."""

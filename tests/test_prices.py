@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mari_onnx.cli.main import run
 from mari_onnx.errors import UsageError
+from mari_onnx.model.ops import TABLE
 from mari_onnx.parity.work import shapes_of
 from mari_onnx.prices.fusions import Loaded
 from mari_onnx.prices.kernels import runs, uses
 from mari_onnx.prices.table import OTHER, OWN, Prices, graph_seconds, load, node_seconds
-from mari_onnx.prices.use import Call, Use
+from mari_onnx.prices.use import KERNELS, Call, Use
 from mari_onnx.timing.calibrate import Timed, calibrate, fit, nonnegative
 from mari_onnx.timing.kernel_samples import Sample, samples
 
@@ -63,6 +65,16 @@ def test_a_product_is_of_the_class_of_its_rows() -> None:
     (many,) = asked("MatMul", (500, 10, 16), (500, 16, 10), out=(500, 10, 10))
     assert many.kernel == "batched gemm"
     assert many.amounts["calls"] == 500
+
+
+@pytest.mark.parametrize("op", sorted({*TABLE, *KERNELS}))
+def test_every_operator_has_amounts_whatever_is_known_of_its_shapes(op: str) -> None:
+    """A node whose shapes are not known, or known of one side alone, must not end the pricing of its graph."""
+    known: list[tuple[int, ...] | None] = [(4, 3, 2), (4, 3, 2), (4,)]
+    for ins, out in itertools.product(([None] * 3, known, [()] * 3), (None, (), (4, 3, 2), (2,))):
+        node = helper.make_node(op, ["a", "b", "c"], ["y"])
+        for use in uses(Call(node, ins, [out])):
+            assert all(np.isfinite(amount) and amount >= 0 for amount in use.amounts.values())
 
 
 def test_a_transpose_is_of_the_class_of_what_it_moves() -> None:

@@ -14,11 +14,14 @@ from mari_onnx.cli.options import (
     check_beside,
     common_options,
     custom_ops_option,
+    data_option,
     html_option,
+    prices_option,
     provider_option,
     request_id_option,
     side_options,
     sides_from,
+    threads_option,
     weighted_numbers,
 )
 
@@ -49,22 +52,8 @@ if TYPE_CHECKING:
     help="What will serve the model: onnxruntime on the CPU, onnxruntime on CUDA, or any runtime (portable: without "
     "the forms that are faster on onnxruntime's CPU kernels alone). Rewrites that are faster there are chosen.",
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="T",
-    help="The number of threads per operator (intra_op_num_threads) that you serve with. Rewrites are chosen and "
-    "timed for it.",
-)
-@click.option(
-    "--prices",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Operator times that `mari-onnx calibrate` measured on your machine, instead of those that come with "
-    "mari-onnx.",
-)
+@threads_option
+@prices_option
 @click.option(
     "--choices",
     "choices_file",
@@ -93,12 +82,7 @@ if TYPE_CHECKING:
     help="Run both models on the same requests, and write nothing if outputs differ.  "
     "[default: check]",
 )
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Recorded requests, checked in addition to drawn ones: .npz, a folder of them, or .parquet.",
-)
+@data_option
 @request_id_option
 @provider_option
 @click.option(

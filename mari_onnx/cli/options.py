@@ -152,6 +152,43 @@ def sides_from(
     return with_axes(model, found, model if options.get("check", True) else None)
 
 
+def data_option(command: F) -> F:
+    """--data, of commands that draw requests too."""
+    option = click.option(
+        "--data",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Recorded requests, checked in addition to drawn ones: .npz, a folder of them, or .parquet.",
+    )
+    return option(command)
+
+
+def threads_option(command: F) -> F:
+    """--threads, of commands that choose by time."""
+    option = click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        metavar="T",
+        help="The number of threads per operator (intra_op_num_threads) that you serve with. What is written is chosen "
+        "for it.",
+    )
+    return option(command)
+
+
+def prices_option(command: F) -> F:
+    """--prices, of commands that choose by time."""
+    option = click.option(
+        "--prices",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Operator times that `mari-onnx calibrate` measured on your machine, instead of those that come with "
+        "mari-onnx.",
+    )
+    return option(command)
+
+
 def request_id_option(command: F) -> F:
     """--request-id."""
     option = click.option(

@@ -10,10 +10,13 @@ import click
 from mari_onnx.cli.options import (
     common_options,
     custom_ops_option,
+    data_option,
+    prices_option,
     provider_option,
     request_id_option,
     side_options,
     sides_from,
+    threads_option,
 )
 
 if TYPE_CHECKING:
@@ -45,26 +48,9 @@ if TYPE_CHECKING:
     metavar="BYTES",
     help="The same for one user.",
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="T",
-    help="Threads of onnxruntime within an operator, for which the cut is chosen.",
-)
-@click.option(
-    "--prices",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Prices of kernels that `mari-onnx calibrate` measured, instead of those that come with mari-onnx.",
-)
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Recorded requests, checked in addition to drawn ones: .npz, a folder of them, or .parquet.",
-)
+@threads_option
+@prices_option
+@data_option
 @request_id_option
 @provider_option
 @custom_ops_option

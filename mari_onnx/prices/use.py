@@ -1,9 +1,10 @@
 """What a node asks of the machine: the class of its kernel, and how much of each thing that takes that kernel time.
 
 A kernel's time is taken for a sum of amounts times prices: ``seconds = sum(price * amount)``. Amounts follow from the
-node and its shapes alone (this module); prices are measured (`mari_onnx.timing.calibrate`) and read from a table
-(`mari_onnx.prices.table`). Classes are those of onnxruntime's CPU kernels: where one kernel takes different ways
-for different shapes (a Gemm of one row, a broadcast in short runs), each way is a class or an amount of its own.
+node and its shapes alone (`kernels`, `products`, `moves`); prices are measured (`mari_onnx.timing.calibrate`) and read
+from a table (`mari_onnx.prices.table`). Classes are those of onnxruntime's CPU kernels: where one kernel takes
+different ways for different shapes (a Gemm of one row, a broadcast in short runs), each way is a class or an amount of
+its own.
 
 Amounts:
     node: 1, what starting the kernel takes.

@@ -20,6 +20,7 @@ from mari_onnx import runtime
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.prices.table import OTHER, RUN
 from mari_onnx.prices.use import Use
+from mari_onnx.timing.clock import clock_for
 from mari_onnx.timing.kernel_samples import OPSETS, Sample, samples
 from mari_onnx.timing.machine import machine
 
@@ -77,7 +78,7 @@ def calibrate(
 
 def seconds_of(sample: Sample, threads: int, budget: float) -> float | None:
     """Seconds that the sample's node takes; None where onnxruntime has no kernel for it."""
-    clock = time.thread_time if threads == 1 else time.perf_counter
+    _, clock = clock_for(threads)
     runs: list[Callable[[], object]] = []
     feed = sample.feed()
     try:
@@ -101,7 +102,7 @@ def seconds_of(sample: Sample, threads: int, budget: float) -> float | None:
 
 def _empty_runs(threads: int, budget: float) -> Iterator[Timed]:
     """Runs of graphs that do next to nothing, by their number of inputs."""
-    clock = time.thread_time if threads == 1 else time.perf_counter
+    _, clock = clock_for(threads)
     for count in (1, 4, 16, 64):
         names = [f"x{k}" for k in range(count)]
         inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1]) for name in names]

@@ -19,7 +19,7 @@ from mari_onnx.errors import ModelError, Slower
 from mari_onnx.parity.blame import guilty
 from mari_onnx.parity.domains.domains import domains
 from mari_onnx.parity.requests.draw import Drawer, Layout
-from mari_onnx.timing.clock import interleaved
+from mari_onnx.timing.clock import clock_for, interleaved
 
 if TYPE_CHECKING:
     import onnx
@@ -106,7 +106,7 @@ class Stopwatch:
         self.typical = self.fixed or typical
         self.source = runtime.session(source, "cpu", threads=threads)
         self.layout, self.ranges = layout, ranges
-        self.clock = time.thread_time if threads == 1 else time.perf_counter
+        _, self.clock = clock_for(threads)
 
     def speed(self, output: ModelLike, numbers: Sequence[int], always: Sequence[int] = ()) -> Speed:
         """The output's, at each of these numbers of candidates that the source runs with; of models that run long, at
