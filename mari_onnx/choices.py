@@ -73,8 +73,9 @@ def read_choices(path: Path, source: str) -> Choices:
         if said["version"] != VERSION:
             raise ValueError(f"version {said['version']}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise UsageError(
-            f"{path} is not a file that --choices wrote: {error}",
+            f"{path} is not a file that --choices wrote: {why}",
             "give --choices a file that an earlier run wrote, or one that does not exist yet",
         ) from error
     if found.source != source:

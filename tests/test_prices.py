@@ -189,6 +189,11 @@ def test_a_file_that_is_no_table_is_refused(text: str, tmp_path: Path) -> None:
         load(path)
 
 
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot read the prices"):
+        load(tmp_path / "none.json")
+
+
 def test_the_table_of_the_nearest_number_of_threads_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "prices.json"
     tables = {str(k): {OTHER: {"node": float(k)}} for k in (1, 8)}

@@ -72,7 +72,10 @@ def _load(path: Path, threads: int) -> Prices:
         prices = Prices(kernels, table["provenance"], hashlib.sha256(data).hexdigest(), path != OWN)
         if OTHER not in kernels or not all(isinstance(x, float | int) for v in kernels.values() for x in v.values()):
             raise ValueError("a kernel or a number is missing")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except OSError as error:
+        hint = "make one: mari-onnx calibrate FILE"
+        raise UsageError(f"cannot read the prices in {path}: {error.strerror}", hint) from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UsageError(f"{path} is not a table of prices: {error}", "make one: mari-onnx calibrate FILE") from error
     return prices
 
