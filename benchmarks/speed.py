@@ -30,15 +30,16 @@ from mari_onnx.sides.resolve import Sides, resolve, side_file_beside
 from mari_onnx.timing.clock import clock_for, interleaved
 
 
-def drawer(path: Path, source: onnx.ModelProto, sides: Sides) -> tuple[Callable[[int], Request], int | None]:
-    """n -> a request whose histories are full; and the only n that the model takes, if there is one."""
+def drawer(path: Path, source: onnx.ModelProto, sides: Sides) -> tuple[Callable[..., Request], int | None]:
+    """(n, seed) -> a request whose histories are full; and the only n that the model takes, if there is one."""
     layout = Layout(signature(source), sides)
     ranges, _ = domains(source, layout)
     beside = path.with_suffix(".draw.json")
     lengths = json.loads(beside.read_text()) if beside.exists() else {}
 
-    def draw(n: int) -> Request:
-        made = Drawer(layout, ranges, 2).request(n, full=True)
+    def draw(n: int, seed: int = 2) -> Request:
+        # In the layout [R, N, ..] a drawer's first request that is not full is a single one.
+        made = Drawer(layout, ranges, seed).request(n, full=layout.axis == 0)
         for name, columns in lengths.items():
             array = made.user.get(name, made.rows.get(name))
             for column, (_, high) in columns.items():

@@ -2,7 +2,9 @@
 
     python -m benchmarks.split [FOLDER ...] [--out FILE.json] [--candidates 500] [--seconds 1.0] [--only GLOB]
 
-By default the sample models and the public ones in tests/data/interop. Source, `optimize`'s output, score.onnx, and
+By default the sample models and the public ones in tests/data/interop; models that FILE has are not measured again.
+Beside a model is its side file, and where lengths have a range, ``X.draw.json`` (see `benchmarks.speed`). Source,
+`optimize`'s output, score.onnx, and
 score.onnx with the gathering of its rows from a store of 20,000 items run in turns on one thread, in thread time; a
 ratio is the median of the pairs'. The parts are not checked here; tests do. The table is Markdown, for
 docs/splitting.md.
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.speed import drawer
 from mari_onnx import api, runtime
 from mari_onnx.choices import options_for
 from mari_onnx.errors import MariError
@@ -30,7 +33,6 @@ from mari_onnx.prices.table import graph_seconds
 from mari_onnx.sides.resolve import resolve, side_file_beside
 from mari_onnx.splitting.make import unchecked
 from mari_onnx.timing.clock import interleaved
-from mari_onnx.timing.measure import draw
 from mari_onnx.timing.stages import GATHERED, Stages
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,9 +45,10 @@ def one(path: Path, candidates: int, seconds: float) -> dict[str, Any]:
     sides = api.sides_of(source, resolve(signature(source.model), file=side_file_beside(path)))
     options = options_for(candidates)
     whole = api.rewritten(source, sides, options_for(candidates, assume=True))
-    split = unchecked(source, sides, options)
+    split = unchecked(source, sides, options, clock=1)
     stages = Stages(split.folder)
-    requests = draw(source, sides, candidates)
+    draw, fixed = drawer(path, source.model, sides)
+    requests = [draw(fixed or candidates, seed) for seed in (0, 1)]
     runs: dict[str, Any] = {}
     for name, model in (("source", source.model), ("optimize", whole.model)):
         session = runtime.session(model, "cpu", threads=1)
@@ -56,6 +59,7 @@ def one(path: Path, candidates: int, seconds: float) -> dict[str, Any]:
     timing = interleaved(runs, seconds=seconds, least=20, clock=time.thread_time, wall=time.perf_counter)
     assert options.prices is not None
     predicted = graph_seconds(whole.model.graph, shapes_of(whole.model, feed), options.prices)
+    plan = split.plan
     return {
         "model": path.stem,
         "us": {name: 1e6 * timing.median(name) for name in runs},
@@ -65,6 +69,9 @@ def one(path: Path, candidates: int, seconds: float) -> dict[str, Any]:
         "predicted": predicted / split.manifest.seconds,
         "bytes_per_item": split.plan.item_bytes,
         "bytes_per_user": split.plan.user_bytes,
+        "predicted_us": {"optimize": 1e6 * predicted, GATHERED: 1e6 * plan.seconds},
+        "cut": plan.cut.to_dict(),
+        "tensors": [[t.name, t.made, t.bytes] for t in split.manifest.rows],
         "notes": split.notes,
     }
 
@@ -102,9 +109,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--only", default="*", help="patterns on file names without .onnx, joined by commas")
     given = parser.parse_args()
-    results = []
+    results: list[dict[str, Any]] = []
+    if given.out is not None and given.out.exists():
+        results = json.loads(given.out.read_text())
+    there = {each["model"] for each in results}
     for path in [p for folder in given.folders for p in sorted(Path(folder).glob("*.onnx"))]:
-        if not any(fnmatch.fnmatch(path.stem, pattern) for pattern in given.only.split(",")):
+        if path.stem in there or not any(fnmatch.fnmatch(path.stem, pattern) for pattern in given.only.split(",")):
             continue
         try:
             results.append(one(path, given.candidates, given.seconds))

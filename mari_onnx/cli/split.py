@@ -61,6 +61,20 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write the summary as JSON (docs/splitting.md); - for standard output.",
 )
+@click.option(
+    "--choices",
+    "choices_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where the model was cut. If FILE exists, it is cut there again, so that states and rows in caches stay "
+    "valid; else FILE is written.",
+)
+@click.option(
+    "--clock/--no-clock",
+    default=True,
+    show_default=True,
+    help="Where several cuts should take about as long, time them. Without, the same files come out each time.",
+)
 @click.option("--dry-run", is_flag=True, help="Do everything except writing DIR.")
 @click.option("--force", is_flag=True, help="Replace an earlier split in DIR.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
@@ -77,6 +91,8 @@ def split(
     request_id: str,
     providers: tuple[str, ...],
     json_file: Path | None,
+    choices_file: Path | None,
+    clock: bool,
     dry_run: bool,
     force: bool,
     quiet: bool,
@@ -88,12 +104,17 @@ def split(
     score.onnx all outputs of IN from a state, rows and what is left. The parts are run together and compared with IN
     before anything is written. The sides come from where `optimize` has them; inputs without a side count as cross.
     """
+    import json
+
     from mari_onnx.choices import options_for
     from mari_onnx.cli.check import progress_bar
     from mari_onnx.model.load import read
+    from mari_onnx.model.save import write_text
     from mari_onnx.report import summary
     from mari_onnx.report.terminal import console
-    from mari_onnx.splitting.make import free_folder, split_source
+    from mari_onnx.splitting.choices import read as read_choices
+    from mari_onnx.splitting.folder import free_folder
+    from mari_onnx.splitting.make import split_source
     from mari_onnx.splitting.plan import Budget
 
     free_folder(folder, force)
@@ -106,10 +127,12 @@ def split(
         from mari_onnx.sides.shapes import reshaped
 
         requests = load(data, signature(reshaped(loaded.model, found.shapes)), found, request_id)
-    options = options_for(candidates, threads=threads, prices=prices)
+    given = read_choices(choices_file, loaded.sha256) if choices_file is not None and choices_file.exists() else None
+    options = options_for(candidates, threads=threads, prices=prices, choices=given.choices if given else None)
     with progress_bar(quiet) as progress:
         done = split_source(
             loaded, found, options, Budget(item_bytes, user_bytes),
+            choices=given, clock=threads if clock else None,
             requests=requests, providers=providers, progress=progress,
         )  # fmt: skip
     out = console()
@@ -121,16 +144,14 @@ def split(
         done.save(folder, force)
         total = sum(part.bytes for part in done.manifest.parts.values())
         summary.write(out, [f"wrote {folder} ({total / 1e6:.2f} MB)"])
-    if json_file is not None:
-        import json
-
-        text = json.dumps(done.to_dict(), indent=1, ensure_ascii=False)
-        if str(json_file) == "-":
+    for file, said in ((json_file, done.to_dict()), (choices_file if given is None else None, done.choices.to_dict())):
+        if file is None:
+            continue
+        text = json.dumps(said, indent=1, ensure_ascii=False)
+        if str(file) == "-":
             click.echo(text)
         else:
-            from mari_onnx.model.save import write_text
-
-            write_text(json_file, text + "\n")
+            write_text(file, text + "\n")
 
 
 def _lines(done: Split) -> list[str]:
@@ -154,6 +175,8 @@ def _lines(done: Split) -> list[str]:
         f"an estimated {said.seconds * 1e6:.0f} us for {said.candidates} candidates, one CPU thread: score.onnx, and "
         "gathering what it reads"
     )
+    if done.plan.cut.by == "clock":
+        lines.append("  timed: other cuts should take about as long; --choices FILE keeps this one")
     for point in done.points:
         mark = "  <- this one" if point.item_bytes == done.plan.item_bytes else ""
         lines.append(f"  {point.item_bytes} bytes per item: {point.seconds * 1e6:.0f} us{mark}")

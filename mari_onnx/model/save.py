@@ -71,7 +71,7 @@ class Staged:
             for each in data:
                 os.replace(each, parent / each.name)
             os.replace(self.path, self.target)
-            _sync_folder(parent)
+            sync_folder(parent)
             for old in before - {parent / each.name for each in data}:
                 old.unlink(missing_ok=True)
         self.discard()
@@ -115,7 +115,7 @@ def stage(model: onnx.ModelProto, path: str | Path, *, external: bool = False) -
             model = _externalized(model, staged.path)
         elif any(map(tensors_.is_external, tensors_.tensors(model))):
             model, lazy = _with_initializers_alone_on_disk(model), True
-        with _create(staged.path) as file:
+        with create(staged.path) as file:
             if lazy:
                 protobuf_wire.write(model, file)
             else:
@@ -126,7 +126,7 @@ def stage(model: onnx.ModelProto, path: str | Path, *, external: bool = False) -
 def stage_copy(source: str | Path, path: str | Path) -> Staged:
     """Stages the very bytes of `source` (a model without external data) for `path`."""
     target = check_target(path)
-    with _staging(target) as staged, open(source, "rb") as read, _create(staged.path) as file:
+    with _staging(target) as staged, open(source, "rb") as read, create(staged.path) as file:
         shutil.copyfileobj(read, file, 1 << 20)
     return staged
 
@@ -140,7 +140,7 @@ def write_text(path: str | Path, text: str) -> None:
             stream.write(text.encode())
         return
     target = check_target(path)
-    with _staging(target) as staged, _create(staged.path) as file:
+    with _staging(target) as staged, create(staged.path) as file:
         file.write(text.encode())
     with staged:
         staged.commit()
@@ -168,10 +168,7 @@ def check_target(path: str | Path) -> Path:
 def _staging(target: Path) -> Iterator[Staged]:
     """A fresh hidden folder beside the target, removed again where the body fails."""
     with _errors(target):
-        _sweep(target)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-        _working.add(folder)
-        staged = Staged(folder / target.name, target, folder, _lock_folder(folder))
+        staged = _begun(target)
         try:
             yield staged
             if target.exists():
@@ -179,6 +176,26 @@ def _staging(target: Path) -> Iterator[Staged]:
         except BaseException:
             staged.discard()
             raise
+
+
+@contextlib.contextmanager
+def working_folder(target: Path) -> Iterator[Path]:
+    """A path of the target's name in a fresh hidden folder beside it, which is removed when the body ends, or by the
+    next run on this target where the process was killed. Raises WriteError for an OSError of the body.
+    """
+    with _errors(target):
+        staged = _begun(target)
+        try:
+            yield staged.path
+        finally:
+            staged.discard()
+
+
+def _begun(target: Path) -> Staged:
+    _sweep(target)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    _working.add(folder)
+    return Staged(folder / target.name, target, folder, _lock_folder(folder))
 
 
 @contextlib.contextmanager
@@ -198,7 +215,7 @@ def _errors(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _create(path: Path) -> Iterator[BinaryIO]:
+def create(path: Path) -> Iterator[BinaryIO]:
     """A new file with the user's usual permissions, on the disk when the body ends."""
     with path.open("xb") as file:
         yield file
@@ -239,7 +256,7 @@ def _externalized(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     moved: list[tuple[onnx.TensorProto, int, int]] = []
     data_path = path.with_name("data")
     position = 0
-    with _create(data_path) as file:
+    with create(data_path) as file:
         for tensor in tensors_.tensors(copy):
             key: tuple[str, ...] | None = None
             if tensors_.is_external(tensor):
@@ -337,7 +354,8 @@ def _glob_escape(name: str) -> str:
     return glob.escape(name)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Names of files in a folder, on the disk; nothing where the system has no such thing."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

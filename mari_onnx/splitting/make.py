@@ -8,8 +8,6 @@ is written.
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mari_onnx.api import as_source, at_its_number, sides_of, unknown_sides, with_given_shapes
-from mari_onnx.choices import options_for
-from mari_onnx.errors import CannotCompare, ModelError, OutputInTheWay, OutputsDiffer, Unchanged, UsageError, WriteError
+from mari_onnx.choices import choices_of, options_for
+from mari_onnx.errors import CannotCompare, ModelError, OutputsDiffer, Unchanged, UsageError
 from mari_onnx.model.load import Source
 from mari_onnx.model.provenance import set_metadata
 from mari_onnx.model.save import save
@@ -30,11 +28,14 @@ from mari_onnx.parity.result import CANNOT_COMPARE, CheckResult
 from mari_onnx.sides.resolve import Sides
 from mari_onnx.splitting import manifest as manifests
 from mari_onnx.splitting.assembly import Assembly
+from mari_onnx.splitting.choices import Cut, SplitChoices
+from mari_onnx.splitting.folder import free_folder, write
 from mari_onnx.splitting.manifest import InputInfo, Manifest, OutputInfo, PartInfo, TensorInfo
 from mari_onnx.splitting.parts import candidate_symbol, dimension
 from mari_onnx.splitting.plan import Budget, Plan, Planner, Point, numpy_name
 from mari_onnx.splitting.ranker import Ranker
 from mari_onnx.splitting.rates import row_axis
+from mari_onnx.splitting.timed import LARGEST, contenders, fastest
 from mari_onnx.version import __version__
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Split:
     Attributes:
         folder: where its files are; of a temporary folder as long as this object lives, until `save`.
         plan: what was cut, and where. points: what other numbers of bytes per item would bring.
+        choices: with which the same split is made again.
         check: of the parts together against the source; None where none was asked for.
         notes: what a reader should know.
     """
@@ -62,6 +64,7 @@ class Split:
     manifest: Manifest
     plan: Plan
     points: list[Point]
+    choices: SplitChoices
     check: CheckResult | None = None
     notes: list[str] = field(default_factory=list)
     _kept: Any = None
@@ -86,6 +89,7 @@ class Split:
         return {
             "manifest": self.manifest.to_dict(),
             "points": [dataclasses.asdict(point) for point in self.points],
+            "choices": self.choices.to_dict(),
             "notes": self.notes,
             "check": self.check.to_dict() if self.check is not None else None,
         }
@@ -105,42 +109,8 @@ class Split:
             WriteError: it cannot be written.
         """
         target = free_folder(folder, force)
-        try:
-            staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-            try:
-                for file in sorted(self.folder.iterdir()):
-                    shutil.copyfile(file, staged / file.name)
-                staged.chmod(0o777 & ~_umask())
-                old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-                if target.exists():
-                    os.replace(target, old / "before")
-                os.replace(staged, target)
-                shutil.rmtree(old, ignore_errors=True)
-            finally:
-                shutil.rmtree(staged, ignore_errors=True)
-        except OSError as error:
-            raise WriteError(f"cannot write {folder}: {error.strerror or error}") from error
+        write(self.folder, target)
         self.folder, self._kept = target, None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def free_folder(folder: str | Path, force: bool) -> Path:
-    """Where a split named `folder` would be written; raises what stands in the way."""
-    target = Path(os.path.realpath(folder))
-    if not target.parent.is_dir():
-        raise WriteError(f"cannot write {folder}: no folder {target.parent}", "create the folder first")
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return target
-    if not target.is_dir() or not manifests.is_split(target):
-        raise OutputInTheWay(f"{folder} is there and is no split model", "name a folder that is new")
-    if not force:
-        raise OutputInTheWay(f"{folder} holds a split model", "give --force to replace it, or name another folder")
-    return target
 
 
 def split(
@@ -160,6 +130,8 @@ def split(
     providers: Sequence[str] = ("auto",),
     threads: int = 1,
     prices: Path | None = None,
+    choices: SplitChoices | None = None,
+    clock: bool = True,
 ) -> Split:
     """Splits a model into one of the user's part, one of the item's and one that scores; checks them together.
 
@@ -168,6 +140,9 @@ def split(
             Inputs that nothing tags count as cross.
         candidates: N per request, for which the cut is chosen.
         item_bytes, user_bytes: how much may be handed over for an item, and for a user.
+        choices: of an earlier split (`Split.choices`): the same split is made, whatever is faster now.
+        clock: where several cuts should take about as long, they are timed. Without, prices alone decide, and the same
+            files come out each time.
 
     Raises:
         SidesUnknown, UsageError: see `mari_onnx.sides.resolve`; a budget is too small.
@@ -178,8 +153,11 @@ def split(
     source = as_source(model)
     given = {name: tuple(shape) for name, shape in (shapes or {}).items()}
     found = sides_of(source, sides, True, user=user, item=item, cross=cross, rest=rest, shapes=given, count=count)
-    options = options_for(candidates, threads=threads, prices=prices)
-    return split_source(source, found, options, Budget(item_bytes, user_bytes), requests=requests, providers=providers)
+    options = options_for(candidates, threads=threads, prices=prices, choices=choices.choices if choices else None)
+    return split_source(
+        source, found, options, Budget(item_bytes, user_bytes), choices=choices, clock=threads if clock else None,
+        requests=requests, providers=providers,
+    )  # fmt: skip
 
 
 def split_source(
@@ -188,12 +166,16 @@ def split_source(
     options: Options,
     budget: Budget | None = None,
     *,
+    choices: SplitChoices | None = None,
+    clock: int | None = None,
     requests: str | Path | Iterable[Request] | None = None,
     providers: Sequence[str] = ("auto",),
     progress: Progress | None = None,
     **changes: Any,
 ) -> Split:
-    """`split` of a source that was read. changes: fields of the check's `Settings`. Raises as `split` does."""
+    """`split` of a source that was read. clock: threads with which close plans are timed; None for none. changes:
+    fields of the check's `Settings`. Raises as `split` does.
+    """
     from mari_onnx.runtime import require
 
     if sides.batched:
@@ -205,7 +187,7 @@ def split_source(
         require(provider)
     notes: list[str] = []
     for items in (True, False):
-        work = _Work(source, sides, options, budget or Budget(), items)
+        work = _Work(source, sides, options, budget or Budget(), items, choices.cut if choices else None, clock)
         answer = optimize_checked(
             source.model,
             sides,
@@ -225,14 +207,18 @@ def split_source(
             break
         notes.append(f"the item's part is computed per request: made beforehand, {answer.result.reasons[0]}")
     _refuse(answer)
+    if choices is not None and work.chosen is not None and choices.cut != work.chosen:
+        notes.append("the choices that were given do not fit; others were made")
     return work.finished(answer, notes)
 
 
-def unchecked(source: Source, sides: Sides, options: Options, budget: Budget | None = None) -> Split:
+def unchecked(
+    source: Source, sides: Sides, options: Options, budget: Budget | None = None, clock: int | None = None
+) -> Split:
     """`split_source` without the check, for benchmarks: nothing says that the parts are equal to the source."""
     source = with_given_shapes(source, sides)
     options = dataclasses.replace(at_its_number(options, source.model, sides), assume=True)
-    work = _Work(source, sides, options, budget or Budget(), True)
+    work = _Work(source, sides, options, budget or Budget(), True, None, clock)
     rewrite = work.rewritten(source.model, sides, options)
     work.placed(rewrite)
     return work.finished(Checked(rewrite, None, options), [])
@@ -254,13 +240,24 @@ def _refuse(answer: Checked) -> None:
 class _Work:
     """One way to split a source: its rewrites, and the files of the last one."""
 
-    def __init__(self, source: Source, sides: Sides, options: Options, budget: Budget, items: bool):
+    def __init__(
+        self,
+        source: Source,
+        sides: Sides,
+        options: Options,
+        budget: Budget,
+        items: bool,
+        chosen: Cut | None,
+        clock: int | None,
+    ):
         self.source, self.sides, self.options = source, sides, options
+        self.chosen, self.clock = chosen, clock
         made = upgraded(source.model)
         self.model, self.notes = made.model, list(made.notes)
         assert options.prices is not None
         self.planner = Planner(self.model, options.prices, options.candidates, budget, options.target, items)
         self.plan: Plan | None = None
+        self.slower = frozenset[str]()
         self.points: list[Point] = []
         self.manifest: Manifest | None = None
         self.folder: tempfile.TemporaryDirectory[str] | None = None
@@ -269,16 +266,19 @@ class _Work:
         """The rewrite whose draft is best to cut; see `mari_onnx.engine.rewrite`."""
         from mari_onnx import engine
 
-        joined = engine.rewrite(self.model, sides, dataclasses.replace(options, split="joined"))
-        left = joined.left_for_time
-        made = [
-            engine.rewrite(self.model, sides, dataclasses.replace(options, split="apart", slower=slower))
-            for slower in dict.fromkeys([left, frozenset[str]()])
-        ]
-        usable = [each for each in [*made, joined] if each.draft is not None]
-        if not usable:
-            raise ModelError(f"{self._name} cannot be split: {joined.reason}")
-        self.plan, self.points = self.planner.plan(usable)
+        self.plan = self._again(sides, options)
+        if self.plan is None:
+            joined = engine.rewrite(self.model, sides, dataclasses.replace(options, split="joined"))
+            left = joined.left_for_time
+            made = [
+                engine.rewrite(self.model, sides, dataclasses.replace(options, split="apart", slower=slower))
+                for slower in dict.fromkeys([left, frozenset[str]()])
+            ]
+            usable = [each for each in [*made, joined] if each.draft is not None]
+            if not usable:
+                raise ModelError(f"{self._name} cannot be split: {joined.reason}")
+            plans, self.points = self.planner.plans(usable)
+            self.plan = self._fastest(plans)
         if not sides and not self.plan.user and not self.plan.item:
             raise unknown_sides(self.source)
         if self.plan.user is None and self.plan.item is None:
@@ -287,7 +287,28 @@ class _Work:
                 "or of the item alone with a result that is worth handing over",
                 "mari-onnx optimize computes the user's part once per request",
             )
-        return dataclasses.replace(self.plan.rewrite, changed=True, left_for_time=left)
+        self.chosen, self.slower = self.plan.cut, self.plan.rewrite.left_for_time
+        return dataclasses.replace(self.plan.rewrite, changed=True)
+
+    def _again(self, sides: Sides, options: Options) -> Plan | None:
+        """The plan that was chosen before, of a rewrite with these options; None where there is none."""
+        if self.chosen is None:
+            return None
+        from mari_onnx import engine
+
+        slower = options.slower if options.slower is not None else self.slower
+        how = dataclasses.replace(options, split=self.chosen.form, slower=slower)
+        made = engine.rewrite(self.model, sides, how)
+        return self.planner.exactly(made, self.chosen) if made.draft is not None else None
+
+    def _fastest(self, plans: Sequence[Plan]) -> Plan:
+        """By the prices, and where plans are close by the clock."""
+        timed = contenders(plans)
+        if self.clock is None or len(timed) < 2 or self.source.size > LARGEST:
+            return plans[0]
+        threads, self.clock = self.clock, None  # once: a rewrite with less in it keeps the choice where it can
+        found = fastest(timed, self._written, self.source.model, self.sides, self.options.candidates, threads)
+        return dataclasses.replace(found, cut=dataclasses.replace(found.cut, by="clock")) if found else plans[0]
 
     @property
     def _name(self) -> str:
@@ -296,10 +317,14 @@ class _Work:
     def placed(self, _: Rewrite) -> Assembly:
         """The files of the last rewrite, as what the check runs."""
         assert self.plan is not None
+        return Assembly(self._written(self.plan))
+
+    def _written(self, plan: Plan) -> Path:
+        """The files of a plan, in a temporary folder."""
         self.folder = tempfile.TemporaryDirectory(prefix="mari-onnx-")
         folder = Path(self.folder.name)
         parts = {}
-        for name, part in (("user", self.plan.user), ("item", self.plan.item), ("score", self.plan.score)):
+        for name, part in (("user", plan.user), ("item", plan.item), ("score", plan.score)):
             if part is None:
                 continue
             set_metadata(part.model, {PART_KEY: name, VERSION_KEY: __version__, SOURCE_KEY: self.source.sha256})
@@ -310,9 +335,9 @@ class _Work:
             size = sum(f.stat().st_size for f in files)
             outputs = tuple(t.name for t in part.outputs)
             parts[name] = PartInfo(path.name, manifests.digest(files), size, inputs, outputs)
-        self.manifest = self._manifest(self.plan, parts)
+        self.manifest = self._manifest(plan, parts)
         (folder / manifests.FILE).write_text(self.manifest.to_json(), encoding="utf-8")
-        return Assembly(folder)
+        return folder
 
     def _manifest(self, plan: Plan, parts: Mapping[str, PartInfo]) -> Manifest:
         draft = plan.rewrite.draft
@@ -357,5 +382,7 @@ class _Work:
         assert self.manifest is not None
         assert self.folder is not None
         notes = [*self.notes, *notes, *(f"undone: {each}" for each in answer.incidents)]
-        return Split(Path(self.folder.name), self.manifest, self.plan, self.points, answer.result, notes, self.folder)
+        choices = SplitChoices(choices_of(answer.rewrite, answer.options, self.source.sha256), self.plan.cut)
+        folder = Path(self.folder.name)
+        return Split(folder, self.manifest, self.plan, self.points, choices, answer.result, notes, self.folder)
 

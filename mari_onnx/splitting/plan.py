@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -21,14 +21,17 @@ from mari_onnx.errors import UsageError
 from mari_onnx.model.dims import symbols
 from mari_onnx.model.ops import Fact, row
 from mari_onnx.prices.table import Prices, graph_seconds, node_seconds, run_seconds
+from mari_onnx.splitting.choices import Cut
 from mari_onnx.splitting.cut import cut
 from mari_onnx.splitting.parts import Part, part
 from mari_onnx.splitting.rates import Rates, row_axis
 
-GATHER = 0.15e-9
-"""Seconds per byte that a caller takes to gather rows of a store: taken for granted, not measured here."""
-CALL = 1e-6
-"""Seconds that a caller takes to gather or fetch one more tensor, however small."""
+GATHER = 0.06e-9
+"""Seconds per byte that a caller takes to gather rows of a store, or to fetch a state."""
+CALL = 4e-6
+"""Seconds that a caller takes to gather rows of one more tensor, however few bytes they are."""
+FETCH = 1e-6
+"""The same for a tensor of a user's state, which is there as it is read."""
 FACTORS = (1.0, 0.25, 0.5, 2.0, 4.0, 8.0, 16.0, 64.0, 1e4)
 """Multiples of the price of bytes at which cuts are looked for."""
 FEW = 1e-3
@@ -53,6 +56,7 @@ class Plan:
         state: what score reads of the user: outputs of `user`, and inputs that are passed as they are.
         rows: likewise of the item; outputs of the source that depend on the item alone are among them.
         seconds: estimated, of score and of handing over, at `candidates`.
+        cut: where, for a record.
     """
 
     rewrite: Rewrite
@@ -65,7 +69,7 @@ class Plan:
     seconds: float
     item_bytes: int
     user_bytes: int
-    notes: list[str] = field(default_factory=list)
+    cut: Cut
 
 
 @dataclass(frozen=True)
@@ -90,33 +94,45 @@ class Planner:
         self.model, self.prices, self.budget, self.target, self.items = model, prices, budget, target, items
         self.time = TimeModel(candidates)
 
-    def plan(self, rewrites: Sequence[Rewrite]) -> tuple[Plan, list[Point]]:
-        """The plan that takes least time within the budget, and what others would take.
+    def plans(self, rewrites: Sequence[Rewrite]) -> tuple[list[Plan], list[Point]]:
+        """Plans within the budget, that which takes least time first, and what others would take.
 
         Raises:
             UsageError: the budget is too small for any cut.
         """
-        best: Plan | None = None
-        points: dict[int, float] = {}
-        least: dict[str, int] = {}
-        for rewrite in rewrites:
-            for made in self._plans(rewrite):
-                points[made.item_bytes] = min(made.seconds, points.get(made.item_bytes, made.seconds))
-                least["item"] = min(made.item_bytes, least.get("item", made.item_bytes))
-                least["user"] = min(made.user_bytes, least.get("user", made.user_bytes))
-                if self._fits(made) and (best is None or made.seconds < (1 - FEW) * best.seconds):
-                    best = made
-        if best is None:
+        made = [plan for rewrite in rewrites for plan in self._plans(rewrite)]
+        fit = [plan for plan in made if self._fits(plan)]
+        if not fit:
+            least = {"item": min(p.item_bytes for p in made), "user": min(p.user_bytes for p in made)}
             flags = [
                 f"--{side}-bytes {limit} ({least[side]} at least)"
                 for side, limit in (("item", self.budget.item), ("user", self.budget.user))
-                if limit is not None and least.get(side, 0) > limit
+                if limit is not None and least[side] > limit
             ]
             raise UsageError(
                 f"no split hands over so few bytes: {' and '.join(flags) or 'both budgets together'}",
                 "inputs that score.onnx reads as they are count too; give a larger budget, or leave the flag out",
             )
-        return best, _pareto(points)
+        best = fit[0]
+        for plan in fit:
+            if plan.seconds < (1 - FEW) * best.seconds:
+                best = plan
+        points: dict[int, float] = {}
+        for plan in made:
+            points[plan.item_bytes] = min(plan.seconds, points.get(plan.item_bytes, plan.seconds))
+        others = sorted((plan for plan in fit if plan is not best), key=lambda plan: plan.seconds)
+        return [best, *others], _pareto(points)
+
+    def exactly(self, rewrite: Rewrite, cut: Cut) -> Plan | None:
+        """The plan that hands over these tensors; None where the rewrite has others."""
+        draft = rewrite.draft
+        assert draft is not None
+        tensors = {t.name: t for node in draft.nodes for t in [*node.inputs, *node.outputs] if t is not None}
+        tensors |= draft.stored
+        if not tensors.keys() >= {*cut.state, *cut.rows}:
+            return None
+        plan = self._made(rewrite, Rates(draft), *([tensors[n] for n in names] for names in (cut.state, cut.rows)))
+        return replace(plan, cut=replace(plan.cut, by=cut.by))
 
     def _fits(self, made: Plan) -> bool:
         pairs = ((made.item_bytes, self.budget.item), (made.user_bytes, self.budget.user))
@@ -129,8 +145,11 @@ class Planner:
         seconds = self._seconds(draft)
         states = self._cuts(draft, rates.is_user, seconds, self._price_of_state)
         states = [s for s in states if self.budget.user is None or self.bytes_of(s) <= self.budget.user] or states[-1:]
-        items = self.items and "N" not in draft.b.fixed
-        rows = self._cuts(draft, rates.is_item, seconds, self._price_of_row) if items else [None]
+        if not self.items or "N" in draft.b.fixed:
+            return [self._made(rewrite, rates, states[0], None)]
+        rows = self._cuts(draft, rates.is_item, seconds, self._price_of_row)
+        if [] not in rows:
+            rows.append([])  # the user's part alone is cut off
         return [self._made(rewrite, rates, states[0], each) for each in rows]
 
     def _seconds(self, draft: Draft) -> dict[Node, float]:
@@ -156,12 +175,16 @@ class Planner:
     def _price_of_row(self, t: Tensor, factor: float) -> float | None:
         if row_axis(t) is None or not _plain(t):
             return None
-        return factor * (GATHER * self._size(t) + CALL) + self._one_more_input()
+        return factor * self.handing([t]) + self._one_more_input()
 
     def _price_of_state(self, t: Tensor, factor: float) -> float | None:
         if t.shape is None or any("N" in symbols(size) for size in t.shape) or not _plain(t):
             return None
-        return factor * (GATHER * self._size(t) + CALL) + self._one_more_input()
+        return factor * self.handing([t]) + self._one_more_input()
+
+    def handing(self, handed: Sequence[Tensor]) -> float:
+        """Seconds that a caller takes to gather rows of these tensors, and to fetch those without rows, at N."""
+        return sum(GATHER * self._size(t) + (FETCH if row_axis(t) is None else CALL) for t in handed)
 
     def _one_more_input(self) -> float:
         return run_seconds(1, self.prices) - run_seconds(0, self.prices)
@@ -191,11 +214,16 @@ class Planner:
         items = [t for t in read if t.node is not None]
         shapes = {name: tuple(map(self.time.length, shape)) for name, shape in score.shapes.items()}
         seconds = graph_seconds(score.model.graph, shapes, self.prices)
-        seconds += GATHER * sum(map(self._size, [*handed, *read])) + CALL * len([*handed, *read])
+        seconds += self.handing([*handed, *read])
         return Plan(
             rewrite, rates, model(users, set()) if users else None, model(items, set()) if items else None, score,
             handed, read, seconds, self.bytes_of(read), self.bytes_of(handed),
+            Cut("apart" if draft.b.time.apart else "joined", _names(handed), _names(read)),
         )  # fmt: skip
+
+
+def _names(tensors: Sequence[Tensor]) -> tuple[str, ...]:
+    return tuple(t.name for t in tensors)
 
 
 def width(t: Tensor) -> int:

@@ -1,7 +1,7 @@
 """The stages of a split model as a service runs them: what each takes, beside one model that does it all.
 
-In: the folder of a split and a request. Out: callables for `clock.interleaved`. Rows are gathered from a store of many
-items, in no order, because that is what scoring takes beside `score.onnx`; numpy gathers them.
+In: the folder of a split and a request. Out: callables for `clock.interleaved`. Gathering rows is timed with scoring
+(`mari_onnx.splitting.store`), because that is what a service does beside running `score.onnx`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from mari_onnx import runtime
 from mari_onnx.splitting.assembly import Assembly
-from mari_onnx.splitting.ranker import ItemRows
+from mari_onnx.splitting.store import scoring
 from mari_onnx.timing.clock import clock_for, interleaved
 from mari_onnx.timing.measure import Measured, Variant
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from mari_onnx.parity.requests.request import Request
     from mari_onnx.timing.measure import Progress
 
-STORE = 20_000
-"""Items in the store: more than the caches of a core hold, as in a service."""
 GATHERED = "gather + score.onnx"
 """The name of scoring with the gathering of rows."""
 
@@ -56,41 +54,8 @@ class Stages:
             if name in sessions:
                 own = [{k: feed[k] for k in self.manifest.parts[name].inputs} for feed in feeds]
                 found[f"{name}.onnx"] = _runner(sessions[name], own)
-        states = [self.ranker.user(feed).arrays for feed in feeds]
-        rows = [self.ranker.items(feed) for feed in feeds]
-        reads = self.manifest.parts["score"].inputs
-        rest = [{k: feed[k] for k in self.manifest.cross if k in feed} for feed in feeds]
-        whole = [
-            {k: v for k, v in {**state, **row.arrays, **more}.items() if k in reads}
-            for state, row, more in zip(states, rows, rest, strict=True)
-        ]
-        found["score.onnx"] = _runner(sessions["score"], whole)
-        stores = [_Store(each, seed, reads) for seed, each in enumerate(rows)]
-
-        def gathered(turn: int) -> object:
-            place = turn % len(feeds)
-            return sessions["score"].run(None, {**whole[place], **stores[place].gather()})
-
-        found[GATHERED] = gathered
+        found["score.onnx"], found[GATHERED] = scoring(self.ranker, feeds)
         return found
-
-
-class _Store:
-    """Rows of `STORE` items, those of one request among them, in no order."""
-
-    def __init__(self, rows: ItemRows, seed: int, names: Sequence[str]):
-        rng = np.random.default_rng(seed)
-        size = max(STORE, rows.count)
-        self._at = rng.permutation(size)[: rows.count]
-        others = rng.integers(0, max(1, rows.count), size)
-        others[self._at] = np.arange(rows.count)
-        self._axes = {name: axis for name, axis in rows.axes.items() if axis is not None and name in names}
-        fill = others if rows.count else others[:0]
-        self._arrays = {name: np.take(rows.arrays[name], fill, axis=axis) for name, axis in self._axes.items()}
-
-    def gather(self) -> Mapping[str, np.ndarray]:
-        """The rows of the request's candidates."""
-        return {name: np.take(self._arrays[name], self._at, axis=axis) for name, axis in self._axes.items()}
 
 
 def _runner(session: object, feeds: Sequence[dict[str, np.ndarray]]) -> Callable[[int], object]:

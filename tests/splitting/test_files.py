@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
 
 import jsonschema
 import onnx
@@ -11,6 +18,7 @@ import pytest
 
 from mari_onnx.cli.main import run
 from mari_onnx.errors import OutputInTheWay, WriteError
+from mari_onnx.splitting import folder as folders
 from mari_onnx.splitting import manifest as manifests
 from tests.splitting.graphs import split, three_sides
 
@@ -57,6 +65,44 @@ def test_a_folder_is_new_or_an_earlier_split(made, tmp_path):
     assert sorted(f.name for f in tmp_path.iterdir()) == ["a", "b"]
 
 
+def _write_forever(target, splits):
+    while True:
+        for files in splits:
+            folders.write(files, target)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere folders are exchanged in two steps")
+def test_a_kill_leaves_the_old_or_the_new_split(made, tmp_path):
+    target, other = tmp_path / "split", split(three_sides(seed=1), counts=(2,))
+    folders.write(made.folder, target)
+    keys = {made.manifest.rows_key, other.manifest.rows_key}
+    context = multiprocessing.get_context("fork")
+    rng, found = random.Random(0), Counter()
+    for _ in range(int(os.environ.get("MARI_ONNX_KILLS", "20"))):
+        writer = context.Process(target=_write_forever, args=(target, [made.folder, other.folder]))
+        writer.start()
+        time.sleep(rng.uniform(0.0, 0.05))
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        manifest = manifests.read(target)
+        manifests.verify(target, manifest)
+        found[manifest.rows_key] += 1
+        found["killed while a folder was half written"] += any(tmp_path.glob(".*"))
+    assert set(found) <= keys | {"killed while a folder was half written"}
+    assert found["killed while a folder was half written"]
+    folders.write(made.folder, target)
+    assert [each.name for each in tmp_path.iterdir()] == ["split"]
+
+
+def test_where_folders_cannot_be_exchanged_the_earlier_one_is_moved_aside(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "_exchanged", lambda *_: False)
+    made_again = split(three_sides(seed=1), counts=(2,))
+    for files in (made.folder, made_again.folder):
+        folders.write(files, tmp_path / "split")
+    assert manifests.read(tmp_path / "split") == made_again.manifest
+    assert [each.name for each in tmp_path.iterdir()] == ["split"]
+
+
 @pytest.fixture
 def source(tmp_path):
     path = tmp_path / "model.onnx"
@@ -80,6 +126,26 @@ def test_the_command(source, tmp_path, capsys):
     assert "--force" in capsys.readouterr().err
     assert run(["check", str(source), str(folder), "--provider", "cpu", "--candidates", "2,7"]) == 0
     assert "equal on cpu" in capsys.readouterr().out
+
+
+def test_the_command_cuts_again_where_its_choices_say(source, tmp_path, capsys):
+    choices = tmp_path / "choices.json"
+    command = ["split", str(source), str(tmp_path / "a"), *FLAGS, "--choices", str(choices)]
+    assert run(command) == 0
+    said = json.loads(choices.read_text())
+    assert said["cut"]["rows"]
+    written = manifests.read(tmp_path / "a")
+    assert run([*command, "--force"]) == 0
+    assert manifests.read(tmp_path / "a") == written
+    assert json.loads(choices.read_text()) == said
+    capsys.readouterr()
+    for wrong, message in (
+        ({"cut": None}, "is not a file that split --choices wrote"),
+        ({"source_sha256": "0" * 64}, "are those of another model"),
+    ):
+        choices.write_text(json.dumps({**said, **wrong}))
+        assert run([*command, "--force"]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_check_finds_parts_of_another_source(source, tmp_path, capsys):

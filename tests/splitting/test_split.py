@@ -167,3 +167,21 @@ def test_an_assembly_makes_rows_in_a_foreign_batch():
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
         assert len(given[-1]) > n
         assert not np.array_equal(given[-1][:n], feed["x"])
+
+
+def test_the_same_split_is_made_again_from_its_choices(monkeypatch):
+    """Even where the clock chose a cut that the prices would not."""
+    monkeypatch.setattr("mari_onnx.splitting.make.fastest", lambda plans, *_: plans[-1])
+    monkeypatch.setattr("mari_onnx.splitting.make.contenders", lambda plans: [plans[0], plans[-1]])
+    source = as_source(ROOT / "models/dcnv2.onnx")
+    found = sides_of(source, None)
+    checked = {"candidates": (2,), "coverage": 0, "count": 1, "providers": ("cpu",)}
+    timed = split_source(source, found, options_for(500), clock=1, **checked)
+    assert timed.plan.cut.by == "clock"
+    priced = split_source(source, found, options_for(500), **checked)
+    assert priced.plan.cut.by == "prices"
+    assert priced.manifest.parts != timed.manifest.parts
+    choices = timed.choices
+    again = split_source(source, found, options_for(500, choices=choices.choices), choices=choices, **checked)
+    assert again.manifest.parts == timed.manifest.parts
+    assert again.choices == choices
