@@ -11,6 +11,7 @@ import pytest
 from mari_onnx.parity import check
 from tests.parity import mutants, pairs
 from tests.parity.calculated import CALCULATED, CALCULATED_MUTANTS
+from tests.parity.decided import DECIDED, DECIDED_MUTANTS
 from tests.parity.hidden import HIDDEN, HIDDEN_MUTANTS
 from tests.parity.mutants import mutate
 from tests.parity.pairs import Pair
@@ -19,8 +20,10 @@ from tests.parity.reacting import REACTING
 from tests.parity.reacting_mutants import REACTING_MUTANTS
 from tests.parity.typed import TYPED_MUTANTS, TYPED_PAIRS
 
-PAIRS = {**pairs.PAIRS, **REACTING, **TYPED_PAIRS, **REACH_PAIRS, **HIDDEN, **CALCULATED}
-SEVERAL = (mutants.MUTANTS, REACTING_MUTANTS, TYPED_MUTANTS, REACH_MUTANTS, HIDDEN_MUTANTS, CALCULATED_MUTANTS)
+PAIRS = {**pairs.PAIRS, **REACTING, **TYPED_PAIRS, **REACH_PAIRS, **HIDDEN, **CALCULATED, **DECIDED}
+SEVERAL = (
+    mutants.MUTANTS, REACTING_MUTANTS, TYPED_MUTANTS, REACH_MUTANTS, HIDDEN_MUTANTS, CALCULATED_MUTANTS, DECIDED_MUTANTS
+)  # fmt: skip
 MUTANTS = {name: each for some in SEVERAL for name, each in some.items()}
 DOCS = Path(__file__).parents[2] / "docs" / "parity.md"
 

@@ -14,6 +14,7 @@ import numpy as np
 from mari_onnx.model.nodes import attribute
 from mari_onnx.model.ops import Fact, having, row
 from mari_onnx.parity.coverage.bodies import COMPARISONS, PREFIX
+from mari_onnx.parity.coverage.decisions import decisions
 from mari_onnx.parity.coverage.goals import Goal, Keys, Rows, Trips
 from mari_onnx.parity.coverage.splits import Splits
 from mari_onnx.parity.coverage.turns import Inner, Outcomes, Peaks, Sides, Ties
@@ -50,7 +51,7 @@ def goals(model: onnx.ModelProto) -> list[Goal]:
             if goal.met.size and not (goal.kind == "outcomes" and goal.tensors[0] in seen):
                 seen.update(goal.tensors if goal.kind == "outcomes" else ())
                 found.append(goal)
-    return found[:_MOST]
+    return [*found, *decisions(graph, live)][:_MOST]
 
 
 def compared(model: onnx.ModelProto) -> list[float]:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _MODES = {"BRANCH_LEQ": "LessOrEqual", "BRANCH_LT": "Less", "BRANCH_GTE": "GreaterOrEqual", "BRANCH_GT": "Greater",
           "BRANCH_EQ": "Equal", "BRANCH_NEQ": "Equal"}  # fmt: skip
 _BY_NUMBER = ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRANCH_NEQ", "BRANCH_MEMBER")
+ROUNDED = "rounded"
+# Where a rounding takes another step: between whole numbers, or at them; of either sign, even and odd.
+_HALVES = np.array([0.5, 1.5, 2.5, 4.5, -0.5, -1.5, -2.5, -3.5])
+_WHOLES = np.array([0.0, 1.0, 2.0, 3.0, -1.0, -2.0, -3.0])
 # Comparisons of more elements than this are not looked into.
 _ELEMENTS = 2**16
 
@@ -35,7 +39,7 @@ class Reaction:
 
     Attributes:
         tensor: a local one.
-        op: `Equal`, `Less`, .. as if the tensor stood on its left.
+        op: `Equal`, `Less`, .. as if the tensor stood on its left; `ROUNDED` where it is a step of a rounding.
         elements: in C order; `numbers` has as many.
         node: the operator that reacts, for messages.
         bound: of a Clip, Min or Max, which often stands there as a guard.
@@ -66,6 +70,12 @@ def reactions(trace: Trace) -> Iterator[Reaction]:
             except ValueError:
                 continue
             yield Reaction(tensor, op, elements.reshape(-1), numbers.reshape(-1), label(node), bound)
+        steps = _rounded(node, trace)
+        if steps.size:
+            places = np.arange(trace.curves[node.input[0]].origin.size)
+            if places.size * steps.size <= _ELEMENTS:
+                pairs = np.repeat(places, steps.size), np.tile(steps, places.size)
+                yield Reaction(node.input[0], ROUNDED, *pairs, label(node))
         for tensor, column, op, several in _of_columns(node):
             if tensor not in trace.curves:
                 continue
@@ -80,6 +90,19 @@ def reactions(trace: Trace) -> Iterator[Reaction]:
             if pairs[0].size <= 4 * _ELEMENTS:
                 closed = node.op_type == "OneHotEncoder" and not attributes(node).get("zeros", 1)
                 yield Reaction(tensor, op, *pairs, label(node), closed=closed)
+
+
+def _rounded(node: onnx.NodeProto, trace: Trace) -> np.ndarray:
+    """Floats of a node's first input at which it rounds otherwise; none where it rounds nothing."""
+    kind = trace.type_of(node.input[0]).kind if node.input and node.input[0] in trace.curves else ""
+    if kind != "f":
+        return np.zeros(0)
+    if node.op_type == "QuantizeLinear":
+        step = trace.constants.get(node.input[1], np.zeros(2))
+        return _HALVES * float(step.reshape(-1)[0]) if step.size == 1 else np.zeros(0)
+    if node.op_type == "Round":
+        return _HALVES
+    return _WHOLES if node.op_type in having(Fact.WHOLE) else np.zeros(0)
 
 
 def normalized(trace: Trace) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,117 @@
+"""Graphs that are wrong at single numbers: where a rounding turns, and where several conditions decide together.
+
+Every output is one idiom, as in `reacting.py`. What is right is the source itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from mari_onnx.sides.resolve import Sides
+from tests.parity.mutants import Fault, node, put
+from tests.parity.pairs import Pair
+from tests.parity.reacting import _graph, _pair, _score
+
+
+def halves() -> Pair:
+    """Numbers that are rounded, of which nobody is at a boundary by chance."""
+    g = _graph()
+    g.input("level", TensorProto.FLOAT, ["N", 1])
+    for name in ("stars", "price", "age", "rank"):
+        g.input(name, TensorProto.FLOAT, ["N", 1])
+    g.op("Round", ["stars"], "stars_row")
+    _score(g, "stars_row", 1, "by_stars")
+    g.op("Mul", ["price", g.weight("quarter", np.float32(0.25))], "price_part")
+    g.op("Round", ["price_part"], "price_row")
+    _score(g, "price_row", 1, "by_price")
+    g.op("Floor", ["age"], "age_row")
+    _score(g, "age_row", 1, "by_age")
+    g.op("QuantizeLinear", ["rank", g.weight("step", np.float32(0.5)), g.weight("zero", np.int8(0))], "rank_code")
+    g.op("DequantizeLinear", ["rank_code", "step", "zero"], "rank_row")
+    _score(g, "rank_row", 1, "by_rank")
+    return _pair(g, Sides({"level": "item", "stars": "item", "price": "user", "age": "user", "rank": "item"}))
+
+
+def together() -> Pair:
+    """Conditions that decide together, each of which shows only where it does."""
+    g = _graph()
+    g.input("level", TensorProto.FLOAT, ["N", 1])
+    for name, width in (("clicks", 10), ("length", 1), ("item", 1), ("age", 1), ("land", 1), ("hour", 1)):
+        g.input(name, TensorProto.INT64, ["N", width])
+    g.op("Sub", ["length", g.weight("one", np.array(1))], "last_at")
+    g.op("GatherElements", ["clicks", "last_at"], "last_click", axis=1)
+    g.op("Equal", ["last_click", "item"], "is_last")
+    g.op("Greater", ["length", g.weight("some", np.array(3))], "is_long")
+    g.op("And", ["is_last", "is_long"], "again")
+    g.op("Cast", ["again"], "again_row", to=TensorProto.FLOAT)
+    _score(g, "again_row", 1, "by_last")
+    g.op("GreaterOrEqual", ["age", g.weight("old", np.array(65))], "is_old")
+    g.op("Equal", ["land", g.weight("norway", np.array(302))], "is_norway")
+    for name in ("old", "norway"):
+        g.op("Cast", [f"is_{name}"], f"{name}_float", to=TensorProto.FLOAT)
+    g.op("Mul", ["old_float", "norway_float"], "old_norway")
+    _score(g, "old_norway", 1, "by_land")
+    g.op("Less", ["hour", g.weight("morning", np.array(6))], "is_early")
+    g.op("GreaterOrEqual", ["hour", g.weight("evening", np.array(22))], "is_late")
+    g.op("Or", ["is_early", "is_late"], "is_night")
+    g.op("Where", ["is_norway", g.weight("a", np.float32(1)), g.weight("b", np.float32(2))], "by_norway")
+    g.op("Where", ["is_night", "by_norway", g.weight("c", np.float32(3))], "night_row")
+    _score(g, "night_row", 1, "by_hour")
+    items = dict.fromkeys(("level", "item", "land"), "item")
+    return _pair(g, Sides({**dict.fromkeys(("clicks", "length", "age", "hour"), "user"), **items}))
+
+
+DECIDED: dict[str, Callable[[], Pair]] = {"halves": halves, "together": together}
+
+
+def _up(name: str, given: str, step: float = 1.0) -> Fault:
+    """Rounds halves up: what is rounded is brought to the next whole step before."""
+
+    def fault(model: onnx.ModelProto) -> None:
+        found = node(model, name)
+        place = list(model.graph.node).index(found)
+        found.input[:] = [f"{name}/floor" if t == given else t for t in found.input]
+        for key, number in (("step", step), ("half", 0.5)):
+            model.graph.initializer.append(numpy_helper.from_array(np.array(number, np.float32), f"{name}/{key}"))
+        made = [
+            helper.make_node("Div", [given, f"{name}/step"], [f"{name}/steps"]),
+            helper.make_node("Add", [f"{name}/steps", f"{name}/half"], [f"{name}/more"]),
+            helper.make_node("Floor", [f"{name}/more"], [f"{name}/whole"]),
+            helper.make_node("Mul", [f"{name}/whole", f"{name}/step"], [f"{name}/floor"]),
+        ]
+        for each in reversed(made):
+            model.graph.node.insert(place, each)
+
+    return fault
+
+
+def _below(name: str, given: str) -> Fault:
+    """The largest whole number below, for a Floor."""
+
+    def fault(model: onnx.ModelProto) -> None:
+        found = node(model, name)
+        place = list(model.graph.node).index(found)
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(1), f"{name}/one"))
+        model.graph.node.insert(place, helper.make_node("Ceil", [given], [f"{name}/ceil"]))
+        found.op_type = "Sub"
+        found.input[:] = [f"{name}/ceil", f"{name}/one"]
+
+    return fault
+
+
+DECIDED_MUTANTS: dict[str, tuple[str, Fault]] = {
+    "halves rounded up, not to even": ("halves", _up("stars_row", "stars")),
+    "halves of a multiple rounded up, not to even": ("halves", _up("price_row", "price_part")),
+    "next whole number below, not this one": ("halves", _below("age_row", "age")),
+    "halves of a code rounded up, not to even": ("halves", _up("rank_code", "rank", 0.5)),
+    "last click counts from a length of 5": ("together", put("some", (), 4)),
+    "last click counts from a length of 3": ("together", put("some", (), 2)),
+    "one of two factors turns a year late": ("together", put("old", (), 66)),
+    "one of two factors is another land": ("together", put("norway", (), 303)),
+    "night begins an hour late": ("together", put("evening", (), 23)),
+    "night ends an hour late": ("together", put("morning", (), 7)),
+}
