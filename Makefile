@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest fuzz same limits reached mutants steady kills models interop bench scoreboard providers bench-gpu audit pins wheel clean
+.PHONY: help demo test lint types pytest fuzz same limits reached mutants steady kills models interop bench splits scoreboard providers bench-gpu audit pins wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -65,6 +65,9 @@ kills: $(STAMPS)/test ## 200 runs ended, 200 killed, 200 writers killed, each at
 
 bench: $(STAMPS)/test $(STAMPS)/models ## every benchmark with its targets, under ten minutes; docs/benchmarks.md
 	$(BIN)/python -m benchmarks $(ARGS)
+
+splits: $(STAMPS)/test ## split every graph of a folder, check the parts, measure what is left of the item's: make splits FOLDER=..
+	$(BIN)/python -m benchmarks.split_check $(FOLDER) $(ARGS)
 
 scoreboard: $(STAMPS)/test ## ours beside other optimizers, OpenVINO and IKBO; docs/benchmarks.md
 	$(BIN)/python -m benchmarks.scoreboard $(ARGS)

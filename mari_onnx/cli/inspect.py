@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     "--measure",
     is_flag=True,
     help="Run MODEL and its rewrite, compare every tensor between candidates, and show how much work "
-    "still gives the same result for all of them (the residual).",
+    "still gives the same result for all of them (the residual); with DIR, how much work of score.onnx depends on the "
+    "item alone.",
 )
 @html_option
 @common_options
@@ -70,9 +71,9 @@ def inspect(
     source = read(model)
     out = console()
     if folder is not None:
-        if measure or html_file is not None:
-            raise click.UsageError("--measure and --html are for a model, not for the folder of a split one")
-        _inspect_split(source, folder, as_json)
+        if html_file is not None:
+            raise click.UsageError("--html is for a model, not for the folder of a split one")
+        _inspect_split(source, folder, as_json, measure)
         return
     try:
         found = sides_from(sides, source.model, model)
@@ -96,12 +97,12 @@ def inspect(
     summary.write(out, [*blocks, *([f"wrote {html_file}"] if html_file is not None else [])])
 
 
-def _inspect_split(source: Source, folder: Path, as_json: bool) -> None:
+def _inspect_split(source: Source, folder: Path, as_json: bool, measure: bool) -> None:
     from mari_onnx.report import summary
     from mari_onnx.report.terminal import console
     from mari_onnx.splitting import describe
 
-    found = describe.rates(source, folder)
+    found = describe.rates(source, folder, measure)
     if as_json:
         import json
 

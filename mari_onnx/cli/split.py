@@ -20,6 +20,7 @@ from mari_onnx.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from mari_onnx.report.terminal import Block
     from mari_onnx.splitting.make import Split
 
 
@@ -154,9 +155,12 @@ def split(
             write_text(file, text + "\n")
 
 
-def _lines(done: Split) -> list[str]:
+def _lines(done: Split) -> list[Block]:
     """The summary."""
-    said, lines = done.manifest, [f"note: {note}" for note in done.notes]
+    from mari_onnx.report import summary
+
+    said = done.manifest
+    lines: list[Block] = [f"note: {note}" for note in done.notes]
     made = {"user": said.state, "item": said.rows}
     for name, what in (("user", "the user"), ("item", "the item")):
         part = said.parts.get(name)
@@ -180,9 +184,7 @@ def _lines(done: Split) -> list[str]:
     for point in done.points:
         mark = "  <- this one" if point.item_bytes == done.plan.item_bytes else ""
         lines.append(f"  {point.item_bytes} bytes per item: {point.seconds * 1e6:.0f} us{mark}")
-    if done.check is not None:
-        lines.append(str(done.check))
-    return lines
+    return [*lines, *summary.of_equal(done.check.to_dict(), "cpu")] if done.check is not None else lines
 
 
 def _mb(size: int) -> str:

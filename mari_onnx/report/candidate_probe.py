@@ -2,7 +2,8 @@
 
 Nothing here knows what the operators mean or what the engine believes: a tensor's candidate axis is
 the one along which permuting the candidates permutes the tensor, and a part is equal for all
-candidates when it is so for several users, each with candidates of their own.
+candidates when it is so for several users, each with candidates of their own. Likewise a part depends on the item
+alone when it stays the same for other users with the same candidates (`of_items`).
 
 The model that runs is not quite the one that is judged. What a tensor depends on stays, but values
 that would hide it are moved: the negative side of Relu becomes `-x/8` (a dead unit is not redundant
@@ -15,7 +16,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,9 @@ class Seen:
             as `before, 1, after`. None where `axis` is None or nothing could be told.
         constant: like `equal`: True where also equal for all users without being known to be so
             because no input is involved.
+
+    Of items, `equal` is True where equal for all users, also of a tensor without candidates, and `constant` where also
+    equal for all candidates.
     """
 
     shape: tuple[int, ...]
@@ -81,25 +85,28 @@ def pick_n(model: onnx.ModelProto, near: int) -> int:
     return (free or primes)[-1]
 
 
-def observe(model: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]], order: np.ndarray) -> dict[str, Seen]:
+def observe(
+    model: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]], order: np.ndarray, of_items: bool = False
+) -> dict[str, Seen]:
     """Every tensor of the main graph by name.
 
     Args:
         model: a model without local functions; read only.
         feeds: the same request twice, the second time with its candidates in `order`; then other
             users with other candidates. n rows each.
+        of_items: the others have the same candidates in the order of the first; what is equal then is the items' own.
         order: `[n]` permutation: candidate `i` of the second run is `order[i]` of the first.
 
     Raises:
         ModelError: onnxruntime cannot run the model.
     """
-    probe = _probe(model)
+    probe, look = _probe(model), _look_of_items if of_items else _look
     seen = {t.name: Seen(tuple(t.dims)) for t in model.graph.initializer}
     for name in feeds[0]:
-        seen[name] = _look([np.asarray(f[name]) for f in feeds], order)
+        seen[name] = look([np.asarray(f[name]) for f in feeds], order)
     tainted = _Taint(model, seen)
     for name, arrays in _run(probe, feeds):
-        seen[name] = _look(arrays, order)
+        seen[name] = look(arrays, order)
     return tainted.apply(seen)
 
 
@@ -123,6 +130,22 @@ def _look(arrays: list[Any], order: np.ndarray) -> Seen:
         return Seen(shape, axis, fold, equal, None if constant is None else constant & equal)
     # No axis follows the permutation: one row per request, or sorted or otherwise mixed by position.
     return Seen(shape, None if np.all(_close(first, permuted)) else _any_axis(shape, n))
+
+
+def _look_of_items(arrays: list[Any], order: np.ndarray) -> Seen:
+    """Axis of one tensor, and the parts that stay the same when all but the items changes."""
+    seen = _look(arrays[:2], order)
+    first, _, *others = arrays
+    if not isinstance(first, np.ndarray) or first.dtype.kind in "OSU" or any(a.shape != first.shape for a in others):
+        return seen
+    same = np.logical_and.reduce([_close(first, other) for other in others])
+    if seen.axis is None:
+        return replace(seen, equal=same)
+    if seen.equal is None:  # mixed by position
+        return seen
+    wide = (*first.shape[: seen.axis], *seen.fold, *first.shape[seen.axis + 1 :])
+    equal = same.reshape(wide).all(axis=seen.axis + 1, keepdims=True)
+    return replace(seen, equal=equal, constant=equal & seen.equal)
 
 
 def _folds(shape: tuple[int, ...], n: int) -> Iterator[tuple[int, tuple[int, int, int]]]:

@@ -191,7 +191,7 @@ def measure(
     first, *others = (draw(3 * seed + k, n) for k in range(3))
     order = np.random.default_rng(seed).permutation(n)
     feeds = [r.feed(declared.inputs) for r in (first, _permuted(first, order), *others)]
-    return _count(model.graph, observe(model, feeds, order), n)
+    return count(model.graph, observe(model, feeds, order), n)
 
 
 def _fix(declared: Signature, layout: Layout, length: int) -> Signature:
@@ -221,7 +221,8 @@ def _permuted(request: Request, order: np.ndarray) -> Request:
     return replace(made, literal={k: turn(k, v) for k, v in made.literal.items()})
 
 
-def _count(graph: onnx.GraphProto, seen: Mapping[str, Seen], n: int) -> Residual:
+def count(graph: onnx.GraphProto, seen: Mapping[str, Seen], n: int) -> Residual:
+    """The work of a graph, from what was seen of its tensors with n candidates."""
     nodes: list[NodeResidual] = []
     once = Cost()
     for node in graph.node:
@@ -263,11 +264,13 @@ def _pair(masks: Callable[[bool], float]) -> tuple[float, float]:
 
 
 def _mask(look: Seen | None, doubtful: bool) -> np.ndarray | None:
-    """True where equal for all candidates, at the tensor's shape; all True where it has one row."""
+    """True where equal for all candidates, at the tensor's shape; all True where it has one row. (Of items: where equal
+    for all users.)
+    """
     if look is None:
         return None
     if look.axis is None:
-        return np.ones(look.shape, bool)
+        return np.ones(look.shape, bool) if look.equal is None else look.equal
     mask = look.full(look.equal)
     if not doubtful and look.constant is not None:
         mask = mask & ~look.full(look.constant)

@@ -42,7 +42,7 @@ def of_optimize(report: Report, *, show_inputs: bool = False, target: str = "cpu
     blocks += [f"note: {note}" for note in report.notes]
     blocks += totals(report)
     if report.check is not None:
-        blocks += _equal(report.check, target)
+        blocks += of_equal(report.check, target)
     blocks += _speed(report)
     if not report.sides and report.sides.candidate_axis == 0:
         blocks.append(
@@ -73,7 +73,7 @@ def _speed(report: Report) -> list[Block]:
 WIDE = 0.15
 
 
-def _equal(check: Mapping[str, Any], target: str) -> list[Block]:
+def of_equal(check: Mapping[str, Any], target: str) -> list[Block]:
     """On what the outputs were found equal, and what else the check says."""
     sizes = ", ".join(map(str, check["candidates"]))
     recorded = f", {check['recorded']} recorded requests among them" if check["recorded"] else ""

@@ -21,15 +21,17 @@ from mari_onnx.parity.work import work
 from mari_onnx.report.terminal import Block, quantity
 from mari_onnx.sides.resolve import resolve
 from mari_onnx.splitting.assembly import Assembly, Session
+from mari_onnx.splitting.residual import item_residual
 
 RATES = {"user": "once per user", "item": "once per item", "score": "for each candidate"}
 
 
-def rates(source: Source, folder: str | Path) -> dict[str, Any]:
+def rates(source: Source, folder: str | Path, measure: bool = False) -> dict[str, Any]:
     """For each part its nodes, bytes, and FLOPs; for each tensor that is handed over its bytes.
 
     FLOPs are per candidate for `score` and for the source, per item for `item`, and per user for `user`; None where the
-    shapes of products are not known.
+    shapes of products are not known. With `measure`, "item_residual" is what score.onnx computes of the item alone
+    (`mari_onnx.splitting.residual`).
 
     Raises:
         ModelError: the folder is no split, or a model cannot run.
@@ -62,6 +64,7 @@ def rates(source: Source, folder: str | Path) -> dict[str, Any]:
         "source_flops": None if whole is None else whole.flops / n,
         "candidates": n,
         "parts": found,
+        "item_residual": item_residual(source.model, sides, parts.folder).to_dict() if measure else None,
         "same_source": said.source["sha256"] == source.sha256,
         "manifest": said.to_dict(),
     }
@@ -95,6 +98,11 @@ def blocks(found: dict[str, Any]) -> list[Block]:
     lines: list[Block] = [inputs, "", parts]
     if found["source_flops"] is not None:
         lines.append(f"the source takes {quantity(found['source_flops'])} FLOPs for each candidate")
+    if found["item_residual"] is not None:
+        left = found["item_residual"]
+        lines.append(f"{left['share']:.1%} of the FLOPs of score.onnx depend on the item alone (measured)")
+        lines += [f"  {x['op']} {x['name']}: {quantity(x['redundant_flops'])} FLOPs" for x in left["nodes"][:5]
+                  if x["redundant_flops"]]  # fmt: skip
     lines += ["", handed]
     lines += ["", *(f"output {o['name']}: depends on {o['depends_on']}" for o in said["outputs"])]
     if not found["same_source"]:

@@ -184,7 +184,7 @@ class Planner:
 
     def handing(self, handed: Sequence[Tensor]) -> float:
         """Seconds that a caller takes to gather rows of these tensors, and to fetch those without rows, at N."""
-        return sum(GATHER * self._size(t) + (FETCH if row_axis(t) is None else CALL) for t in handed)
+        return sum(handing_seconds(self._size(t), row_axis(t) is not None) for t in handed)
 
     def _one_more_input(self) -> float:
         return run_seconds(1, self.prices) - run_seconds(0, self.prices)
@@ -220,6 +220,11 @@ class Planner:
             handed, read, seconds, self.bytes_of(read), self.bytes_of(handed),
             Cut("apart" if draft.b.time.apart else "joined", _names(handed), _names(read)),
         )  # fmt: skip
+
+
+def handing_seconds(size: int, rows: bool) -> float:
+    """Seconds that a caller takes to gather the rows of a tensor of so many bytes; without rows, to fetch it."""
+    return GATHER * size + (CALL if rows else FETCH)
 
 
 def _names(tensors: Sequence[Tensor]) -> tuple[str, ...]:
