@@ -147,6 +147,8 @@ def check(
     The sides are those of ORIGINAL's inputs: from the flags, from the side file beside either
     model, or from either model's metadata.
     """
+    from dataclasses import replace
+
     from mari_onnx.model.signature import signature
     from mari_onnx.parity import Settings
     from mari_onnx.parity import check as compare
@@ -170,6 +172,13 @@ def check(
     del model, other
     known = set(Settings.__dataclass_fields__)
     settings = Settings(**{k: v for k, v in rest.items() if k in known and v is not None})
+    contract = compared.manifest.contract if compared is not optimized else None
+    if contract is not None and contract.state != "float32" and settings.multiple == Settings.multiple:
+        settings = replace(settings, multiple=contract.multiple)
+        notes.append(
+            f"states and rows are {contract.state}: outputs may be {contract.multiple:g} times farther from the source "
+            "in float64 than the source itself is (manifest.json)"
+        )
     with progress_bar(quiet) as progress:
         result = compare(
             source, compared, sides, requests=requests, settings=settings, progress=progress

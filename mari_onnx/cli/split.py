@@ -49,6 +49,13 @@ if TYPE_CHECKING:
     metavar="BYTES",
     help="The same for one user.",
 )
+@click.option(
+    "--state",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="How states and rows are stored. float16 takes half the bytes; the check measures by how much outputs differ.",
+)
 @threads_option
 @prices_option
 @data_option
@@ -86,6 +93,7 @@ def split(
     candidates: int,
     item_bytes: int | None,
     user_bytes: int | None,
+    state: str,
     threads: int,
     prices: Path | None,
     data: Path | None,
@@ -133,7 +141,7 @@ def split(
     with progress_bar(quiet) as progress:
         done = split_source(
             loaded, found, options, Budget(item_bytes, user_bytes),
-            choices=given, clock=threads if clock else None,
+            choices=given, clock=threads if clock else None, half=state == "float16",
             requests=requests, providers=providers, progress=progress,
         )  # fmt: skip
     out = console()
@@ -184,6 +192,10 @@ def _lines(done: Split) -> list[Block]:
     for point in done.points:
         mark = "  <- this one" if point.item_bytes == done.plan.item_bytes else ""
         lines.append(f"  {point.item_bytes} bytes per item: {point.seconds * 1e6:.0f} us{mark}")
+    contract = said.contract
+    if contract.state != "float32":
+        off = f"outputs differ from the source's by at most {contract.max_error:.1e}"
+        lines.append(f"states and rows are {contract.state}: {off}")
     return [*lines, *summary.of_equal(done.check.to_dict(), "cpu")] if done.check is not None else lines
 
 

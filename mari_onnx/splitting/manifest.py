@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mari_onnx.errors import ModelError, ModelNotFound
+from mari_onnx.parity.settings import MULTIPLE
 from mari_onnx.version import __version__
 
 FILE = "manifest.json"
@@ -76,6 +77,22 @@ class PartInfo:
 
 
 @dataclass(frozen=True)
+class Contract:
+    """How near the parts come to the source.
+
+    Attributes:
+        state: "float32", or "float16" where states and rows are handed over in half precision.
+        multiple: outputs are at most so many times farther from the source in float64 than the source itself is
+            (docs/parity.md).
+        max_error: the largest absolute difference that the check met; None without a check.
+    """
+
+    state: str = "float32"
+    multiple: float = MULTIPLE
+    max_error: float | None = None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A split. docs/splitting.md describes the fields.
 
@@ -98,6 +115,7 @@ class Manifest:
     cross: tuple[str, ...]
     candidates: int
     seconds: float
+    contract: Contract = Contract()
     version: str = __version__
 
     @property
@@ -153,6 +171,7 @@ def read(folder: str | Path) -> Manifest:
             tuple(said["cross"]),
             int(said["candidates"]),
             float(said["seconds"]),
+            Contract(**said["contract"]),
             str(said["mari_onnx"]),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:

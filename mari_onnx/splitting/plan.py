@@ -21,8 +21,10 @@ from mari_onnx.errors import UsageError
 from mari_onnx.model.dims import symbols
 from mari_onnx.model.ops import Fact, row
 from mari_onnx.prices.table import Prices, graph_seconds, node_seconds, run_seconds
+from mari_onnx.prices.use import Use
 from mari_onnx.splitting.choices import Cut
 from mari_onnx.splitting.cut import cut
+from mari_onnx.splitting.half import is_half
 from mari_onnx.splitting.parts import Part, part
 from mari_onnx.splitting.rates import Rates, row_axis
 
@@ -86,12 +88,21 @@ class Planner:
     Args:
         model: the source. prices: of kernels. candidates: N, at which time counts.
         items: whether an item model may be made; without, only the user's part is cut off.
+        half: states and rows are handed over in half precision.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, prices: Prices, candidates: int, budget: Budget, target: str, items: bool = True
+        self,
+        model: onnx.ModelProto,
+        prices: Prices,
+        candidates: int,
+        budget: Budget,
+        target: str,
+        items: bool = True,
+        half: bool = False,
     ):
         self.model, self.prices, self.budget, self.target, self.items = model, prices, budget, target, items
+        self.half, self._outputs = half, {info.name for info in model.graph.output}
         self.time = TimeModel(candidates)
 
     def plans(self, rewrites: Sequence[Rewrite]) -> tuple[list[Plan], list[Point]]:
@@ -183,20 +194,35 @@ class Planner:
         return factor * self.handing([t]) + self._one_more_input()
 
     def handing(self, handed: Sequence[Tensor]) -> float:
-        """Seconds that a caller takes to gather rows of these tensors, and to fetch those without rows, at N."""
-        return sum(handing_seconds(self._size(t), row_axis(t) is not None) for t in handed)
+        """Seconds that a caller takes to gather rows of these tensors, and to fetch those without rows, at N; and that
+        score.onnx takes to make float32 of half precision.
+        """
+        seconds = sum(handing_seconds(self._size(t), row_axis(t) is not None) for t in handed)
+        casts = [self._size(t) / self.width(t) for t in handed if self.is_half(t)]
+        return seconds + sum(self.prices.seconds(Use("Cast", {"node": 1, "elements": size})) for size in casts)
+
+    def is_half(self, t: Tensor) -> bool:
+        """Whether a tensor is handed over in half precision."""
+        return self.half and is_half(t, self._outputs)
+
+    def width(self, t: Tensor) -> int:
+        """Bytes of an element as it is handed over."""
+        return 2 if self.is_half(t) else int(np.dtype(helper.tensor_dtype_to_np_dtype(t.dtype)).itemsize)
 
     def _one_more_input(self) -> float:
         return run_seconds(1, self.prices) - run_seconds(0, self.prices)
 
     def _size(self, t: Tensor) -> int:
         """Bytes of a tensor at N."""
-        return math.prod(map(self.time.length, t.shape or ())) * width(t)
+        return math.prod(map(self.time.length, t.shape or ())) * self.width(t)
 
     def bytes_of(self, handed: Sequence[Tensor]) -> int:
         """Bytes for one user, or one item."""
-        one = TimeModel(1)
-        return sum(math.prod(map(one.length, t.shape or ())) * width(t) for t in handed)
+        return sum(self.elements(t) * self.width(t) for t in handed)
+
+    def elements(self, t: Tensor) -> int:
+        """Elements of a tensor for one user, or one item."""
+        return math.prod(map(TimeModel(1).length, t.shape or ()))
 
     def _made(self, rewrite: Rewrite, rates: Rates, state: Sequence[Tensor], rows: Sequence[Tensor] | None) -> Plan:
         draft = rewrite.draft
@@ -231,11 +257,6 @@ def _names(tensors: Sequence[Tensor]) -> tuple[str, ...]:
     return tuple(t.name for t in tensors)
 
 
-def width(t: Tensor) -> int:
-    """Bytes of an element."""
-    return int(np.dtype(helper.tensor_dtype_to_np_dtype(t.dtype)).itemsize)
-
-
 def _works(handed: Sequence[Tensor]) -> bool:
     """Whether anything is computed before the cut; another shape of an input is no reason for a model of its own."""
     stack, seen = list(handed), set[Node]()
@@ -248,12 +269,6 @@ def _works(handed: Sequence[Tensor]) -> bool:
             return True
         stack += [t for t in node.inputs if t is not None]
     return False
-
-
-def numpy_name(t: Tensor) -> str:
-    """The element type as numpy calls it."""
-    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(t.dtype))
-    return "string" if dtype.kind == "O" else str(dtype)
 
 
 def _plain(t: Tensor) -> bool:

@@ -71,12 +71,13 @@ def split(
     sides: dict[str, str] = SIDES,
     budget: Budget | None = None,
     counts: Sequence[int] = (1, 2, 7),
+    half: bool = False,
 ) -> Split:
     """A split, checked on a few requests."""
     loaded = as_source(source)
     found = sides_of(loaded, {name: sides[name] for name in sides if name in _names(source)})
     checked = {"candidates": counts, "coverage": 0, "count": 1, "providers": ("cpu",)}
-    return split_source(loaded, found, options_for(500), budget, **checked)
+    return split_source(loaded, found, options_for(500), budget, half=half, **checked)
 
 
 def _names(source: onnx.ModelProto) -> set[str]:

@@ -171,8 +171,8 @@ def test_an_assembly_makes_rows_in_a_foreign_batch():
 
 def test_the_same_split_is_made_again_from_its_choices(monkeypatch):
     """Even where the clock chose a cut that the prices would not."""
-    monkeypatch.setattr("mari_onnx.splitting.make.fastest", lambda plans, *_: plans[-1])
-    monkeypatch.setattr("mari_onnx.splitting.make.contenders", lambda plans: [plans[0], plans[-1]])
+    monkeypatch.setattr("mari_onnx.splitting.work.fastest", lambda plans, *_: plans[-1])
+    monkeypatch.setattr("mari_onnx.splitting.work.contenders", lambda plans: [plans[0], plans[-1]])
     source = as_source(ROOT / "models/dcnv2.onnx")
     found = sides_of(source, None)
     checked = {"candidates": (2,), "coverage": 0, "count": 1, "providers": ("cpu",)}
