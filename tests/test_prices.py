@@ -20,8 +20,9 @@ from mari_onnx.prices.fusions import Loaded
 from mari_onnx.prices.kernels import runs, uses
 from mari_onnx.prices.table import OTHER, OWN, Prices, graph_seconds, load, node_seconds
 from mari_onnx.prices.use import KERNELS, Call, Use
-from mari_onnx.timing.calibrate import Timed, calibrate, fit, nonnegative
-from mari_onnx.timing.kernel_samples import Sample, samples
+from mari_onnx.timing.calibrate import LEAST, Timed, calibrate, fit, nonnegative
+from mari_onnx.timing.kernel_samples import samples
+from mari_onnx.timing.sample import Sample
 
 SHAPES: list[tuple[tuple[int, ...], tuple[int, ...], float]] = [
     ((500, 64), (500, 64), 1),
@@ -97,6 +98,34 @@ def test_a_reduction_of_inner_axes_reads_rows_and_of_outer_ones_blocks() -> None
     assert blocks.amounts["calls"] == dropped.amounts["calls"] == 500
 
 
+def test_a_reduction_whose_result_may_be_of_two_axes_is_of_the_one_that_is_written() -> None:
+    node = helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=0)
+    for axis, kernel in ((1, "over outer axes"), (-2, "over outer axes"), (2, "of rows"), (-1, "of rows")):
+        (use,) = uses(Call(node, [(500, 16, 16), (1,)], [(500, 16)], [False, True], second=float(axis)))
+        assert use.kernel == f"ReduceSum {kernel}"
+
+
+def test_a_tile_copies_rows_and_what_does_not_stay_in_the_cache_is_counted() -> None:
+    (inner,) = asked("Tile", (500, 10, 1), (3,), out=(500, 10, 64), fixed=1)
+    (outer,) = asked("Tile", (1, 10, 64), (3,), out=(20, 10, 64), fixed=1)
+    assert inner.amounts["runs"] == 500 * 10 * 64
+    assert outer.amounts["runs"] == 10 + 19
+    assert inner.amounts["large"] == inner.amounts["elements"] == 320_000
+    assert "large" not in outer.amounts
+
+
+def test_what_is_looked_up_is_text_or_a_number() -> None:
+    whole = asked("LabelEncoder", (500, 2), out=(500, 2), keys_int64s=[1, 2], values_int64s=[3, 4])
+    text = asked("LabelEncoder", (500, 2), out=(500, 2), keys_strings=["a", "b"], values_int64s=[3, 4])
+    assert [use.kernel for use in whole + text] == ["LabelEncoder", "LabelEncoder of text"]
+    (hot,) = asked("OneHotEncoder", (500, 1), out=(500, 1, 20), cats_int64s=list(range(20)))
+    assert hot.amounts == {"node": 1, "rows": 500, "elements": 10_000}
+    (linear,) = asked("LinearRegressor", (500, 8), out=(500, 2), coefficients=[0.5] * 16)
+    assert linear.amounts["mults"] == 500 * 8 * 2
+    (support,) = asked("SVMRegressor", (500, 8), out=(500, 1), support_vectors=[0.5] * 24)
+    assert support.amounts["elements"] == 500 * 3
+
+
 def test_every_sample_of_the_table_is_one_kernel_and_every_amount_of_it_has_a_price_or_is_free() -> None:
     asked_for: dict[str, set[str]] = {}
     for sample in samples():
@@ -122,6 +151,13 @@ def test_prices_are_found_again_from_times_made_of_them() -> None:
     assert prices["elements"] == pytest.approx(1e-10, rel=0.02)
     assert prices.get("runs", 0.0) < 1e-12
     assert error < 0.01
+
+
+def test_samples_that_are_lost_in_noise_do_not_make_all_others_free() -> None:
+    timed = [Timed(Use("k", {"node": 1.0, "elements": n}), 2e-7 + 1e-10 * n) for n in (1e3, 1e4, 1e5, 1e6)]
+    prices, _ = fit([*timed, Timed(Use("k", {"node": 1.0, "elements": 1e7}), LEAST)])
+    assert prices["elements"] == pytest.approx(1e-10, rel=0.02)
+    assert fit([Timed(Use("k", {"node": 1.0}), LEAST)])[0]["node"] > 0
 
 
 def test_the_least_squares_are_nonnegative() -> None:
@@ -173,6 +209,42 @@ def test_a_layer_norm_of_many_nodes_is_one_kernel() -> None:
     loaded = Loaded(g, {})
     assert list(loaded.stands_for.values()) == ["LayerNormalization"]
     assert len(loaded.gone) == len(g.node) - 1
+
+
+def test_of_equal_nodes_one_is_computed_and_a_cast_to_the_type_that_is_there_is_none() -> None:
+    two, also = np.full((), 2, np.float32), np.full((), 2, np.float32)
+    g = graph(
+        helper.make_node("Cast", ["x"], ["c"], "cast", to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["c", "two"], ["p"], "first"),
+        helper.make_node("Mul", ["x", "also"], ["q"], "equal"),
+        helper.make_node("Relu", ["q"], ["r"], "after"),
+        helper.make_node("Relu", ["p"], ["s"], "after too"),
+        helper.make_node("Elu", ["p"], ["t"], "other"),
+        helper.make_node("RandomUniformLike", ["x"], ["u"], "random"),
+        helper.make_node("RandomUniformLike", ["x"], ["v"], "random too"),
+        helper.make_node("Sum", ["r", "s", "t", "u", "v"], ["y"], "sum"),
+        out="y", two=two, also=also,
+    )  # fmt: skip
+    loaded = Loaded(g, {})
+    assert {node.name for node in g.node if id(node) in loaded.gone} == {"cast", "equal", "after too"}
+    (node,) = (node for node in g.node if node.name == "first")
+    assert loaded.only_reader(node) is None
+    to_int = graph(helper.make_node("Cast", ["x"], ["y"], to=TensorProto.INT64), out="y")
+    assert not Loaded(to_int, {}).gone
+
+
+def test_a_norm_of_a_sum_is_another_kernel_where_onnxruntime_knows_both_shapes() -> None:
+    one = np.ones(64, np.float32)
+    g = graph(
+        helper.make_node("Add", ["a", "b"], ["s"], "sum"),
+        helper.make_node("LayerNormalization", ["s", "one", "one"], ["y"], "norm"),
+        out="y", one=one,
+    )  # fmt: skip
+    shapes = dict.fromkeys("absy", (500, 10, 64))
+    assert not Loaded(g, shapes).stands_for
+    g.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 10, 64]) for name in "ab")
+    assert list(Loaded(g, shapes).stands_for.values()) == ["SkipLayerNormalization"]
+    assert not Loaded(g, {**shapes, "b": (500, 1, 64)}).stands_for
 
 
 def test_a_kernel_without_a_price_has_the_typical_one_and_a_run_costs_by_its_inputs() -> None:

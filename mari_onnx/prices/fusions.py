@@ -1,7 +1,8 @@
 """What onnxruntime does to a graph when it loads it, as far as it changes how long a run takes.
 
-Nodes of constants alone are computed at load, and some neighbours become one kernel: a bias and an activation join
-their product, a Transpose and a scale join a MatMul, the nodes of a LayerNormalization or a Gelu become one.
+Nodes of constants alone are computed at load, of nodes that compute the same one is left, and some neighbours become
+one kernel: a bias and an activation join their product, a Transpose and a scale join a MatMul, the nodes of a
+LayerNormalization or a Gelu become one.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ import numpy as np
 import onnx
 from onnx import NodeProto, numpy_helper
 
-from mari_onnx.model.nodes import attribute, constant, consumers, is_standard, producers
+from mari_onnx.model.nodes import attribute, constant, is_standard, operator, producers, reads
 from mari_onnx.model.ops import Fact, having, row
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+_FEW, _SMALL = 64, 4096
+"""Elements of a constant, and bytes of a node, up to which they are compared with others."""
 
 
 class Loaded:
@@ -24,7 +29,8 @@ class Loaded:
     Attributes:
         nodes: those of the graph; ids below are theirs.
         constants: tensors that are known when the model is loaded.
-        gone: ids of nodes that are no kernel of their own: computed at load, or done by a neighbour's kernel.
+        gone: ids of nodes that are no kernel of their own: computed at load or by an equal node, or done by a
+            neighbour's kernel.
         joined: ids of nodes that a neighbour's kernel does element by element: they cost no start of their own.
         stands_for: id of a node -> the operator that it and nodes in `gone` become.
     """
@@ -36,19 +42,61 @@ class Loaded:
         self.gone: set[int] = set()
         self.joined: set[int] = set()
         self.stands_for: dict[int, str] = {}
+        self.ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in (*graph.value_info, *graph.input)}
         self.nodes = list(graph.node)  # ids hold as long as the objects live
         for node in self.nodes:
             random = Fact.RANDOM in row(node.op_type).facts
             if not random and all(not x or x in self.constants for x in node.input) and not _has_body(node):
                 self.gone.add(id(node))
                 self.constants.update(node.output)
-        self.producers = producers(self.nodes)
-        self.consumers = consumers(self.nodes)
         self.outputs = {o.name for o in graph.output}
+        self.first = self._repeated(graph)
+        self.producers = producers(self.nodes)
+        self.consumers: dict[str, list[NodeProto]] = {}
+        for node in self.nodes:
+            if node.output[0] not in self.first:
+                for name in dict.fromkeys(self.first.get(x, x) for x in reads(node)):
+                    self.consumers.setdefault(name, []).append(node)
         for node in self.nodes:
             if id(node) not in self.gone and is_standard(node):
                 for fuse in FUSIONS:
                     fuse(self, node)
+
+    def _repeated(self, graph: onnx.GraphProto) -> dict[str, str]:
+        """Tensors -> the one before them that is equal: constants of few elements, results of equal nodes, and of a
+        Cast to the type that is there.
+        """
+        kept: dict[object, list[str]] = {}
+        first: dict[str, str] = {}
+        types = {v.name: v.type.tensor_type.elem_type for v in graph.input} | {
+            name: t.data_type for name, t in self.weights.items()
+        }
+        for name, t in self.weights.items():
+            if np.prod(t.dims) <= _FEW and not t.external_data and t.data_type != onnx.TensorProto.STRING:
+                (same,) = kept.setdefault((numpy_helper.to_array(t).tobytes(), t.data_type, *t.dims), [name])
+                if same != name:
+                    first[name] = same
+        for node in self.nodes:
+            random = Fact.RANDOM in row(node.op_type).facts
+            if random or _has_body(node) or node.ByteSize() > _SMALL or not self.outputs.isdisjoint(node.output):
+                continue
+            facts = row(node.op_type).facts
+            if Fact.CONVERTS in facts:
+                types[node.output[0]] = attribute(node, "to", 0)
+            elif Fact.MOVES in facts:
+                types.update(dict.fromkeys(node.output, types.get(node.input[0], 0)))
+            if node.op_type == "Cast" and types.get(node.input[0]) == types[node.output[0]]:
+                self.gone.add(id(node))
+                first[node.output[0]] = first.get(node.input[0], node.input[0])
+                continue
+            attributes = sorted(each.SerializeToString(deterministic=True) for each in node.attribute)
+            key = (operator(node), *attributes, *(first.get(x, x) for x in node.input))
+            made = list(node.output)
+            equal = kept.setdefault(key, made)
+            if equal is not made and len(equal) == len(made):
+                self.gone.add(id(node))
+                first.update((x, y) for x, y in zip(made, equal, strict=True) if x)
+        return first
 
     def only_reader(self, node: NodeProto) -> NodeProto | None:
         """The one node that reads the first output, which is no output of the graph."""
@@ -164,6 +212,16 @@ def _layer_norm(g: Loaded, node: NodeProto) -> None:
 _AFFINE = having(Fact.ADDS | Fact.COMMUTES) | having(Fact.MULTIPLIES | Fact.COMMUTES)
 
 
+def _norm_of_sum(g: Loaded, node: NodeProto) -> None:
+    """An Add of two tensors of one shape, of three dimensions that are written in the graph, before the norm."""
+    made = g.producers.get(node.input[0]) if node.op_type == "LayerNormalization" else None
+    if made is None or made.op_type != "Add" or g.shapes.get(made.input[0]) != g.shapes.get(made.input[1]):
+        return
+    if all(g.ranks.get(x) == 3 for x in made.input):
+        g.gone.add(id(made))
+        g.stands_for[id(node)] = "SkipLayerNormalization"
+
+
 def _gelu(g: Loaded, node: NodeProto) -> None:
     """``0.5 x (1 + erf(x / sqrt 2))``."""
     if node.op_type != "Erf":
@@ -191,5 +249,5 @@ def _takes_norm(node: NodeProto) -> bool:
 
 
 FUSIONS: Sequence[Callable[[Loaded, NodeProto], None]] = (
-    _layer_norm, _gelu, _norm_into_product, _bias_and_activation, _turned_operand, _scaled,
+    _layer_norm, _norm_of_sum, _gelu, _norm_into_product, _bias_and_activation, _turned_operand, _scaled,
 )  # fmt: skip

@@ -6,13 +6,24 @@ import math
 
 from mari_onnx.model.nodes import attribute
 from mari_onnx.model.ops import Fact, row
-from mari_onnx.prices import moves  # noqa: F401  fills the table
+from mari_onnx.prices import ml, moves  # noqa: F401  they fill the table
 from mari_onnx.prices.products import VECTOR
 from mari_onnx.prices.use import KERNELS, Call, Shape, Use, kernel_of, size
+
+LARGE = 2**18
+"""Elements beyond which a kernel's operands and result are more than a core's own cache holds."""
 
 
 def uses(call: Call) -> list[Use]:
     """What the node asks for; more than one kernel where onnxruntime computes it in steps."""
+    found = []
+    for use in _uses(call):
+        many = use.amounts.get("elements", 0.0)
+        found.append(Use(use.kernel, {**use.amounts, "large": many}) if many > LARGE else use)
+    return found
+
+
+def _uses(call: Call) -> list[Use]:
     op = call.node.op_type
     facts = row(op).facts
     if op in KERNELS:
@@ -74,7 +85,7 @@ def elementwise(call: Call) -> Use:
         return Use(op, {"node": 1, "elements": elements * (len(data) - 1), "runs": sum(runs(out, s) for s in data)})
     stretches = runs(data[0], data[1])
     if op == "Pow" and call.second in (2, 3):
-        op = "Mul"  # as onnxruntime has it
+        op = "Pow of 2"  # a product
     return Use(op, {"node": 1, "elements": elements, "runs": stretches if stretches > 1 else 0.0})
 
 
@@ -97,12 +108,22 @@ def _by_rows(call: Call) -> list[Use]:
     return found
 
 
+@kernel_of("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
+def _norm_of_sum(call: Call) -> list[Use]:
+    x = call.shape(0)
+    width = x[-1] if x else 1
+    return [Use("norm of a sum", {"node": 1, "rows": size(x) / max(1, width), "elements": float(size(x))})]
+
+
 def _reduction(call: Call) -> Use:
     """The last axes, or others: the former reads stretches of memory, the latter block by block."""
     x, out = call.shape(0), call.out
     kept = [1] * len(x)
     if len(x) == len(out):
         kept = [a == b for a, b in zip(x, out, strict=True)]
+    elif call.second is not None or attribute(call.node, "axes", None):
+        axes = attribute(call.node, "axes", None) or [int(call.second or 0)]
+        kept = [k not in axes and k - len(x) not in axes for k in range(len(x))]
     elif out:  # without keepdims: dimensions of the result, in order, are those that are left
         rest = list(out)
         kept = [bool(rest) and a == rest[0] and rest.pop(0) == a for a in x]

@@ -1,4 +1,4 @@
-"""Operators that move, join, repeat or pick elements, and pools and trees: what their kernels are asked for."""
+"""Operators that move, join, repeat or pick elements, and pools: what their kernels are asked for."""
 
 from __future__ import annotations
 
@@ -88,7 +88,17 @@ def _filled(call: Call) -> list[Use]:
     return [Use("ConstantOfShape", {"node": 1, "elements": float(size(call.out))})]
 
 
-@kernel_of("Expand", "Tile")
+@kernel_of("Tile")
+def _tile(call: Call) -> list[Use]:
+    """Rows of the input are copied as often as its last axis is repeated; then what is there, axis by axis outwards."""
+    x, out = call.shape(0), call.out
+    if not x or len(x) != len(out):
+        return [Use("view", {"node": 1})]
+    copies = size(x[:-1]) + sum((b // max(1, a) - 1) * size(x[:k]) for k, (a, b) in enumerate(zip(x, out, strict=True)))
+    return [Use("Tile", {"node": 1, "elements": float(size(out)), "runs": float(max(0, copies))})]
+
+
+@kernel_of("Expand")
 def _expand(call: Call) -> list[Use]:
     """Stretches of the input are copied once each, and then what is written already, twice as much each time."""
     x, out = call.shape(0), call.out
@@ -104,13 +114,12 @@ def _expand(call: Call) -> list[Use]:
     return [Use("Expand", {"node": 1, "elements": float(size(out)), "runs": stretches})]
 
 
-@kernel_of("Gather", "ArrayFeatureExtractor", "GatherBlockQuantized")
+@kernel_of("Gather", "GatherBlockQuantized")
 def _gather(call: Call) -> list[Use]:
     x, out = call.shape(0), call.out
     if not x:
         return [Use("gather", {"node": 1, "elements": float(size(out)), "runs": float(size(out))})]
-    last = call.node.op_type == "ArrayFeatureExtractor"
-    axis = len(x) - 1 if last else int(attribute(call.node, "axis", 0)) % len(x)
+    axis = int(attribute(call.node, "axis", 0)) % len(x)
     block = size(x[axis + 1 :])
     return [Use("gather", {"node": 1, "elements": float(size(out)), "runs": size(out) / max(1, block)})]
 
@@ -135,24 +144,8 @@ def _indexed(call: Call) -> list[Use]:
     return [Use("pick", {"node": 1, "elements": float(max(size(call.out), size(call.shape(1))))})]
 
 
-@kernel_of("TfIdfVectorizer")
-def _look_up(call: Call) -> list[Use]:
-    text = any(a.name == "pool_strings" for a in call.node.attribute)
-    per_token = 70 if text else 9  # elements that are picked in the time that a token is looked up
-    return [Use("pick", {"node": 1, "elements": float(size(call.out) + per_token * size(call.shape(0)))})]
-
-
 @kernel_of("MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool")
 def _pool(call: Call) -> list[Use]:
     window = size(tuple(attribute(call.node, "kernel_shape", ()))) if Fact.POOL in row(call.node.op_type).facts else 1
     elements = max(size(call.out) * window, size(call.shape(0)))
     return [Use("pool", {"node": 1, "rows": float(size(call.out)), "elements": float(elements)})]
-
-
-@kernel_of("TreeEnsembleRegressor", "TreeEnsembleClassifier", "TreeEnsemble")
-def _trees(call: Call) -> list[Use]:
-    x = call.shape(0)
-    owners = attribute(call.node, "nodes_treeids", None)
-    count, nodes = (len(set(owners)), len(owners)) if owners else (len(attribute(call.node, "tree_roots", [0])), 100)
-    rows = x[0] if len(x) > 1 else 1
-    return [Use("trees", {"node": 1, "rows": rows, "visits": rows * count * math.log2(nodes / max(1, count) + 1)})]

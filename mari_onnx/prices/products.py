@@ -140,11 +140,3 @@ def _attention(call: Call) -> list[Use]:
     scores = batch * heads * rows
     soft = Use("softmax in place", {"node": 1, "rows": scores, "elements": scores * keys})
     return [batched(batch * heads, rows, width, keys), soft, batched(batch * heads, rows, keys, width)]
-
-
-@kernel_of("LinearRegressor", "LinearClassifier", "SVMRegressor", "SVMClassifier")
-def _linear(call: Call) -> list[Use]:
-    x = call.shape(0)
-    rows, width = (x[0], size(x[1:])) if len(x) > 1 else (1, size(x))
-    weights = max((len(a.floats) for a in call.node.attribute), default=1)
-    return [gemm(rows, width, max(1, weights // max(1, width)), fixed=True)]

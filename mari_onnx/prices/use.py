@@ -10,6 +10,7 @@ Amounts:
     node: 1, what starting the kernel takes.
     mults: multiply-adds of products, their columns filled up to whole registers.
     elements: of the result; of what is read, where that is more (reductions, Softmax).
+    large: elements, where they are more than a core's own cache holds.
     singles: stretches of one element each, which a Concat moves without a call.
     runs: stretches of memory that are read or written in one go; an element-wise operator whose operands broadcast,
         and what moves elements, take time for each.

@@ -21,8 +21,9 @@ from mari_onnx.model.ops import Fact, having
 from mari_onnx.prices.table import OTHER, RUN
 from mari_onnx.prices.use import Use
 from mari_onnx.timing.clock import clock_for
-from mari_onnx.timing.kernel_samples import OPSETS, Sample, samples
+from mari_onnx.timing.kernel_samples import samples
 from mari_onnx.timing.machine import machine
+from mari_onnx.timing.sample import OPSETS, Sample
 
 COPIES = 9
 LEAST = 5e-8
@@ -122,7 +123,8 @@ def _empty_runs(threads: int, budget: float) -> Iterator[Timed]:
 
 
 def fit(timed: Sequence[Timed]) -> tuple[dict[str, float], float]:
-    """Prices of one kernel, and the median of the relative errors with them."""
+    """Prices of one kernel, and the median of the relative errors with them; samples lost in noise do not count."""
+    timed = [each for each in timed if each.seconds > LEAST] or timed
     names = sorted({name for each in timed for name, amount in each.use.amounts.items() if amount})
     amounts = np.array([[each.use.amounts.get(name, 0.0) for name in names] for each in timed])
     took = np.array([each.seconds for each in timed])

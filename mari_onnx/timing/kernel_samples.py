@@ -7,87 +7,15 @@ itself: rows at equal weights, runs at equal elements.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto as T
-from onnx import helper, numpy_helper
 
-from mari_onnx.model.ops import MICROSOFT, ML, TABLE, Fact, having
-from mari_onnx.prices.kernels import uses
-from mari_onnx.prices.use import Call, Use
-
-OPSET = 17
-_MAY_BE_IN_PLACE = {"Softmax"}
-OPSETS = [helper.make_opsetid("", OPSET), helper.make_opsetid(ML, 3), helper.make_opsetid(MICROSOFT, 1)]
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A node to be timed.
-
-    Attributes:
-        op: the operator.
-        fed: shapes of float32 inputs.
-        constants: further inputs, known when the model is loaded.
-        attributes: of the node.
-        domain: of the operator.
-        outputs: how many.
-        in_place: behind an Abs of its own, whose memory its result may take.
-    """
-
-    op: str
-    fed: tuple[Shape, ...]
-    constants: tuple[np.ndarray, ...] = ()
-    attributes: dict[str, Any] = field(default_factory=dict)
-    domain: str = ""
-    outputs: int = 1
-    in_place: bool = False
-
-    def feed(self) -> dict[str, np.ndarray]:
-        """Numbers between 0.1 and 0.9, at which every function is defined."""
-        rng = np.random.default_rng(0)
-        return {f"x{i}": rng.uniform(0.1, 0.9, shape).astype(np.float32) for i, shape in enumerate(self.fed)}
-
-    def model(self, copies: int) -> onnx.ModelProto:
-        """The node that many times, each with constants of its own; only the first's result is an output."""
-        nodes, weights = [], []
-        for k in range(copies):
-            names = [f"x{i}" for i in range(len(self.fed))]
-            if self.in_place:
-                nodes.append(helper.make_node("Abs", ["x0"], [f"a{k}"]))
-                names[0] = f"a{k}"
-            for i, array in enumerate(self.constants):
-                weights.append(numpy_helper.from_array(array, f"w{k}_{i}"))
-                names.append(f"w{k}_{i}")
-            made = [f"y{k}_{i}" for i in range(self.outputs)]
-            nodes.append(helper.make_node(self.op, names, made, domain=self.domain, **self.attributes))
-        inputs = [helper.make_tensor_value_info(f"x{i}", T.FLOAT, s) for i, s in enumerate(self.fed)]
-        graph = helper.make_graph(nodes, "sample", inputs, [onnx.ValueInfoProto(name="y0_0")], weights)
-        return helper.make_model(graph, opset_imports=OPSETS, ir_version=8)
-
-    def use(self) -> Use | None:
-        """What the node asks for; None where that is more than one kernel, or shapes cannot be told."""
-        model = self.model(1)
-        try:
-            inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        except onnx.shape_inference.InferenceError:
-            return None
-        shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
-                  for v in (*inferred.value_info, *inferred.output)}  # fmt: skip
-        shapes |= {f"x{i}": s for i, s in enumerate(self.fed)}
-        if self.op == "NonZero":
-            shapes["y0_0"] = (self.constants[0].ndim, int(np.count_nonzero(self.constants[0])))
-        shapes |= {f"w0_{i}": a.shape for i, a in enumerate(self.constants)}
-        node = model.graph.node[-1]
-        shapes[node.output[0]] = shapes.get(node.output[0]) or self.fed[0]  # com.microsoft: no inference
-        constant = [x.startswith("w") for x in node.input]
-        found = uses(Call(node, [shapes.get(x) for x in node.input], [shapes.get(x) for x in node.output], constant,
-                          self.in_place or self.op not in _MAY_BE_IN_PLACE))  # fmt: skip
-        return found[0] if len(found) == 1 else None
+from mari_onnx.model.ops import MICROSOFT, TABLE, Fact, having
+from mari_onnx.timing.ml_samples import ml_samples
+from mari_onnx.timing.sample import OPSET, Sample, Shape
 
 
 def _random(*shape: int) -> np.ndarray:
@@ -104,7 +32,8 @@ def samples() -> Iterator[Sample]:
     yield from _elementwise()
     yield from _over_axes()
     yield from _moves()
-    yield from _others()
+    yield from _pools()
+    yield from ml_samples()
 
 
 def _products() -> Iterator[Sample]:
@@ -151,7 +80,8 @@ def _products() -> Iterator[Sample]:
             yield Sample(op, ((steps, batch, width),), weights, {"hidden_size": width})
 
 
-FLAT: tuple[Shape, ...] = ((1, 16), (16, 16), (64, 64), (500, 64), (500, 256), (500, 50, 32))
+FLAT: tuple[Shape, ...] = ((1, 16), (16, 16), (64, 64), (500, 64), (500, 256), (500, 50, 32),
+                           (500, 200, 32))
 SPREAD: tuple[tuple[Shape, Shape], ...] = (
     ((500, 64), (64,)), ((500, 256), (500, 1)), ((500, 1, 64), (500, 50, 1)), ((500, 50, 32), (500, 1, 32)),
     ((500, 50, 32), (500, 50, 1)), ((500, 20, 4), (500, 1, 4)), ((500, 20, 1), (1, 20, 4)), ((64, 20, 16), (1, 20, 16)),
@@ -178,6 +108,9 @@ def _elementwise() -> Iterator[Sample]:
             yield from (Sample(name, (shape, shape), (), _modes(name)) for shape in FLAT)
             yield from (Sample(name, pair, (), _modes(name)) for pair in SPREAD)
     for shape in FLAT:
+        for exponent in (2, 3):
+            yield Sample("Pow", (shape,), (np.array(exponent, np.float32),))
+        yield Sample("PRelu", (shape,), (np.array(0.2, np.float32),))
         yield Sample("Gelu", (shape,), domain=MICROSOFT)
         condition = _random(*shape) > 0
         yield Sample("Where", (), (condition, _random(*shape), _random(*shape)))
@@ -202,11 +135,13 @@ def _over_axes() -> Iterator[Sample]:
     for shape in ((16, 64), (500, 64), (500, 50, 32), (64, 20, 64), (500, 256)):
         width = shape[-1]
         yield Sample("LayerNormalization", (shape,), (_random(width), _random(width)), {"axis": -1})
+        scale = (_random(width), _random(width))
+        yield Sample("SkipLayerNormalization", (shape, shape), scale, {"epsilon": 1e-5}, MICROSOFT)
     for shape in ((1, 8, 8), (16, 8, 16), (16, 16), (64, 64), (500, 64), (500, 50, 32), (500, 20, 16), (500, 400),
                   (500, 190, 8), (64, 20, 16), (500, 6, 1), (500, 6, 4), (4, 500, 64), (64, 64, 6, 4)):  # fmt: skip
         for axis in range(len(shape)):
             yield Sample("ReduceSum", (shape,), (_ints(axis),))
-            for op in sorted(having(Fact.REDUCES | Fact.FINITE) - {"ReduceSum"}):
+            for op in sorted(having(Fact.REDUCES) - {"ReduceSum"}):
                 yield Sample(op, (shape,), (), {"axes": [axis]})
     for shape in ((1, 16), (16, 16), (500, 50), (500, 50, 32), (64, 64)):
         yield Sample("CumSum", (shape,), (np.array(1, np.int64),))
@@ -219,6 +154,7 @@ def _over_axes() -> Iterator[Sample]:
         yield Sample("GatherND", ((rows, width),), (index,))
         yield Sample("GatherND", ((rows, width),), (index[:, :1],))
         yield Sample("GatherND", ((20, rows, 8),), (index[:190, :1] % 20,))
+        yield Sample("GatherND", ((20, rows // 2 + 1, 16),), (index[:190, :1] % 20,))
 
 
 def _moves() -> Iterator[Sample]:
@@ -236,20 +172,28 @@ def _moves() -> Iterator[Sample]:
         for widths in ((16, 16), (64, 64, 64), (16,) * 10, (4,) * 12, (1,) * 20, (256, 256), (16,) * 60):
             yield Sample("Concat", tuple((rows, w) for w in widths), (), {"axis": 1})
         yield Sample("Concat", ((rows, 64, 4), (rows, 64, 5)), (), {"axis": 2})
+        yield Sample("Concat", ((rows, 100, 16), (rows, 100, 16)), (), {"axis": 1})
+        yield Sample("Concat", ((rows, 200, 16), (rows, 200, 16)), (), {"axis": 2})
         yield Sample("Concat", ((rows, 100, 1),) * 4, (), {"axis": 2})
         for width, begin, end in ((64, 0, 32), (400, 16, 32), (256, 0, 1), (20, 3, 4), (1900, 900, 930)):
             yield Sample("Slice", ((rows, width),), (_ints(begin), _ints(end), _ints(1)))
         yield Sample("Slice", ((rows, 50, 32),), (_ints(0), _ints(25), _ints(1)))
+        yield Sample("Slice", ((rows, 100, 64),), (_ints(0), _ints(32), _ints(2)))
         yield Sample("Split", ((rows, 64),), (), {"axis": 1}, outputs=4)
         yield Sample("Split", ((rows, 20),), (), {"axis": 1}, outputs=20)
+        yield Sample("Split", ((rows, 200, 32),), (), {"axis": 1}, outputs=4)
         for width in (1, 16, 64):
             yield Sample("ConstantOfShape", (), (_ints(rows, width),))
             yield Sample("Expand", ((1, width),), (_ints(rows, width),))
+            yield Sample("Expand", ((1, 200, width),), (_ints(rows, 200, width),))
             yield Sample("Expand", ((rows, 1, width),), (_ints(rows, 20, width),))
             yield Sample("Expand", ((rows, width, 1),), (_ints(rows, width, 4),))
+            for repeats in ((1, 1, 20), (1, 20, 1), (20, 1, 1)):
+                yield Sample("Tile", ((rows, 1, width),), (_ints(*repeats),))
         for width in (1, 4, 16, 64):
             index = np.random.default_rng(0).integers(0, 10_000, (rows, 20))
             yield Sample("Gather", (), (_random(10_000, width), index))
+            yield Sample("Gather", (), (_random(10_000, width), np.tile(index, (1, 10))))
             yield Sample("Gather", (), (_random(10_000, width), index[:, 0]))
         yield Sample("Gather", ((rows, 20, 16),), (_ints(*range(0, 20, 3)),), {"axis": 1})
         index = np.random.default_rng(0).integers(0, 50, (rows, 50))
@@ -258,31 +202,7 @@ def _moves() -> Iterator[Sample]:
         yield Sample("Unsqueeze", ((rows, 64),), (_ints(1),))
 
 
-def _others() -> Iterator[Sample]:
+def _pools() -> Iterator[Sample]:
     for n in (16, 64, 500):
         for shape, kernel in (((n, 8, 20, 16), (2, 1)), ((n, 4, 50, 16), (3, 1)), ((n, 16, 50), (2,))):
             yield Sample("MaxPool", (shape,), (), {"kernel_shape": list(kernel), "strides": list(kernel)})
-    for rows in (1, 16, 64, 500):
-        for count, depth in ((10, 4), (100, 6)):
-            yield Sample("TreeEnsembleRegressor", ((rows, 20),), (), _trees(count, depth), ML)
-
-
-def _trees(count: int, depth: int) -> dict[str, Any]:
-    """Full trees of random splits of 20 features."""
-    rng, inner, size = np.random.default_rng(0), 2**depth - 1, 2 ** (depth + 1) - 1
-    nodes = [(tree, k) for tree in range(count) for k in range(size)]
-    leaves = [(tree, k) for tree, k in nodes if k >= inner]
-    return {
-        "n_targets": 1,
-        "nodes_treeids": [tree for tree, _ in nodes],
-        "nodes_nodeids": [k for _, k in nodes],
-        "nodes_featureids": rng.integers(0, 20, len(nodes)).tolist(),
-        "nodes_modes": ["BRANCH_LEQ" if k < inner else "LEAF" for _, k in nodes],
-        "nodes_values": rng.uniform(0.1, 0.9, len(nodes)).tolist(),
-        "nodes_truenodeids": [2 * k + 1 if k < inner else 0 for _, k in nodes],
-        "nodes_falsenodeids": [2 * k + 2 if k < inner else 0 for _, k in nodes],
-        "target_treeids": [tree for tree, _ in leaves],
-        "target_nodeids": [k for _, k in leaves],
-        "target_ids": [0] * len(leaves),
-        "target_weights": rng.uniform(-1, 1, len(leaves)).tolist(),
-    }
