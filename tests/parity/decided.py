@@ -12,8 +12,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mari_onnx.sides.resolve import Sides
-from tests.parity.mutants import Fault, node, put
-from tests.parity.pairs import Pair
+from tests.parity.hidden import _row
+from tests.parity.mutants import Fault, kind, node, put
+from tests.parity.pairs import Pair, _random
 from tests.parity.reacting import _graph, _pair, _score
 
 
@@ -65,7 +66,59 @@ def together() -> Pair:
     return _pair(g, Sides({**dict.fromkeys(("clicks", "length", "age", "hour"), "user"), **items}))
 
 
-DECIDED: dict[str, Callable[[], Pair]] = {"halves": halves, "together": together}
+def routed() -> Pair:
+    """An expert that is hardly ever picked, and numbers that nobody would draw by chance."""
+    g = _graph()
+    g.input("level", TensorProto.FLOAT, ["N", 1])
+    g.input("x", TensorProto.FLOAT, ["N", 8])
+    g.input("taste", TensorProto.FLOAT, ["N", 8])
+    g.op("MatMul", ["taste", g.weight("gates", _random(21, 8, 6))], "gate")
+    g.op("Add", ["gate", g.weight("gate_bias", np.float32([0, 0, 0, 0, 0, -9]))], "gated")
+    g.weight("two", np.array([2]))
+    g.nodes.append(helper.make_node("TopK", ["gated", "two"], ["weights", "picked"], name="top", axis=1))
+    g.op("Mul", ["gated", g.weight("nothing", np.float32(0))], "none")
+    g.op("ScatterElements", ["none", "picked", "weights"], "routes", axis=1)
+    g.op("MatMul", ["x", g.weight("experts", _random(22, 8, 6))], "expert")
+    g.op("Mul", ["expert", "routes"], "expert_row")
+    _score(g, "expert_row", 6, "by_expert")
+    for name in ("now", "seen", "shelf"):
+        g.input(name, TensorProto.INT64, ["N", 1] if name != "shelf" else ["N"])
+    g.op("Sub", ["now", "seen"], "ago")
+    g.op("Cast", ["ago"], "ago_float", to=TensorProto.FLOAT)
+    g.op("Div", ["ago_float", g.weight("hour", np.float32(3600))], "hours")
+    g.op("Less", ["hours", g.weight("day", np.float32(24))], "is_fresh")
+    g.op("Cast", ["is_fresh"], "fresh_row", to=TensorProto.FLOAT)
+    _score(g, "fresh_row", 1, "by_age")
+    g.op("Mul", ["hours", g.weight("slope", np.float32(0.1))], "hours_row")
+    _score(g, "hours_row", 1, "by_hours")
+    g.op("Add", ["shelf", g.weight("one", np.array(1))], "shelf_id")
+    _row(g, "shelf", 60, "shelf_id")
+    g.input("folder", TensorProto.INT64, ["N"])
+    g.op("Abs", ["folder"], "folder_size")
+    g.op("Mod", ["folder_size", g.weight("folders", np.array(30))], "folder_id")
+    _row(g, "folder", 30, "folder_id")
+    g.input("temper", TensorProto.FLOAT, ["N"])
+    g.op("Mul", ["temper", g.weight("double", np.float32(2))], "temper_part")
+    g.op("Cast", ["temper_part"], "temper_whole", to=TensorProto.INT64)
+    g.op("Add", ["temper_whole", g.weight("middle", np.array(16))], "temper_place")
+    g.op("Clip", ["temper_place", g.weight("least", np.array(0)), g.weight("most", np.array(31))], "temper_id")
+    _row(g, "temper", 32, "temper_id")
+    g.input("brand", TensorProto.INT64, ["N"])
+    g.op("OneHot", ["brand", g.weight("brands", np.array(20)), g.weight("off_on", np.float32([0, 1]))], "brand_one")
+    g.op("MatMul", ["brand_one", g.weight("brand_table", _random(23, 20, 4))], "brand_row")
+    _score(g, "brand_row", 4, "by_brand")
+    for name in ("gift", "wrap"):
+        g.input(name, TensorProto.FLOAT, ["N", 1])
+    g.op("Add", ["gift", "wrap"], "parcel")
+    g.op("Mul", ["parcel", g.weight("a_half", np.float32(0.5))], "parcel_mean")
+    g.op("Round", ["parcel_mean"], "parcel_row")
+    _score(g, "parcel_row", 1, "by_parcel")
+    users = dict.fromkeys(("taste", "now", "gift"), "user")
+    items = ("level", "x", "seen", "shelf", "folder", "temper", "brand", "wrap")
+    return _pair(g, Sides({**users, **dict.fromkeys(items, "item")}))
+
+
+DECIDED: dict[str, Callable[[], Pair]] = {"halves": halves, "together": together, "routed": routed}
 
 
 def _up(name: str, given: str, step: float = 1.0) -> Fault:
@@ -103,6 +156,53 @@ def _below(name: str, given: str) -> Fault:
     return fault
 
 
+def _apart() -> Fault:
+    """A difference of whole numbers as one of floats."""
+
+    def fault(model: onnx.ModelProto) -> None:
+        found = node(model, "ago")
+        place = list(model.graph.node).index(found)
+        made = [helper.make_node("Cast", [t], [f"{t}/float"], to=TensorProto.FLOAT) for t in found.input]
+        found.input[:] = [f"{t}/float" for t in found.input]
+        for each in reversed(made):
+            model.graph.node.insert(place, each)
+
+    return fault
+
+
+def _floored(name: str, given: str) -> Fault:
+    """Rounded down where it is cut off."""
+
+    def fault(model: onnx.ModelProto) -> None:
+        found = node(model, name)
+        model.graph.node.insert(
+            list(model.graph.node).index(found), helper.make_node("Floor", [given], [f"{name}/floor"])
+        )
+        found.input[0] = f"{name}/floor"
+
+    return fault
+
+
+def _compared(name: str, depth: int) -> Fault:
+    """A comparison with 0, 1, 2, .. for a OneHot, which counts from the end too."""
+
+    def fault(model: onnx.ModelProto) -> None:
+        found = node(model, name)
+        place = list(model.graph.node).index(found)
+        model.graph.initializer.append(numpy_helper.from_array(np.arange(depth)[None], f"{name}/all"))
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1]), f"{name}/axis"))
+        made = [
+            helper.make_node("Unsqueeze", [found.input[0], f"{name}/axis"], [f"{name}/column"]),
+            helper.make_node("Equal", [f"{name}/column", f"{name}/all"], [f"{name}/equal"]),
+            helper.make_node("Cast", [f"{name}/equal"], [found.output[0]], to=TensorProto.FLOAT),
+        ]
+        model.graph.node.remove(found)
+        for each in reversed(made):
+            model.graph.node.insert(place, each)
+
+    return fault
+
+
 DECIDED_MUTANTS: dict[str, tuple[str, Fault]] = {
     "halves rounded up, not to even": ("halves", _up("stars_row", "stars")),
     "halves of a multiple rounded up, not to even": ("halves", _up("price_row", "price_part")),
@@ -114,4 +214,12 @@ DECIDED_MUTANTS: dict[str, tuple[str, Fault]] = {
     "one of two factors is another land": ("together", put("norway", (), 303)),
     "night begins an hour late": ("together", put("evening", (), 23)),
     "night ends an hour late": ("together", put("morning", (), 7)),
+    "an expert that is hardly ever picked is wrong": ("routed", put("experts", (slice(None), 5), 1.0)),
+    "a day of 25 hours": ("routed", put("day", (), 25)),
+    "a difference of times as floats": ("routed", _apart()),
+    "the row before the first id wrong": ("routed", put("shelf_table", 0, 9.0)),
+    "a negative number not made positive": ("routed", kind("folder_size", "Identity")),
+    "rounded down where it is cut off": ("routed", _floored("temper_whole", "temper_part")),
+    "ids from the end are none": ("routed", _compared("brand_one", 20)),
+    "halves of a sum rounded up, not to even": ("routed", _up("parcel_row", "parcel_mean")),
 }

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mari_onnx.errors import MariError
+from mari_onnx.parity.domains.domains import Domains
 
 if TYPE_CHECKING:
     from mari_onnx.parity.coverage.observe import Observer
@@ -248,7 +249,7 @@ class Between:
             yield self._mixed(low, high, side[0] if alone else side, ids_of)
 
     def _mixed(self, low: Request, high: Request, part: np.ndarray | float, ids_of: Request) -> Request:
-        """A request on the way: floats that are no ids and no masks lie between, all else is of one of the two."""
+        """A request on the way: numbers that are no ids and no masks lie between, all else is of one of the two."""
         alone = np.ndim(part) == 0
 
         def mixed(a: Arrays, b: Arrays, others: Arrays) -> Arrays:
@@ -269,13 +270,16 @@ class Between:
         domain, axis = self._drawer.domains[name], self._layout.axis_at(name)
         values = domain.role in ("plain", "positive") and domain.levels is None
         closed = domain.values is not None and domain.values.closed
-        if low.dtype.kind != "f" or low.shape != high.shape or not values or closed:
+        fixed = isinstance(self._drawer.domains, Domains) and name in self._drawer.domains.sizing
+        if low.dtype.kind not in "iuf" or low.shape != high.shape or not values or closed or fixed:
             return ids
         by = np.asarray(part, np.float64)
         if by.ndim:
             by = by.reshape([-1 if k == axis else 1 for k in range(low.ndim)]) if low.ndim > axis else by[:1]
         with np.errstate(invalid="ignore"):
             value = low + by * (high.astype(np.float64) - low)
+        if low.dtype.kind != "f":
+            value = np.round(value)
         rows = np.zeros(()) if domain.rows is None else domain.rows
         rows = rows.reshape((1,) * (value.ndim - rows.ndim) + rows.shape)
         return np.where(rows > 0, ids, value).astype(low.dtype)

@@ -18,6 +18,7 @@ KINDS = {
     "bounds": "sides of bounds",
     "units": "hidden units on and off",
     "splits": "tree splits",
+    "picks": "places picked",
     "branches": "branches",
     "trips": "trips of loops",
 }

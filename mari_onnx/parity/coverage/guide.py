@@ -34,7 +34,7 @@ _SINGLE, _TRIED_ALONE = 8, 1000
 # Candidates of a request in which several inputs are what they have to be together.
 _CANDIDATES = 64
 # Floats are so many times as large, of either sign, in some requests; and candidates of these.
-_SCALES, _SCALED = (4.0, -4.0, 32.0, -32.0, 256.0, -256.0), 7
+_SCALES, _SCALED = 3 * (4.0, -4.0, 32.0, -32.0, 256.0, -256.0), 64
 # Tries in a row without anything new after which no more are made.
 _STALE = 128
 # Candidates of requests that meet ids in bulk, and of those that are there for the user or for a length.

@@ -17,7 +17,7 @@ from mari_onnx.parity.coverage.bodies import COMPARISONS, PREFIX
 from mari_onnx.parity.coverage.decisions import decisions
 from mari_onnx.parity.coverage.goals import Goal, Keys, Rows, Trips
 from mari_onnx.parity.coverage.splits import Splits
-from mari_onnx.parity.coverage.turns import Inner, Outcomes, Peaks, Sides, Ties
+from mari_onnx.parity.coverage.turns import Inner, Outcomes, Peaks, Picks, Sides, Ties
 from mari_onnx.parity.domains.dependence import reads
 from mari_onnx.parity.domains.reactions import attributes, by_name
 from mari_onnx.parity.domains.scope import constants, dims
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _ROWS, _MOST = 2**24, 2000
 # Constants of more numbers than this are not kept apart.
 _APART = 256
+# Of longer axes it is not counted which places are picked.
+_PICKED = 64
 # Bytes of the codes of a quantization whose ends are asked for.
 _CODES = 2
 # A bound beyond this stands for none.
@@ -100,7 +102,11 @@ def _of_node(
         if op in having(Fact.ORDERS):
             yield Ties(name, op, constant.shape, given)
     elif op in having(Fact.RANKS):
-        yield Peaks(name, op, given[0], attribute(node, "axis", -1 if len(node.output) > 1 else 0))
+        axis = attribute(node, "axis", -1 if len(node.output) > 1 else 0)
+        yield Peaks(name, op, given[0], axis)
+        yield from _picks(node, name, axis, sizes)
+    elif op == "Hardmax":
+        yield from _picks(node, name, attribute(node, "axis", -1), sizes)
     elif op == "Where" and given[0] in live:
         yield Outcomes("outcomes", name, op, given[0])
     elif facts.kinks:
@@ -153,6 +159,17 @@ def _units(tensor: str, sizes: dict[str, list[int | None]]) -> int | None:
     """The last dimension, where it is fixed and not the only one."""
     found = sizes.get(tensor) or []
     return found[-1] if len(found) > 1 else None
+
+
+def _picks(node: onnx.NodeProto, name: str, axis: int, sizes: dict[str, list[int | None]]) -> Iterator[Goal]:
+    """The places along an axis of a fixed size, of which one or some are picked."""
+    shape = sizes.get(node.input[0]) or []
+    at = axis - len(shape) if axis >= 0 else axis
+    size = shape[at] if -len(shape) <= at < 0 else None
+    if size is not None and 1 < size <= _PICKED:
+        indices = "" if node.op_type == "Hardmax" else node.output[-1]
+        smallest = node.op_type == "ArgMin" or attribute(node, "largest", 1) == 0
+        yield Picks(name, node.op_type, node.input[0], indices, at, size, -1 if smallest else 1)
 
 
 def _ends(node: onnx.NodeProto, name: str, known: dict[str, np.ndarray]) -> Iterator[Goal]:

@@ -113,6 +113,41 @@ class Peaks(Goal):
         return ("two largest", "two smallest")[at]
 
 
+class Picks(Goal):
+    """Places along an axis that are picked as the largest or smallest: experts of a gate, rows of a router.
+
+    Args:
+        indices: output that says which places are picked; empty where the largest is.
+        axis: counted from the end; `size` of it.
+        sign: -1 where the smallest are picked.
+    """
+
+    def __init__(self, node: str, op: str, tensor: str, indices: str, axis: int, size: int, sign: int = 1):
+        super().__init__("picks", node, op, [tensor, *([indices] if indices else [])], size)
+        self._axis, self._sign = axis, sign
+
+    def _found(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        rows = self._rows(values[0])
+        picked = values[1].reshape(-1) if len(values) > 1 else rows.argmax(axis=1)
+        return np.isin(np.arange(self.met.size), picked) & bool(len(rows))
+
+    def _distances(self, values: Sequence[np.ndarray]) -> np.ndarray | None:
+        rows = self._rows(values[0])
+        if not len(rows):
+            return None
+        apart = (rows.max(axis=1, keepdims=True) - rows).min(axis=0)
+        return np.where(np.isnan(apart), np.inf, apart)
+
+    def _rows(self, value: np.ndarray) -> np.ndarray:
+        if not value.size or value.ndim < -self._axis or value.shape[self._axis] != self.met.size:
+            return np.zeros((0, self.met.size))
+        with np.errstate(invalid="ignore"):
+            return self._sign * np.moveaxis(value.astype(np.float64), self._axis, -1).reshape(-1, self.met.size)
+
+    def text(self, at: int) -> str:
+        return f"place {at}"
+
+
 class Inner(Goal):
     """True and false of a comparison inside of a body.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mari_onnx.parity.coverage.sites import compared
+from mari_onnx.parity.domains.domains import Domains
 
 if TYPE_CHECKING:
     import onnx
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 _LARGEST = 1000.0
 # Requests of more candidates are not varied: fewer tell as much.
 _CANDIDATES = 64
+# Whole numbers of this many bytes or more may be times; powers of two that they are less than.
+_WIDE, _MAGNITUDES_32, _MAGNITUDES = 4, 29.0, 36.0
 # One of so many gets what several elements have to be together, where a graph asks for that.
 _JOINED = 0.25
 
@@ -102,6 +105,8 @@ class Varied:
             ways += [self._copied, self._worth_meeting]
         if movable and each.dtype.kind == "f":
             ways += [self._moved, self._moved]
+        if movable and each.dtype.kind in "iu" and each.dtype.itemsize >= _WIDE and self._is_free(name):
+            ways += [self._grown]
         if name in child.rows:
             ways.append(self._one_for_all)
         way = ways[int(self._rng.integers(0, len(ways)))]
@@ -155,6 +160,22 @@ class Varied:
             moved = np.abs(moved) + 1e-3
         some = rng.random(value.shape) < rng.choice([0.2, 1.0])
         return np.where((self._rows(each, value) > 0) | ~some, value, moved).astype(value.dtype)
+
+    def _is_free(self, name: str) -> bool:
+        """Whether numbers of an input may be of any size: they decide on no size and no trips."""
+        domains = self._drawer.domains
+        values = domains[name].values
+        closed = values is not None and values.closed
+        return not closed and not (isinstance(domains, Domains) and name in domains.sizing)
+
+    def _grown(self, each: Input, value: np.ndarray, child: Request) -> np.ndarray:
+        """Whole numbers of another magnitude, as times and differences between them have; ids stay what they are."""
+        rng = self._rng
+        most = _MAGNITUDES if each.dtype.itemsize > _WIDE else _MAGNITUDES_32
+        size = np.full(value.shape, rng.uniform(0, most)) if rng.random() < 0.5 else rng.uniform(0, most, value.shape)
+        grown = np.floor(2.0**size * rng.uniform(1, 2, value.shape)).astype(each.dtype)
+        some = rng.random(value.shape) < rng.choice([0.2, 1.0])
+        return np.where((self._rows(each, value) > 0) | ~some, value, grown).astype(each.dtype)
 
     def _one_for_all(self, each: Input, value: np.ndarray, child: Request) -> np.ndarray:
         axis = self._plan.layout.axis_at(each.name)

@@ -39,7 +39,7 @@ class Probe:
         known: which elements of a tensor one input element moves.
         start: from which number of it on they are `base + step number`; for 0 that is known of 0 and 1 alone.
         big, bigger: with all input elements very large; empty where the part refuses that.
-        total: input elements in all.
+        total: input elements in all; `floats` says which of them are.
 
     Raises:
         MariError: the part does not run.
@@ -66,7 +66,9 @@ class Probe:
         if not self.names:
             return
         self._shapes = layout.concrete(layout.fixed_n or 2, dict.fromkeys(layout.free, length))
-        self.total = sum(int(np.prod(self._shapes[i.name])) for i in self._numbers)
+        sizes = [int(np.prod(self._shapes[i.name])) for i in self._numbers]
+        self.total = sum(sizes)
+        self.floats = np.repeat([i.dtype.kind == "f" for i in self._numbers], sizes)
         self._session = session(cut, optimize=False, what=_WHAT)
         zero, one = self.at(0), self.at(1)
         self.names = [name for name in self.names if zero[name].shape == one[name].shape]  # else a size hangs on ids
@@ -147,6 +149,14 @@ class Probe:
                 zero, one = self.at(0), self.at(1)
                 self._at[number] = {k: zero[k] + number * (v - zero[k]) for k, v in one.items()}
         return self._at[number]
+
+    def halves(self) -> dict[str, np.ndarray]:
+        """The tensors with all input elements half way from 1 to 2, where they are floats; empty where the part refuses
+        that."""
+        try:
+            return self.answer(np.full(self.total, 1.5))
+        except MariError:
+            return {}
 
     def answer(self, elements: np.ndarray) -> dict[str, np.ndarray]:
         """The tensors for one number an input element.

@@ -18,7 +18,7 @@ from mari_onnx.parity.domains import ids, padding, spread
 from mari_onnx.parity.domains.calculated import calculated
 from mari_onnx.parity.domains.leaves import leaves
 from mari_onnx.parity.domains.links import Link, behind_products, compared_with_themselves, links
-from mari_onnx.parity.domains.reactions import normalized, reactions
+from mari_onnx.parity.domains.reactions import normalized, reactions, rounded_together
 from mari_onnx.parity.domains.roles import Role, roles, together
 from mari_onnx.parity.domains.scope import Scope, constants, dims
 from mari_onnx.parity.domains.sizes import deciding, varying
@@ -26,6 +26,7 @@ from mari_onnx.parity.domains.spread import Knots, Spread
 from mari_onnx.parity.domains.texts import Joint
 from mari_onnx.parity.domains.thresholds import Gathered, Values, gather
 from mari_onnx.parity.domains.trace import folded, traced
+from mari_onnx.parity.domains.turning import turning
 
 if TYPE_CHECKING:
     import onnx
@@ -76,6 +77,7 @@ class Domains(dict[str, Domain]):
     Attributes:
         links: elements that are compared with elements of another input.
         sizing: inputs whose numbers decide on sizes or on trips of a loop.
+        halves: inputs several elements of which make a number that is rounded: it turns at halves.
         joints: elements of several inputs that come to what the graph asks for together.
         steep: a graph has operators that numbers within the type's range drive beyond it: Exp, Softmax, Sigmoid, ..
     """
@@ -87,10 +89,11 @@ class Domains(dict[str, Domain]):
         steep: bool = False,
         joints: Sequence[Joint] = (),
         sizing: Set[str] = frozenset(),
+        halves: Set[str] = frozenset(),
     ):
         super().__init__(found)
         self.links, self.steep, self.joints = tuple(links), steep, tuple(joints)
-        self.sizing = frozenset(sizing)
+        self.sizing, self.halves = frozenset(sizing), frozenset(halves)
 
 
 # The longest of a length whose bound is not known.
@@ -109,12 +112,15 @@ def domains(
     """
     model = inlined(model)
     main = Scope(model.graph, dims(model), constants(model.graph))
-    rows, hashed, notes = ids.rows(model, layout, main)
+    rows, hashed, before, notes = ids.rows(model, layout, main)
     gathered = Gathered(layout)
+    for name, early in before.items():
+        for place in np.flatnonzero(np.broadcast_to(early, folded(layout, name))).tolist():
+            gathered.add(name, place, -1.0, 1, "the row before that of 0")
     parts: dict[str, dict[int, Role]] = {}
     distributions: dict[str, dict[int, list[Knots]]] = {}
     linked: dict[Link, None] = {}
-    steep, sizing = False, set[str]()
+    steep, sizing, halves = False, set[str](), set[str]()
     for graph, its_layout in [(model, layout), *([optimized] if optimized is not None else [])]:
         first = graph is model
         steep |= any(n.op_type in having(Fact.STEEP) for n in inlined(graph).graph.node)
@@ -125,6 +131,7 @@ def domains(
             searched = calculated(model, layout, traces, rows)
             rows = ids.limited(rows, searched.limits, layout)
             gathered.joints.update(searched.joints)
+            gathered.joints.update(dict.fromkeys(turning(model, layout, traces, rows)))
             for (name, place, number), why in searched.numbers.items():
                 gathered.add(name, place, number, 0, why)
         for trace in traces:
@@ -134,6 +141,7 @@ def domains(
                 parts.setdefault(name, {}).setdefault(place, role)
             gather(trace, gathered, list(reactions(trace)), exact=first)
             gathered.joints.update(dict.fromkeys(leaves(trace)))
+            halves |= rounded_together(trace) if first else set()
             for name, why in normalized(trace):
                 gathered.ignore_case(name, why)
             for origin, node in (*compared_with_themselves(trace), *behind_products(trace)):
@@ -167,7 +175,7 @@ def domains(
                 its = spread.made(layout, distributions.get(each.name, {}), each.name, domain.values, own)
                 domain = replace(domain, spread=its)
         found[each.name] = replace(domain, padding=pads.get(each.name), hashed=hashed.get(each.name))
-    return Domains(found, links=tuple(linked), steep=steep, joints=tuple(gathered.joints), sizing=sizing), notes
+    return Domains(found, tuple(linked), steep, tuple(gathered.joints), sizing, halves), notes
 
 
 def _in_places(domain: Domain, several: Mapping[int, Role], kept: tuple[int, ...]) -> Domain:

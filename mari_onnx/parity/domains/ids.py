@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mari_onnx.parity.layout import Layout
 
 
+# No base is as large.
+_NONE = 2**62
 # Operators that hand on elements of their first operand as they are.
 _PICKING = having(Fact.MOVES) - having(Fact.FILLS) | having(Fact.SAME) | having(Fact.CONVERTS)
 
@@ -37,11 +39,24 @@ class _Sink:
     rows: int
 
 
-def rows(
-    model: onnx.ModelProto, layout: Layout, scope: Scope
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
-    """For inputs with ids, how many ids each element may have, as `Domain.rows`; which of them may be any number, as
-    `Domain.hashed`; and notes on what could not be found out.
+class Ids(NamedTuple):
+    """Inputs with ids.
+
+    Attributes:
+        rows: how many ids each element may have, as `Domain.rows`.
+        hashed: which of them may be any number, as `Domain.hashed`.
+        before: bool, like `hashed`: an id of -1 has a row of its own, before that of 0.
+        notes: what could not be found out.
+    """
+
+    rows: dict[str, np.ndarray]
+    hashed: dict[str, np.ndarray]
+    before: dict[str, np.ndarray]
+    notes: list[str]
+
+
+def rows(model: onnx.ModelProto, layout: Layout, scope: Scope) -> Ids:
+    """Which elements are ids.
 
     Args:
         model: its large weights may be unloaded external data.
@@ -51,12 +66,12 @@ def rows(
     reason = None
     for length in (5, 1):  # of free dimensions: a graph may refuse one
         try:
-            found, hashed = _probe(model, layout, sinks, length)
-            return {**_picked(layout, scope, sinks, found), **found}, hashed, []
+            found = _probe(model, layout, sinks, length)
+            return Ids({**_picked(layout, scope, sinks, found[0]), **found[0]}, *found[1:], [])
         except MariError as error:
             reason = str(error).splitlines()[0]
     note = f"the range of ids could not be found out ({reason}); 0 and 1 are drawn"
-    return {i.name: np.array(2) for i in layout.signature.inputs if i.dtype.kind in "iu"}, {}, [note]
+    return Ids({i.name: np.array(2) for i in layout.signature.inputs if i.dtype.kind in "iu"}, {}, {}, [note])
 
 
 def limited(
@@ -110,7 +125,7 @@ def _table_rows(node: onnx.NodeProto, scope: Scope) -> int | None:
     known."""
     if node.op_type == "OneHot":
         depth = scope.constants.get(node.input[1])
-        return None if depth is None else int(depth.reshape(-1)[0])
+        return None if depth is None else int(depth.reshape(-1)[0]) + 1  # beyond them it is 0 everywhere
     if node.op_type == "SequenceAt":
         made = scope.producer.get(node.input[0])
         return len(made.input) if made is not None and made.op_type == "SequenceConstruct" else None
@@ -144,13 +159,15 @@ def _data(node: onnx.NodeProto) -> Sequence[str]:
 
 def _probe(
     model: onnx.ModelProto, layout: Layout, sinks: Sequence[_Sink], length: int
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
     if not sinks:
-        return {}, {}
+        return {}, {}, {}
     probe = Probe(model, layout, [s.tensor for s in sinks], length)
     if not probe.names:
-        return {}, {}
-    rows, bounded = np.zeros(probe.total, np.int64), np.zeros(probe.total, bool)
+        return {}, {}, {}
+    rows = np.zeros(probe.total, np.int64)
+    bounded, before = np.zeros(probe.total, bool), np.zeros(probe.total, bool)
+    half = probe.halves()
     for sink in sinks:
         if sink.tensor not in probe.names:
             continue
@@ -160,7 +177,7 @@ def _probe(
         limit = _limits(base, slope, np.unique(base[known]), sink.rows)
         high = np.where(slope > 0, (limit - 1 - base) // np.where(slope > 0, slope, 1) + 1, 1)
         high = np.where(slope < 0, np.maximum(base, 0) // np.where(slope < 0, -slope, 1) + 1, high)
-        modulo = np.zeros(base.shape, bool)
+        modulo = inside = np.zeros(base.shape, bool)
         last = high
         if sink.tensor in probe.big:
             far, farther = probe.big[sink.tensor], probe.bigger[sink.tensor]
@@ -171,13 +188,23 @@ def _probe(
         # A bucket that a number falls into steps from one row to the next too, but not in step with it.
         for number in (2, 3):
             known &= modulo | later | (number >= last) | (probe.at(number)[sink.tensor] == base + number * slope)
+        if sink.tensor in half:  # nor do its fractions fall on rows between
+            known &= (half[sink.tensor] == probe.at(1)[sink.tensor]) | (half[sink.tensor] == probe.at(2)[sink.tensor])
+        first = base[known & (probe.start[sink.tensor] == 0)].min(initial=_NONE)
+        if first > 1:  # floats that are bounded, and 0 not the first of them
+            known &= ~(inside & ~modulo & (base == first) & probe.floats[np.maximum(at - 1, 0)])
+        before[at[known & (base == first) & (slope == 1) & (first > 0)] - 1] = True
         for place, count in zip(at[known] - 1, np.maximum(high, 1)[known], strict=True):
             rows[place] = count if rows[place] == 0 else min(rows[place], count)
         bounded[at[known & ~modulo] - 1] = True
     rows[_astray(probe, rows)] = 0
     found = {name: probe.folded(name, part) for name, part in probe.by_input(rows) if part.any()}
-    limited = {name: probe.folded(name, part.astype(np.int64)) > 0 for name, part in probe.by_input(bounded)}
-    return found, {name: (part > 0) & ~limited[name] for name, part in found.items()}
+    flags = [
+        {name: probe.folded(name, part.astype(np.int64)) > 0 for name, part in probe.by_input(each)}
+        for each in (bounded, before)
+    ]
+    hashed, early = ({name: (part > 0) & each[name] for name, part in found.items()} for each in flags)
+    return found, {name: (part > 0) & ~hashed[name] for name, part in found.items()}, early
 
 
 def _astray(probe: Probe, rows: np.ndarray) -> np.ndarray:

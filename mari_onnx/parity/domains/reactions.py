@@ -8,11 +8,13 @@ into what is fed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mari_onnx.errors import MariError
 from mari_onnx.model.ops import Fact, having, mirrored, row
 from mari_onnx.parity.domains.texts import matching
 
@@ -29,6 +31,9 @@ ROUNDED = "rounded"
 # Where a rounding takes another step: between whole numbers, or at them; of either sign, even and odd.
 _HALVES = np.array([0.5, 1.5, 2.5, 4.5, -0.5, -1.5, -2.5, -3.5])
 _WHOLES = np.array([0.0, 1.0, 2.0, 3.0, -1.0, -2.0, -3.0])
+_TRIED = 4
+# Multiples of one over this, up to this, have few digits.
+_SHORT = 2.0**6
 # Comparisons of more elements than this are not looked into.
 _ELEMENTS = 2**16
 
@@ -105,6 +110,26 @@ def _rounded(node: onnx.NodeProto, trace: Trace) -> np.ndarray:
     return _WHOLES if node.op_type in having(Fact.WHOLE) else np.zeros(0)
 
 
+def rounded_together(trace: Trace) -> set[str]:
+    """Inputs several elements of which make a number that is rounded, with no loss of digits on the way: sums of halves
+    are where it turns, and the last bits cannot decide."""
+    found: set[str] = set()
+    rng = np.random.default_rng(0)
+    for node in trace.parts.nodes:
+        if not _rounded(node, trace).size or not trace.curves[node.input[0]].several.any():
+            continue
+        with suppress(MariError):
+            tried = [trace.answer(rng.integers(-20, 20, trace.total) / 2)[node.input[0]] for _ in range(_TRIED)]
+            if all(is_short(float(n)) for each in tried for n in each.reshape(-1)):
+                found |= trace.parts.local[node.input[0]]
+    return found
+
+
+def is_short(number: float) -> bool:
+    """Whether a number has so few digits that sums and products of a few such are exact in float32, in any order."""
+    return abs(number) <= _SHORT and (number * _SHORT).is_integer()
+
+
 def normalized(trace: Trace) -> Iterator[tuple[str, str]]:
     """Inputs whose letters are made small or large, and the node."""
     for node in trace.parts.nodes:
@@ -154,6 +179,8 @@ def _compared(node: onnx.NodeProto, trace: Trace) -> Iterator[tuple[str, str, np
         own = attributes(node)
         if node.op_type == "Clip" and len(given) == 1:  # bounds were attributes before opset 11
             yield from ((given[0], "Less", np.array(own[k]), True) for k in ("min", "max") if k in own)
+    elif row(node.op_type).kinks and given[0] in trace.curves and trace.type_of(given[0]).kind == "i":
+        yield from ((given[0], "Less", np.array(kink), True) for kink in row(node.op_type).kinks)
     elif node.op_type == "IsNaN":
         yield given[0], "Equal", np.array(np.nan), False
     elif node.op_type == "IsInf":
@@ -169,6 +196,8 @@ def _of_columns(node: onnx.NodeProto) -> Iterator[tuple[str, int | None, str, Se
         for key in row(node.op_type).categories:
             if key in own and len(own[key]):
                 yield node.input[0], None, "Equal", np.asarray(own[key]).reshape(-1).tolist()
+    elif node.op_type == "OneHot":
+        yield node.input[0], None, "Equal", [-1]  # counts from the end
     elif node.op_type == "RegexFullMatch":
         yield node.input[0], None, "Equal", matching(str(own.get("pattern", "")))
     elif node.op_type == "Binarizer":

@@ -15,7 +15,7 @@ import numpy as np
 
 from mari_onnx.model.ops import turns_below
 from mari_onnx.parity.domains.inverse import invert
-from mari_onnx.parity.domains.reactions import ROUNDED
+from mari_onnx.parity.domains.reactions import ROUNDED, is_short
 from mari_onnx.parity.domains.texts import Joint, split
 from mari_onnx.parity.domains.trace import Trace, folded
 
@@ -30,9 +30,6 @@ _BESIDE, _NEXT = 2.0**-8, 2.0**-20
 _MOST_WHOLE, _MOST_FLOAT, _MOST_BOUND = 2.0**53, 1e12, 1e6
 # A column with more splits than this gets both sides of each, and nothing around it.
 _MANY = 64
-
-# Multiples of one over this, up to this.
-_SHORT = 2.0**6
 
 # Strings that are no category.
 _UNKNOWN = ("", "unknown")
@@ -181,7 +178,7 @@ def gather(trace: Trace, found: Gathered, reactions: Sequence[Reaction], exact: 
             number = float(number)
             if each.op == ROUNDED:
                 at = (number - base) / slope
-                if exact and dtype.kind == "f" and all(map(_is_short, (number, base, slope, at))):
+                if exact and dtype.kind == "f" and all(map(is_short, (number, base, slope, at))):
                     found.add(name, place, at, 1, each.node)
                 continue
             if not np.isfinite(number):
@@ -202,11 +199,6 @@ def gather(trace: Trace, found: Gathered, reactions: Sequence[Reaction], exact: 
     for (name, place, op, dtype, node), reach, pass_ in zip(wanted, answers, answers, strict=True):
         for order, at in enumerate(_around(reach, pass_, dtype)):
             found.add(name, place, at, int(op == "Equal" and order > 0), node)
-
-
-def _is_short(number: float) -> bool:
-    """Whether a number has so few digits that sums and products of a few such are exact in float32, in any order."""
-    return abs(number) <= _SHORT and (number * _SHORT).is_integer()
 
 
 def _texts(trace: Trace, found: Gathered, each: Reaction) -> None:

@@ -239,7 +239,7 @@ class Trace:
             x = fed_x[:, np.maximum(at, 0)] if self.total else y
             slope, base = _line(x, y)
             off, shift = _line(np.where(x == np.round(x), x, np.nan), y)
-            whole = np.isnan(slope) & ~np.isnan(off)
+            whole = np.isnan(slope) & ~np.isnan(off) & _between_neighbours(x, y)
             same = (x == y).all(axis=0) & (at >= 0)
             slope, base = np.where(whole, off, slope), np.where(whole, shift, base)
             self.curves[name] = Curve(at, several[name], x, y, slope, base, whole, same)
@@ -339,6 +339,18 @@ def _line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         near = np.abs(y - base - slope * x) <= 1e-5 * (np.abs(slope * x) + np.abs(base)) + 1e-30
         good = near.all(axis=0) & np.isfinite(slope) & np.isfinite(base) & (slope != 0)
     return np.where(good, slope, np.nan), np.where(good, base, np.nan)
+
+
+def _between_neighbours(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """[column]: whether fractions come to what one of their whole neighbours comes to."""
+    found = np.ones(x.shape[1:], bool)
+    for column in range(x.shape[1]) if len(x) else ():
+        mine, theirs = x[:, column], y[:, column]
+        whole = dict(zip(mine.tolist(), theirs.tolist(), strict=True))
+        for number in mine[(mine != np.floor(mine)) & (np.abs(mine) < _FAR)].tolist():
+            beside = [whole[n] for n in (np.floor(number), np.ceil(number)) if n in whole]
+            found[column] &= not beside or whole[number] in beside
+    return found
 
 
 def traced(model: onnx.ModelProto, layout: Layout) -> list[Trace]:

@@ -60,6 +60,8 @@ class Drawer:
         alike: bool = False,
         free: Mapping[str, int] | None = None,
         large: tuple[int, int] | None = None,
+        apart_by: int | None = None,
+        halves: bool = False,
     ) -> Request:
         """One request of n candidates.
 
@@ -70,7 +72,9 @@ class Drawer:
             edge: what is out of the ordinary about the user.
             alike: some elements equal those of other inputs that the graph compares them with.
             free: sizes of free dimensions, where they are not as usual.
-            large: whole numbers that may be anything lie between these powers of two.
+            large: whole numbers that may be anything lie between these powers of two, and with `apart_by` no further
+                than this power of two from each other.
+            halves: floats that are rounded together are multiples of a half.
         """
         given = free or {}
         free = {
@@ -95,7 +99,7 @@ class Drawer:
             columns = self.layout.sides.columns.get(each.name)
             shape = self.layout.shape(each, n, free)
             state = State(lengths, extreme, full, max(free.values(), default=0), edge, pool, meet, alike)
-            state.large = large
+            state.large, state.apart_by, state.halves = large, apart_by, halves
             # A mask beside a length says the same as it; lengths beside each other need not.
             roles = ["" if d.real else d.role for d in (self.domains[i.name] for i in self.layout.signature.inputs)]
             several = roles.count("length") > 1 and "mask" not in roles

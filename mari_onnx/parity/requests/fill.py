@@ -43,6 +43,10 @@ class State:
     # Inputs that are lengths have one each.
     apart: bool = False
     large: tuple[int, int] | None = None
+    # Large whole numbers lie no further than this power of two beyond one of them.
+    apart_by: int | None = None
+    # Floats that are rounded together are multiples of a half.
+    halves: bool = False
 
 
 class Filler:
@@ -87,7 +91,9 @@ class Filler:
         """
         value = self._filled(each, shape, user, state, columns)
         if state.large is not None and isinstance(self.domains, Domains) and each.name not in self.domains.sizing:
-            value = self._larger(each, value, state.large)
+            value = self._larger(each, value, state.large, state.apart_by)
+        if state.halves and isinstance(self.domains, Domains) and each.name in self.domains.halves:
+            value = (np.round(2 * value) / 2).astype(value.dtype)
         if not state.alike:
             self.meeting.seen(each, value, columns)
         return value
@@ -160,8 +166,14 @@ class Filler:
                 value[where] = dealt[0]
         return value
 
-    def _larger(self, each: Input, value: np.ndarray, powers: tuple[int, int]) -> np.ndarray:
-        """Whole numbers in place of those that may be anything, or that are ids once a hash was taken of them."""
+    def _larger(
+        self, each: Input, value: np.ndarray, powers: tuple[int, int], apart_by: int | None = None
+    ) -> np.ndarray:
+        """Whole numbers in place of those that may be anything, or that are ids once a hash was taken of them.
+
+        Args:
+            apart_by: no further than this power of two beyond a number in the middle between `powers`.
+        """
         domain = self.domains[each.name]
         closed = domain.values is not None and domain.values.closed
         if each.dtype.kind not in "iu" or each.dtype.itemsize < 4 or domain.role != "plain" or closed:
@@ -172,6 +184,9 @@ class Filler:
         most = float(np.iinfo(each.dtype).max) / 2
         drawn = np.minimum(2.0 ** self.rng.uniform(*powers, value.shape), most).astype(each.dtype)
         drawn |= self.rng.integers(0, 2**16, value.shape).astype(each.dtype)  # a float has zeros there
+        if apart_by is not None:
+            first = 2.0 ** (sum(powers) / 2)
+            drawn = (first + np.floor(2.0 ** self.rng.uniform(0, apart_by, value.shape))).astype(each.dtype)
         free = free.reshape((1,) * (value.ndim - free.ndim) + free.shape)
         return np.where(free, drawn, value).astype(each.dtype)
 

@@ -13,14 +13,18 @@ _AMONG = 3
 
 
 class Deck:
-    """Ids 0 to rows-1 in random order, those of `first` before long, dealt without repetition until all are out."""
+    """Ids 0 to rows-1 in random order, those of `first` before long, dealt without repetition until all are out.
+
+    Args:
+        first: ids, or -1 where a graph tells what is below 0 apart.
+    """
 
     def __init__(self, rows: int, rng: np.random.Generator, first: Sequence[float] = ()):
         self.rows, self.dealt, self._rng = rows, 0, rng
         self._shuffled = rows <= _SHUFFLED_ROWS
         # Both ends of what is not shuffled.
         ends = [] if self._shuffled else [0, rows - 1]
-        self._first = np.array(list(dict.fromkeys([*(int(n) for n in first if 0 <= n < rows), *ends])), np.int64)
+        self._first = np.array(list(dict.fromkeys([*(int(n) for n in first if -1 <= n < rows), *ends])), np.int64)
         self._cards = np.empty(0, np.int64)
         if self._shuffled and self._first.size:
             cards = rng.permutation(rows)

@@ -20,6 +20,8 @@ _STEEP = (10.0, 100.0, 1000.0, 1e4)
 # Powers of two between which large whole numbers lie: beyond what a float32 holds exactly, what an int32 and what a
 # float64 does.
 _LARGE = ((20, 31), (31, 40), (40, 53), (53, 62))
+# Seconds since 1970, about, as a power of two; and how far apart times are.
+_TIMES, _APART = (30, 31), (8, 20)
 
 
 class Plan:
@@ -53,6 +55,8 @@ class Plan:
             if self.domains.links or self.domains.joints:
                 more = max((n for n in candidates if n <= 64), default=few)
                 found += [self.drawer.request(n, alike=True) for n in (few, few, more)]
+            if self.domains.halves:
+                found += [self.drawer.request(n, halves=True) for n in (few, few, max(candidates))]
         if self.settings.extremes:
             found += [self.drawer.request(n, extreme=e) for n in candidates[-2:] for e in (0.0, 1e-6, 1e3, 1e4)]
         return found
@@ -65,6 +69,7 @@ class Plan:
         found = [self.drawer.request(n, extreme=by) for by in _STEEP] if self.domains.steep else []
         if any(i.dtype.kind in "iu" and i.dtype.itemsize >= 4 for i in self.layout.signature.inputs):
             found += [self.other.request(n, large=powers) for powers in _LARGE]
+            found += [self.other.request(n, large=_TIMES, apart_by=by) for by in _APART]
         return found
 
     def unmet(self, user: bool) -> bool:
