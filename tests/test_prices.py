@@ -280,6 +280,8 @@ def test_the_own_table_says_what_it_was_measured_on() -> None:
     assert provenance["processor"]
     assert provenance["libraries"]["onnx"]
     assert provenance["samples"] > 500
+    assert load(threads=1).kernels.keys() == load(threads=2).kernels.keys()
+    assert load(threads=1).kernels != load(threads=2).kernels
 
 
 def test_calibrate_measures_what_it_is_given(tmp_path: Path) -> None:
