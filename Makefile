@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 SETUP := setup.cfg pyproject.toml
-EXTRAS := test peers plot parquet
+EXTRAS := test peers plot parquet serving
 comma := ,
 space := $(subst ,, )
 # One worker a core, up to four: models are small, and so may be the machine.
@@ -61,7 +61,7 @@ steady: $(STAMPS)/test ## 20 checks of a right, a wrong and a mended model, with
 	$(BIN)/python -m benchmarks.parity.steady $(ARGS)
 
 kills: $(STAMPS)/test ## 200 runs ended, 200 killed, 200 writers killed, each at a random moment
-	MARI_ONNX_KILLS=200 $(BIN)/python -m pytest -q -s tests/test_cli.py tests/test_files.py tests/splitting/test_files.py -k "run_that_is or a_kill_leaves"
+	MARI_ONNX_KILLS=200 $(BIN)/python -m pytest -q -s tests/test_cli.py tests/test_files.py tests/splitting/test_files.py tests/serving/test_precompute.py -k "run_that_is or a_kill_leaves"
 
 bench: $(STAMPS)/test $(STAMPS)/models ## every benchmark with its targets, under ten minutes; docs/benchmarks.md
 	$(BIN)/python -m benchmarks $(ARGS)

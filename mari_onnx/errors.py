@@ -5,7 +5,9 @@ A message says what is wrong and where (file, input, node by name); the hint wha
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator, Sequence
 
 
 class MariError(Exception):
@@ -75,6 +77,14 @@ class OtherModel(UsageError):
     """A user's state or items' rows were made by another model than the one that shall score them."""
 
 
+class MissingItems(UsageError):
+    """A store of item rows does not have some of the items asked for. ids: those items."""
+
+    def __init__(self, message: str, hint: str | None = None, ids: Sequence[int | str] = ()):
+        super().__init__(message, hint)
+        self.ids = tuple(ids)
+
+
 class ModelError(MariError):
     """The model cannot be read, is invalid, or cannot be run."""
 
@@ -135,6 +145,23 @@ class Slower(MariError):
     """The output is slower than the source, and --if-slower fail was given."""
 
     exit_code = 9
+
+
+class StoreUnavailable(MariError):
+    """The server that keeps the items' rows does not answer."""
+
+    exit_code = 10
+
+
+@contextlib.contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Imports of what the extra `mari-onnx[extra]` installs; raises UsageError where a library is not there."""
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").startswith("mari_onnx"):
+            raise
+        raise UsageError(f"this needs {error.name}", f"pip install 'mari-onnx[{extra}]'") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -25,6 +25,7 @@ _COMMANDS = {
     "check": "Compare two models on the same requests.",
     "inspect": "Show what would run once per request, and what stops the rest.",
     "bench": "Time models against each other.",
+    "precompute": "Run a split model's item part over a catalogue, into a store.",
     "calibrate": "Measure how long operators take on this machine, for --prices.",
 }
 

@@ -65,7 +65,7 @@ class Staged:
     def commit(self) -> None:
         """Puts the model in place of whatever is at the target; raises WriteError."""
         parent = self.target.parent
-        with _errors(self.target), _locked(parent):
+        with write_errors(self.target), _locked(parent):
             before = _own_data(self.target)
             data = [each for each in self._folder.iterdir() if each != self.path]
             for each in data:
@@ -136,7 +136,7 @@ def write_text(path: str | Path, text: str) -> None:
     target, given = Path(os.path.realpath(path)), Path(path)  # /dev/stdout may lead to a name that is nowhere
     if given.exists() and not given.is_file() and not given.is_dir():
         # Whoever reads a pipe may go when it has enough.
-        with _errors(target), contextlib.suppress(BrokenPipeError), open(path, "wb") as stream:
+        with write_errors(target), contextlib.suppress(BrokenPipeError), open(path, "wb") as stream:
             stream.write(text.encode())
         return
     target = check_target(path)
@@ -167,7 +167,7 @@ def check_target(path: str | Path) -> Path:
 @contextlib.contextmanager
 def _staging(target: Path) -> Iterator[Staged]:
     """A fresh hidden folder beside the target, removed again where the body fails."""
-    with _errors(target):
+    with write_errors(target):
         staged = _begun(target)
         try:
             yield staged
@@ -183,7 +183,7 @@ def working_folder(target: Path) -> Iterator[Path]:
     """A path of the target's name in a fresh hidden folder beside it, which is removed when the body ends, or by the
     next run on this target where the process was killed. Raises WriteError for an OSError of the body.
     """
-    with _errors(target):
+    with write_errors(target):
         staged = _begun(target)
         try:
             yield staged.path
@@ -199,7 +199,8 @@ def _begun(target: Path) -> Staged:
 
 
 @contextlib.contextmanager
-def _errors(target: Path) -> Iterator[None]:
+def write_errors(target: Path) -> Iterator[None]:
+    """An OSError of the body becomes a WriteError that says what to do."""
     try:
         yield
     except OSError as error:
@@ -352,6 +353,17 @@ def _glob_escape(name: str) -> str:
     import glob
 
     return glob.escape(name)
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[bool]:
+    """Whether no other process holds `folder`; it is this one's until the body ends."""
+    handle = _lock_folder(folder)
+    try:
+        yield handle is not None or fcntl is None
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:

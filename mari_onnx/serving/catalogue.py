@@ -1,0 +1,228 @@
+"""A catalogue of items in Parquet files, read piece by piece as the inputs of item.onnx.
+
+In: files with a column of ids and a column per input of the item (lists for inputs of a higher rank, or `input_0`,
+`input_1`, .. side by side). Out: pieces of ids and arrays; rows that are no item are left out and named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mari_onnx.errors import UsageError
+from mari_onnx.serving.row_format import ids_to_numpy
+from mari_onnx.splitting.manifest import InputInfo, Manifest
+
+ID_COLUMN = "item_id"
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that is no item. row: counted from 0 over all files. why: which column, and what is wrong."""
+
+    row: int
+    id: str
+    why: str
+
+
+@dataclass
+class Piece:
+    """Some rows of the catalogue.
+
+    Attributes:
+        ids: of `row_format.ids_to_numpy`. features: input -> `[n, ..]`, the axis of the rows first.
+        rows: the row in the catalogue of each. hashes: of each item's features, uint64. All `[n]`.
+        bad: rows that were left out.
+    """
+
+    ids: np.ndarray
+    features: dict[str, np.ndarray]
+    rows: np.ndarray
+    hashes: np.ndarray
+    bad: list[BadRow] = field(default_factory=list)
+
+
+class Catalogue:
+    """Files of items.
+
+    Args:
+        path: a Parquet file, or a folder of them (in the order of their names).
+        manifest: of the split, which says what the inputs are.
+        id_column: the column of ids, integers or texts.
+
+    Raises:
+        UsageError: there is no such file, or a column is missing.
+    """
+
+    def __init__(self, path: str | Path, manifest: Manifest, id_column: str = ID_COLUMN):
+        self.path, self.id_column = Path(path), id_column
+        part = manifest.parts.get("item")
+        passed = [t.name for t in manifest.rows if not t.made]
+        needed = dict.fromkeys([*(part.inputs if part else ()), *passed])
+        self.inputs = [each for each in manifest.inputs if each.name in needed and each.side != "count"]
+        for each in self.inputs:
+            if not all(isinstance(d, int) for d in _row_shape(each)):
+                raise UsageError(
+                    f"{each.name} has the shape {list(each.shape)}: a table needs one length for all items"
+                )
+        self.files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
+        if not self.files:
+            raise UsageError(f"the folder {path} has no .parquet file")
+        try:
+            opened = [pq.ParquetFile(file) for file in self.files]
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UsageError(f"cannot read the items in {path}: {str(error).splitlines()[0]}") from error
+        self.count = sum(file.metadata.num_rows for file in opened)
+        there = set(opened[0].schema_arrow.names)
+        self._columns = {each.name: _columns_of(each, there) for each in self.inputs}
+        missing = [name for name, columns in self._columns.items() if not columns]
+        missing += [id_column] if id_column not in there else []
+        if missing:
+            hint = f"there are: {', '.join(sorted(there))}" + ("; --id-column names that of the ids")
+            raise UsageError(f"{path} has no column {', '.join(missing)}", hint)
+
+    def stamp(self) -> list[list[Any]]:
+        """Name, size and time of each file: another stamp is another catalogue."""
+        return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in self.files]
+
+    def pieces(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """The catalogue in batches of at most `rows` rows, the same ones each time."""
+        wanted = [self.id_column, *(c for columns in self._columns.values() for c in columns)]
+        for file in self.files:
+            try:
+                yield from pq.ParquetFile(file).iter_batches(rows, columns=list(dict.fromkeys(wanted)))
+            except (OSError, pa.ArrowInvalid) as error:
+                raise UsageError(f"cannot read the items in {file}: {str(error).splitlines()[0]}") from error
+
+    def convert(self, batch: pa.RecordBatch, first: int) -> Piece:
+        """A batch as the model takes it. first: the row of the catalogue that the batch begins with."""
+        good = np.ones(batch.num_rows, bool)
+        why: dict[int, str] = {}
+
+        def refuse(where: np.ndarray, reason: str) -> None:
+            for row in np.flatnonzero(where & good):
+                why.setdefault(int(row), reason)
+            good[where] = False
+
+        raw = batch.column(self.id_column)
+        refuse(_nulls(raw), f"{self.id_column} is null")
+        if pa.types.is_string(raw.type) or pa.types.is_large_string(raw.type):
+            refuse(np.asarray(pc.ends_with(raw, "\0").fill_null(False)), f"{self.id_column} ends in a NUL character")
+            raw_ids = np.array(raw.fill_null("").to_pylist(), object)
+            raw_ids[~good] = ""
+        elif pa.types.is_integer(raw.type):
+            if pa.types.is_uint64(raw.type):
+                refuse(
+                    np.asarray(pc.greater(raw, (1 << 63) - 1).fill_null(False)), f"{self.id_column} is above 2^63 - 1"
+                )
+            raw_ids = np.where(good, raw.fill_null(0).to_numpy(zero_copy_only=False), 0)
+        else:
+            raise UsageError(f"the column {self.id_column} is {raw.type}; ids are integers or texts")
+        features = {}
+        for each in self.inputs:
+            columns = [batch.column(name) for name in self._columns[each.name]]
+            features[each.name] = _array(each, columns, refuse)
+        places = np.flatnonzero(good)
+        bad = [BadRow(first + row, str(raw[row].as_py()), reason) for row, reason in sorted(why.items())]
+        chosen = {name: array[places] for name, array in features.items()}
+        return Piece(ids_to_numpy(raw_ids[places]), chosen, first + places, _hashes(chosen, len(places)), bad)
+
+
+def _array(each: InputInfo, columns: Sequence[pa.Array], refuse: Any) -> np.ndarray:
+    """An input's rows, `[n, ..]`; rows that cannot be one are refused and hold zeros."""
+    shape = _row_shape(each)
+    flat = [_flat(column, int(np.prod(shape)) // len(columns), each, refuse) for column in columns]
+    array = flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
+    if each.dtype == "string":
+        return array.reshape(len(array), *shape)
+    want = np.dtype(each.dtype)
+    if array.dtype == object:
+        raise UsageError(f"the column {each.name} holds texts, and the model takes {want}")
+    with np.errstate(all="ignore"):
+        cast = array.astype(want)
+        if want.kind in "biu":
+            differs = cast.astype(array.dtype) != array
+            refuse(differs.reshape(len(array), -1).any(axis=1), f"{each.name} holds a value that {want} cannot hold")
+        elif want.kind == "f" and array.dtype.kind == "f":
+            over = np.isinf(cast) & np.isfinite(array)
+            refuse(over.reshape(len(array), -1).any(axis=1), f"{each.name} holds a value that {want} cannot hold")
+    return cast.reshape(len(array), *shape)
+
+
+def _flat(column: pa.Array, size: int, each: InputInfo, refuse: Any) -> np.ndarray:
+    """`[n, size]` of a column of numbers, or of lists (of lists) with `size` elements in all."""
+    count = len(column)
+    refuse(_nulls(column), f"{each.name} is null")
+    place = np.arange(count)
+    values = column
+    while (
+        pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type)
+    ):
+        parents = np.asarray(pc.list_parent_indices(values))
+        values = values.flatten()
+        place = place[parents]
+    lengths = np.bincount(place, minlength=count) if values is not column else np.full(count, 1)
+    wrong = lengths != size
+    refuse(wrong & ~_nulls(column), f"{each.name} has not {size} elements")
+    inner = _nulls(values)
+    if inner.any():
+        refuse(np.isin(np.arange(count), place[inner]), f"{each.name} holds a null")
+    if each.dtype == "string":
+        flat = np.array(values.fill_null("").to_pylist(), object)
+        if flat.size and not all(isinstance(x, str) for x in flat):
+            raise UsageError(f"the column {each.name} holds {values.type}, and the model takes texts")
+    else:
+        numbers = values.fill_null(False if pa.types.is_boolean(values.type) else 0) if inner.any() else values
+        flat = numbers.to_numpy(zero_copy_only=False)
+    if not wrong.any():
+        return flat.reshape(count, size)
+    made = np.full((count, size), "" if each.dtype == "string" else 0, flat.dtype)
+    made[~wrong] = flat[~wrong[place]].reshape(-1, size)
+    return made
+
+
+def _hashes(features: dict[str, np.ndarray], count: int) -> np.ndarray:
+    """uint64 `[count]`: a hash of each item's features."""
+    numbers, texts = [], []
+    for name in sorted(features):
+        array = features[name]
+        if array.dtype == object:
+            texts.append(array.reshape(count, -1))
+        else:
+            numbers.append(np.ascontiguousarray(array).reshape(count, -1).view(np.uint8))
+    joined = np.concatenate(numbers, axis=1) if numbers else np.zeros((count, 0), np.uint8)
+    width, data = joined.shape[1], joined.tobytes()
+    made = np.empty(count, np.uint64)
+    for at in range(count):
+        digest = hashlib.blake2b(data[at * width : (at + 1) * width], digest_size=8)
+        for block in texts:
+            digest.update(json.dumps(block[at].tolist()).encode())
+        made[at] = int.from_bytes(digest.digest(), "little")
+    return made
+
+
+def _nulls(column: pa.Array) -> np.ndarray:
+    if not column.null_count:
+        return np.zeros(len(column), bool)
+    return np.asarray(column.is_null())
+
+
+def _row_shape(each: InputInfo) -> tuple[Any, ...]:
+    return tuple(d for at, d in enumerate(each.shape) if at != each.axis)
+
+
+def _columns_of(each: InputInfo, there: set[str]) -> list[str]:
+    if each.name in there:
+        return [each.name]
+    shape = _row_shape(each)
+    side_by_side = [f"{each.name}_{i}" for i in range(shape[0])] if len(shape) == 1 else []
+    return side_by_side if side_by_side and set(side_by_side) <= there else []

@@ -1,0 +1,236 @@
+"""item.onnx over a catalogue: every item once, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from mari_onnx.cli.main import cli
+from mari_onnx.errors import ModelError, OutputInTheWay, UsageError
+from mari_onnx.model.save import hold
+from mari_onnx.serving import precompute as module
+from mari_onnx.serving.catalogue import Catalogue
+from mari_onnx.serving.precompute import precompute
+from mari_onnx.serving.redis_store import RedisStore
+from mari_onnx.serving.store import ArrowStore
+from mari_onnx.splitting.ranker import Ranker
+from tests.serving.conftest import ROWS, features, make_split, write_catalogue
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(module, "PIECE", 300)
+
+
+def run(ranker, path, store, **given):
+    return precompute(ranker, Catalogue(path, ranker.manifest), store, **given)
+
+
+def holds(store, ranker, ids, items):
+    """The store has the rows of exactly these items."""
+    opened = ArrowStore(store)
+    assert opened.count == len(ids)
+    want, got = ranker.items(items), opened.get_many(ids).rows
+    for name, array in want.arrays.items():
+        np.testing.assert_allclose(got.arrays[name], array, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["integers", "texts"])
+def test_every_item_has_its_row(ranker, tmp_path, kind):
+    numbers = np.random.default_rng(1).permutation(1500)
+    ids = numbers if kind == "integers" else [f"item {n}" for n in numbers]
+    path, items = write_catalogue(tmp_path / "i.parquet", ids, features(1500)), features(1500)
+    done = run(ranker, path, tmp_path / "s.arrow", batch=128)
+    assert (done.read, done.written, done.made, done.bad, done.duplicates) == (1500, 1500, 1500, 0, 0)
+    holds(tmp_path / "s.arrow", ranker, ids, items)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["i.parquet", "s.arrow"]
+    with pytest.raises(OutputInTheWay):
+        run(ranker, path, tmp_path / "s.arrow")
+
+
+def test_several_files_and_columns_side_by_side(ranker, tmp_path):
+    (tmp_path / "items").mkdir()
+    items = features(40)
+    for number, at in enumerate((slice(0, 15), slice(15, 40))):
+        columns = {f"x_{i}": items["x"][at, i].astype(np.float64) for i in range(16)}
+        columns |= {
+            "item_id": np.arange(40)[at],
+            "genre": items["genre"][at].astype(np.int16),
+            "other": ["-"] * len(items["x"][at]),
+        }
+        pq.write_table(pa.table(columns), tmp_path / "items" / f"{number}.parquet")
+    run(ranker, tmp_path / "items", tmp_path / "s.arrow")
+    holds(tmp_path / "s.arrow", ranker, np.arange(40), items)
+
+
+def bad_catalogue(path):
+    """Ten items, of which 0, 3, 8 and 9 are good, and 9 comes twice."""
+    x = [[float(i)] * 16 for i in range(11)]
+    genre: list[float | None] = [1.0] * 11
+    ids: list[int | None] = [*range(10), 9]
+    x[1], genre[2], ids[4], genre[5], genre[6] = x[1][:15], None, None, float(ROWS + 3), 1.5
+    x[7][2] = None  # type: ignore[call-overload]
+    pq.write_table(pa.table({"item_id": ids, "x": x, "genre": genre}), path)
+    return path
+
+
+def test_bad_rows_are_named(ranker, tmp_path):
+    path = bad_catalogue(tmp_path / "i.parquet")
+    with pytest.raises(UsageError, match=r"row 1 of .*i.parquet \(id 1\) is no item: x has not 16 elements"):
+        run(ranker, path, tmp_path / "s.arrow")
+    done = run(ranker, path, tmp_path / "s.arrow", skip_bad=True)
+    why = {bad.row: bad.why for bad in done.bad_rows}
+    assert done.bad == len(why) == 6
+    assert why[1] == "x has not 16 elements"
+    assert why[2] == "genre is null"
+    assert why[4] == "item_id is null"
+    assert "53" in why[5] or "bounds" in why[5]  # the model itself says so
+    assert why[6] == "genre holds a value that int64 cannot hold"
+    assert why[7] == "x holds a null"
+    assert (done.duplicates, done.duplicate_ids, done.written) == (1, [9], 4)
+    good = np.array([0, 3, 8, 9])
+    holds(
+        tmp_path / "s.arrow",
+        ranker,
+        good,
+        {"x": np.repeat(good[:, None], 16, 1).astype(np.float32), "genre": np.ones(4, np.int64)},
+    )
+
+
+def test_an_id_that_comes_twice_is_an_error_unless_skipped(ranker, tmp_path):
+    path = write_catalogue(tmp_path / "i.parquet", [1, 2, 1], features(3))
+    with pytest.raises(UsageError, match="1 rows of ids that came before: 1"):
+        run(ranker, path, tmp_path / "s.arrow")
+    assert not (tmp_path / "s.arrow").exists()
+
+
+def test_a_model_that_fails_on_every_item(ranker, tmp_path):
+    items = {**features(5), "genre": np.full(5, ROWS + 1)}
+    with pytest.raises(ModelError, match="fails on every item"):
+        run(ranker, write_catalogue(tmp_path / "i.parquet", range(5), items), tmp_path / "s.arrow", skip_bad=True)
+
+
+def test_columns_that_are_not_there(ranker, tmp_path):
+    pq.write_table(pa.table({"id": [1], "genre": [1]}), tmp_path / "i.parquet")
+    with pytest.raises(UsageError, match="no column x, item_id"):
+        Catalogue(tmp_path / "i.parquet", ranker.manifest)
+    (tmp_path / "text.parquet").write_text("no table")
+    for path in (tmp_path / "text.parquet", tmp_path / "nothing.parquet"):
+        with pytest.raises(UsageError, match="cannot read the items"):
+            Catalogue(path, ranker.manifest)
+
+
+def test_since_keeps_what_has_not_changed(ranker, tmp_path):
+    items = features(900)
+    run(ranker, write_catalogue(tmp_path / "1.parquet", np.arange(900), items), tmp_path / "1.arrow")
+    items["genre"] = np.where(np.arange(900) % 100 == 7, (items["genre"] + 1) % ROWS, items["genre"])
+    ids = np.arange(50, 950)  # 50 items are gone, 50 are new, 9 have changed
+    path = write_catalogue(tmp_path / "2.parquet", ids, {k: np.roll(v, -50, 0) for k, v in items.items()})
+    done = run(ranker, path, tmp_path / "2.arrow", since=ArrowStore(tmp_path / "1.arrow"))
+    assert (done.written, done.reused, done.made, done.gone) == (900, 842, 58, 50)
+    run(ranker, path, tmp_path / "new.arrow")
+    assert (tmp_path / "2.arrow").read_bytes() == (tmp_path / "new.arrow").read_bytes()
+
+
+def test_rows_of_another_model_are_not_kept(ranker, tmp_path):
+    path = write_catalogue(tmp_path / "i.parquet", np.arange(20), features(20))
+    other = Ranker(make_split(tmp_path / "other", seed=3))
+    run(other, path, tmp_path / "other.arrow")
+    done = run(ranker, path, tmp_path / "s.arrow", since=ArrowStore(tmp_path / "other.arrow"))
+    assert (done.made, done.reused) == (20, 0)
+    assert "another model" in done.notes[0]
+
+
+def test_a_run_goes_on_where_it_stopped(ranker, tmp_path, monkeypatch):
+    path = write_catalogue(tmp_path / "i.parquet", np.arange(1500), features(1500))
+
+    def stop(done, total):
+        if done > 900:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(ranker, path, tmp_path / "s.arrow", progress=stop)
+    assert not (tmp_path / "s.arrow").exists()
+    done = run(ranker, path, tmp_path / "s.arrow")
+    assert done.resumed >= 600
+    assert done.resumed + done.made == done.written == 1500
+    holds(tmp_path / "s.arrow", ranker, np.arange(1500), features(1500))
+
+
+def test_another_catalogue_does_not_go_on_with_the_old_rows(ranker, tmp_path):
+    path = write_catalogue(tmp_path / "i.parquet", np.arange(1500), features(1500))
+
+    def stop(done, total):
+        if done > 900:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(ranker, path, tmp_path / "s.arrow", progress=stop)
+    os.utime(write_catalogue(path, np.arange(1500), features(1500, seed=4)), ns=(1, 1))
+    assert run(ranker, path, tmp_path / "s.arrow").resumed == 0
+    holds(tmp_path / "s.arrow", ranker, np.arange(1500), features(1500, seed=4))
+
+
+def test_two_runs_at_once_on_one_store(ranker, tmp_path):
+    path = write_catalogue(tmp_path / "i.parquet", np.arange(20), features(20))
+    (tmp_path / ".s.arrow.partial").mkdir()
+    with hold(tmp_path / ".s.arrow.partial"), pytest.raises(UsageError, match="another run writes"):
+        run(ranker, path, tmp_path / "s.arrow")
+    assert run(ranker, path, tmp_path / "s.arrow").written == 20
+
+
+@pytest.mark.slow
+def test_a_kill_leaves_no_row_lost_doubled_or_torn(folder, ranker, tmp_path):
+    count = 60_000
+    path = write_catalogue(tmp_path / "i.parquet", np.arange(count), features(count))
+    code = "import mari_onnx.serving.precompute as p; p.PIECE = 2000; from mari_onnx.cli.start import main; main()"
+    command = [sys.executable, "-c", code, "precompute", str(folder), str(path), str(tmp_path / "s.arrow"), "-q"]
+    begun = time.monotonic()
+    subprocess.run(command, check=True)
+    whole, expected = time.monotonic() - begun, (tmp_path / "s.arrow").read_bytes()
+    kills, draw, ended = 0, random.Random(0), 0
+    while kills < int(os.environ.get("MARI_ONNX_KILLS", "6")):
+        (tmp_path / "s.arrow").unlink(missing_ok=True)
+        for _ in range(4):
+            process = subprocess.Popen(command)
+            try:
+                process.wait(draw.uniform(0.3, 1.1) * whole)
+                break
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                kills += 1
+            if (tmp_path / "s.arrow").exists():
+                assert (tmp_path / "s.arrow").read_bytes() == expected
+                (tmp_path / "s.arrow").unlink()
+        else:
+            subprocess.run(command, check=True)
+        ended += 1
+        assert (tmp_path / "s.arrow").read_bytes() == expected
+    print(f"{kills} kills, {ended} stores, all whole")
+
+
+def test_the_command(folder, ranker, tmp_path, redis_url):
+    path = bad_catalogue(tmp_path / "i.parquet")
+    args = ["precompute", str(folder), str(path), str(tmp_path / "s.arrow")]
+    answer = CliRunner().invoke(cli, [*args, "--bad-rows", "skip", "--redis", redis_url, "--redis-name", "cli"])
+    assert answer.exit_code == 0, answer.output
+    said = " ".join(answer.output.split())
+    assert "4 items (5 made now)" in said
+    assert "6 of 11 rows are no item" in said
+    assert "row 2, id 2: genre is null" in said
+    assert "loaded 4 rows" in said
+    assert RedisStore(redis_url, "cli").get_many([0, 9]).missing == ()
+    answer = CliRunner().invoke(cli, [*args, "--bad-rows", "skip", "--force", "--json", "-"])
+    assert json.loads(answer.stdout)["written"] == 4
