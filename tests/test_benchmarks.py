@@ -179,7 +179,7 @@ def test_demo_shows_ratios_and_how_far_off_they_are_beside_burners(tmp_path):
     row = demo.measured(demo.MODELS / "coarse_mlp.onnx", tmp_path / "out.onnx", 8, burners=1)
     assert row.timing.names == row.loaded.names == ("before", "after")
     assert len(row.shown()) == len(demo.HEADINGS) + 2
-    steady = Timing(("before", "after"), np.array([[3.0, 1.0], [3.0, 1.0]]))
+    steady = Timing(("before", "after"), np.array([[3.0, 1.0], [3.0, 1.0], [3.0, 1.0], [9.0, 2.0], [3.0, 1.0]]))
     slowed = Timing(("before", "after"), np.array([[6.0, 2.5], [6.0, 2.5]]))
     row = demo.Row([], steady, slowed)
     assert (row.faster, row.spread) == (3, 0)

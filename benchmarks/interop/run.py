@@ -3,8 +3,9 @@
     python -m benchmarks.interop [--only TEXT] [--again] [--no-export] [--no-time] [--out DIR]
 
 Every graph is one process with a time limit, so that none can stop the run; its result is a JSON
-file, taken again until the engine's code changes. Times are one thread, source and output in turn
-in one process; the ratio is the median of the pairs' ratios.
+file, taken again until the engine's code changes. Rewrites are chosen as `mari-onnx optimize` does, by
+prices of kernels. Times are thread time, source and output in turn in one process; the ratio is the
+median of the pairs' ratios.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ LIMIT_S = 900
 def fingerprint() -> str:
     """Changes with the code that makes the output graphs."""
     digest = hashlib.sha256()
-    for folder in ("engine", "model"):
-        for path in sorted((ROOT / "mari_onnx" / folder).rglob("*.py")):
+    for folder in ("engine", "model", "prices"):
+        for path in sorted(p for p in (ROOT / "mari_onnx" / folder).rglob("*") if p.suffix in (".py", ".json")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -47,7 +48,8 @@ def one(path: Path, out: Path, timed: bool) -> dict[str, Any]:
     """Everything about one graph; what fails ends the record with its `error`."""
     import onnx
 
-    from mari_onnx.engine import Options, rewrite
+    from mari_onnx.choices import options_for
+    from mari_onnx.engine import rewrite
     from mari_onnx.model.signature import signature
     from mari_onnx.parity import check
     from mari_onnx.report.explain_rest import explained
@@ -65,17 +67,18 @@ def one(path: Path, out: Path, timed: bool) -> dict[str, Any]:
         found["residual"], found["bytes"] = [before.share], [before.byte_share]
         found["flops"] = [(before.total.flops + before.once.flops) / before.n]
         started = time.perf_counter()
-        done = rewrite(source, sides, Options())
+        done = rewrite(source, sides, options_for(assume=True))
         found["seconds"] = time.perf_counter() - started
         target = out / path.name
-        onnx.save(done.model, target)
-        found["nodes"].append(len(done.model.graph.node))
-        after = measure(done.model, sides, draw=draw)
+        model = done.model if done.changed else source
+        onnx.save(model, target)
+        found["nodes"].append(len(model.graph.node))
+        after = measure(model, sides, draw=draw)
         found["residual"].append(after.share)
         found["bytes"].append(after.byte_share)
         found["doubtful"] = after.doubtful.flops / after.total.flops if after.total.flops else 0.0
         found["flops"].append((after.total.flops + after.once.flops) / after.n)
-        left = explained(after, done.model, build(source, done, sides, 64))["nodes"][:8]
+        left = explained(after, model, build(source, done, sides, 64))["nodes"][:8]
         found["left"] = [[x["op"], x["name"], x["redundant_flops"], x["found"], x["why"]] for x in left]
         requests = [draw(k, n) for k, n in enumerate(CANDIDATES)]
         checked = check(path, target, sides, requests=requests)
@@ -116,23 +119,16 @@ def drawer(source: Any, sides: Any, stem: str, sizes: zoo.Sizes) -> Any:
 def ratio(source: Path, output: Path, request: Request, seconds: float = 1.0) -> float:
     """Time of the source over the time of the output, one thread; above 1 the output is faster."""
     from mari_onnx import runtime
+    from mari_onnx.timing.clock import clock_for, interleaved
+    from mari_onnx.timing.measure import prepared
 
-    sessions = [runtime.session(str(p), "cpu", threads=1) for p in (source, output)]
-    feeds = [request.feed(s.get_inputs()) for s in sessions]
-    for session, feed in zip(sessions, feeds, strict=True):
-        for _ in range(3):
-            session.run(None, feed)
-    pairs: list[float] = []
-    ends = time.perf_counter() + seconds
-    while time.perf_counter() < ends or len(pairs) < 15:
-        took = [0.0, 0.0]
-        # Which goes first alternates: whoever follows finds the caches of the other.
-        for k in (0, 1) if len(pairs) % 2 else (1, 0):
-            begun = time.perf_counter()
-            sessions[k].run(None, feeds[k])
-            took[k] = time.perf_counter() - begun
-        pairs.append(took[0] / took[1])
-    return float(np.median(pairs))
+    runs = {}
+    for name, path in (("source", source), ("output", output)):
+        session = runtime.session(str(path), "cpu", threads=1)
+        runs[name], _ = prepared(session, [request.feed(session.get_inputs())], "cpu")
+    _, clock = clock_for()
+    timing = interleaved(runs, seconds=seconds, least=15, clock=clock, wall=time.perf_counter)
+    return timing.ratio("source", "output")
 
 
 def settled(source: Path, output: Path, request: Request) -> float:

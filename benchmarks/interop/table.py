@@ -18,8 +18,8 @@ and 128. `make interop` exports, optimizes, checks and measures them all and wri
 - **nodes**: of the source and of the output.
 - **error**: the largest absolute difference of any output at N = 1, 7, 64 and 500, checked against
   a float64 run of the source (docs/parity.md).
-- **x64**, **x500**: time of the source over time of the output with N candidates, one CPU thread,
-  both in turn in one process; above 1 the output is faster. What comes out below 0.98 is timed
+- **x64**, **x500**: time of the source over time of the output with N candidates, one CPU thread, in
+  thread time, both in turn in one process; above 1 the output is faster. What comes out below 0.98 is timed
   again, six times as long, and that counts.
 """
 

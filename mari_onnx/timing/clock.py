@@ -51,6 +51,10 @@ class Timing:
     def median(self, name: str) -> float:
         return float(np.median(self.of(name)))
 
+    def fastest(self, name: str) -> float:
+        """The run that was disturbed least."""
+        return float(np.min(self.of(name)))
+
     def p99(self, name: str) -> float:
         return float(np.percentile(self.of(name), 99))
 
