@@ -195,6 +195,15 @@ def test_what_runs_once_a_request_has_one_row_and_reads_no_more():
     assert mari_onnx.inspect(done.model).after == done.report.after
 
 
+def test_work_of_the_item_alone_is_counted():
+    """``x W`` of a tower; ``u V`` is the user's, and their product is of both."""
+    source = model("a = MatMul(x, W) b = MatMul(u, V) y = Mul(a, b)", W=normal(5, 8), V=normal(30, 8))
+    report = mari_onnx.optimize(source, UX, check=False).report
+    for each in (report.before, report.after):
+        assert (each.item_nodes, each.item_flops) == (1, 2 * 5 * 8)
+    assert report.to_dict()["after"]["item_flops_per_candidate"] == 2 * 5 * 8
+
+
 def test_optimize_writes_the_page_beside_the_report(written, tmp_path, capsys):
     out, html = tmp_path / "o.onnx", tmp_path / "page.html"
     tags = ["--user", "u", "--item", "x"]

@@ -53,6 +53,12 @@ def input_kinds(inputs: Sequence[Input]) -> dict[str, str]:
     return {each.name: _SIDES.get(each.side or "", "Mixed") for each in inputs}
 
 
+def source_kinds(graph: onnx.GraphProto, rewrite: Rewrite) -> list[str]:
+    """The kind of each node of the source; what the engine did not look at may be anything."""
+    known = {name: node.kind for node in rewrite.nodes for name in node.outputs if name}
+    return [next((known[x] for x in node.output if x in known), "Mixed") for node in graph.node]
+
+
 def output_kinds(graph: onnx.GraphProto, rewrite: Rewrite, inputs: Sequence[Input]) -> list[str]:
     """The kind of each node of the output graph; what runs once per request is Shared."""
     known = {mapped: rewrite.kinds[x] for x, mapped in rewrite.tensor_map.items()}

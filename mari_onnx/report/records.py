@@ -54,7 +54,8 @@ class Stop:
 class Totals:
     """Size of a graph: nodes, products (MatMul and the like), FLOPs and bytes per candidate.
 
-    `once_nodes` are those that run once per request, on one row; `once_flops` their share of `flops`.
+    `once_nodes` are those that run once per request, on one row; `once_flops` their share of `flops`. `item_nodes`
+    depend on the candidate's item alone: `mari-onnx split` runs them once per item.
     """
 
     nodes: int
@@ -63,3 +64,5 @@ class Totals:
     bytes: float
     once_nodes: int = 0
     once_flops: float = 0.0
+    item_nodes: int = 0
+    item_flops: float = 0.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mari_onnx.model.ops import Fact, having
-from mari_onnx.report.kinds import once
+from mari_onnx.report.kinds import once, output_kinds, source_kinds
 from mari_onnx.report.records import Input, Node, Stop, Totals
 from mari_onnx.report.stops import flat, stopped_by, stops_here
 from mari_onnx.sides.resolve import Sides
@@ -179,12 +179,13 @@ def build(source: onnx.ModelProto, rewrite: Rewrite, sides: Sides, candidates: i
         sides=sides,
         inputs=inputs,
         nodes=nodes,
-        before=totals(graph, shapes, candidates, once(graph, rewrite.shapes, inputs)),
+        before=totals(graph, shapes, candidates, once(graph, rewrite.shapes, inputs), source_kinds(graph, rewrite)),
         after=totals(
             output,
             concrete(rewrite.out_shapes, candidates),
             candidates,
             once(output, rewrite.out_shapes, inputs),
+            output_kinds(output, rewrite, inputs),
         ),
         tensors=dict(rewrite.tensor_map),
         reason=rewrite.reason,
@@ -193,12 +194,16 @@ def build(source: onnx.ModelProto, rewrite: Rewrite, sides: Sides, candidates: i
 
 
 def totals(
-    graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]], candidates: int, once: Sequence[bool]
+    graph: onnx.GraphProto,
+    shapes: Mapping[str, tuple[int, ...]],
+    candidates: int,
+    once: Sequence[bool],
+    kinds: Sequence[str],
 ) -> Totals:
     """Totals of `graph` for the given shapes, FLOPs and bytes divided by `candidates`.
 
     Args:
-        once: for each node, whether it runs once per request.
+        once: for each node, whether it runs once per request. kinds: for each node, what it depends on.
     """
     from mari_onnx.engine.cost.flops import Cost, node_costs
 
@@ -211,6 +216,8 @@ def totals(
         bytes=cost.bytes / candidates,
         once_nodes=sum(once),
         once_flops=sum(each.flops for each, alone in zip(costs, once, strict=True) if alone) / candidates,
+        item_nodes=kinds.count("Item"),
+        item_flops=sum(each.flops for each, kind in zip(costs, kinds, strict=True) if kind == "Item") / candidates,
     )
 
 
@@ -235,6 +242,8 @@ def _totals(each: Totals) -> dict[str, float]:
         "bytes_per_candidate": rounded(each.bytes),
         "once_nodes": each.once_nodes,
         "once_flops_per_candidate": rounded(each.once_flops),
+        "item_nodes": each.item_nodes,
+        "item_flops_per_candidate": rounded(each.item_flops),
     }
 
 

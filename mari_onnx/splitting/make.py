@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mari_onnx.parity.phases import Progress
     from mari_onnx.parity.requests.request import Request
     from mari_onnx.runtime import ModelLike
+    from mari_onnx.splitting.work import Choose
 
 
 @dataclass
@@ -79,11 +80,14 @@ class Split:
         return self.plan.score.model
 
     def to_dict(self) -> dict[str, Any]:
-        """The manifest, what other numbers of bytes per item would bring, and the check (docs/splitting.md)."""
+        """The manifest, what other numbers of bytes per item would bring, FLOPs at each rate, and the check
+        (docs/splitting.md).
+        """
         return {
             "manifest": self.manifest.to_dict(),
             "points": [dataclasses.asdict(point) for point in self.points],
             "choices": self.choices.to_dict(),
+            "rates": self.plan.flops(self.manifest.candidates),
             "notes": self.notes,
             "check": self.check.to_dict() if self.check is not None else None,
         }
@@ -222,12 +226,21 @@ def split_source(
 
 
 def unchecked(
-    source: Source, sides: Sides, options: Options, budget: Budget | None = None, clock: int | None = None
+    source: Source,
+    sides: Sides,
+    options: Options,
+    budget: Budget | None = None,
+    clock: int | None = None,
+    choose: Choose | None = None,
 ) -> Split:
-    """`split_source` without the check, for benchmarks: nothing says that the parts are equal to the source."""
+    """`split_source` without the check, for benchmarks: nothing says that the parts are equal to the source.
+
+    Args:
+        choose: which of the plans to take, instead of what prices and the clock prefer.
+    """
     source = with_given_shapes(source, sides)
     options = dataclasses.replace(at_its_number(options, source.model, sides), assume=True)
-    work = Work(source, sides, options, budget or Budget(), True, None, clock)
+    work = Work(source, sides, options, budget or Budget(), True, None, clock, choose=choose)
     rewrite = work.rewritten(source.model, sides, options)
     work.placed(rewrite)
     return _finished(work, Checked(rewrite, None, options), [], Contract())

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from mari_onnx.engine.cost.flops import graph_cost
 from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.ir.value import Node, Tensor
 from mari_onnx.engine.outcome import Draft, Rewrite
@@ -34,8 +35,8 @@ CALL = 4e-6
 """Seconds that a caller takes to gather rows of one more tensor, however few bytes they are."""
 FETCH = 1e-6
 """The same for a tensor of a user's state, which is there as it is read."""
-FACTORS = (1.0, 0.25, 0.5, 2.0, 4.0, 8.0, 16.0, 64.0, 1e4)
-"""Multiples of the price of bytes at which cuts are looked for."""
+FACTORS = (1.0, 0.25, 0.5, 2.0, 4.0, 8.0, 16.0, 64.0, 1e4, 0.0)
+"""Multiples of the price of bytes at which cuts are looked for; at 0 all of the item's work is done beforehand."""
 FEW = 1e-3
 """A choice has to save this share of the time to be preferred to one before it."""
 
@@ -72,6 +73,16 @@ class Plan:
     item_bytes: int
     user_bytes: int
     cut: Cut
+
+    def flops(self, candidates: int) -> dict[str, float]:
+        """FLOPs at each rate: "user" for one user, "item" for one item, "score" for each of `candidates`."""
+        time, found = TimeModel(candidates), {}
+        for name, each in (("user", self.user), ("item", self.item), ("score", self.score)):
+            if each is not None:
+                shapes = {t.name: tuple(t.dims) for t in each.model.graph.initializer}
+                shapes |= {k: tuple(map(time.length, shape)) for k, shape in each.shapes.items()}
+                found[name] = graph_cost(each.model.graph, shapes).flops / (1 if name == "user" else candidates)
+        return found
 
 
 @dataclass(frozen=True)
@@ -186,12 +197,12 @@ class Planner:
     def _price_of_row(self, t: Tensor, factor: float) -> float | None:
         if row_axis(t) is None or not _plain(t):
             return None
-        return factor * self.handing([t]) + self._one_more_input()
+        return factor * self.handing([t]) + self._one_more_input(factor)
 
     def _price_of_state(self, t: Tensor, factor: float) -> float | None:
         if t.shape is None or any("N" in symbols(size) for size in t.shape) or not _plain(t):
             return None
-        return factor * self.handing([t]) + self._one_more_input()
+        return factor * self.handing([t]) + self._one_more_input(factor)
 
     def handing(self, handed: Sequence[Tensor]) -> float:
         """Seconds that a caller takes to gather rows of these tensors, and to fetch those without rows, at N; and that
@@ -209,7 +220,9 @@ class Planner:
         """Bytes of an element as it is handed over."""
         return 2 if self.is_half(t) else int(np.dtype(helper.tensor_dtype_to_np_dtype(t.dtype)).itemsize)
 
-    def _one_more_input(self) -> float:
+    def _one_more_input(self, factor: float) -> float:
+        if not factor:
+            return 0.0
         return run_seconds(1, self.prices) - run_seconds(0, self.prices)
 
     def _size(self, t: Tensor) -> int:

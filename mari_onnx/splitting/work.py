@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from mari_onnx.engine import Options, Rewrite
 
+    Choose = Callable[[Sequence[Plan]], Plan]
 
 class Work:
     """One way to split a source: its rewrites, and the files of the last one.
@@ -37,7 +38,7 @@ class Work:
     Args:
         items: an item model may be made. chosen: where to cut, if that is known. clock: threads with which close plans
             are timed, once; None for none. half: states and rows are handed over in half precision, once `round` was
-            called.
+            called. choose: which of the plans to take, instead of what prices and the clock prefer.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class Work:
         chosen: Cut | None,
         clock: int | None,
         half: bool = False,
+        choose: Choose | None = None,
     ):
         self.source, self.sides, self.options = source, sides, options
-        self.chosen, self.clock = chosen, clock
+        self.chosen, self.clock, self.choose = chosen, clock, choose
         made = upgraded(source.model)
         self.model, self.notes = made.model, list(made.notes)
         assert options.prices is not None
@@ -104,6 +106,8 @@ class Work:
 
     def _fastest(self, plans: Sequence[Plan]) -> Plan:
         """By the prices, and where plans are close by the clock."""
+        if self.choose is not None:
+            return self.choose(plans)
         timed = contenders(plans)
         if self.clock is None or len(timed) < 2 or self.source.size > LARGEST:
             return plans[0]

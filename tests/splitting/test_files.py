@@ -121,7 +121,11 @@ def test_the_command(source, tmp_path, capsys):
     assert run(["split", str(source), str(folder), *FLAGS, "--json", str(tmp_path / "s.json")]) == 0
     out = capsys.readouterr().out
     assert "item.onnx: 256 bytes per item" in out
-    assert json.loads((tmp_path / "s.json").read_text())["check"]["verdict"] == "equal"
+    said = json.loads((tmp_path / "s.json").read_text())
+    assert said["check"]["verdict"] == "equal"
+    assert said["rates"]["item"] == 2 * 64 * 64
+    assert 2 * 96 * 64 <= said["rates"]["user"] < 2.1 * 96 * 64
+    assert 2 * 33 * 64 <= said["rates"]["score"] < 2.5 * 33 * 64
     assert run(["split", str(source), str(folder), *FLAGS]) == 2
     assert "--force" in capsys.readouterr().err
     assert run(["check", str(source), str(folder), "--provider", "cpu", "--candidates", "2,7"]) == 0
