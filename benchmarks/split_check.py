@@ -88,7 +88,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     little = sum(each["residual"] <= SMALL for each in made)
     lines.append(
         f"\n{equal} of {len(results)} models are equal to their source. At most {SMALL:.0%} of the FLOPs of score.onnx "
-        f"depend on the item alone in {little} of them as prices choose the cut, and in {least} if most is done beforehand."
+        f"depend on the item alone in {little} of them as prices choose the cut, and in {least} if most is done before."
     )
     return "\n".join(lines)
 

@@ -86,7 +86,8 @@ def _fingerprint(path: Path) -> tuple[int, str]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = path.stat().st_size
     except IsADirectoryError:
-        raise ModelNotFound(f"{path} is a folder", "name the .onnx file in it") from None
+        hint = "name the .onnx file in it; the folder of a split model comes after its source: inspect IN DIR"
+        raise ModelNotFound(f"{path} is a folder", hint) from None
     except FileNotFoundError:
         raise ModelNotFound(f"there is no file {path}", _nearby(path)) from None
     except (OSError, ValueError) as error:

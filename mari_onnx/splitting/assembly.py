@@ -38,6 +38,7 @@ class Assembly(runtime.Assembly):
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.manifest = manifests.read(folder)
+        manifests.verify(self.folder, self.manifest)
         self.model = merged(self.folder, self.manifest)
 
     @property

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mari_onnx.errors import ModelError, ModelNotFound
+from mari_onnx.model.load import load
+from mari_onnx.model.signature import signature
 from mari_onnx.parity.settings import MULTIPLE
 from mari_onnx.version import __version__
 
@@ -155,11 +157,11 @@ def read(folder: str | Path) -> Manifest:
         hint = "mari-onnx split IN DIR makes one"
         raise ModelNotFound(f"{folder} is no split model: it has no {FILE}", hint) from error
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
+        raise ModelError(f"{path} cannot be read: {error}", "split the source again") from error
     try:
         if said["format"] != FORMAT:
             raise ValueError(f"format {said['format']}, not {FORMAT}")
-        return Manifest(
+        found = Manifest(
             dict(said["source"]),
             dict(said["sides"]),
             tuple(InputInfo(**_shaped(each)) for each in said["inputs"]),
@@ -174,15 +176,24 @@ def read(folder: str | Path) -> Manifest:
             Contract(**said["contract"]),
             str(said["mari_onnx"]),
         )  # fmt: skip
+        again = json.loads(found.to_json())
+        wrong = [key for key in {**said, **again} if said.get(key) != again.get(key)]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} contradict the rest")
+        return found
     except (KeyError, TypeError, ValueError, AttributeError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise ModelError(
-            f"{path} is no manifest of this version of mari-onnx: {type(error).__name__} {error}",
-            "split the source again",
+            f"{path} is damaged, or no manifest of this version of mari-onnx: {why}", "split the source again"
         ) from error
 
 
 def _shaped(said: Mapping[str, Any]) -> dict[str, Any]:
-    return {**said, "shape": tuple(said["shape"])}
+    axis, shape = said.get("axis"), said["shape"]
+    right = isinstance(shape, list) and all(isinstance(d, int | str | None) for d in shape)
+    if not right or not (axis is None or (isinstance(axis, int) and 0 <= axis < len(shape))):
+        raise ValueError(f"{said['name']} has the shape {shape} and the axis {axis}")
+    return {**said, "shape": tuple(shape)}
 
 
 def files(folder: Path, name: str) -> list[Path]:
@@ -201,21 +212,35 @@ def digest(paths: Sequence[Path]) -> str:
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
-    """Makes sure that the files are those that the manifest names.
+    """Makes sure that the files are those that the manifest names, and have the tensors that it lists.
 
     Raises:
         ModelError: one is missing, or another.
     """
+    again = "the folder was mixed up from several splits, or a file was changed; split the source again"
     for part in manifest.parts.values():
+        path = folder / part.file
         try:
             same = digest(files(folder, part.file)) == part.sha256
         except OSError as error:
-            raise ModelError(f"{folder / part.file} cannot be read: {error.strerror or error}") from error
+            raise ModelError(f"{path} cannot be read: {error.strerror or error}", again) from error
         if not same:
+            raise ModelError(f"{path} is not the file that {FILE} names", again)
+        found = signature(load(path))
+        has = [i.name for i in found.inputs], [o.name for o in found.outputs]
+        if has != (list(part.inputs), list(part.outputs)):
             raise ModelError(
-                f"{folder / part.file} is not the file that {FILE} names",
-                "the folder was mixed up from several splits, or a file was changed; split the source again",
+                f"{FILE} says that {part.file} has the inputs {', '.join(part.inputs)} and the outputs "
+                f"{', '.join(part.outputs)}; it has {', '.join(has[0])} and {', '.join(has[1])}",
+                again,
             )
+    made = {o for name, part in manifest.parts.items() if name != "score" for o in part.outputs}
+    tensors, inputs = [*manifest.state, *manifest.rows], {i.name for i in manifest.inputs}
+    known = {*manifest.cross, *(t.name for t in tensors)}
+    wrong = [t.name for t in tensors if t.name not in (made if t.made else inputs)]
+    wrong += [n for n in manifest.parts["score"].inputs if n not in known]
+    if wrong:
+        raise ModelError(f"{FILE} does not say where these tensors come from: {', '.join(wrong)}", again)
 
 
 def is_split(path: str | Path) -> bool:

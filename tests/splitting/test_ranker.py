@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 import mari_onnx
+from mari_onnx.cli.main import run
 from mari_onnx.errors import BadFeatures, ModelError, ModelNotFound, OtherModel
 from tests.splitting.graphs import split, three_sides
 
@@ -105,3 +109,59 @@ def test_a_folder_that_is_no_split(tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ModelError, match="no manifest of this version"):
         mari_onnx.Ranker(tmp_path)
+
+
+def _without(key):
+    return lambda said: said.pop(key)
+
+
+DAMAGES = {
+    "not JSON": (None, "cannot be read"),
+    "no source": (_without("source"), "it has no 'source'"),
+    "no contract": (_without("contract"), "it has no 'contract'"),
+    "another format": (lambda said: said.update(format=99), "format 99, not 1"),
+    "another key": (lambda said: said.update(more=1), "more contradict the rest"),
+    "a key of other states": (lambda said: said.update(state_key="0" * 64), "state_key contradict the rest"),
+    "a shape that is none": (lambda said: said["rows"][0].update(shape="N"), "has the shape N"),
+    "an axis that is not there": (lambda said: said["rows"][0].update(axis=5), "and the axis 5"),
+    "a part of another hash": (
+        lambda said: said["parts"]["user"].update(sha256=said["rows_key"]) or said.update(state_key=said["rows_key"]),
+        r"user\.onnx is not the file that manifest\.json names",
+    ),
+    "an input of another name": (
+        lambda said: said["parts"]["score"].update(inputs=["y", *said["parts"]["score"]["inputs"][1:]]),
+        r"manifest\.json says that score\.onnx has the inputs y, .*; it has",
+    ),
+    "a tensor that nothing makes": (
+        lambda said: said["rows"][0].update(name="y"),
+        "does not say where these tensors come from: y",
+    ),
+    "an input that is passed on, and is none": (
+        lambda said: said["state"][0].update(made=False),
+        "does not say where these tensors come from",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_manifest_is_said_to_be(made, name, tmp_path, capsys):
+    change, message = DAMAGES[name]
+    folder, source = tmp_path / "split", tmp_path / "model.onnx"
+    onnx.save(three_sides(), source)
+    shutil.copytree(made.folder, folder)
+    file = folder / "manifest.json"
+    said = json.loads(file.read_text())
+    if change is not None:
+        change(said)
+    file.write_text(json.dumps(said) if change is not None else "{")
+    with pytest.raises(ModelError, match=message):
+        mari_onnx.Ranker(folder)
+    for command in ("inspect", "check"):
+        assert run([command, str(source), str(folder)]) == 3
+        assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("command", ["inspect", "check", "bench"])
+def test_a_folder_in_the_place_of_the_source(made, command, capsys):
+    assert run([command, str(made.folder)] if command == "inspect" else [command, str(made.folder), "x.onnx"]) in (2, 3)
+    assert "split" in capsys.readouterr().err
