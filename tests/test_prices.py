@@ -207,7 +207,7 @@ def test_a_layer_norm_of_many_nodes_is_one_kernel() -> None:
         out="y", two=two, eps=half,
     )  # fmt: skip
     loaded = Loaded(g, {})
-    assert list(loaded.stands_for.values()) == ["LayerNormalization"]
+    assert [node.op_type for node in loaded.stands_for.values()] == ["LayerNormalization"]
     assert len(loaded.gone) == len(g.node) - 1
 
 
@@ -243,8 +243,34 @@ def test_a_norm_of_a_sum_is_another_kernel_where_onnxruntime_knows_both_shapes()
     shapes = dict.fromkeys("absy", (500, 10, 64))
     assert not Loaded(g, shapes).stands_for
     g.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 10, 64]) for name in "ab")
-    assert list(Loaded(g, shapes).stands_for.values()) == ["SkipLayerNormalization"]
+    assert [node.op_type for node in Loaded(g, shapes).stands_for.values()] == ["SkipLayerNormalization"]
     assert not Loaded(g, {**shapes, "b": (500, 1, 64)}).stands_for
+
+
+def test_a_first_operand_that_is_turned_is_multiplied_matrix_by_matrix() -> None:
+    w = np.ones((64, 8), np.float32)
+    turn = helper.make_node("Transpose", ["a"], ["t"], "turn", perm=[0, 2, 1])
+    g = graph(turn, helper.make_node("MatMul", ["t", "w"], ["y"], "product"), out="y", w=w)
+    shapes = {"a": (500, 64, 1), "t": (500, 1, 64), "y": (500, 1, 8)}
+    took = {node.name: seconds for node, seconds in node_seconds(g, shapes, load())}
+    rows = graph(helper.make_node("MatMul", ["t", "w"], ["y"], "product"), out="y", w=w)
+    (once,) = (seconds for _, seconds in node_seconds(rows, shapes, load()))
+    assert took["turn"] == 0
+    assert took["product"] > 5 * once
+
+
+def test_a_body_counts_as_often_as_it_runs() -> None:
+    name, number = onnx.ValueInfoProto, helper.make_tensor_value_info
+    inner = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Identity", ["go"], ["going"])]
+    scalars = [number("k", TensorProto.INT64, []), number("go", TensorProto.BOOL, [])]
+    body = helper.make_graph(inner, "b", scalars, [name(name="going"), name(name="r")])
+    g = graph(helper.make_node("Loop", ["m", ""], ["y"], body=body), out="y", m=np.array(9, np.int64))
+    prices = Prices({OTHER: {"node": 1.0}})
+
+    def seconds(**shapes: tuple[int, ...]) -> float:
+        return sum(each for _, each in node_seconds(g, shapes, prices))
+
+    assert seconds(y=(9, 500, 64)) - seconds(y=(8, 500, 64)) == seconds(y=(1, 500, 64)) - 1 == 2
 
 
 def test_a_kernel_without_a_price_has_the_typical_one_and_a_run_costs_by_its_inputs() -> None:

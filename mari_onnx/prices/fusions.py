@@ -32,7 +32,7 @@ class Loaded:
         gone: ids of nodes that are no kernel of their own: computed at load or by an equal node, or done by a
             neighbour's kernel.
         joined: ids of nodes that a neighbour's kernel does element by element: they cost no start of their own.
-        stands_for: id of a node -> the operator that it and nodes in `gone` become.
+        stands_for: id of a node -> the node that it and nodes in `gone` become.
     """
 
     def __init__(self, graph: onnx.GraphProto, shapes: Shapes):
@@ -41,7 +41,7 @@ class Loaded:
         self.constants = set(self.weights) | {t.values.name for t in graph.sparse_initializer}
         self.gone: set[int] = set()
         self.joined: set[int] = set()
-        self.stands_for: dict[int, str] = {}
+        self.stands_for: dict[int, NodeProto] = {}
         self.ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in (*graph.value_info, *graph.input)}
         self.nodes = list(graph.node)  # ids hold as long as the objects live
         for node in self.nodes:
@@ -121,6 +121,10 @@ class Loaded:
             found = constant(self.producers[name])
         return float(found.reshape(())) if found is not None and found.size == 1 and found.dtype.kind in "fiu" else None
 
+    def becomes(self, node: NodeProto, op: str) -> None:
+        """The node and neighbours become one of this operator, which reads what the node reads first."""
+        self.stands_for[id(node)] = onnx.helper.make_node(op, [node.input[0]], list(node.output))
+
     def other(self, node: NodeProto, name: str) -> str:
         """The operand of a node of two operands that is not this one."""
         return str(node.input[1] if node.input[0] == name else node.input[0])
@@ -148,15 +152,22 @@ def _bias_and_activation(g: Loaded, node: NodeProto) -> None:
 
 
 def _turned_operand(g: Loaded, node: NodeProto) -> None:
-    """A Transpose of the last two dimensions, read by products alone."""
+    """A Transpose of the last two dimensions, read by products alone; their first operand then is turned matrix by
+    matrix, where else all its leading dimensions are rows of one product.
+    """
     if node.op_type != "Transpose":
         return
     order = list(attribute(node, "perm", ()))
     swapped = [*range(len(order) - 2), len(order) - 1, len(order) - 2]
     readers = g.consumers.get(node.output[0], [])
     alone = len(order) > 1 and order == swapped and readers and node.output[0] not in g.outputs
-    if alone and all(r.op_type == "MatMul" for r in readers):
-        g.gone.add(id(node))
+    if not alone or any(r.op_type != "MatMul" for r in readers):
+        return
+    g.gone.add(id(node))
+    for reader in readers:
+        if reader.input[0] == node.output[0]:
+            inputs = [node.input[0], reader.input[1]]
+            g.stands_for[id(reader)] = onnx.helper.make_node("FusedMatMul", inputs, list(reader.output), transA=1)
 
 
 def _scaled(g: Loaded, node: NodeProto) -> None:
@@ -198,7 +209,7 @@ def _layer_norm(g: Loaded, node: NodeProto) -> None:
     g.gone.update(id(n) for n in (mean, square, *inner))
     if divided.op_type == "Mul":
         g.gone.update(id(n) for n in g.consumers.get(inner[-1].output[0], []) if n.op_type == "Reciprocal")
-    g.stands_for[id(node)] = "LayerNormalization"
+    g.becomes(node, "LayerNormalization")
     g.gone.add(id(divided))
     last = divided
     for _ in range(2):
@@ -219,7 +230,7 @@ def _norm_of_sum(g: Loaded, node: NodeProto) -> None:
         return
     if all(g.ranks.get(x) == 3 for x in made.input):
         g.gone.add(id(made))
-        g.stands_for[id(node)] = "SkipLayerNormalization"
+        g.becomes(node, "SkipLayerNormalization")
 
 
 def _gelu(g: Loaded, node: NodeProto) -> None:
@@ -233,7 +244,7 @@ def _gelu(g: Loaded, node: NodeProto) -> None:
     last = g.only_reader(after[-1])
     if last is not None and last.op_type == "Mul":
         g.gone.add(id(last))
-    g.stands_for[id(node)] = "Gelu"
+    g.becomes(node, "Gelu")
 
 
 def _norm_into_product(g: Loaded, node: NodeProto) -> None:

@@ -49,13 +49,14 @@ def _matmul(call: Call) -> list[Use]:
     a, b, out = call.shape(0), call.shape(1), call.out
     if not a or not b:
         return [Use("view", {"node": 1})]
-    if attribute(call.node, "transA", 0) and len(a) > 1:
+    turned = bool(attribute(call.node, "transA", 0)) and len(a) > 1
+    if turned:
         a = (*a[:-2], a[-1], a[-2])
     if attribute(call.node, "transB", 0) and len(b) > 1:
         b = (*b[:-2], b[-1], b[-2])
     inner, columns = a[-1], b[-1] if len(b) > 1 else 1
     rows = a[-2] if len(a) > 1 else 1
-    if size(b[:-2]) == 1:  # all leading dimensions of the first operand are rows
+    if size(b[:-2]) == 1 and not (turned and len(a) > 2):  # all leading dimensions of the first operand are rows
         return [gemm(size(a[:-1]), inner, columns, call.fixed(1))]
     calls = size(out) // max(1, rows * columns)
     if calls == 1:

@@ -16,7 +16,8 @@ from typing import Any
 
 import onnx
 
-from mari_onnx.model.nodes import graphs
+from mari_onnx.model.nodes import attribute, graphs
+from mari_onnx.model.ops import Fact, row
 from mari_onnx.prices.fusions import Loaded
 from mari_onnx.prices.kernels import uses
 from mari_onnx.prices.use import Call, Use
@@ -89,7 +90,7 @@ def node_seconds(
         shapes: sizes of all tensors; those of initializers need not be in it. A tensor without counts as empty.
         loaded: the graph as onnxruntime runs it, where it was made before.
 
-    A body (If, Loop, Scan) counts once.
+    A body (If, Loop, Scan) counts as often as it runs, and once where that is not known.
     """
     known = {**{t.name: tuple(t.dims) for t in graph.initializer}, **shapes}
     loaded = loaded or Loaded(graph, known)
@@ -97,11 +98,7 @@ def node_seconds(
         if id(node) in loaded.gone:
             yield node, 0.0
             continue
-        stands_for = loaded.stands_for.get(id(node))
-        if stands_for is not None:
-            node_as = onnx.helper.make_node(stands_for, [node.input[0]], list(node.output))
-        else:
-            node_as = node
+        node_as = loaded.stands_for.get(id(node), node)
         call = Call(
             node_as,
             [known.get(x) for x in node_as.input],
@@ -113,8 +110,16 @@ def node_seconds(
         started = id(node) not in loaded.joined
         seconds = sum(prices.seconds(use, started) for use in uses(call))
         for body in graphs(node):
-            seconds += sum(each for _, each in node_seconds(body, known, prices))
+            seconds += _turns(node, known) * sum(each for _, each in node_seconds(body, known, prices))
         yield node, seconds
+
+
+def _turns(node: onnx.NodeProto, known: Shapes) -> int:
+    """How often a Loop's or a Scan's body runs: what it answers each time is joined along the first axis."""
+    if Fact.ITERATES not in row(node.op_type).facts:
+        return 1
+    carried = len(node.input) - attribute(node, "num_scan_inputs", 2)  # a Loop's others are how long it goes on
+    return next((known[name][0] for name in list(node.output)[carried:] if known.get(name)), 1)
 
 
 def run_seconds(inputs: int, prices: Prices) -> float:
