@@ -77,10 +77,10 @@ def one(path: Path, candidates: int, seconds: float) -> dict[str, Any]:
         "gathered": timing.ratio("optimize", GATHERED),
         "source": timing.ratio("source", GATHERED),
         "predicted": expected["optimize"] / expected[GATHERED],
-        "bytes_per_item": split.plan.item_bytes,
-        "bytes_per_user": split.plan.user_bytes,
+        "bytes_per_item": split.plan.way.item_bytes,
+        "bytes_per_user": split.plan.way.user_bytes,
         "predicted_us": {name: 1e6 * seconds for name, seconds in expected.items()},
-        "cut": plan.cut.to_dict(),
+        "cut": plan.way.cut.to_dict(),
         "tensors": [[t.name, t.made, t.bytes] for t in split.manifest.rows],
         "notes": split.notes,
     }

@@ -25,8 +25,8 @@ from mari_onnx.errors import MariError
 from mari_onnx.model.signature import signature
 from mari_onnx.sides.resolve import resolve, side_file_beside
 from mari_onnx.splitting.make import split_source, unchecked
-from mari_onnx.splitting.plan import Plan
 from mari_onnx.splitting.residual import item_residual
+from mari_onnx.splitting.ways import Way
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = (ROOT / "models", ROOT / "tests/data/interop")
@@ -49,21 +49,21 @@ def one(path: Path) -> dict[str, Any]:
         "candidates": list(split.check.candidates),
         "max_error": split.check.max_error,
         "parts": sorted(split.manifest.parts),
-        "bytes_per_item": split.plan.item_bytes,
-        "bytes_per_user": split.plan.user_bytes,
+        "bytes_per_item": split.plan.way.item_bytes,
+        "bytes_per_user": split.plan.way.user_bytes,
         "residual": left.share,
-        "seconds": split.plan.seconds,
+        "seconds": split.plan.way.seconds,
         "least_residual": item_residual(source.model, sides, least.folder, draw=draw).share,
-        "least_bytes": least.plan.item_bytes,
-        "least_seconds": least.plan.seconds,
+        "least_bytes": least.plan.way.item_bytes,
+        "least_seconds": least.plan.way.seconds,
         "left": [[x.op, x.name, x.redundant.flops / left.total.flops] for x in left.worst(3)] if left.share else [],
         "notes": split.notes,
     }
 
 
-def least_work(plans: Sequence[Plan]) -> Plan:
-    """The plan that does most beforehand."""
-    return min(plans, key=lambda plan: plan.flops(500)["score"])
+def least_work(ways: Sequence[Way]) -> Way:
+    """The way that does most beforehand."""
+    return min(ways, key=lambda way: way.flops)
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:

@@ -124,7 +124,7 @@ def split(
     from mari_onnx.splitting.choices import read as read_choices
     from mari_onnx.splitting.folder import free_folder
     from mari_onnx.splitting.make import split_source
-    from mari_onnx.splitting.plan import Budget
+    from mari_onnx.splitting.ways import Budget
 
     free_folder(folder, force)
     loaded = read(source)
@@ -187,10 +187,10 @@ def _lines(done: Split) -> list[Block]:
         f"an estimated {said.seconds * 1e6:.0f} us for {said.candidates} candidates, one CPU thread: score.onnx, and "
         "gathering what it reads"
     )
-    if done.plan.cut.by == "clock":
+    if done.plan.way.cut.by == "clock":
         lines.append("  timed: other cuts should take about as long; --choices FILE keeps this one")
     for point in done.points:
-        mark = "  <- this one" if point.item_bytes == done.plan.item_bytes else ""
+        mark = "  <- this one" if point.item_bytes == done.plan.way.item_bytes else ""
         lines.append(f"  {point.item_bytes} bytes per item: {point.seconds * 1e6:.0f} us{mark}")
     contract = said.contract
     if contract.state != "float32":

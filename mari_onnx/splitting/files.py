@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from mari_onnx.engine.ir.value import Tensor
     from mari_onnx.model.load import Source
     from mari_onnx.sides.resolve import Sides
-    from mari_onnx.splitting.plan import Plan, Planner
+    from mari_onnx.splitting.plan import Planner
+from mari_onnx.splitting.ways import Plan
 
 PART_KEY, VERSION_KEY, SOURCE_KEY = "mari_onnx.part", "mari_onnx.version", "mari_onnx.source_sha256"
 
@@ -61,7 +62,7 @@ def put(folder: Path, manifest: Manifest) -> None:
 def _manifest(
     plan: Plan, planner: Planner, source: Source, sides: Sides, candidates: int, parts: Mapping[str, PartInfo]
 ) -> Manifest:
-    draft = plan.rewrite.draft
+    draft = plan.way.rewrite.draft
     assert draft is not None
     symbol, stored = candidate_symbol(draft), draft.stored
     sig = signature(source.model)
@@ -85,17 +86,17 @@ def _manifest(
             axis = None
         return InputInfo(i.name, i.type, i.shape, axis, side)
 
-    words = {t.name: plan.rates.words(t) for t in draft.outputs}
-    known = {t.name for t in (*plan.state, *plan.rows)}
+    words = {t.name: plan.way.rates.words(t) for t in draft.outputs}
+    known = {t.name for t in (*plan.way.state, *plan.way.rows)}
     return Manifest(
         {"file": source.path.name, "sha256": source.sha256},
         sides.to_dict(),
         tuple(map(taken, sig.inputs)),
         tuple(OutputInfo(o.name, o.type, o.shape, words.get(o.name, "cross")) for o in sig.outputs),
         parts,
-        tuple(map(handed, plan.state)),
-        tuple(map(handed, plan.rows)),
+        tuple(map(handed, plan.way.state)),
+        tuple(map(handed, plan.way.rows)),
         tuple(n for n in parts["score"].inputs if n not in known),
         candidates,
-        plan.seconds,
+        plan.way.seconds,
     )

@@ -29,8 +29,8 @@ from mari_onnx.splitting.choices import SplitChoices
 from mari_onnx.splitting.files import put
 from mari_onnx.splitting.folder import free_folder, write
 from mari_onnx.splitting.manifest import Contract, Manifest
-from mari_onnx.splitting.plan import Budget, Plan, Point
 from mari_onnx.splitting.ranker import Ranker
+from mari_onnx.splitting.ways import Budget, Plan, Point
 from mari_onnx.splitting.work import Work
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Split:
     Attributes:
         folder: where its files are; of a temporary folder as long as this object lives, until `save`.
         plan: what was cut, and where. points: what other numbers of bytes per item would bring.
+        rates: FLOPs of each part: for one user, one item, one candidate.
         choices: with which the same split is made again.
         check: of the parts together against the source; None where none was asked for.
         notes: what a reader should know.
@@ -59,6 +60,7 @@ class Split:
     manifest: Manifest
     plan: Plan
     points: list[Point]
+    rates: dict[str, float]
     choices: SplitChoices
     check: CheckResult | None = None
     notes: list[str] = field(default_factory=list)
@@ -87,7 +89,7 @@ class Split:
             "manifest": self.manifest.to_dict(),
             "points": [dataclasses.asdict(point) for point in self.points],
             "choices": self.choices.to_dict(),
-            "rates": self.plan.flops(self.manifest.candidates),
+            "rates": self.rates,
             "notes": self.notes,
             "check": self.check.to_dict() if self.check is not None else None,
         }
@@ -202,7 +204,7 @@ def split_source(
             progress=progress,
             **changes,
         )
-        if answer.ok or work.plan is None or not work.plan.rows:
+        if answer.ok or work.plan is None or not work.plan.way.rows:
             break
         assert answer.result is not None
         if answer.result.verdict == CANNOT_COMPARE:
@@ -236,7 +238,7 @@ def unchecked(
     """`split_source` without the check, for benchmarks: nothing says that the parts are equal to the source.
 
     Args:
-        choose: which of the plans to take, instead of what prices and the clock prefer.
+        choose: which way to take, instead of what prices and the clock prefer.
     """
     source = with_given_shapes(source, sides)
     options = dataclasses.replace(at_its_number(options, source.model, sides), assume=True)
@@ -252,10 +254,16 @@ def _finished(work: Work, answer: Checked, notes: list[str], contract: Contract)
     assert work.manifest is not None
     assert work.folder is not None
     notes = [*work.notes, *notes, *(f"undone: {each}" for each in answer.incidents)]
-    choices = SplitChoices(choices_of(answer.rewrite, answer.options, work.source.sha256), work.plan.cut)
+    choices = SplitChoices(choices_of(answer.rewrite, answer.options, work.source.sha256), work.plan.way.cut)
     folder, manifest = Path(work.folder.name), dataclasses.replace(work.manifest, contract=contract)
     put(folder, manifest)
-    return Split(folder, manifest, work.plan, work.points, choices, answer.result, notes, work.folder)
+    plan, n = work.plan, manifest.candidates
+    rates = {
+        name: work.planner.flops(part, n) / (1 if name == "user" else n)
+        for name, part in (("user", plan.user), ("item", plan.item), ("score", plan.score))
+        if part is not None
+    }
+    return Split(folder, manifest, plan, work.points, rates, choices, answer.result, notes, work.folder)
 
 
 def _refuse(answer: Checked) -> None:

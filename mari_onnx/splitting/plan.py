@@ -6,9 +6,10 @@ several prices per byte; each is made, and the score model that results is price
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -28,6 +29,7 @@ from mari_onnx.splitting.cut import cut
 from mari_onnx.splitting.half import is_half
 from mari_onnx.splitting.parts import Part, part
 from mari_onnx.splitting.rates import Rates, row_axis
+from mari_onnx.splitting.ways import Budget, Plan, Point, Way
 
 GATHER = 0.06e-9
 """Seconds per byte that a caller takes to gather rows of a store, or to fetch a state."""
@@ -39,58 +41,6 @@ FACTORS = (1.0, 0.25, 0.5, 2.0, 4.0, 8.0, 16.0, 64.0, 1e4, 0.0)
 """Multiples of the price of bytes at which cuts are looked for; at 0 all of the item's work is done beforehand."""
 FEW = 1e-3
 """A choice has to save this share of the time to be preferred to one before it."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How many bytes may be handed over for an item and for a user; None for as many as pay."""
-
-    item: int | None = None
-    user: int | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One way to split.
-
-    Attributes:
-        rewrite: whose draft was cut. rates: of its tensors.
-        user, item: None where nothing is left to compute beforehand.
-        state: what score reads of the user: outputs of `user`, and inputs that are passed as they are.
-        rows: likewise of the item; outputs of the source that depend on the item alone are among them.
-        seconds: estimated, of score and of handing over, at `candidates`.
-        cut: where, for a record.
-    """
-
-    rewrite: Rewrite
-    rates: Rates
-    user: Part | None
-    item: Part | None
-    score: Part
-    state: tuple[Tensor, ...]
-    rows: tuple[Tensor, ...]
-    seconds: float
-    item_bytes: int
-    user_bytes: int
-    cut: Cut
-
-    def flops(self, candidates: int) -> dict[str, float]:
-        """FLOPs at each rate: "user" for one user, "item" for one item, "score" for each of `candidates`."""
-        time, found = TimeModel(candidates), {}
-        for name, each in (("user", self.user), ("item", self.item), ("score", self.score)):
-            if each is not None:
-                shapes = {t.name: tuple(t.dims) for t in each.model.graph.initializer}
-                shapes |= {k: tuple(map(time.length, shape)) for k, shape in each.shapes.items()}
-                found[name] = graph_cost(each.model.graph, shapes).flops / (1 if name == "user" else candidates)
-        return found
-
-
-@dataclass(frozen=True)
-class Point:
-    """What another number of bytes per item would bring: seconds of score and of handing over."""
-
-    item_bytes: int
-    seconds: float
 
 
 class Planner:
@@ -116,14 +66,14 @@ class Planner:
         self.half, self._outputs = half, {info.name for info in model.graph.output}
         self.time = TimeModel(candidates)
 
-    def plans(self, rewrites: Sequence[Rewrite]) -> tuple[list[Plan], list[Point]]:
-        """Plans within the budget, that which takes least time first, and what others would take.
+    def ways(self, rewrites: Sequence[Rewrite]) -> tuple[list[Way], list[Point]]:
+        """Ways within the budget, that which takes least time first, and what others would take.
 
         Raises:
             UsageError: the budget is too small for any cut.
         """
-        made = [plan for rewrite in rewrites for plan in self._plans(rewrite)]
-        fit = [plan for plan in made if self._fits(plan)]
+        made = [way for rewrite in rewrites for way in self._ways(rewrite)]
+        fit = [way for way in made if self._fits(way)]
         if not fit:
             least = {"item": min(p.item_bytes for p in made), "user": min(p.user_bytes for p in made)}
             flags = [
@@ -136,31 +86,47 @@ class Planner:
                 "inputs that score.onnx reads as they are count too; give a larger budget, or leave the flag out",
             )
         best = fit[0]
-        for plan in fit:
-            if plan.seconds < (1 - FEW) * best.seconds:
-                best = plan
+        for way in fit:
+            if way.seconds < (1 - FEW) * best.seconds:
+                best = way
         points: dict[int, float] = {}
-        for plan in made:
-            points[plan.item_bytes] = min(plan.seconds, points.get(plan.item_bytes, plan.seconds))
-        others = sorted((plan for plan in fit if plan is not best), key=lambda plan: plan.seconds)
+        for way in made:
+            points[way.item_bytes] = min(way.seconds, points.get(way.item_bytes, way.seconds))
+        others = sorted((way for way in fit if way is not best), key=lambda way: way.seconds)
         return [best, *others], _pareto(points)
 
-    def exactly(self, rewrite: Rewrite, cut: Cut) -> Plan | None:
-        """The plan that hands over these tensors; None where the rewrite has others."""
+    def exactly(self, rewrite: Rewrite, cut: Cut) -> Way | None:
+        """The way that hands over these tensors; None where the rewrite has others."""
         draft = rewrite.draft
         assert draft is not None
         tensors = {t.name: t for node in draft.nodes for t in [*node.inputs, *node.outputs] if t is not None}
         tensors |= draft.stored
         if not tensors.keys() >= {*cut.state, *cut.rows}:
             return None
-        plan = self._made(rewrite, Rates(draft), *([tensors[n] for n in names] for names in (cut.state, cut.rows)))
-        return replace(plan, cut=replace(plan.cut, by=cut.by))
+        way = self._way(rewrite, Rates(draft), *([tensors[n] for n in names] for names in (cut.state, cut.rows)))
+        return replace(way, cut=replace(way.cut, by=cut.by))
 
-    def _fits(self, made: Plan) -> bool:
+    def made(self, way: Way) -> Plan:
+        """The models of a way."""
+        users = [t for t in way.state if t.node is not None]
+        items = [t for t in way.rows if t.node is not None]
+        draft = way.rewrite.draft
+        assert draft is not None
+        user, item = (self._part(draft, made, frozenset()) if made else None for made in (users, items))
+        return Plan(way, user, item, self._part(draft, draft.outputs, way.given))
+
+    def flops(self, each: Part, candidates: int) -> float:
+        """FLOPs of a run with so many candidates, or items."""
+        time = TimeModel(candidates)
+        shapes = {t.name: tuple(t.dims) for t in each.model.graph.initializer}
+        shapes |= {name: tuple(map(time.length, shape)) for name, shape in each.shapes.items()}
+        return graph_cost(each.model.graph, shapes).flops
+
+    def _fits(self, made: Way) -> bool:
         pairs = ((made.item_bytes, self.budget.item), (made.user_bytes, self.budget.user))
         return all(limit is None or size <= limit for size, limit in pairs)
 
-    def _plans(self, rewrite: Rewrite) -> list[Plan]:
+    def _ways(self, rewrite: Rewrite) -> list[Way]:
         draft = rewrite.draft
         assert draft is not None
         rates = Rates(draft)
@@ -168,11 +134,11 @@ class Planner:
         states = self._cuts(draft, rates.is_user, seconds, self._price_of_state)
         states = [s for s in states if self.budget.user is None or self.bytes_of(s) <= self.budget.user] or states[-1:]
         if not self.items or "N" in draft.b.fixed:
-            return [self._made(rewrite, rates, states[0], None)]
+            return [self._way(rewrite, rates, states[0], None)]
         rows = self._cuts(draft, rates.is_item, seconds, self._price_of_row)
         if [] not in rows:
             rows.append([])  # the user's part alone is cut off
-        return [self._made(rewrite, rates, states[0], each) for each in rows]
+        return [self._way(rewrite, rates, states[0], each) for each in rows]
 
     def _seconds(self, draft: Draft) -> dict[Node, float]:
         shapes = {name: tuple(map(self.time.length, shape)) for name, shape in draft.shapes.items()}
@@ -237,28 +203,26 @@ class Planner:
         """Elements of a tensor for one user, or one item."""
         return math.prod(map(TimeModel(1).length, t.shape or ()))
 
-    def _made(self, rewrite: Rewrite, rates: Rates, state: Sequence[Tensor], rows: Sequence[Tensor] | None) -> Plan:
+    def _way(self, rewrite: Rewrite, rates: Rates, state: Sequence[Tensor], rows: Sequence[Tensor] | None) -> Way:
         draft = rewrite.draft
         assert draft is not None
         more = [t for t in draft.outputs if rows is not None and rates.is_item(t) and row_axis(t) is not None]
-        given = {t.name for t in [*state, *(rows or ()), *more]}
-
-        def model(wanted: Sequence[Tensor], start: set[str]) -> Part:
-            return part(self.model, draft, wanted, start, self.target)
-
-        score = model(draft.outputs, given)
+        given = frozenset(t.name for t in [*state, *(rows or ()), *more])
+        score = self._part(draft, draft.outputs, given)
         handed = tuple(t for t in score.inputs if rates.is_user(t))
         read = tuple(t for t in score.inputs if rates.is_item(t))
-        users = [t for t in handed if t.node is not None]
-        items = [t for t in read if t.node is not None]
         shapes = {name: tuple(map(self.time.length, shape)) for name, shape in score.shapes.items()}
-        seconds = graph_seconds(score.model.graph, shapes, self.prices)
-        seconds += self.handing([*handed, *read])
-        return Plan(
-            rewrite, rates, model(users, set()) if users else None, model(items, set()) if items else None, score,
-            handed, read, seconds, self.bytes_of(read), self.bytes_of(handed),
+        seconds = graph_seconds(score.model.graph, shapes, self.prices) + self.handing([*handed, *read])
+        nodes = hashlib.sha256(b"".join(n.SerializeToString(deterministic=True) for n in score.model.graph.node))
+        flops = self.flops(score, self.time.candidates) / self.time.candidates
+        return Way(
+            rewrite, rates, handed, read, given, seconds, flops,
+            self.bytes_of(read), self.bytes_of(handed), nodes.hexdigest(),
             Cut("apart" if draft.b.time.apart else "joined", _names(handed), _names(read)),
         )  # fmt: skip
+
+    def _part(self, draft: Draft, wanted: Sequence[Tensor], given: frozenset[str]) -> Part:
+        return part(self.model, draft, wanted, given, self.target)
 
 
 def handing_seconds(size: int, rows: bool) -> float:

@@ -1,6 +1,6 @@
-"""Which of several plans is fastest by the clock, where their estimated times are close.
+"""Which of several ways to split is fastest by the clock, where their estimated times are close.
 
-In: plans, the one that prices prefer first, and how to make a folder of one. Out: the fastest. Scoring is timed with
+In: ways, the one that prices prefer first, and how to make a folder of one. Out: the fastest. Scoring is timed with
 the gathering of its rows, in turns, on drawn requests. The prices' choice stays unless another is clearly faster.
 """
 
@@ -17,8 +17,8 @@ from mari_onnx.parity.domains.domains import domains
 from mari_onnx.parity.layout import Layout
 from mari_onnx.parity.requests.draw import Drawer
 from mari_onnx.splitting.assembly import Assembly
-from mari_onnx.splitting.plan import Plan
 from mari_onnx.splitting.store import Run, scoring
+from mari_onnx.splitting.ways import Way
 from mari_onnx.timing.clock import clock_for, interleaved
 
 if TYPE_CHECKING:
@@ -27,50 +27,43 @@ if TYPE_CHECKING:
     from mari_onnx.sides.resolve import Sides
 
 CLOSE = 0.05
-"""Plans that take at most this share longer by the prices than the fastest are timed."""
+"""Ways that take at most this share longer by the prices than the fastest are timed."""
 NOTHING_CLOSE = 0.35
 """The same for cutting off the user's part alone: a split must not be slower than that."""
-PLANS = 5
-"""Plans that are timed, at most."""
+WAYS = 5
+"""Ways that are timed, at most."""
 FASTER = 0.03
-"""A plan has to take this share less time than the prices' choice."""
+"""A way has to take this share less time than the prices' choice."""
 SECONDS, LEAST, MOST = 0.15, 7, 300
-"""For each plan about so long; rounds at least and at most."""
+"""For each way about so long; rounds at least and at most."""
 LARGEST = 500_000_000
 """Bytes of models above which nothing is timed: several of them would not fit into memory."""
 
 
-def contenders(plans: Sequence[Plan]) -> list[Plan]:
-    """The plans to time, that which prices prefer first; each score model once."""
-    best = plans[0]
-    found: list[Plan] = []
-    seen = set[bytes]()
-
-    def add(plan: Plan) -> None:
-        data = plan.score.model.SerializeToString(deterministic=True)
-        if data not in seen:
-            seen.add(data)
-            found.append(plan)
-
-    without = [plan for plan in plans if plan.item is None and plan.seconds <= (1 + NOTHING_CLOSE) * best.seconds]
-    for plan in [best, *without[:1], *(p for p in plans if p.seconds <= (1 + CLOSE) * best.seconds)]:
-        if len(found) < PLANS:
-            add(plan)
-    return found
+def contenders(ways: Sequence[Way]) -> list[Way]:
+    """The ways to time, that which prices prefer first; each score model once."""
+    best = ways[0]
+    without = [way for way in ways if not way.makes_rows and way.seconds <= (1 + NOTHING_CLOSE) * best.seconds]
+    close = [way for way in ways if way.seconds <= (1 + CLOSE) * best.seconds]
+    found: dict[str, Way] = {}
+    for way in [best, *without[:1], *close]:
+        if len(found) < WAYS:
+            found.setdefault(way.graph, way)
+    return list(found.values())
 
 
 def fastest(
-    plans: Sequence[Plan],
-    placed: Callable[[Plan], Path],
+    ways: Sequence[Way],
+    placed: Callable[[Way], Path],
     source: onnx.ModelProto,
     sides: Sides,
     candidates: int,
     threads: int = 1,
-) -> Plan | None:
-    """The plan that is fastest by the clock; None where they cannot be timed.
+) -> Way | None:
+    """The way that is fastest by the clock; None where they cannot be timed.
 
     Args:
-        plans: see `contenders`. placed: makes the folder of a plan. source, sides: from which requests are drawn.
+        ways: see `contenders`. placed: makes the folder of one. source, sides: from which requests are drawn.
         threads: of onnxruntime.
     """
     layout = Layout(signature(source), sides)
@@ -82,8 +75,8 @@ def fastest(
     _, clock = clock_for(threads)
     runs: dict[str, Run] = {}
     try:
-        for k, plan in enumerate(plans):
-            session = Assembly(placed(plan)).open("cpu", True, threads)
+        for k, way in enumerate(ways):
+            session = Assembly(placed(way)).open("cpu", True, threads)
             _, runs[str(k)] = scoring(session.ranker, [request.feed(session.get_inputs()) for request in drawn])
         timing = interleaved(
             runs, seconds=SECONDS * len(runs), least=LEAST, most=MOST, clock=clock, wall=time.perf_counter
@@ -92,4 +85,4 @@ def fastest(
         return None
     ratios = {k: timing.ratio("0", name) for k, name in enumerate(runs)}
     best = max(ratios, key=lambda k: ratios[k])
-    return plans[best] if ratios[best] > 1 + FASTER else plans[0]
+    return ways[best] if ratios[best] > 1 + FASTER else ways[0]

@@ -22,23 +22,25 @@ from mari_onnx.splitting.choices import Cut
 from mari_onnx.splitting.files import written
 from mari_onnx.splitting.half import rounded
 from mari_onnx.splitting.manifest import Manifest
-from mari_onnx.splitting.plan import Budget, Plan, Planner, Point
+from mari_onnx.splitting.plan import Planner
 from mari_onnx.splitting.timed import LARGEST, contenders, fastest
+from mari_onnx.splitting.ways import Budget, Plan, Point, Way
 
 if TYPE_CHECKING:
     import onnx
 
     from mari_onnx.engine import Options, Rewrite
 
-    Choose = Callable[[Sequence[Plan]], Plan]
+    Choose = Callable[[Sequence[Way]], Way]
+
 
 class Work:
     """One way to split a source: its rewrites, and the files of the last one.
 
     Args:
-        items: an item model may be made. chosen: where to cut, if that is known. clock: threads with which close plans
+        items: an item model may be made. chosen: where to cut, if that is known. clock: threads with which close ways
             are timed, once; None for none. half: states and rows are handed over in half precision, once `round` was
-            called. choose: which of the plans to take, instead of what prices and the clock prefer.
+            called. choose: which way to take, instead of what prices and the clock prefer.
     """
 
     def __init__(
@@ -69,8 +71,8 @@ class Work:
         """The rewrite whose draft is best to cut; see `mari_onnx.engine.rewrite`."""
         from mari_onnx import engine
 
-        self.plan = self._again(sides, options)
-        if self.plan is None:
+        way = self._again(sides, options)
+        if way is None:
             joined = engine.rewrite(self.model, sides, dataclasses.replace(options, split="joined"))
             left = joined.left_for_time
             made = [
@@ -80,8 +82,9 @@ class Work:
             usable = [each for each in [*made, joined] if each.draft is not None]
             if not usable:
                 raise ModelError(f"{self._name} cannot be split: {joined.reason}")
-            plans, self.points = self.planner.plans(usable)
-            self.plan = self._fastest(plans)
+            ways, self.points = self.planner.ways(usable)
+            way = self._fastest(ways)
+        self.plan = self.planner.made(way)
         if not sides and not self.plan.user and not self.plan.item:
             raise unknown_sides(self.source)
         if self.plan.user is None and self.plan.item is None:
@@ -90,11 +93,11 @@ class Work:
                 "or of the item alone with a result that is worth handing over",
                 "mari-onnx optimize computes the user's part once per request",
             )
-        self.chosen, self.slower = self.plan.cut, self.plan.rewrite.left_for_time
-        return dataclasses.replace(self.plan.rewrite, changed=True)
+        self.chosen, self.slower = way.cut, way.rewrite.left_for_time
+        return dataclasses.replace(way.rewrite, changed=True)
 
-    def _again(self, sides: Sides, options: Options) -> Plan | None:
-        """The plan that was chosen before, of a rewrite with these options; None where there is none."""
+    def _again(self, sides: Sides, options: Options) -> Way | None:
+        """The way that was chosen before, of a rewrite with these options; None where there is none."""
         if self.chosen is None:
             return None
         from mari_onnx import engine
@@ -104,16 +107,20 @@ class Work:
         made = engine.rewrite(self.model, sides, how)
         return self.planner.exactly(made, self.chosen) if made.draft is not None else None
 
-    def _fastest(self, plans: Sequence[Plan]) -> Plan:
-        """By the prices, and where plans are close by the clock."""
+    def _fastest(self, ways: Sequence[Way]) -> Way:
+        """By the prices, and where ways are close by the clock."""
         if self.choose is not None:
-            return self.choose(plans)
-        timed = contenders(plans)
+            return self.choose(ways)
+        timed = contenders(ways)
         if self.clock is None or len(timed) < 2 or self.source.size > LARGEST:
-            return plans[0]
+            return ways[0]
         threads, self.clock = self.clock, None  # once: a rewrite with less in it keeps the choice where it can
-        found = fastest(timed, self._written, self.source.model, self.sides, self.options.candidates, threads)
-        return dataclasses.replace(found, cut=dataclasses.replace(found.cut, by="clock")) if found else plans[0]
+
+        def placed(way: Way) -> Path:
+            return self._written(self.planner.made(way))
+
+        found = fastest(timed, placed, self.source.model, self.sides, self.options.candidates, threads)
+        return dataclasses.replace(found, cut=dataclasses.replace(found.cut, by="clock")) if found else ways[0]
 
     @property
     def _name(self) -> str:
@@ -133,7 +140,7 @@ class Work:
         """The files of the plan with states and rows in half precision, as what the check runs."""
         assert self.plan is not None
         plan = self.plan
-        names = {t.name for t in (*plan.state, *plan.rows) if self.planner.is_half(t)}
+        names = {t.name for t in (*plan.way.state, *plan.way.rows) if self.planner.is_half(t)}
         score, user, item = (
             dataclasses.replace(part, model=rounded(part.model, names, made)) if part is not None else None
             for part, made in ((plan.score, False), (plan.user, True), (plan.item, True))

@@ -14,7 +14,7 @@ from mari_onnx.api import as_source, sides_of
 from mari_onnx.choices import options_for
 from mari_onnx.engine.outcome import Draft
 from mari_onnx.splitting.make import Split, split_source
-from mari_onnx.splitting.plan import Budget
+from mari_onnx.splitting.ways import Budget
 
 SIDES = {"u": "user", "x": "item", "c": "cross"}
 

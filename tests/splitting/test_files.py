@@ -152,6 +152,26 @@ def test_the_command_cuts_again_where_its_choices_say(source, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("state", ["float32", "float16"])
+def test_weights_that_are_external_stay_so(tmp_path, capsys, state):
+    """And a part's hash is that of its file and its weights."""
+    path, folder = tmp_path / "model.onnx", tmp_path / "split"
+    onnx.save(three_sides(), path, save_as_external_data=True, location="weights.bin", size_threshold=1024)
+    assert run(["split", str(path), str(folder), *FLAGS, "--state", state]) == 0
+    manifest = manifests.read(folder)
+    for name, part in manifest.parts.items():
+        files = manifests.files(folder, part.file)
+        assert len(files) == 2, name
+        assert part.bytes == sum(f.stat().st_size for f in files)
+        assert files[0].stat().st_size < 4096
+    assert run(["check", str(path), str(folder), "--provider", "cpu", "--candidates", "2"]) == 0
+    data = manifests.files(folder, "item.onnx")[1]
+    data.write_bytes(data.read_bytes()[:-1] + b"x")
+    capsys.readouterr()
+    assert run(["inspect", str(path), str(folder)]) == 3
+    assert "item.onnx is not the file that manifest.json names" in capsys.readouterr().err
+
+
 def test_check_finds_parts_of_another_source(source, tmp_path, capsys):
     folder = tmp_path / "split"
     assert run(["split", str(source), str(folder), *FLAGS]) == 0

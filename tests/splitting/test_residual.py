@@ -12,8 +12,8 @@ from onnx import helper
 from mari_onnx.api import as_source, sides_of
 from mari_onnx.cli.main import run
 from mari_onnx.report.candidate_probe import observe
-from mari_onnx.splitting.plan import Budget
 from mari_onnx.splitting.residual import item_residual
+from mari_onnx.splitting.ways import Budget
 from tests.splitting.graphs import SIDES, model, split, three_sides
 
 WIDE = {"user": 96, "item": 16, "cross": 32, "hidden": 256}

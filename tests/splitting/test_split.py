@@ -15,7 +15,7 @@ from mari_onnx.choices import options_for
 from mari_onnx.errors import Unchanged, UsageError
 from mari_onnx.splitting.assembly import Assembly
 from mari_onnx.splitting.make import split_source
-from mari_onnx.splitting.plan import Budget
+from mari_onnx.splitting.ways import Budget
 from tests.splitting.graphs import model, split, three_sides
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,7 +130,7 @@ def test_shapes_of_items_are_read_from_what_score_has():
 
 def test_budgets():
     made = split(three_sides(), budget=Budget(item=256))
-    assert made.plan.item_bytes == 256
+    assert made.plan.way.item_bytes == 256
     with pytest.raises(UsageError, match=r"--item-bytes 8 \(256 at least\)"):
         split(three_sides(), budget=Budget(item=8))
 
@@ -171,15 +171,15 @@ def test_an_assembly_makes_rows_in_a_foreign_batch():
 
 def test_the_same_split_is_made_again_from_its_choices(monkeypatch):
     """Even where the clock chose a cut that the prices would not."""
-    monkeypatch.setattr("mari_onnx.splitting.work.fastest", lambda plans, *_: plans[-1])
-    monkeypatch.setattr("mari_onnx.splitting.work.contenders", lambda plans: [plans[0], plans[-1]])
+    monkeypatch.setattr("mari_onnx.splitting.work.fastest", lambda ways, *_: ways[-1])
+    monkeypatch.setattr("mari_onnx.splitting.work.contenders", lambda ways: [ways[0], ways[-1]])
     source = as_source(ROOT / "models/dcnv2.onnx")
     found = sides_of(source, None)
     checked = {"candidates": (2,), "coverage": 0, "count": 1, "providers": ("cpu",)}
     timed = split_source(source, found, options_for(500), clock=1, **checked)
-    assert timed.plan.cut.by == "clock"
+    assert timed.plan.way.cut.by == "clock"
     priced = split_source(source, found, options_for(500), **checked)
-    assert priced.plan.cut.by == "prices"
+    assert priced.plan.way.cut.by == "prices"
     assert priced.manifest.parts != timed.manifest.parts
     choices = timed.choices
     again = split_source(source, found, options_for(500, choices=choices.choices), choices=choices, **checked)
