@@ -247,6 +247,35 @@ def test_a_norm_of_a_sum_is_another_kernel_where_onnxruntime_knows_both_shapes()
     assert not Loaded(g, {**shapes, "b": (500, 1, 64)}).stands_for
 
 
+@pytest.mark.parametrize(
+    ("bounds", "split"),
+    [
+        ([(0, 2), (2, 4)], True),
+        ([(2, 2**63 - 1), (0, 2)], True),
+        ([(0, 2), (2, 3)], False),
+        ([(0, 2), (3, 4)], False),
+        ([(0, 2), (1, 4)], False),
+        ([(0, 4)], False),
+    ],
+)
+def test_pieces_that_are_all_of_an_axis_are_one_split(bounds: list[tuple[int, int]], split: bool) -> None:
+    weights = {"axis": np.array([1], np.int64)}
+    nodes = []
+    for k, (begin, end) in enumerate(bounds):
+        weights |= {f"b{k}": np.array([begin], np.int64), f"e{k}": np.array([end], np.int64)}
+        nodes.append(helper.make_node("Slice", ["a", f"b{k}", f"e{k}", "axis"], [f"y{k}"]))
+    loaded = Loaded(graph(*nodes, out="y0", **weights), {"a": (500, 4), **{f"y{k}": (500, 2) for k in range(3)}})
+    assert [node.op_type for node in loaded.stands_for.values()] == ["Split"] * split
+    assert len(loaded.gone) == split
+
+
+def test_columns_that_are_taken_one_by_one_are_one_split_and_views() -> None:
+    weights = {f"k{k}": np.array(k - 2, np.int64) for k in range(4)}
+    nodes = [helper.make_node("Gather", ["x", f"k{k}"], [f"y{k}"], axis=1) for k in range(4)]
+    loaded = Loaded(graph(*nodes, out="y0", **weights), {"x": (500, 4), **{f"y{k}": (500,) for k in range(4)}})
+    assert [node.op_type for node in loaded.stands_for.values()] == ["Split", "Squeeze", "Squeeze", "Squeeze"]
+
+
 def test_a_first_operand_that_is_turned_is_multiplied_matrix_by_matrix() -> None:
     w = np.ones((64, 8), np.float32)
     turn = helper.make_node("Transpose", ["a"], ["t"], "turn", perm=[0, 2, 1])

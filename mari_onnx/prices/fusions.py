@@ -1,8 +1,8 @@
 """What onnxruntime does to a graph when it loads it, as far as it changes how long a run takes.
 
 Nodes of constants alone are computed at load, of nodes that compute the same one is left, and some neighbours become
-one kernel: a bias and an activation join their product, a Transpose and a scale join a MatMul, the nodes of a
-LayerNormalization or a Gelu become one.
+one kernel: a bias and an activation join their product, a Transpose and a scale join a MatMul, pieces that are all of
+an axis become a Split, the nodes of a LayerNormalization or a Gelu become one.
 """
 
 from __future__ import annotations
@@ -182,6 +182,49 @@ def _scaled(g: Loaded, node: NodeProto) -> None:
         g.gone.add(id(node))
 
 
+def _piece(g: Loaded, node: NodeProto) -> tuple[int, int, int] | None:
+    """Axis, begin and end of the one stretch that a Slice or a Gather takes of an axis; None for other nodes."""
+    x = g.shapes.get(node.input[0]) if node.input else None
+    if not x:
+        return None
+    if node.op_type == "Gather" and (at := g.scalar(node.input[1])) is not None:
+        axis = attribute(node, "axis", 0) % len(x)
+        return axis, int(at) % max(1, x[axis]), int(at) % max(1, x[axis]) + 1
+    if node.op_type == "Slice" and len(node.input) > 3:
+        begin, end, axis, step = [*map(g.scalar, node.input[1:]), 1.0][:4]
+        if begin is not None and end is not None and axis is not None and step == 1:
+            axis = int(axis) % len(x)
+            return axis, *slice(int(begin), int(end)).indices(x[axis])[:2]
+    return None
+
+
+def _pieces(g: Loaded, node: NodeProto) -> None:
+    """Slices and Gathers that together take all of an axis, each element once, are one Split."""
+    mine = _piece(g, node)
+    if mine is None:
+        return
+    name = g.first.get(node.input[0], node.input[0])
+    readers = [r for r in g.consumers.get(name, []) if r.input and g.first.get(r.input[0], r.input[0]) == name]
+    cuts = ((reader, _piece(g, reader)) for reader in readers)
+    found = ((reader, piece) for reader, piece in cuts if piece is not None and piece[0] == mine[0])
+    head = next(found, None)
+    if head is None or head[0] is not node:
+        return
+    others = list(found)
+    ranges = sorted([mine[1:], *(piece[1:] for _, piece in others)])
+    ends = [0, *(end for _, end in ranges)]
+    whole = ends[-1] == g.shapes[name][mine[0]] if name in g.shapes else False
+    if not others or not whole or any(begin != end for (begin, _), end in zip(ranges, ends, strict=False)):
+        return
+    results = [node.output[0], *(reader.output[0] for reader, _ in others)]
+    g.stands_for[id(node)] = onnx.helper.make_node("Split", [name], results, axis=mine[0])
+    for reader, _ in others:
+        if len(g.shapes.get(reader.output[0], ())) == len(g.shapes[name]):
+            g.gone.add(id(reader))
+        else:  # a Gather by a number, which drops the axis
+            g.becomes(reader, "Squeeze")
+
+
 def _chain(g: Loaded, node: NodeProto, *ops: str) -> list[NodeProto] | None:
     """The nodes of these operators, each the only reader of the one before, after `node`."""
     found = [node]
@@ -260,5 +303,5 @@ def _takes_norm(node: NodeProto) -> bool:
 
 
 FUSIONS: Sequence[Callable[[Loaded, NodeProto], None]] = (
-    _layer_norm, _norm_of_sum, _gelu, _norm_into_product, _bias_and_activation, _turned_operand, _scaled,
+    _pieces, _layer_norm, _norm_of_sum, _gelu, _norm_into_product, _bias_and_activation, _turned_operand, _scaled,
 )  # fmt: skip
