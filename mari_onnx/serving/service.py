@@ -109,6 +109,8 @@ class Service:
                 answer = self._score(model, request)
             except MariError as error:
                 answer = error
+            except Exception as error:  # whatever it is, the other requests get their scores
+                answer = MariError(f"a defect of mari-onnx: {type(error).__name__}: {error}", "please report it")
             answers.append(answer)
         return answers
 

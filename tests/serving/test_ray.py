@@ -1,0 +1,76 @@
+"""The application on a real Ray Serve: requests are merged, and a bad one does not harm its neighbours."""
+
+from __future__ import annotations
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from mari_onnx.errors import UsageError
+from mari_onnx.serving.catalogue import Catalogue
+from mari_onnx.serving.precompute import precompute
+from tests.serving.conftest import features, write_catalogue
+from tests.serving.test_http import INFER, body
+from tests.serving.test_service import ITEMS, close, expected, request, source
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own modules
+ray = pytest.importorskip("ray")
+httpx = pytest.importorskip("httpx")
+
+
+@pytest.fixture(scope="module")
+def url(folder, ranker, tmp_path_factory):
+    from ray import serve
+
+    from mari_onnx.serving.ray import app
+
+    path = tmp_path_factory.mktemp("ray")
+    catalogue = write_catalogue(path / "i.parquet", np.arange(ITEMS), features(ITEMS))
+    precompute(ranker, Catalogue(catalogue, ranker.manifest), path / "s.arrow")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        settings = {"folder": str(folder), "store": str(path / "s.arrow"), "batch": "8", "wait_ms": "20"}
+        serve.run(app(settings), name="test")
+        yield f"http://127.0.0.1:{port}"
+        serve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.slow
+def test_merged_requests_are_answered_each_by_itself(url):
+    session = source()
+    asked = [request(1 + seed % 20, seed) for seed in range(40)]
+    bodies = [body(each) for each in asked]
+    for bad in range(0, 40, 5):
+        bodies[bad]["inputs"][0]["data"][0] = ITEMS + bad
+    with httpx.Client() as client, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda b: client.post(url + INFER, json=b, timeout=60), bodies))
+        text = client.get(f"{url}/metrics").text
+    for number, (each, answer) in enumerate(zip(asked, answers, strict=True)):
+        if number % 5:
+            close(np.array(answer.json()["outputs"][0]["data"])[:, None], expected(each, session))
+        else:
+            assert answer.status_code == 400
+            assert f"no rows of the items {ITEMS + number}" in answer.json()["error"]
+    batches = float(next(x for x in text.splitlines() if x.startswith("mari_onnx_batch_size_count")).split()[1])
+    assert batches < len(asked)
+
+
+def test_settings_that_are_wrong():
+    from mari_onnx.serving.ray import Settings
+
+    with pytest.raises(UsageError, match="folder of a split is missing"):
+        Settings.of({})
+    with pytest.raises(UsageError, match="there is no setting wait"):
+        Settings.of({"folder": "x", "wait": "1"})
+    with pytest.raises(UsageError, match="batch=many is no number"):
+        Settings.of({"folder": "x", "batch": "many"})
+    made = Settings.of({"folder": "x", "batch": "4", "cache_mb": "0.5"})
+    assert (made.folder, made.batch, made.cache_mb, made.queue) == ("x", 4, 0.5, 200)
