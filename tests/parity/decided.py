@@ -118,7 +118,28 @@ def routed() -> Pair:
     return _pair(g, Sides({**users, **dict.fromkeys(items, "item")}))
 
 
-DECIDED: dict[str, Callable[[], Pair]] = {"halves": halves, "together": together, "routed": routed}
+def digits() -> Pair:
+    """Numbers of which parts are looked at: bits, and a quotient beside its remainder."""
+    g = _graph()
+    g.input("level", TensorProto.FLOAT, ["N", 1])
+    for name in ("flags", "word"):
+        g.input(name, TensorProto.INT64, ["N"])
+    g.op("Cast", ["flags"], "flags_unsigned", to=TensorProto.UINT64)
+    g.op("Unsqueeze", ["flags_unsigned", "axis1"], "flags_column")
+    bits = g.weight("bits", np.arange(20, dtype=np.uint64)[None])
+    g.op("BitShift", ["flags_column", bits], "flags_shifted", direction="RIGHT")
+    g.op("BitwiseAnd", ["flags_shifted", g.weight("lowest", np.array(1, np.uint64))], "flag_bits")
+    g.op("Cast", ["flag_bits"], "flags_row", to=TensorProto.FLOAT)
+    _score(g, "flags_row", 20, "by_flags")
+    g.weight("thousand", np.array(1000))
+    g.op("Div", ["word", "thousand"], "prefix_id")
+    _row(g, "prefix", 50, "prefix_id")
+    g.op("Mod", ["word", "thousand"], "suffix_id")
+    _row(g, "suffix", 1000, "suffix_id")
+    return _pair(g, Sides({"level": "item", "flags": "user", "word": "item"}))
+
+
+DECIDED: dict[str, Callable[[], Pair]] = {"halves": halves, "together": together, "routed": routed, "digits": digits}
 
 
 def _up(name: str, given: str, step: float = 1.0) -> Fault:
@@ -221,5 +242,7 @@ DECIDED_MUTANTS: dict[str, tuple[str, Fault]] = {
     "a negative number not made positive": ("routed", kind("folder_size", "Identity")),
     "rounded down where it is cut off": ("routed", _floored("temper_whole", "temper_part")),
     "ids from the end are none": ("routed", _compared("brand_one", 20)),
+    "another bit of twenty": ("digits", put("bits", (0, 19), 20)),
+    "row of a quotient beside its remainder wrong": ("digits", put("prefix_table", 49, 9.0)),
     "halves of a sum rounded up, not to even": ("routed", _up("parcel_row", "parcel_mean")),
 }

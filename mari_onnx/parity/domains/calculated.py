@@ -7,7 +7,7 @@ own: one element is found by halving for each row that is wanted, the others are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -38,6 +38,8 @@ _COORDINATES, _ASKED = 6, 200
 _ROUNDS, _STALE = 48, 4
 # Of the user's elements few different numbers are drawn in a round: each costs a request of its own.
 _USERS = 48
+# Ids that come to this part of the largest row come to all.
+_FAR_ENOUGH = 0.9
 # No larger numbers are fed: the product of two fits 64 bits.
 _LARGEST = 2.0**31
 # Of what may be anything so many are drawn by their magnitude.
@@ -79,15 +81,25 @@ class Found:
 
 
 def calculated(
-    model: onnx.ModelProto, layout: Layout, traces: Sequence[Trace], rows: Mapping[str, np.ndarray], seed: int = 0
+    model: onnx.ModelProto,
+    layout: Layout,
+    traces: Sequence[Trace],
+    rows: Mapping[str, np.ndarray],
+    loose: Mapping[str, np.ndarray],
+    seed: int = 0,
 ) -> Found:
     """What to feed for rows and categories that are calculated.
 
     Args:
         model: without functions.
-        rows: ids of elements that are known already.
+        rows: ids of elements that are known already; `loose` says which of them may be any number here.
     """
     found = Found()
+    anything = {
+        (name, place)
+        for name, own in loose.items()
+        for place in np.flatnonzero(np.broadcast_to(own, folded(layout, name))).tolist()
+    }
     known = {
         (name, place): int(np.broadcast_to(own, folded(layout, name)).reshape(-1)[place])
         for name, own in rows.items()
@@ -99,7 +111,7 @@ def calculated(
             rng = np.random.default_rng([seed, len(found.joints)])
             with suppress(MariError):
                 tries = Tries(model, layout, trace, target.tensor, target.sizes, lanes)
-                _Search(tries, target, layout, known, found, rng).all()
+                _Search(tries, target, layout, known, anything, found, rng).all()
     return found
 
 
@@ -143,11 +155,12 @@ class _Search:
         target: Target,
         layout: Layout,
         known: Mapping[Coordinate, int],
+        anything: Set[Coordinate],
         found: Found,
         rng: np.random.Generator,
     ):
         self._tries, self._target, self._layout = tries, target, layout
-        self._known, self._found, self._rng = known, found, rng
+        self._known, self._anything, self._found, self._rng = known, anything, found, rng
 
     def all(self) -> None:
         """Of each element of the tensor that is calculated from few."""
@@ -157,12 +170,22 @@ class _Search:
         moved = self._tries.moved(_STEPS)
         for by in dict.fromkeys(tuple(np.flatnonzero(column).tolist()) for column in moved.T):
             mine = [coordinates[k] for k in by]
-            if len(mine) == 1 and (self._known.get(mine[0]) or not self._target.sizes):
-                continue  # dealt as ids, or turned back by itself
+            if len(mine) == 1 and not self._target.sizes:
+                continue  # turned back by itself
             if 0 < len(mine) <= _COORDINATES:
                 place = next(k for k, column in enumerate(moved.T) if tuple(np.flatnonzero(column).tolist()) == by)
                 with suppress(MariError):
-                    self._place(place, mine)
+                    if len(mine) > 1 or not self._is_dealt(place, mine[0]):
+                        self._place(place, mine)
+
+    def _is_dealt(self, place: int, each: Coordinate) -> bool:
+        """Whether the ids of an element are all that there is to be met; of those that may be any number, whether they
+        come as far as what is wanted."""
+        count = self._known.get(each)
+        if not count or each not in self._anything:
+            return bool(count)
+        answer = self._tries.run({each: np.floor(np.linspace(0, count - 1, self._tries.count))})
+        return bool(answer[0][:, place][answer[1][:, place]].max(initial=0) >= _FAR_ENOUGH * self._target.numbers[-1])
 
     def _place(self, place: int, mine: list[Coordinate]) -> None:
         wanted, found = np.array(self._target.numbers), self._found
@@ -203,6 +226,8 @@ class _Search:
             From where, up to where it is mostly drawn, and up to where it may be at all.
         """
         kind, count = self._tries.kinds[each[0]], self._known.get(each) or limit
+        if each in self._anything and not limit:
+            count = None
         if count:
             return 0.0, count - 1.0, count - 1.0
         grid = np.unique(cast(GRID if kind.kind == "f" else GRID[np.round(GRID) == GRID], kind).astype(np.float64))

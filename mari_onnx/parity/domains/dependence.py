@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mari_onnx.parity.layout import Layout
 
 # Larger than any table, exact in float32, and odd.
-_BIG = 16_000_001
+LARGE = 16_000_001
 _OUTPUT = "mari_onnx.ids/"
 # From where on tensors are looked at: a graph may treat small numbers apart from the others, as padding or as rare ids.
 _STARTS = (0, *(2**k for k in range(21)))
@@ -84,7 +84,7 @@ class Probe:
         self.big: dict[str, np.ndarray] = {}
         self.bigger: dict[str, np.ndarray] = {}
         try:
-            self.big, self.bigger = (self.answer(np.full(self.total, _BIG + k)) for k in (0, 1))
+            self.big, self.bigger = (self.answer(np.full(self.total, LARGE + k)) for k in (0, 1))
         except MariError:
             self.big = self.bigger = {}
 

@@ -96,6 +96,8 @@ class Domains(dict[str, Domain]):
         self.sizing, self.halves = frozenset(sizing), frozenset(halves)
 
 
+# Ids that may be any number are less than this.
+_ANYTHING = 2**53
 # The longest of a length whose bound is not known.
 _LENGTH = 20
 
@@ -112,7 +114,7 @@ def domains(
     """
     model = inlined(model)
     main = Scope(model.graph, dims(model), constants(model.graph))
-    rows, hashed, before, notes = ids.rows(model, layout, main)
+    rows, hashed, loose, before, notes = ids.rows(model, layout, main)
     gathered = Gathered(layout)
     for name, early in before.items():
         for place in np.flatnonzero(np.broadcast_to(early, folded(layout, name))).tolist():
@@ -128,7 +130,7 @@ def domains(
         moving = varying(graph, its_layout)
         traces = traced(graph, its_layout)
         if first:
-            searched = calculated(model, layout, traces, rows)
+            searched = calculated(model, layout, traces, rows, loose)
             rows = ids.limited(rows, searched.limits, layout)
             gathered.joints.update(searched.joints)
             gathered.joints.update(dict.fromkeys(turning(model, layout, traces, rows)))
@@ -169,8 +171,9 @@ def domains(
         told_apart = values.get(each.name)
         if domain.role in ("plain", "positive") or (domain.role == "mask" and domain.real):
             if told_apart is not None:
+                most = np.where(loose.get(each.name, np.array(False)), _ANYTHING, np.array(0) if own is None else own)
                 told_apart = told_apart.without(place for place, r in its_roles.items() if r.name == "length")
-                domain = replace(domain, values=told_apart if own is None else told_apart.within(own))
+                domain = replace(domain, values=told_apart if own is None else told_apart.within(most))
             if each.dtype.kind in "iuf":
                 its = spread.made(layout, distributions.get(each.name, {}), each.name, domain.values, own)
                 domain = replace(domain, spread=its)

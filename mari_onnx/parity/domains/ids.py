@@ -15,7 +15,7 @@ import numpy as np
 from mari_onnx.errors import MariError
 from mari_onnx.model.nodes import attribute, attribute_graphs
 from mari_onnx.model.ops import Fact, having
-from mari_onnx.parity.domains.dependence import Probe
+from mari_onnx.parity.domains.dependence import LARGE, Probe
 from mari_onnx.parity.domains.scope import Scope, constants, sources
 from mari_onnx.parity.domains.trace import folded
 
@@ -44,13 +44,15 @@ class Ids(NamedTuple):
 
     Attributes:
         rows: how many ids each element may have, as `Domain.rows`.
-        hashed: which of them may be any number, as `Domain.hashed`.
+        hashed: which of them may be any number, as `Domain.hashed`; `loose` are those too of which a remainder is
+            taken and that are bounded somewhere else, as a quotient is a row too.
         before: bool, like `hashed`: an id of -1 has a row of its own, before that of 0.
         notes: what could not be found out.
     """
 
     rows: dict[str, np.ndarray]
     hashed: dict[str, np.ndarray]
+    loose: dict[str, np.ndarray]
     before: dict[str, np.ndarray]
     notes: list[str]
 
@@ -66,12 +68,12 @@ def rows(model: onnx.ModelProto, layout: Layout, scope: Scope) -> Ids:
     reason = None
     for length in (5, 1):  # of free dimensions: a graph may refuse one
         try:
-            found = _probe(model, layout, sinks, length)
-            return Ids({**_picked(layout, scope, sinks, found[0]), **found[0]}, *found[1:], [])
+            found, hashed, loose, before = _probe(model, layout, sinks, length)
+            return Ids({**_picked(layout, scope, sinks, found), **found}, hashed, loose, before, [])
         except MariError as error:
             reason = str(error).splitlines()[0]
     note = f"the range of ids could not be found out ({reason}); 0 and 1 are drawn"
-    return Ids({i.name: np.array(2) for i in layout.signature.inputs if i.dtype.kind in "iu"}, {}, {}, [note])
+    return Ids({i.name: np.array(2) for i in layout.signature.inputs if i.dtype.kind in "iu"}, {}, {}, {}, [note])
 
 
 def limited(
@@ -159,12 +161,13 @@ def _data(node: onnx.NodeProto) -> Sequence[str]:
 
 def _probe(
     model: onnx.ModelProto, layout: Layout, sinks: Sequence[_Sink], length: int
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
+) -> tuple[dict[str, np.ndarray], ...]:
+    """`Ids`, but for its notes."""
     if not sinks:
-        return {}, {}, {}
+        return {}, {}, {}, {}
     probe = Probe(model, layout, [s.tensor for s in sinks], length)
     if not probe.names:
-        return {}, {}, {}
+        return {}, {}, {}, {}
     rows = np.zeros(probe.total, np.int64)
     bounded, before = np.zeros(probe.total, bool), np.zeros(probe.total, bool)
     half = probe.halves()
@@ -203,8 +206,21 @@ def _probe(
         {name: probe.folded(name, part.astype(np.int64)) > 0 for name, part in probe.by_input(each)}
         for each in (bounded, before)
     ]
-    hashed, early = ({name: (part > 0) & each[name] for name, part in found.items()} for each in flags)
-    return found, {name: (part > 0) & ~hashed[name] for name, part in found.items()}, early
+    limited, early = ({name: (part > 0) & each[name] for name, part in found.items()} for each in flags)
+    loose = {name: (part > 0) & ~limited[name] for name, part in found.items()}
+    hashed = {name: each & _may_be_large(probe, sinks, name) for name, each in loose.items()}
+    return found, hashed, loose, early
+
+
+def _may_be_large(probe: Probe, sinks: Sequence[_Sink], name: str) -> bool:
+    """Whether all rows are there if an input holds large numbers alone."""
+    large = np.concatenate([np.full(part.size, LARGE if k == name else 0) for k, part in probe.by_input(probe.floats)])
+    try:
+        answer = probe.answer(large)
+    except MariError:
+        return False
+    rows = ((answer[s.tensor], s.rows) for s in sinks if s.tensor in answer)
+    return all(bool(((at >= -count) & (at < count)).all()) for at, count in rows)
 
 
 def _astray(probe: Probe, rows: np.ndarray) -> np.ndarray:

@@ -66,7 +66,7 @@ def roles(trace: Trace, varying: set[str]) -> dict[tuple[str, int], Role]:
     for tensor in trace.curves:
         readers = trace.parts.readers.get(tensor, [])
         if not readers or not all(_goes_on(node, trace) for node in readers):
-            for name, place, element in trace.owners(tensor):
+            for name, place, element in trace.owners(tensor, curves=True):
                 ends.setdefault((name, place), []).append((tensor, element))
     for key, several in ends.items():
         if key not in found:

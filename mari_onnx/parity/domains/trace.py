@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from mari_onnx.parity.domains.local import Locals
     from mari_onnx.parity.layout import Layout
 
-# How far elements are moved to see what they move: one step, and further than every rounding and division.
+# How far elements are moved to see what they move: one step, and further than every rounding and division; the latter
+# two set each bit of a whole number.
 _FAR = 2.0**20
-_STEPS = (1.0, _FAR, -_FAR)
+_STEPS = (1.0, _FAR - 1, -_FAR)
 # The numbers at which a tensor is looked at: small ones, fractions, and powers of two to both sides.
 _SMALL = [float(n) for n in range(18)]
 _POWERS = [2.0**k for k in range(5, 41)]
@@ -36,6 +37,8 @@ _BELOW = [-n for n in (*_SMALL[:6], 8.0, 16.0, *_POWERS)]
 GRID = np.array(sorted({*_SMALL, *_POWERS, *_BELOW, 0.5, -0.5, 0.25, 1.5, 2.75}))
 # Tensors of more elements are not looked into, nor more tensors than this.
 _ELEMENTS, _TENSORS = 2**14, 1500
+# Of so many elements it is looked at whether they are moved in different ways.
+_CURVES = 1024
 _WHAT = "the part of the model between inputs and what reacts to them"
 
 
@@ -145,12 +148,19 @@ class Trace:
         """The input of an input element, and its place in the shape that `folded` gives."""
         return self._inputs[int(self.places[0, origin])].name, int(self.places[1, origin])
 
-    def owners(self, tensor: str) -> Iterator[tuple[str, int, int]]:
-        """Each input and place that moves elements of a tensor, and the first such element."""
+    def owners(self, tensor: str, curves: bool = False) -> Iterator[tuple[str, int, int]]:
+        """Each input and place that moves elements of a tensor, and the first such element.
+
+        Args:
+            curves: of elements that one place moves in different ways the first of each way, unless they are many.
+        """
         origin = self.curves[tensor].origin
         elements = np.flatnonzero(origin >= 0)
         if elements.size:
-            _, first = np.unique(self.places[:, origin[elements]], axis=1, return_index=True)
+            keys = self.places[:, origin[elements]]
+            if curves and elements.size <= _CURVES:
+                keys = np.concatenate([keys, self.curves[tensor].y[:, elements]])
+            _, first = np.unique(keys, axis=1, return_index=True)
             for element in elements[first].tolist():
                 yield *self.owner(int(origin[element])), element
 

@@ -145,7 +145,7 @@ class Filler:
                 first = [n for n in known if not isinstance(n, str)]
                 if len(shape) > 1 and shape[-1] > 1:  # a history should not begin with what stands for no entry
                     first = [n for n in first if n not in padding]
-                deck = self.decks[each.name, place] = Deck(count, self.rng, first)
+                deck = self.decks[each.name, place] = Deck(count, self.rng, first, beyond=True)
             where: tuple[Any, ...] = (...,)
             if rows.size > 1:
                 at = np.unravel_index(place, rows.shape)

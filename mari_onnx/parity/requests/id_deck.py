@@ -17,14 +17,16 @@ class Deck:
 
     Args:
         first: ids, or -1 where a graph tells what is below 0 apart.
+        beyond: numbers that are no smaller than `rows` may be among them.
     """
 
-    def __init__(self, rows: int, rng: np.random.Generator, first: Sequence[float] = ()):
+    def __init__(self, rows: int, rng: np.random.Generator, first: Sequence[float] = (), beyond: bool = False):
         self.rows, self.dealt, self._rng = rows, 0, rng
         self._shuffled = rows <= _SHUFFLED_ROWS
         # Both ends of what is not shuffled.
         ends = [] if self._shuffled else [0, rows - 1]
-        self._first = np.array(list(dict.fromkeys([*(int(n) for n in first if -1 <= n < rows), *ends])), np.int64)
+        kept = [int(n) for n in first if n >= -1 and (beyond or n < rows)]
+        self._first = np.array(list(dict.fromkeys([*kept, *ends])), np.int64)
         self._cards = np.empty(0, np.int64)
         if self._shuffled and self._first.size:
             cards = rng.permutation(rows)
