@@ -105,6 +105,8 @@ def optimize(
     shapes: Mapping[str, Sequence[int | str | None]] | None = None,
     count: Iterable[str] = (),
     batched: str | None = None,
+    index: str | Iterable[str] = (),
+    index_name: str | None = None,
     candidates: int | Mapping[int, float] | None = None,
     check: bool = True,
     requests: str | Path | Iterable[Request] | None = None,
@@ -123,7 +125,10 @@ def optimize(
             the model's metadata, a side file beside the model, and its dimensions are asked.
         user, item, cross, rest, count: as the flags of the command line.
         shapes: input name -> dimensions that the file lacks or fixes: sizes, symbols such as "N", None.
-        batched: write a model for several requests in one run, "grid" (docs/batching.md); needs the check.
+        batched: write a model for several requests in one run, "grid", "index" or "offsets" (docs/batching.md);
+            needs the check.
+        index: the input that says, for each candidate, which row of the user inputs is its user's.
+        index_name: the name of the input that "index" and "offsets" add.
         candidates: the N that rewrites have to pay for; or several, N -> how much its time counts. By default 16, 64
             and 500, which count alike.
         check: run both models and compare; a difference raises. Without it nothing is assumed that a run has to tell.
@@ -143,6 +148,7 @@ def optimize(
     source = as_source(model)
     given = {name: tuple(shape) for name, shape in (shapes or {}).items()}
     tags = {"user": user, "item": item, "cross": cross, "rest": rest, "shapes": given, "count": count}
+    tags |= {"index": [index] if isinstance(index, str) else [*index], "index_name": index_name}
     found = sides_of(source, sides, check, batched=batched, **tags)
     options = options_for(candidates, target=target, threads=threads, prices=prices, choices=choices)
     if not check and found.batched:
@@ -276,6 +282,7 @@ def checked(
     for provider in providers:
         require(provider)  # before minutes of work
     if sides.batched:
+        _refuse_taken(source.model, sides)
         _refuse_mixing(source.model, sides)
     staged: list[Staged] = []
 
@@ -302,7 +309,7 @@ def checked(
         answer, speed = answered(options), None
         if sides.batched and not answer.rewrite.changed:
             raise _not_batched(sides, answer.rewrite.reason)
-        if if_slower is not None and not sides.batched and answer.ok and answer.result is not None:
+        if if_slower is not None and not sides.several and answer.ok and answer.result is not None:
             from mari_onnx.timing.speed import settled
 
             origin = source.path if source.path.is_file() and not sides.shapes else source.model
@@ -341,9 +348,9 @@ def _engine(source: Source) -> Callable[[onnx.ModelProto, Sides, Options], Rewri
     metadata = {entry.key: entry.value for entry in source.model.metadata_props}
 
     def rewrite(model: onnx.ModelProto, sides: Sides, options: Options) -> Rewrite:
-        if sides.batched:
-            if METADATA_KEY in metadata and METADATA_KEY in (p.key for p in model.metadata_props):
-                return engine.Rewrite(model, False, [], reason=f"it takes several requests already ({sides.batched})")
+        if sides.batched and METADATA_KEY in metadata and METADATA_KEY in (p.key for p in model.metadata_props):
+            return engine.Rewrite(model, False, [], reason=f"it takes several requests already ({sides.batched})")
+        if sides.several:  # prices and the clock are for one request per run
             options = dataclasses.replace(options, prices=None)
         made = upgraded(model)
         result = engine.rewrite(made.model, sides, options)
@@ -398,7 +405,7 @@ def _finished(source: Source, sides: Sides, options: Options, result: Rewrite) -
             **({PRICES_KEY: options.prices.sha256} if options.prices is not None and options.prices.foreign else {}),
         },
     )
-    if wrong := differences(source.model, output):
+    if wrong := differences(source.model, output, [sides.added] if sides.added is not None else []):
         raise RuntimeError("the rewrite changed the model's interface: " + "; ".join(wrong))
     return Optimized(output, True, report, source, result)
 
@@ -425,6 +432,17 @@ def _refuse_mixing(model: onnx.ModelProto, sides: Sides) -> None:
     where = mixes(model, layout, domains(model, layout)[0])
     if where is not None:
         raise _not_batched(sides, where)
+
+
+def _refuse_taken(model: onnx.ModelProto, sides: Sides) -> None:
+    """Raises `UsageError` where the input that the output has and the source has not has a name of the source."""
+    from mari_onnx.model.nodes import all_names
+
+    if sides.added is not None and sides.added in all_names(model.graph):
+        raise UsageError(
+            f"the model has a tensor {sides.added!r} already, and --batched {sides.batched} adds an input of that name",
+            "give the new input another name: --index-name NAME",
+        )
 
 
 def _not_batched(sides: Sides, reason: str | None) -> CannotBatch:
@@ -456,7 +474,9 @@ def sides_of(
 ) -> Sides:
     """The sides of a source. sides: see `optimize`. run: the source may be run to find out. flags: of `resolve`."""
     if isinstance(sides, Sides):
-        sides = dataclasses.replace(sides, batched=flags.get("batched") or sides.batched)
+        given = {name: flags[name] for name in ("batched", "index_name") if flags.get(name)}
+        indices = tuple(flags.get("index", ())) or sides.indices
+        sides = dataclasses.replace(sides, indices=indices, **given)
         return with_axes(source.model, sides, source.model if run else None)
     file = sides if isinstance(sides, str | Path) else None
     if isinstance(sides, Mapping):

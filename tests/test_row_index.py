@@ -43,7 +43,7 @@ def test_an_index_tagged_user_is_refused(source: onnx.ModelProto, checked: bool)
 def test_the_suggestion_never_makes_it_the_users() -> None:
     with pytest.raises(SidesUnknown) as error:
         optimize(picked())
-    assert "--cross user_row" in str(error.value)
+    assert "--index user_row" in str(error.value)
     assert "--user user " in str(error.value)
     with pytest.raises(SidesUnknown) as error:
         optimize(picked(table=True))

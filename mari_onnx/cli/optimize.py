@@ -72,9 +72,15 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--batched",
-    type=click.Choice(["grid"]),
-    help="Write OUT for several requests in one run. grid: user inputs [R, ..], item and cross inputs [R, N, ..], "
-    "outputs [R, N, ..] (docs/batching.md).  [default: one request per run]",
+    type=click.Choice(["grid", "index", "offsets"]),
+    help="Write OUT for several requests in one run, with user inputs [R, ..]. grid: item and cross inputs and outputs "
+    "are [R, N, ..]. index, offsets: they have the candidates of all requests, [P, ..], and one more input says whose "
+    "they are: request_index [P], or request_offsets [R+1] (docs/batching.md).  [default: one request per run]",
+)
+@click.option(
+    "--index-name",
+    metavar="NAME",
+    help="The name of the input that --batched index and offsets add.  [default: request_index, request_offsets]",
 )
 @click.option(
     "--check/--no-check",
@@ -152,7 +158,7 @@ def optimize(
     options = options_for(candidates, target=target, threads=threads, prices=prices, choices=given)
     checking = None
     if check:
-        timed = if_slower if target == "cpu" and not found.batched else None
+        timed = if_slower if target == "cpu" and not found.several else None
         checking = {"requests": requests, "providers": providers, "if_slower": timed, "threads": threads}
     with _staged(loaded, found, output, options, checking, dry_run, quiet) as (done, staged):
         summary.write(out, summary.of_optimize(done.report, show_inputs=sides["guess"], target=target))

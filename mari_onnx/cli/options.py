@@ -91,6 +91,14 @@ def side_options(command: F) -> F:
             help="Inputs whose value is the number of candidates: one integer, of shape [] or [1]. They have no side.",
         ),
         click.option(
+            "--index",
+            "index",
+            multiple=True,
+            metavar="NAME",
+            help="The input that says, for each candidate, which row of the user inputs is its user's, in a model that "
+            "takes several users in one run (docs/batching.md). It has no side.",
+        ),
+        click.option(
             "--guess",
             is_flag=True,
             help="Guess the sides of the other inputs from their names. A wrong guess of `user` makes a "
@@ -148,6 +156,8 @@ def sides_from(
         count=options.get("counts", ()),
         indices=row_indices(model) if options.get("guess") else (),
         batched=options.get("batched"),
+        index=options.get("index", ()),
+        index_name=options.get("index_name"),
     )
     return with_axes(model, found, model if options.get("check", True) else None)
 

@@ -34,6 +34,7 @@ from mari_onnx.engine.outcome import Draft, NodeReport, Rewrite
 from mari_onnx.engine.output.assemble import assemble, fuse_gemm, live
 from mari_onnx.engine.output.cpu import for_cpu
 from mari_onnx.engine.output.names import name_outputs, restore_names, tensor_map
+from mari_onnx.engine.output.per_candidate import PerCandidate
 from mari_onnx.engine.session import Options, Session
 from mari_onnx.model.dims import Size
 from mari_onnx.model.functions import inlined
@@ -69,7 +70,7 @@ def rewrite(model: onnx.ModelProto, sides: Sides, options: Options | None = None
         return Rewrite(model, False, [], reason=f"opset {opsets['']} is older than {OLDEST}")
     options = options or Options()
     graph = _inlined(model)
-    time = TimeModel(options.candidates, several=bool(sides.batched), apart=options.split == "apart")
+    time = TimeModel(options.candidates, several=bool(sides.several), apart=options.split == "apart")
     session = Session(graph, input_shapes(graph, sides), opsets, options, declared(graph, sides))
     try:
         return _best(model, sides, session, time)
@@ -134,17 +135,21 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     inputs = {info.name for info in graph.input}
     lifted = {n for n, t in stored.items() if env[n].groups is not None and t.shape != env[n].shape}
     both = sorted(lifted & {info.name for info in graph.output})
-    if sides.batched:
+    if sides.several:
         both = sorted({info.name for info in graph.output} & (inputs | {i.name for i in graph.initializer}))
     if both:
         reason = f"the user input {both[0]!r} is also an output, so it must keep its N rows"
-        if sides.batched:
+        if sides.several:
             reason = f"the input {both[0]!r} is also an output, which would be two tensors of one name"
         return Rewrite(model, False, [], reason=reason)
     one_bag = bags.interpret(state, sides, stored)
     wanted = [(o.name, stored.get(o.name) or _output(b, o.name, env[o.name])) for o in graph.output]
     outputs = name_outputs(b, wanted, inputs | {i.name for i in graph.initializer})
     nodes = live(outputs)
+    once = requests.for_requests(outputs) if b.flat else set()
+    if b.flat:
+        PerCandidate(b, once).rewrite(nodes)
+        nodes = live(outputs)
     if not options.split:
         nodes = fuse_gemm(nodes, outputs)
     if not options.split and options.target == "cpu":
@@ -152,13 +157,15 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
         nodes = for_cpu(b, nodes, outputs, most=2 * kept)
     restore_names(env, nodes, outputs)
     shapes = one_bag | {name: value.shape for name, value in env.items() if value.groups is not None}
+    if sides.indices:
+        shapes |= {name: requests.by_user(shapes[name]) for name in requests.of_users(graph, sides) if name in shapes}
     written = [t for n in nodes for t in [*n.inputs, *n.outputs] if t is not None]
     out_shapes = {t.name: t.shape for t in written if t.shape is not None}
     made = assemble(
-        model if not model.functions else _with_graph(model, graph), nodes, outputs, {} if sides.batched else stored
+        model if not model.functions else _with_graph(model, graph), nodes, outputs, {} if sides.several else stored
     )
-    if sides.batched:
-        requests.declare(made, sides, graph)
+    if sides.several:
+        requests.declare(made, sides, graph, once)
     result = Rewrite(
         made,
         True,
@@ -174,7 +181,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     moved = bool(lifted) or any(r.action in ("lifted", "split") for r in state.reports)
     less = after.flops < before.flops or (after.flops == before.flops and after.bytes < before.bytes)
     result.flops, result.assumptions = after.flops, assumptions.made
-    if (not moved or not less) and not sides.batched:
+    if (not moved or not less) and (sides.indices or not sides.batched):
         result.model, result.changed, result.out_shapes, result.assumptions = model, False, shapes, []
         result.tensor_map = {name: name for name in shapes}
         result.reason = (

@@ -42,7 +42,8 @@ def enter(b: Builder, session: Session, sides: Sides) -> tuple[dict[str, Value],
         name = sparse.values.name
         env[name] = from_tensor(b.input(name, sparse.values.data_type, tuple(sparse.dims), frozenset()))
     # sizes that a count stands for are read off other inputs, where there are several requests
-    for info in sorted(session.graph.input, key=lambda i: bool(sides.batched) and i.name in sides.counts):
+    last = {*sides.counts, *sides.indices} if sides.several else set()
+    for info in sorted(session.graph.input, key=lambda i: i.name in last):
         old = env.get(info.name)
         if old is None:
             env[info.name], inputs[info.name] = _input(b, info, sides, session.inputs.get(info.name))
@@ -94,7 +95,7 @@ def declared(graph: onnx.GraphProto, sides: Sides) -> dict[str, tuple[int, tuple
 def _size(info: onnx.ValueInfoProto, i: int, sides: Sides, names: set[str | int]) -> Size:
     """Dimension i of an input. It is N also where a model that was exported with a fixed batch has that number."""
     side, at = _side(info.name, sides), sides.axis_of(info.name)
-    dim, rows = dimension(info.type.tensor_type.shape.dim[i]), requests.ROWS if sides.batched else N
+    dim, rows = dimension(info.type.tensor_type.shape.dim[i]), requests.ROWS if sides.several else N
     # in the [R, N, ...] layout the user's inputs are [R, ...]: only a name tells that one has the candidates' axis
     candidate = side is not None and i == at and (side != "user" or not at or sides.surely_counts(info.name))
     if isinstance(dim, int):
@@ -102,7 +103,7 @@ def _size(info: onnx.ValueInfoProto, i: int, sides: Sides, names: set[str | int]
     if candidate or dim in names:
         return rows
     # beside tagged inputs, a free dimension that the exporter happened to call N is not the candidates'
-    name = f"{dim} (free)" if sides and dim in ("N", *(["R"] if sides.batched else [])) else dim
+    name = f"{dim} (free)" if sides and dim in ("N", *(["R"] if sides.several else [])) else dim
     return Dim.symbol(name or f"{info.name}[{i}]")
 
 
@@ -134,7 +135,7 @@ def _input(
 ) -> tuple[Value, Tensor]:
     """The Value of an input, and the tensor that the new graph takes. shape: None if the rank is not known."""
     side, at = _side(info.name, sides), sides.axis_of(info.name)
-    if sides.batched:
+    if sides.several:
         return requests.enter(b, info, side, sides, shape)
     if shape is None:
         tensor = b.input(info.name, info.type.tensor_type.elem_type, None, frozenset(DEPS[side]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mari_onnx.model.signature import signature
@@ -59,10 +59,11 @@ def set_metadata(model: onnx.ModelProto, entries: Mapping[str, str]) -> None:
             model.metadata_props.add(key=key, value=value)
 
 
-def differences(source: onnx.ModelProto, output: onnx.ModelProto) -> list[str]:
+def differences(source: onnx.ModelProto, output: onnx.ModelProto, added: Collection[str] = ()) -> list[str]:
     """What a caller would notice: names, order and types of inputs and outputs, operator sets.
 
-    An empty list is the promise that `optimize` makes; anything else is a defect of the rewrite.
+    An empty list is the promise that `optimize` makes; anything else is a defect of the rewrite. added: inputs that the
+    output alone has.
     """
     found = []
     before, after = signature(source), signature(output)
@@ -70,7 +71,7 @@ def differences(source: onnx.ModelProto, output: onnx.ModelProto) -> list[str]:
         ("inputs", before.inputs, after.inputs),
         ("outputs", before.outputs, after.outputs),
     ):
-        old, new = ([(each.name, each.dtype) for each in values] for values in (olds, news))
+        old, new = ([(e.name, e.dtype) for e in values if e.name not in added] for values in (olds, news))
         if old != new:
             found.append(f"{what} were {old}, are {new}")
     opsets = {entry.domain or "ai.onnx": entry.version for entry in output.opset_import}

@@ -18,7 +18,7 @@ from mari_onnx.parity.layout import Layout
 from mari_onnx.parity.ties import with_ties
 from mari_onnx.sides.bags import pairs
 from mari_onnx.sides.candidates import Told, axes_within, by_shape, decided
-from mari_onnx.sides.row_index import refuse_row_indices
+from mari_onnx.sides.row_index import refuse_row_indices, with_picked
 from mari_onnx.sides.shapes import reshaped
 
 if TYPE_CHECKING:
@@ -42,10 +42,11 @@ def with_axes(model: onnx.ModelProto, sides: Sides, run: ModelLike | None = None
 
     Raises:
         UsageError: the candidates are on another axis than `sides.candidate_axis`, every batch is fixed at 1, an
-            index of user rows is tagged user, or nothing tells whether an input of the user's is offsets of bags.
+            index of user rows is tagged user or is none, or nothing tells whether an input of the user's is offsets
+            of bags.
     """
     shaped = reshaped(model, sides.shapes)
-    told = by_shape(signature(shaped), sides)
+    told = by_shape(signature(shaped), with_picked(shaped, sides))
     refuse_row_indices(shaped, told.sides)
     graph, declared = shaped.graph, signature(shaped)
     made: onnxruntime.InferenceSession | None = None

@@ -49,6 +49,11 @@ class Layout:
         )
         self.lengths = [name for name in self.free if name != self.requests]
 
+    @property
+    def candidate_names(self) -> frozenset[str]:
+        """What the graph calls N."""
+        return frozenset(self._candidates)
+
     def tagged(self, name: str) -> bool:
         return name in self.sides.inputs or name in self.sides.columns
 

@@ -46,16 +46,18 @@ def guess_side(name: str) -> str | None:
 
 
 def guessed_flags(signature: Signature, axis: int = 0, indices: Collection[str] = ()) -> list[str]:
-    """Flags for the guessed sides, quoted for a shell; unknown names go to `--rest cross`, and `indices`, which pick
-    rows of other inputs, are cross whatever they are called."""
+    """Flags for the guessed sides, quoted for a shell; unknown names go to `--rest cross`, and `indices` pick rows of
+    user inputs, whatever they are called."""
     guesses: dict[str, str | None] = {
-        each.name: "cross" if each.name in indices else guess_side(each.name)
+        each.name: guess_side(each.name)
         for each in signature.inputs
-        if not each.rank_known or len(each.shape) > axis
+        if each.name not in indices and (not each.rank_known or len(each.shape) > axis)
     }
     flags: list[str] = []
     for side in SIDES:
         flags.extend(f"--{side} {shlex.quote(p)}" for p in _patterns(guesses, side))
+    users = "user" in guesses.values()  # else there is nothing to pick from
+    flags.extend(f"--{'index' if users else 'cross'} {shlex.quote(name)}" for name in indices)
     if None in guesses.values():
         flags.append("--rest cross")
     return flags

@@ -17,10 +17,10 @@ from mari_onnx.model.signature import Signature
 
 SIDES = ("user", "item", "cross")
 METADATA_KEY = "mari_onnx.sides"
-BATCHED = ("grid",)
+BATCHED = ("grid", "index", "offsets")
 """Forms of an output for several requests."""
 _AXES = ("candidate_axis", "candidate_axes", "own_dimensions")
-_FILE_KEYS = (*SIDES, "rest", *_AXES, "shapes", "count", "bags", "columns", "batched")
+_FILE_KEYS = (*SIDES, "rest", *_AXES, "shapes", "count", "bags", "columns", "batched", "index", "index_name")
 _PACKED = re.compile(r"^(?P<name>.+?)\[\s*:\s*,(?P<columns>.*)\]\s*$", re.DOTALL)
 _SLICE = re.compile(r"^(-?\d+)?\s*:\s*(-?\d+)?\s*(?::\s*(-?\d+)?)?$")
 
@@ -72,6 +72,8 @@ class Layer:
     candidate_axes: Mapping[str, int] = field(default_factory=dict)
     bags: Mapping[str, Sequence[str]] = field(default_factory=dict)
     batched: str | None = None
+    index: Sequence[str] = ()
+    index_name: str | None = None
 
     def bag_names(self, signature: Signature) -> dict[str, tuple[str, ...]]:
         """Offsets -> inputs that are cut into bags by them."""
@@ -92,6 +94,10 @@ class Layer:
     def count_names(self, signature: Signature) -> list[str]:
         """Inputs whose value is the number of candidates."""
         return [name for pattern in self.count for name in _names(pattern, pattern, signature, self.origin)]
+
+    def index_names(self, signature: Signature) -> list[str]:
+        """Inputs that say which row of the user inputs a candidate belongs to."""
+        return [name for pattern in self.index for name in _names(pattern, pattern, signature, self.origin)]
 
     def own_names(self, signature: Signature) -> list[str]:
         """Inputs that keep their own dimensions."""
@@ -232,7 +238,10 @@ def _layer_of(data: Mapping[str, Any], origin: str) -> Layer:
         if each is not None and (not isinstance(each, int) or isinstance(each, bool) or each < 0):
             what = f"{origin}: candidate_axis is {each!r}, which is no axis"
             raise SideFileError(what, "write an integer, 0 or larger")
-    own, count = (_patterns(data, key, origin) for key in ("own_dimensions", "count"))
+    own, count, index = (_patterns(data, key, origin) for key in ("own_dimensions", "count", "index"))
+    index_name = data.get("index_name")
+    if index_name is not None and not (isinstance(index_name, str) and index_name):
+        raise SideFileError(f"{origin}: index_name is {index_name!r}, which is no name", 'write index_name = "rows"')
     batched = data.get("batched")
     if batched is not None and batched not in BATCHED:
         raise SideFileError(f"{origin}: batched is {batched!r}", f"one of {', '.join(BATCHED)}")
@@ -242,7 +251,7 @@ def _layer_of(data: Mapping[str, Any], origin: str) -> Layer:
             f"{origin}: bags is not a table of inputs", 'write [bags] and under it offsets = ["ids"]'
         )
     ids = {name: _patterns(bags, name, f"{origin}, bags") for name in bags}
-    return Layer(origin, patterns, rest, axis, own, _shapes(data, origin), count, axes, ids, batched)
+    return Layer(origin, patterns, rest, axis, own, _shapes(data, origin), count, axes, ids, batched, index, index_name)
 
 
 def _shapes(data: Mapping[str, Any], origin: str) -> dict[str, Shape]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mari_onnx.errors import UntaggedInput, UsageError
 from mari_onnx.model.signature import Input, Signature
 from mari_onnx.sides.patterns import (
@@ -31,7 +33,9 @@ from mari_onnx.sides.patterns import (
 )
 from mari_onnx.sides.shapes import given_for, merged, with_shapes
 
-__all__ = ["BATCHED", "METADATA_KEY", "SIDES", "Sides", "fnmatch_escape", "resolve", "side_file_beside"]
+INDEX_NAMES = {"index": "request_index", "offsets": "request_offsets"}
+"""The inputs that these forms of `BATCHED` add."""
+__all__ = ["BATCHED", "INDEX_NAMES", "METADATA_KEY", "SIDES", "Sides", "fnmatch_escape", "resolve", "side_file_beside"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Sides:
         counts: inputs whose value is the number of candidates; they have no side.
         bags: offsets `[N]` -> the inputs whose first axis they cut into N bags (`sides.bags`).
         batched: how the output takes several requests in one run (`BATCHED`); None for one request.
+        indices: inputs that say, for each candidate, which row of the user inputs is its user's; they have no side.
+        index_name: the input that `batched` adds, where it has another name than `INDEX_NAMES`.
 
     An input in neither mapping is taken as the graph says (a scalar, or the `[R, N, ...]` layout).
     """
@@ -60,6 +66,18 @@ class Sides:
     counts: tuple[str, ...] = ()
     bags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     batched: str | None = None
+    indices: tuple[str, ...] = ()
+    index_name: str | None = None
+
+    @property
+    def several(self) -> str | None:
+        """How the output takes several requests: as `batched` says, or by an index that the source has itself."""
+        return "index" if self.indices else self.batched
+
+    @property
+    def added(self) -> str | None:
+        """The name of the input that the output has and the source has not."""
+        return None if self.batched is None or self.indices else self.index_name or INDEX_NAMES.get(self.batched)
 
     def axis_of(self, name: str) -> int | None:
         """The axis of a tagged input that counts candidates, if it has so many; None: no axis of it does."""
@@ -114,6 +132,10 @@ class Sides:
             found["bags"] = {fnmatch_escape(n): [fnmatch_escape(i) for i in ids] for n, ids in self.bags.items()}
         if self.batched:
             found["batched"] = self.batched
+        if self.indices:
+            found["index"] = [fnmatch_escape(name) for name in self.indices]
+        if self.index_name:
+            found["index_name"] = self.index_name
         return found
 
     def to_json(self) -> str:
@@ -137,6 +159,8 @@ def resolve(
     count: Iterable[str] = (),
     indices: Collection[str] = (),
     batched: str | None = None,
+    index: Iterable[str] = (),
+    index_name: str | None = None,
 ) -> Sides:
     """Sides of the inputs of `signature`. Flags beat the file, the file beats the metadata.
 
@@ -151,6 +175,8 @@ def resolve(
         shapes: input name -> dimensions, where the file lacks or fixes them.
         count: shell patterns on names of inputs whose value is the number of candidates.
         batched: one of `BATCHED`.
+        index: shell patterns on names of inputs that say which row of the user inputs a candidate belongs to.
+        index_name: the name of the input that `batched` adds.
         indices: inputs that pick rows of other inputs (`sides.row_index`), whose names are not asked.
 
     Returns:
@@ -161,7 +187,7 @@ def resolve(
     """
     flags = {"user": [*user], "item": [*item], "cross": [*cross]}
     flagged = Layer("the flags", flags, rest, shapes=shapes or {}, count=[*count], batched=batched)
-    layers = [replace(flagged, candidate_axes=candidate_axes or {})]
+    layers = [replace(flagged, candidate_axes=candidate_axes or {}, index=[*index], index_name=index_name)]
     if file is not None:
         layers.append(read_file(Path(file)))
     if metadata is not None:
@@ -183,7 +209,14 @@ def resolve(
     counts = tuple(dict.fromkeys(name for layer in layers for name in layer.count_names(signature)))
     for name in counts:
         _check_count(signature.input(name))
-    units = [unit for unit in _units(signature, layers, axis) if unit[0] not in counts]
+    chosen = tuple(dict.fromkeys(name for layer in layers for name in layer.index_names(signature)))
+    for name in chosen:
+        _check_index(signature.input(name))
+    several = next((layer.batched for layer in layers if layer.batched is not None), None)
+    named = next((layer.index_name for layer in layers if layer.index_name is not None), None)
+    batch = Sides(indices=chosen, batched=several, index_name=named)
+    sideless = {*counts, *chosen, batch.added}
+    units = [unit for unit in _units(signature, layers, axis) if unit[0] not in sideless]
     tagged: dict[Unit, str] = {}
     for layer in layers:
         for unit, side in layer.apply(signature, units).items():
@@ -211,9 +244,9 @@ def resolve(
     elif left and tagged:
         # One row against N says who is the user; the others have a row per candidate.
         tagged.update((unit, "cross") for unit in left)
-    several = next((layer.batched for layer in layers if layer.batched is not None), None)
-    found = replace(_collect(units, tagged, axis), shapes=given, counts=counts, bags=bags, batched=several)
-    return replace(found, axes=own | by_name)
+    found = _collect(units, tagged, axis)
+    found = replace(batch, inputs=found.inputs, columns=found.columns, candidate_axis=axis)
+    return replace(found, shapes=given, counts=counts, bags=bags, axes=own | by_name)
 
 
 def side_file_beside(model: str | Path) -> Path | None:
@@ -258,6 +291,14 @@ def _check_count(each: Input) -> None:
             f"input {each.name!r} ({each.type} {each.text}) cannot be the number of candidates",
             "--count is for one integer, a scalar or [1]; if the file does not say so, give --shape "
             f"{each.name}=1",
+        )
+
+
+def _check_index(each: Input) -> None:
+    if each.dtype not in (np.int32, np.int64) or not (len(each.shape) == 1 or each.shape[1:] == (1,)):
+        raise UsageError(
+            f"input {each.name!r} ({each.type} {each.text}) cannot be an index of user rows",
+            "--index is for one int32 or int64 per candidate, of shape [N] or [N, 1]",
         )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from mari_onnx import runtime
 from mari_onnx.model.signature import signature
 from mari_onnx.parity.domains.domains import domains as domains_of
+from mari_onnx.parity.float64 import light
 from mari_onnx.parity.layout import Layout
 from mari_onnx.parity.requests.draw import Drawer
 from mari_onnx.parity.several.form import Form
@@ -78,7 +79,8 @@ def measure_together(
         ModelError: a model cannot be loaded or run.
     """
     layout = Layout(signature(source), sides)
-    form, ranges = Form(layout), domains_of(source, layout)[0]
+    ranges = domains_of(source, layout)[0]
+    forms = {name: Form(layout, light(path)) for name, path in several.items()}
     kind, clock = clock_for(threads)
     sessions = {n: runtime.session(p, threads=threads, what=n) for n, p in {**single, **several}.items()}
     for index, (count, n) in enumerate(sizes):
@@ -88,8 +90,8 @@ def measure_together(
         free = dict.fromkeys(layout.free, 20)
         requests = [drawer.request(n, full=True, free=free) for _ in range(count)]
         feeds = {name: [r.feed(sessions[name].get_inputs()) for r in requests] for name in single}
-        feeds |= {name: [form.feed(requests)] for name in several}
-        outputs = {name: _outputs(sessions[name], feeds[name], form, requests, name in several) for name in feeds}
+        feeds |= {name: [form.feed(requests)] for name, form in forms.items()}
+        outputs = {name: _outputs(sessions[name], feeds[name], forms.get(name), requests) for name in feeds}
         base = next(iter(outputs.values()))
         apart = {
             name: max(float(np.abs(a - b).max(initial=0)) for a, b in zip(base, mine, strict=True))
@@ -112,9 +114,9 @@ class _Turn:
 
 
 def _outputs(
-    session: Any, feeds: Sequence[dict[str, np.ndarray]], form: Form, requests: Sequence[Request], several: bool
+    session: Any, feeds: Sequence[dict[str, np.ndarray]], form: Form | None, requests: Sequence[Request]
 ) -> list[np.ndarray]:
     """The numeric outputs of all requests, output by output within each."""
     answers = [session.run(None, feed) for feed in feeds]
-    parts = form.apart(answers[0], requests) if several else answers
+    parts = answers if form is None else form.apart(answers[0], requests)
     return [np.asarray(output, np.float64) for part in parts for output in part if output.dtype.kind in "fiub"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,12 +17,14 @@ from mari_onnx.parity.domains.domains import domains
 from mari_onnx.parity.layout import Layout
 from mari_onnx.parity.several.mixing import mixes
 from mari_onnx.sides.resolve import Sides
-from tests.engine.graphs import N, run
+from tests.engine.graphs import Graph, N, run
 from tests.fuzz.case import Case
 from tests.fuzz.oracle import TOLERANCE, Fault, _by_onnxruntime, _shaky, differs, kept, session, strictly
 
-RUNS = ((1, 3), (2, 1), (7, 2), (2, 5))
-"""Requests in a run, and candidates of each."""
+RUNS = ((3,), (1, 1), (2,) * 7, (5, 5))
+"""The candidates of each request of a run."""
+UNEVEN = ((3,), (1, 4), (2, 1, 3, 2, 5, 1, 2), (5, 2))
+"""The same where requests need not have equally many; one without any is put among them."""
 
 
 def judge_several(case: Case, form: str, tally: Counter[str] | None = None) -> None:
@@ -35,8 +38,9 @@ def judge_several(case: Case, form: str, tally: Counter[str] | None = None) -> N
     if not result.changed:
         seen["refused: " + re.sub(r"'?[a-z][0-9]+'?", "#", str(result.reason))[:90]] += 1
         return
-    for size, n in RUNS:
-        bad = _different(case, sides, result, size, n, seen)
+    for counts in RUNS if form == "grid" else UNEVEN:
+        size, n = len(counts), max(counts)
+        bad = _different(case, sides, result, counts, seen)
         if bad is None:
             continue
         layout = Layout(signature(case.model), sides)
@@ -49,7 +53,7 @@ def judge_several(case: Case, form: str, tally: Counter[str] | None = None) -> N
         if "shape" not in bad and "dtype" not in bad and _shaky(case, n, np.dtype(case.graph.dtype).name):
             seen["ill-conditioned"] += 1
             return
-        raise Fault("several", f"{form}, {size} requests of {n}: {bad}")
+        raise Fault("several", f"{form}, {size} requests of {', '.join(map(str, counts))}: {bad}")
     seen[f"equal, {form}"] += 1
 
 
@@ -61,21 +65,18 @@ def _rewritten(case: Case, sides: Sides) -> Rewrite:
         raise Fault("crash", f"{type(error).__name__}: {error}") from error
 
 
-def _different(case: Case, sides: Sides, result: Rewrite, size: int, n: int, seen: Counter[str]) -> str | None:
+def _different(
+    case: Case, sides: Sides, result: Rewrite, counts: Sequence[int], seen: Counter[str]
+) -> str | None:
     """How a run of several requests differs from separate runs of the source."""
     graph, kind = case.graph, np.dtype(case.graph.dtype).name
-    requests = [graph.feeds(n, once=True, request=k + 1) for k in range(size)]
     try:
-        want = [run(case.model, graph.feeds(n, request=k + 1)) for k in range(size)]
+        want = [run(case.model, graph.feeds(n, request=k + 1)) for k, n in enumerate(counts)]
     except Exception:
         seen["source does not run"] += 1
         return None
-    feed = {}
-    for name, given in graph.inputs.items():
-        arrays = [request[name] for request in requests]
-        if given.side == "user" and given.shape[:1] == (N,):
-            arrays = [array[0] for array in arrays]
-        feed[name] = np.stack(arrays)
+    requests = [graph.feeds(n, once=True, request=k + 1) for k, n in enumerate(counts)]
+    feed = _grid(graph, requests) if sides.batched == "grid" else _rows(graph, requests, counts, sides)
     try:
         have = run(result.model, feed)
     except Exception as error:
@@ -84,7 +85,63 @@ def _different(case: Case, sides: Sides, result: Rewrite, size: int, n: int, see
             return f"does not run: {type(error).__name__}: {str(error)[:200]}"
         have = found
     for k, name in enumerate(graph.outputs):
-        bad = differs(np.stack([outputs[k] for outputs in want]), have[k], TOLERANCE[kind])
+        mine = [outputs[k] for outputs in want]
+        try:
+            together = np.stack(mine) if sides.batched == "grid" else _behind(mine, counts, have[k], sides)
+        except ValueError as error:
+            return f"an output's shape: {error} ({name})"
+        bad = differs(together, have[k], TOLERANCE[kind])
         if bad is not None:
             return f"{bad} ({name})"
     return None
+
+
+def _user_rows(graph: Graph, requests: Sequence[dict[str, np.ndarray]], name: str) -> list[np.ndarray]:
+    """A user's input of all requests, without the dimension of his rows."""
+    given = graph.inputs[name]
+    rows = given.side == "user" and given.shape[:1] == (N,)
+    return [request[name][0] if rows else request[name] for request in requests]
+
+
+def _grid(graph: Graph, requests: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack(_user_rows(graph, requests, name)) for name in graph.inputs}
+
+
+def _order(counts: Sequence[int], sides: Sides) -> np.ndarray:
+    """Where the candidates of a run stand: with an index in any order."""
+    rows = np.arange(sum(counts))
+    return rows if sides.batched == "offsets" else np.random.default_rng(len(counts)).permutation(rows)
+
+
+def _rows(
+    graph: Graph, requests: Sequence[dict[str, np.ndarray]], counts: Sequence[int], sides: Sides
+) -> dict[str, np.ndarray]:
+    """The feed of a run; request 1, counted from 0, is one without candidates."""
+    users = [*requests[:1], requests[-1], *requests[1:]]
+    sizes = [*counts[:1], 0, *counts[1:]]
+    feed, order = {}, _order(counts, sides)
+    for name, given in graph.inputs.items():
+        if given.side in ("item", "cross", "packed"):
+            feed[name] = np.concatenate([request[name] for request in requests])[order]
+        else:
+            feed[name] = np.stack(_user_rows(graph, users, name))
+    if sides.batched == "index":
+        feed["request_index"] = np.repeat(np.arange(len(sizes)), sizes)[order].astype(np.int32)
+    else:
+        feed["request_offsets"] = np.cumsum([0, *sizes]).astype(np.int32)
+    return feed
+
+
+def _behind(mine: Sequence[np.ndarray], counts: Sequence[int], have: np.ndarray, sides: Sides) -> np.ndarray:
+    """The output of all requests: a row for each of them, or the rows of all candidates, along any dimension."""
+    if have.ndim == mine[0].ndim + 1:
+        return np.stack([*mine[:1], mine[-1], *mine[1:]])
+    total, order = sum(counts), _order(counts, sides)
+    for axis in range(have.ndim):
+        each = have.shape[axis] // total
+        if each and all(x.shape[axis] == n * each for x, n in zip(mine, counts, strict=True)):
+            rows = np.concatenate(mine, axis)
+            if rows.shape == have.shape:
+                rest = rows.shape[axis + 1 :]
+                return np.take(rows.reshape(*rows.shape[:axis], total, each, *rest), order, axis).reshape(have.shape)
+    raise ValueError(f"{list(have.shape)} for {[list(x.shape) for x in mine]}")

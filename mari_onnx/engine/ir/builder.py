@@ -43,6 +43,12 @@ class Builder:
         """Symbols of the candidates, and in the layout [R, N, ..] of the requests."""
         self.requests: Axis | None = None
         """The requests of a run for several; a body may have this axis where its Value has not."""
+        self.flat = False
+        """Whether the new graph takes the candidates of all requests as the rows of one axis."""
+        self.index: Tensor | None = None
+        """For each candidate its request, in such a graph."""
+        self.users: Tensor | None = None
+        """An input with a row for each request."""
         self.shortest = 0
         """What a dimension of an input, other than the candidates', is at least."""
         self.notes: list[str] = []

@@ -229,6 +229,7 @@ class Value:
     strided: for a vector ``n * step + rest[n]``, which picks from rows laid behind each other: the step and the rest.
     items: for a sequence of tensors of one shape, the elements stacked along a first axis.
     listed: for a sequence whose elements are known one by one, these.
+    own_row: for integers that name rows, whether each names the row in which it stands itself.
     """
 
     groups: tuple[Group, ...] | None
@@ -240,6 +241,7 @@ class Value:
     strided: tuple[Size, Value] | None = field(default=None, repr=False)
     items: Value | None = field(default=None, repr=False)
     listed: tuple[Value, ...] | None = field(default=None, repr=False)
+    own_row: bool = field(default=False, repr=False)
 
     @property
     def known(self) -> tuple[Group, ...]:

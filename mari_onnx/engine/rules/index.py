@@ -12,7 +12,7 @@ import numpy as np
 
 from mari_onnx.engine.axes.align import align, single
 from mari_onnx.engine.axes.blockwise import zip_bodies
-from mari_onnx.engine.batching import Through, run
+from mari_onnx.engine.batching import MAPPED, Through, run
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.value import Axis, Body, Decline, Group, Leaf, Value, axes_of, fresh
 from mari_onnx.engine.rule import Context, from_sizes, normal, rule
@@ -29,6 +29,8 @@ def gather(ctx: Context) -> list[Value]:
     """
     x = ctx.input(0)
     at = normal(ctx.attr("axis", 0), x.rank)
+    if ctx.input(1).own_row:
+        return [_own_rows(ctx, x, ctx.input(1).known, at)]
     places = ctx.input(1).places
     if places is not None and places.merged and ctx.input(1).rank == 1:
         return [flat_masked(ctx, x, at, places)]
@@ -112,6 +114,29 @@ def lookup(ctx: Context, x: Value, ids: Value, at: int) -> Value:
     return ctx.value(groups, body, x.dtype)
 
 
+def _own_rows(ctx: Context, x: Value, index: Sequence[Group], at: int) -> Value:
+    """Rows in their own places: ``x`` itself, but for dimensions of 1. index: the groups of the coordinates.
+
+    Refuses coordinates that are not as many as the rows.
+    """
+    places = [i for i, group in enumerate(index) if group]
+    size = product(a.size for a in index[places[0]]) if len(places) == 1 else 0
+    if not ctx.b.same(size, x.shape[at]):
+        raise Decline("the index has not one entry for each row")
+    rows: list[Group] = [x.known[at] if i in places else () for i in range(len(index))]
+    return ctx.value([*x.known[:at], *rows, *x.known[at + 1 :]], x.body, x.dtype)
+
+
+@rule("GatherElements")
+def gather_elements(ctx: Context) -> list[Value | None]:
+    """Rows in their own places are the data itself; others are picked (`batched`)."""
+    x, index = ctx.input(0), ctx.input(1)
+    at = normal(ctx.attr("axis", 0), x.rank)
+    if index.own_row and all(ctx.b.same(a, c) for a, c in zip(x.shape, index.shape, strict=True)):
+        return [_own_rows(ctx, x, [index.known[at]], at)]
+    return run(ctx, MAPPED["", "GatherElements"](ctx))
+
+
 @rule("GatherND")
 def gather_nd(ctx: Context) -> list[Value]:
     """Constant coordinates, or those of a constant mask, pick positions of the merged axes; others are looked up.
@@ -120,6 +145,8 @@ def gather_nd(ctx: Context) -> list[Value]:
     batch axis.
     """
     x, batch = ctx.input(0), ctx.attr("batch_dims", 0)
+    if ctx.input(1).own_row and not batch and ctx.input(1).shape[-1] == 1:
+        return [_own_rows(ctx, x, ctx.input(1).known[:-1], 0)]
     places = ctx.input(1).places
     if places is not None and not batch and not places.across:
         if places.merged:

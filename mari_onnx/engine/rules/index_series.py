@@ -18,12 +18,18 @@ from mari_onnx.model.dims import Dim, Size, product, symbols
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.model.tensors import EXACT
 
+PLAIN = having(Fact.VIEW) | having(Fact.SAME) | having(Fact.CONVERTS) | having(Fact.REPEATS)
+"""Operators that hand elements on as they are, or repeat them."""
+
 
 def follow(ctx: Context, outputs: Sequence[Value | None]) -> None:
     """Notes on outputs that they are the progression ``first, first + step, ...``, where that follows from the
     inputs.
     """
     op, out = ctx.node.op_type, outputs[0] if outputs else None
+    source = ctx.inputs[0] if ctx.inputs else None
+    if out is not None and out.groups is not None and source is not None and source.own_row and op in PLAIN:
+        out.own_row = True
     if out is None or out.groups is None or out.rank != 1 or out.series is not None or out.dtype not in EXACT:
         return
     values = [v for v in ctx.inputs if v is not None]

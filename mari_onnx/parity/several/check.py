@@ -17,7 +17,7 @@ import numpy as np
 
 from mari_onnx import runtime
 from mari_onnx.errors import MariError
-from mari_onnx.model.signature import signature
+from mari_onnx.model.signature import Input, signature
 from mari_onnx.parity import float64
 from mari_onnx.parity.candidates import with_axes
 from mari_onnx.parity.check import check as check_one
@@ -70,23 +70,31 @@ def check(
     batched = _batched(other, sides)
     chosen = replace(settings or Settings(), **changes)
     drawing = requests is None if drawing is None else drawing
-    plain = replace(sides, batched=None)
-    if batched is None:
+    plain = replace(sides, batched=None, indices=(), index_name=None)
+    if batched is None and not sides.indices:
         return check_one(
             source, optimized, plain, requests=requests, drawing=drawing, settings=chosen, progress=progress
         )
     shaped = reshaped(loaded, sides.shapes)
     given = source if shaped is loaded else shaped
     sides = replace(with_axes(shaped, sides, given), batched=batched)
-    form = Form(Layout(signature(shaped), sides))
-    recorded = as_requests(requests, form.layout.signature, sides)
-    result = check_one(
-        given, for_one(other, form), plain, requests=recorded, drawing=drawing, settings=chosen, progress=progress
-    )
+    plain = replace(sides, batched=None, indices=(), index_name=None)
+    form = Form(Layout(signature(shaped), sides), other, _index(shaped, sides))
+    single = for_one(other, form)
+    if sides.indices:
+        given = for_one(shaped, Form(form.layout, shaped, form.index))
+        form.layout = Layout(signature(given), plain)
+    recorded = as_requests(requests, form.layout.signature, plain)
+    result = check_one(given, single, plain, requests=recorded, drawing=drawing, settings=chosen, progress=progress)
     result.source, result.optimized = (_name(m, k) for m, k in ((source, "source"), (optimized, "optimized")))
     if result.verdict != DIFFERENT:
         _Several(given, other, form, result, progress).run(recorded, drawing)
     return result
+
+
+def _index(source: onnx.ModelProto, sides: Sides) -> Input | None:
+    """The index that the source has itself."""
+    return signature(source).input(sides.indices[0]) if sides.indices else None
 
 
 def _batched(model: onnx.ModelProto, sides: Sides) -> str | None:
@@ -153,9 +161,11 @@ class _Several:
         counts = self.result.candidates or [7]
         found = []
         for k, (size, n) in enumerate(SIZES):
-            n = min(counts, key=lambda c: (abs(c - n), c))
+            near = sorted(counts, key=lambda c: (abs(c - n), c))
+            near = near[: 3 if self.form.flat else 1]
+            n = near[0]
             free = {name: 4 + (k + place) % 3 for place, name in enumerate(layout.free)}
-            batch = [drawer.request(n, free=free) for _ in range(size)]
+            batch = [drawer.request(near[place % len(near)], free=free) for place in range(size)]
             if not k:
                 batch += [drawer.request(n, free=free, edge=edge) for edge in edges(layout, self.domains)]
             found.append(batch)
@@ -186,13 +196,23 @@ class _Several:
         found: list[list[np.ndarray] | MariError] = []
         for batch in batches:
             try:
-                answer = runtime.run(made, self.form.feed(batch), name, names)
-                found += self.form.apart(values.arrays(answer, self.outputs), batch)
+                fed = self._with_a_bare_one(batch)
+                answer = runtime.run(made, self.form.feed(fed), name, names)
+                parts = self.form.apart(values.arrays(answer, self.outputs), fed)
+                found += [part for part, request in zip(parts, fed, strict=True) if any(request is r for r in batch)]
             except MariError as error:
                 found += [error] * len(batch)
             except ValueError as error:
                 found += [MariError(str(error))] * len(batch)
         return found
+
+    def _with_a_bare_one(self, batch: Sequence[Request]) -> list[Request]:
+        """The requests, and where they need not have equally many candidates one more without any."""
+        if not self.form.flat or not batch or self.form.layout.fixed_n is not None or batch[0].n == 0:
+            return [*batch]
+        bare = replace(batch[0].of_candidates([]), n=0)
+        bare.counts = {name: np.zeros_like(value) for name, value in bare.counts.items()}
+        return [*batch[:1], bare, *batch[1:]]
 
     def _empty(self) -> None:
         """Runs without a request and with requests without candidates, where onnxruntime may end the process."""
