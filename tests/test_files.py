@@ -401,6 +401,11 @@ def test_a_folder_without_permission(tmp_path, model):
         tmp_path.chmod(0o700)
 
 
+def test_a_model_without_large_weights_has_no_data_file(tmp_path):
+    save.save(tiny.fc(), tmp_path / "m.onnx", external=True)
+    assert [each.name for each in tmp_path.iterdir()] == ["m.onnx"]
+
+
 def _write_forever(path: str, seeds: list[int]) -> None:
     models = [tiny.fc(user=64, item=32, hidden=64, seed=seed) for seed in seeds]
     while True:

@@ -283,6 +283,9 @@ def _externalized(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
             moved.append((tensor, start, position - start))
             if key is not None:
                 known[key] = (start, position - start)
+    if not moved:
+        data_path.unlink()
+        return copy
     name = f"{path.name}.{digest.hexdigest()[:16]}.data"
     for tensor, offset, length in moved:
         tensors_.set_external(tensor, name, offset, length)
