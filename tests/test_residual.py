@@ -325,3 +325,31 @@ def test_a_model_that_cannot_run_is_refused():
     )
     with pytest.raises(ModelError, match="cannot run"):
         measure(source, UX)
+
+
+def test_positions_that_no_output_reads_are_wasted():
+    """Four of five tokens, of what is computed for each token; the sum over the five is read."""
+    source = model(
+        "(float[N,5,4] x) => (float[N,3] y, float[N,4] z)"
+        " { a = MatMul(x, A) r = Relu(a) g = Gather<axis=1>(r, zero) y = MatMul(g, B)"
+        "   z = ReduceSum<keepdims=0>(x, one) }",
+        A=normal(4, 6),
+        B=normal(6, 3),
+        zero=np.array(0, np.int64),
+        one=ints(1),
+    )
+    found = measure(source, Sides({"x": "item"}))
+    n = found.n
+    assert found.redundant.flops == pytest.approx(n * (4 / 5) * (5 * 2 * 4 * 6 + 5 * 6))
+    assert "80% of the result is read by no output" in found.worst(1)[0].text
+
+
+def test_positions_that_are_all_read_are_not():
+    source = model(
+        "(float[N,5,4] x) => (float[N,6] y, float[N,6] z)"
+        " { a = MatMul(x, A) g = Gather<axis=1>(a, zero) y = Relu(g) z = ReduceSum<keepdims=0>(a, one) }",
+        A=normal(4, 6),
+        zero=np.array(0, np.int64),
+        one=ints(1),
+    )
+    assert measure(source, Sides({"x": "item"})).redundant.flops == 0

@@ -155,7 +155,8 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     if not options.split and options.target == "cpu":
         kept = sum(report.action != "folded" for report in state.reports)
         nodes = for_cpu(b, nodes, outputs, most=2 * kept)
-    restore_names(env, nodes, outputs)
+    same = {name: value for name, value in env.items() if session.read.whole(name)}
+    restore_names(same, nodes, outputs)
     shapes = one_bag | {name: value.shape for name, value in env.items() if value.groups is not None}
     if sides.indices:
         shapes |= {name: requests.by_user(shapes[name]) for name in requests.of_users(graph, sides) if name in shapes}
@@ -173,7 +174,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
         {name: kind(value.body) for name, value in env.items()},
         shapes,
         out_shapes,
-        tensor_map(env, {t.name for n in nodes for t in n.outputs}),
+        tensor_map(same, {t.name for n in nodes for t in n.outputs}),
         origins=[n.origin for n in nodes],
         draft=Draft(made, b, nodes, outputs, stored, out_shapes) if options.split else None,
     )

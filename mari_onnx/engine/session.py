@@ -14,6 +14,7 @@ from typing import Literal
 import onnx
 
 from mari_onnx.engine.lookahead.masked_rows import Unread
+from mari_onnx.engine.lookahead.read_positions import ReadPositions
 from mari_onnx.model.dims import Size
 from mari_onnx.model.nodes import captures
 from mari_onnx.model.ops import Fact, having
@@ -65,6 +66,7 @@ class Session:
     declared: element type and shape, as the file has them, of inner tensors and of outputs.
     several: tensors that more than one node reads.
     masked: which rows of attentions are masked; nothing is computed until a rule asks.
+    read: which positions of the inputs of its nodes are read, likewise.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Session:
         self.declared = declared or {}
         self.several = _several_readers(graph)
         self.masked = Unread(graph, inputs, self.opsets[""])
+        self.read = ReadPositions(graph, inputs, self.opsets[""])
 
 
 def _several_readers(graph: onnx.GraphProto) -> frozenset[str]:

@@ -34,6 +34,7 @@ class Fact(Flag):
     LOOKUP = auto()  # PICKS by indices, which must be within bounds
     READS_PART = auto()  # reads only those elements of the first input that it writes
     JOINS = auto()  # all elements of all inputs, concatenated
+    WRITES = auto()  # the first input, with elements of the third at places that the second names
     FILLS = auto()  # like MOVES, with elements from elsewhere among them
     SAME = auto()  # the first input itself, outside of training
     CONVERTS = auto()  # the first input's numbers in another type
@@ -260,7 +261,8 @@ def _table() -> None:
     _rows("Trilu", f.MOVES | f.FILLS, flops=0.0)
     _rows("Concat", f.JOINS | f.TOTAL | f.KEEPS_NAN, flops=0.0)
     _rows("Compress", part, flops=0.0)
-    _rows("Unique ScatterElements ScatterND Scatter SplitToSequence ConcatFromSequence "
+    _rows("ScatterElements ScatterND Scatter", f.WRITES, flops=0.0)
+    _rows("Unique SplitToSequence ConcatFromSequence "
           "SequenceConstruct SequenceAt", flops=0.0)  # fmt: skip
     _rows("Shape Size", f.SIZES | f.FREE | f.CARRIES | f.TOTAL, flops=0.0)
     _rows("Constant", f.FREE | f.TOTAL, flops=0.0)

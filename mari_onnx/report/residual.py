@@ -1,7 +1,8 @@
 """How much work a model spends on results that are equal for all candidates.
 
 Per node that works per candidate: the flops and bytes of results, or parts of results, that come
-out equal for every candidate of a request; of a product (MatMul, Gemm, Einsum, Conv) and of a sum
+out equal for every candidate of a request, or that no output reads (tokens of a last layer of which
+one is read); of a product (MatMul, Gemm, Einsum, Conv) and of a sum
 also the terms that are equal for every candidate, though the result is not. It is measured, on the
 source as on the output of a rewrite, and knows nothing of how that was made.
 """
@@ -17,6 +18,7 @@ import numpy as np
 
 from mari_onnx.engine.cost.flops import Cost, node_cost
 from mari_onnx.model.einsum import einsum_sizes
+from mari_onnx.model.nodes import STANDARD, domain
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.report.candidate_probe import Seen, observe, pick_n
 
@@ -44,6 +46,7 @@ class NodeResidual:
         doubtful: of `redundant`'s kind, but equal for all users too and perhaps only saturated (a
             clipped or rounded value); counted nowhere else.
         results: the share of the result's elements that is equal for all candidates.
+        unread: the share of the result's elements that no output reads; `redundant` and `results` have it too.
         terms: of a product or sum, the share of terms equal for all candidates, its results' too.
     """
 
@@ -54,10 +57,13 @@ class NodeResidual:
     doubtful: Cost
     results: float
     terms: float | None = None
+    unread: float = 0.0
 
     @property
     def text(self) -> str:
         """What was found, in words."""
+        if self.unread:
+            return f"{self.unread:.0%} of the result is read by no output; {self.results:.0%} is that, or equal for all"
         if self.results == 1.0:
             return "the whole result is equal for all candidates"
         parts = []
@@ -191,7 +197,7 @@ def measure(
     first, *others = (draw(3 * seed + k, n) for k in range(3))
     order = np.random.default_rng(seed).permutation(n)
     feeds = [r.feed(declared.inputs) for r in (first, _permuted(first, order), *others)]
-    return count(model.graph, observe(model, feeds, order), n)
+    return count(model, observe(model, feeds, order), n)
 
 
 def _fix(declared: Signature, layout: Layout, length: int) -> Signature:
@@ -221,19 +227,56 @@ def _permuted(request: Request, order: np.ndarray) -> Request:
     return replace(made, literal={k: turn(k, v) for k, v in made.literal.items()})
 
 
-def count(graph: onnx.GraphProto, seen: Mapping[str, Seen], n: int) -> Residual:
-    """The work of a graph, from what was seen of its tensors with n candidates."""
+def count(model: onnx.ModelProto, seen: Mapping[str, Seen], n: int) -> Residual:
+    """The work of a model, from what was seen of its tensors with n candidates."""
+    graph = model.graph
     nodes: list[NodeResidual] = []
     once = Cost()
+    unread = _unread(model, seen)
     for node in graph.node:
         ins = [seen.get(x) for x in node.input]
         outs = [seen.get(x) for x in node.output]
+        left = [unread.get(x) for x in node.output]
         cost = node_cost(node, _shapes(ins), _shapes(outs))
         if not any(x is not None and x.axis is not None for x in (*ins, *outs)):
             once += cost
             continue
-        nodes.append(_node(node, cost, ins, outs))
+        outs = [_with_unread(x, mask) for x, mask in zip(outs, left, strict=True)]
+        shares = [float(mask.mean()) for mask in left if mask is not None]
+        nodes.append(replace(_node(node, cost, ins, outs), unread=max(shares, default=0.0)))
     return Residual(n, tuple(nodes), once)
+
+
+def _unread(model: onnx.ModelProto, seen: Mapping[str, Seen]) -> dict[str, np.ndarray]:
+    """True, by tensor, at positions that no output reads; tensors that are read as a whole are left out. A dimension of
+    1 stands for positions that are read alike.
+    """
+    from mari_onnx.engine.lookahead.read import Read
+    from mari_onnx.engine.lookahead.read_positions import Constants, may_be_partial
+
+    graph = model.graph
+    if not may_be_partial(graph):
+        return {}
+    shapes = {name: look.shape for name, look in seen.items()}
+    opset = next((o.version for o in model.opset_import if domain(o.domain) == STANDARD), 1)
+    constants = Constants(graph, graph.node, [shapes], opset)
+    read = Read([o.name for o in graph.output], graph.node, shapes, constants, opset)
+    return {name: ~mask for name, mask in read.by_name.items() if mask is not None and mask.size > 1}
+
+
+def _with_unread(look: Seen | None, unread: np.ndarray | None) -> Seen | None:
+    """What was seen of a tensor, with positions that no output reads counted like those that are equal for all."""
+    if look is None or unread is None or look.axis is None or unread.ndim != len(look.shape):
+        return look
+    before, n, after = look.fold
+    size = look.shape[look.axis]
+    unread = np.broadcast_to(unread, [size if d == look.axis else m for d, m in enumerate(unread.shape)])
+    apart = unread.reshape((*unread.shape[: look.axis], before, n, after, *unread.shape[look.axis + 1 :]))
+    alike = apart.all(axis=look.axis + 1, keepdims=True)
+    equal = look.equal if look.equal is not None else np.zeros((), bool)
+    held = (*look.shape[: look.axis], before, 1, after, *look.shape[look.axis + 1 :])
+    constant = look.constant & ~alike if look.constant is not None else None
+    return replace(look, equal=np.broadcast_to(equal | alike, held), constant=constant)
 
 
 def _shapes(looks: Sequence[Seen | None]) -> list[tuple[int, ...] | None]:

@@ -292,7 +292,6 @@ def test_rows_that_are_not_read_are_the_users(plan: Plan) -> None:
         Plan(readers=("maximum",)),
         Plan(readers=("pooled by another",)),
         Plan(readers=("history",)),
-        Plan(seen="strict", layers=1),
         Plan(seen="strict"),
         Plan(how="float", seen="apart", items=1),
         Plan(odd="pad=other"),

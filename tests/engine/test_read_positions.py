@@ -1,0 +1,184 @@
+"""Positions of a token axis that no output reads are not computed, and what is read stays as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.engine.checks import check, lifted, macs_each
+from tests.engine.drawing import signed
+from tests.engine.graphs import Draw, Graph
+
+D = 4
+
+
+def tokens(g: Graph, length: int | str, items: int) -> str:
+    """[N, length + items, D]."""
+    return g.Concat(g.user(length, D), g.item(items, D), axis=1)
+
+
+def attention(g: Graph, x: str, packed: bool = False, causal: np.ndarray | None = None) -> str:
+    if packed:
+        q, k, v = g.split(g.Add(g.MatMul(x, g.weight(D, 3 * D)), g.weight(3 * D)), [D] * 3, 2)
+    else:
+        q, k, v = (g.Add(g.MatMul(x, g.weight(D, D)), g.weight(D)) for _ in range(3))
+    scores = g.MatMul(q, g.Transpose(k, perm=[0, 2, 1]))
+    if causal is not None:
+        scores = g.Where(g.const(causal, bool), scores, g.const(np.array(-1e9)))
+    return g.Add(x, g.MatMul(g.Softmax(scores, axis=-1), v))
+
+
+def norm(g: Graph, x: str) -> str:
+    return g.LayerNormalization(x, g.weight(D), g.weight(D), axis=-1)
+
+
+def feed_forward(g: Graph, x: str) -> str:
+    hidden = g.Relu(g.Add(g.MatMul(x, g.weight(D, 2 * D)), g.weight(2 * D)))
+    return g.Add(x, g.MatMul(hidden, g.weight(2 * D, D)))
+
+
+def step(draw: Draw, g: Graph, x: str, total: int) -> str:
+    """[N, total, D] -> [N, total, D]."""
+    kinds = ("attention", "packed", "causal", "norm", "ffn", "rows", "gate", "mix", "turn", "write")
+    which = draw(st.sampled_from(kinds))
+    if which in ("attention", "packed"):
+        return attention(g, x, which == "packed")
+    if which == "causal":
+        return attention(g, x, draw(st.booleans()), np.tril(np.ones((total, total), bool)))
+    if which == "norm":
+        return norm(g, x)
+    if which == "ffn":
+        return feed_forward(g, x)
+    if which == "rows":
+        flat = g.Gemm(g.reshape(x, -1, D), g.weight(D, D), g.weight(D), transB=draw(st.integers(0, 1)))
+        return g.reshape(flat, -1, total, D)
+    if which == "gate":
+        mean = g.reduce("Mean", x, [draw(st.sampled_from((1, 2, -1)))])
+        return g.Mul(x, g.Sigmoid(g.Sub(mean, g.weight(total, 1))))
+    if which == "mix":
+        left, right = g.split(x, [1, D - 1], 2)
+        return g.Concat(g.Sin(right), left, axis=2)
+    if which == "turn":
+        turned = g.Einsum(x, g.weight(D, D), equation="ntd,de->etn")
+        return g.Transpose(g.Tanh(turned), perm=[2, 1, 0])
+    at = draw(st.integers(0, total - 1))
+    index = g.const(np.full((1, 1, 1), at), np.int64)
+    row = g.Sin(g.slice(x, at, at + 1, 1))
+    return g.ScatterElements(x, g.Expand(index, g.Shape(row)), row, axis=1)
+
+
+def reader(draw: Draw, g: Graph, x: str, total: int) -> str:
+    which = draw(st.sampled_from(("one", "some", "range", "split", "mean", "last")))
+    axis = signed(draw, 1, 3)
+    if which == "one":
+        return g.Gather(x, g.const(draw(st.integers(-total, total - 1)), np.int64), axis=axis)
+    if which == "last":
+        return g.Gather(x, g.const(np.array([-1]), np.int64), axis=axis)
+    if which == "some":
+        places = draw(st.lists(st.integers(-total, total - 1), min_size=1, max_size=3))
+        return g.Gather(x, g.const(places, np.int64), axis=axis)
+    start = draw(st.integers(0, total - 1))
+    if which == "split":
+        return g.split(x, [start, total - start], 1)[1] if start else g.split(x, [1, total - 1], 1)[0]
+    part = g.slice(x, start, draw(st.integers(start + 1, total)), 1)
+    return g.reduce("Mean", part, [1], 0) if which == "mean" else part
+
+
+@st.composite
+def models(draw: Draw) -> Graph:
+    g = Graph(draw(st.sampled_from((18, 20, 23))), seed=draw(st.integers(0, 3)))
+    length, items = draw(st.integers(1, 4)), draw(st.integers(1, 2))
+    x = tokens(g, length, items)
+    for _ in range(draw(st.integers(1, 4))):
+        x = step(draw, g, x, length + items)
+    readers = [reader(draw, g, x, length + items) for _ in range(draw(st.integers(1, 2)))]
+    return g.output(*(g.Tanh(r) for r in readers))
+
+
+@given(models())
+def test_what_is_read_stays_the_same(g: Graph) -> None:
+    check(g)
+
+
+@st.composite
+def histories(draw: Draw) -> Graph:
+    """A history of a length that is known at run time alone, of which the first or the last position is read."""
+    g = Graph(20, seed=draw(st.integers(0, 3)))
+    x = g.user("T", D)
+    if draw(st.booleans()):
+        x = g.Add(x, g.unsqueeze(g.item(D), 1))
+    for _ in range(draw(st.integers(1, 3))):
+        which = draw(st.sampled_from(("attention", "packed", "norm", "ffn")))
+        x = attention(g, x, which == "packed") if which in ("attention", "packed") else x
+        x = norm(g, x) if which == "norm" else feed_forward(g, x)
+    at = draw(st.sampled_from((0, -1)))
+    read = g.Gather(x, g.const(at, np.int64), axis=1)
+    if draw(st.booleans()):
+        read = g.reshape(g.slice(x, at, 1 if at == 0 else 2**31 - 1, 1), -1, D)
+    return g.output(g.MatMul(g.Concat(read, g.item(2), axis=1), g.weight(D + 2, 2)))
+
+
+@given(histories())
+def test_of_a_dynamic_history_too(g: Graph) -> None:
+    check(g)
+
+
+def last_layer(read: int, packed: bool = False) -> Graph:
+    """Two layers over 3 user tokens and 2 item tokens, of which one is read."""
+    g = Graph(18)
+    x = feed_forward(g, norm(g, attention(g, tokens(g, 3, 2))))
+    x = feed_forward(g, norm(g, attention(g, x, packed)))
+    return g.output(g.MatMul(g.Gather(x, g.const(read, np.int64), axis=1), g.weight(D, 3)))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("read", [0, 4])
+def test_the_last_layer_is_computed_for_the_position_that_is_read(read: int, packed: bool) -> None:
+    # q, k and v of 2 item tokens; all scores but the user's; all sums
+    first_attention = 2 * D * D * 3 + 25 * D * 2 - 9 * D
+    first = first_attention + 5 * 2 * D * 2 * D
+    last = D * D + 5 * D * D * 2 + 2 * 5 * D + 2 * D * 2 * D + D * 3
+    g = last_layer(read, packed)
+    result = check(g)
+    assert macs_each(g, result) == first + last
+
+
+def test_all_positions_stay_where_an_output_reads_them() -> None:
+    g = Graph(18)
+    x = feed_forward(g, tokens(g, 3, 2))
+    g.output(g.Gather(x, g.const(0, np.int64), axis=1), x)
+    result = check(g)
+    assert macs_each(g, result) == 2 * 2 * D * 2 * D
+
+
+def test_positions_that_are_computed_from_data_count_as_all() -> None:
+    g = Graph(18)
+    x = feed_forward(g, tokens(g, 1, 2))
+    at = g.Mod(g.item(1, high=100), g.const([3]))
+    g.output(g.GatherElements(x, g.expand(g.unsqueeze(at, 2), 1, 1, D), axis=1))
+    result = check(g)
+    assert macs_each(g, result) == 2 * 2 * D * 2 * D
+
+
+def test_the_candidates_are_all_computed_though_one_is_read() -> None:
+    """The first of N: it may not be the only one that counts where there are several requests."""
+    g = Graph(18)
+    x = feed_forward(g, tokens(g, 1, 2))
+    g.output(g.Gather(x, g.const(0, np.int64), axis=0), g.item(2))
+    check(g)
+
+
+def test_a_position_counted_with_the_candidates_is_another_one_for_each_number_of_them() -> None:
+    """[T, N, D] as [T * N, D]: row 2 is of token 2 at one candidate, and of token 0 at three."""
+    g = Graph(18)
+    x = g.Transpose(feed_forward(g, tokens(g, 2, 2)), perm=[1, 0, 2])
+    g.output(g.Gather(g.reshape(x, -1, D), g.const([2], np.int64), axis=0), g.item(2))
+    check(g)
+
+
+def test_a_rewrite_of_it_pays() -> None:
+    result = check(last_layer(0), weighed=True)
+    assert result.changed, result.reason
+    lifted(last_layer(0), result)
