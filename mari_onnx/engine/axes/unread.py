@@ -75,6 +75,8 @@ def _without(b: Builder, body: Body, axis: Axis, places: list[int]) -> Body:
         p for p in range(axis.size) if p not in places
     ) and _zero(body.parts[1].body):
         return body
+    if len(places) == axis.size - 1:
+        return body  # the other position costs less than to cut it off, and pairs of fields are of all of them
     read, rest = Axis(len(places)), [p for p in range(axis.size) if p not in places]
     zero = Leaf(b.const(0, next(iter(leaves(body))).tensor.dtype), ())
     parts = (
