@@ -287,15 +287,20 @@ class Steps:
         self.env: dict[str, Value] = {}
         self._base = next(o for o in ctx.node.output if o)
 
-    def __call__(self, op: str, *inputs: Value, **attrs: Any) -> Value:
+    def __call__(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:
+        return self.several(op, 1, *inputs, **attrs)[0]
+
+    def several(self, op: str, count: int, *inputs: Value | None, **attrs: Any) -> list[Value]:
+        """The outputs of an operator that has so many. An input that is None is left out."""
         names = []
         for value in inputs:
-            names.append(self._name("in"))
-            self.env[names[-1]] = value
-        out = self._name(op)
-        node = helper.make_node(op, names, [out], name=self.ctx.node.name or self._base, **attrs)
+            names.append(self._name("in") if value is not None else "")
+            if value is not None:
+                self.env[names[-1]] = value
+        outs = [self._name(op) for _ in range(count)]
+        node = helper.make_node(op, names, outs, name=self.ctx.node.name or self._base, **attrs)
         self.ctx.visit(node, self.env)
-        return self.env[out]
+        return [self.env[out] for out in outs]
 
     def const(self, array: object, dtype: int = TensorProto.INT64) -> Value:
         """A constant as a Value. dtype: an ONNX element type."""

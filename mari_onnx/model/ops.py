@@ -321,6 +321,7 @@ def _table() -> None:
     _rows("MatMul Gemm", f.KEEPS_NAN | f.PRODUCT | f.MATMUL)
     _rows("FusedMatMul FusedMatMulActivation TransposeMatMul FusedGemm", f.KEEPS_NAN | f.PRODUCT | f.MATMUL, MICROSOFT)
     _rows("MatMulInteger QLinearMatMul", f.PRODUCT | f.QUANTIZED)
+    _rows("DynamicQuantizeMatMul MatMulIntegerToFloat", f.PRODUCT | f.QUANTIZED, MICROSOFT)
     _rows("MatMulNBits", f.PRODUCT | f.QUANTIZED, MICROSOFT)
     _rows("Einsum", f.KEEPS_NAN | f.PRODUCT)
     _rows("Conv", f.KEEPS_NAN | f.PRODUCT | f.CONV)

@@ -151,6 +151,19 @@ def _bias_and_activation(g: Loaded, node: NodeProto) -> None:
         g.joined.add(id(after))
 
 
+def _scaled_integers(g: Loaded, node: NodeProto) -> None:
+    """A product of integers, its Cast and scale, the bias that is added, and the quantization before it."""
+    if Fact.QUANTIZED not in row(node.op_type).facts or Fact.CONV in row(node.op_type).facts:
+        return
+    after = _chain(g, node, "Cast", "Mul")
+    if after is None:
+        return
+    g.gone.update(id(n) for n in after)
+    last = g.only_reader(after[-1])
+    if last is not None and last.op_type == "Add" and g.other(last, after[-1].output[0]) in g.constants:
+        g.gone.add(id(last))
+
+
 def _turned_operand(g: Loaded, node: NodeProto) -> None:
     """A Transpose of the last two dimensions, read by products alone; their first operand then is turned matrix by
     matrix, where else all its leading dimensions are rows of one product.
@@ -303,5 +316,6 @@ def _takes_norm(node: NodeProto) -> bool:
 
 
 FUSIONS: Sequence[Callable[[Loaded, NodeProto], None]] = (
-    _pieces, _layer_norm, _norm_of_sum, _gelu, _norm_into_product, _bias_and_activation, _turned_operand, _scaled,
+    _pieces, _layer_norm, _norm_of_sum, _gelu, _norm_into_product, _bias_and_activation, _scaled_integers,
+    _turned_operand, _scaled,
 )  # fmt: skip

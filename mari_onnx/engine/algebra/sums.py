@@ -59,7 +59,7 @@ def broadcast_layout(
     if axes_of(biggest) != union:
         axes = _merged(biggest, leaves, union, order)
     aligned = axes == list(biggest.axes) and all(_aligned(leaf, axes) for leaf in leaves if not leaf.tensor.const)
-    while axes and axes[-1] is None and not aligned:
+    while axes and axes[-1] is None and not (aligned or _of_integers(biggest.tensor)):
         axes.pop()  # against a scalar onnxruntime would go element by element
     out = []
     for leaf in leaves:
@@ -70,6 +70,17 @@ def broadcast_layout(
         full = frozenset(_filled(b, leaf, axes[lead:], union))
         out.append(write(b, leaf, [(a,) if a is not None else () for a in axes[lead:]], full))
     return out, tuple(axes)
+
+
+def _of_integers(t: Tensor) -> bool:
+    """Whether a tensor is a product of integers as a float, which onnxruntime scales, and adds a bias to, in the
+    product's own kernel, where shapes are the product's.
+    """
+    node = t.node
+    for fact in (Fact.ADDS, Fact.MULTIPLIES, Fact.CONVERTS):
+        if node is not None and fact in row(node.proto.op_type).facts:
+            node = next((x.node for x in node.inputs if x is not None and not x.const and x.node is not None), None)
+    return node is not None and Fact.QUANTIZED in row(node.proto.op_type).facts
 
 
 def _aligned(leaf: Leaf, axes: Sequence[Axis | None]) -> bool:

@@ -84,7 +84,7 @@ def flops_of(*ops: str) -> Callable[[Callable[[_Call], float]], Callable[[_Call]
     return register
 
 
-@flops_of("MatMul", "MatMulInteger", "QLinearMatMul")
+@flops_of("MatMul", "MatMulInteger", "QLinearMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
 def _matmul(c: _Call) -> float:
     """`2 B M N K`: each output element sums over K, the last axis of the first operand."""
     return 2.0 * c.n_out * (c.i(0)[-1] if c.i(0) else 1)

@@ -8,6 +8,8 @@ order.
                      whose size onnxruntime cannot infer, because it then gets a buffer of its own
     x W + b          in more than two dimensions it is a MatMul and an Add, which reads the result once more. As rows it
                      is one Gemm, and onnxruntime fuses the activation that follows into it
+    float(a + c) s   of products of integers that were added up: one DequantizeLinear takes two thirds of the time.
+                     (Cast and Mul of a single product are fused with it)
     Transpose(x)     two blocks of axes that are swapped are copied by moving one outwards, row by row. With a dimension
                      of 1 between the blocks, one is moved inwards, which is up to four times as fast
 """
@@ -44,7 +46,7 @@ def for_cpu(b: Builder, nodes: list[Node], outputs: Sequence[Tensor], most: int)
         for t in [*node.inputs, *node.captured]:
             if t is not None:
                 readers.setdefault(t.name, []).append(node)
-    nodes = _as_rows(b, nodes, readers, most)
+    nodes = _scaled_integers(_as_rows(b, nodes, readers, most), readers)
     out: list[Node] = []
     room = most - len(nodes)
     for node in nodes:
@@ -90,6 +92,31 @@ def _as_rows(b: Builder, nodes: list[Node], readers: dict[str, list[Node | None]
             if last is not node:
                 instead[id(last)] = instead.pop(id(node))
                 instead[id(node)] = []
+            break
+    return [new for node in nodes for new in instead.get(id(node), [node])]
+
+
+def _scaled_integers(nodes: list[Node], readers: dict[str, list[Node | None]]) -> list[Node]:
+    """Cast of a sum of 32-bit integers and Mul by one number as one DequantizeLinear."""
+    made = {t.name: node for node in nodes for t in node.outputs}
+    instead: dict[int, list[Node]] = {}
+    for node in nodes:
+        if node.proto.op_type != "Mul" or not is_standard(node.proto):
+            continue
+        for whole, scale in (node.inputs, node.inputs[::-1]):
+            cast = made.get(whole.name) if whole is not None else None
+            if cast is None or cast.proto.op_type != "Cast" or len(readers[cast.outputs[0].name]) != 1:
+                continue
+            x = cast.inputs[0]
+            added = x is not None and x.node is not None and x.node.proto.op_type == "Add"
+            if not added or x is None or x.dtype != TensorProto.INT32 or scale is None or scale.shape != ():
+                continue
+            if node.outputs[0].dtype != TensorProto.FLOAT:
+                continue
+            names = [x.name, scale.name]
+            proto = NodeProto(op_type="DequantizeLinear", name=node.proto.name, input=names, output=node.proto.output)
+            instead[id(cast)] = []
+            instead[id(node)] = [Node(proto, [x, scale], node.outputs, node.origin, [])]
             break
     return [new for node in nodes for new in instead.get(id(node), [node])]
 

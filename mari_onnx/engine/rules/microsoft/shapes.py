@@ -106,6 +106,11 @@ def _nbits(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
     return outputs(node, (dtype_of(inputs), (*first(shapes)[:-1], int(str(attribute(node, "N"))))))
 
 
+@shape_of("DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+def _quantized_matmul(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
+    return outputs(node, (TensorProto.FLOAT, (*first(shapes)[:-1], first(shapes, 1)[-1])))
+
+
 @shape_of("FusedMatMul", "FusedMatMulActivation")
 def _matmul(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
     x, y = (first(shapes, i) for i in (0, 1))
