@@ -61,7 +61,7 @@ def _whole(tiny: bool, full: bool) -> Section:
 
 
 # What other commands write on the page, between markers.
-OTHERS = ("scoreboard", "providers")
+OTHERS = ("scoreboard", "providers", "split")
 
 
 def page(found: list[Section], seconds: float, before: str = "") -> str:

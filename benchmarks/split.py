@@ -1,12 +1,13 @@
 """How long scoring takes after a split, gathering rows included, beside what `optimize` writes.
 
     python -m benchmarks.split [FOLDER ...] [--out FILE.json] [--candidates 500] [--seconds 1.0] [--only GLOB]
+        [--write]
 
 By default the sample models and the public ones in tests/data/interop; models that FILE has are not measured again.
 Beside a model is its side file, and where lengths have a range, ``X.draw.json`` (see `benchmarks.speed`). Source,
 `optimize`'s output, score.onnx, and score.onnx with the gathering of its rows from a store of 20,000 items run in
 turns on one thread, in thread time; a ratio is the median of the pairs'. What the prices predict is for the shapes of
-the first request. The parts are not checked here; tests and `benchmarks.split_check` do. The table is Markdown, for
+the first request. The parts are not checked here; tests and `benchmarks.split_check` do. `--write` puts the table into
 docs/benchmarks.md.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -23,22 +25,36 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.run import PAGE
 from benchmarks.speed import drawer
+from benchmarks.tables import Section, Target, replaced
 from mari_onnx import api, runtime
 from mari_onnx.choices import options_for
 from mari_onnx.errors import MariError
+from mari_onnx.model.save import write_text
 from mari_onnx.model.signature import signature
 from mari_onnx.parity.work import shapes_of
 from mari_onnx.prices.table import graph_seconds
+from mari_onnx.report.terminal import console
 from mari_onnx.sides.resolve import resolve, side_file_beside
 from mari_onnx.splitting.make import unchecked
 from mari_onnx.splitting.plan import handing_seconds
 from mari_onnx.timing.clock import interleaved
+from mari_onnx.timing.machine import machine
 from mari_onnx.timing.stages import GATHERED, Stages
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = 0.9
 """The share of the predicted ratio that a model should reach."""
+NONE = 0.97
+"""The ratio that no model should be below."""
+GROUPS = {
+    "models": ("sample models", 1.4),
+    "interop": ("public models", 1.15),
+    "industrial": ("models at industrial width", 1.12),
+}
+"""Folder -> what is in it, and the ratio that it should reach."""
+COMMAND = "python -m benchmarks.split models build/interop build/industrial --out build/split.json --write"
 FOLDERS = (ROOT / "models", ROOT / "tests/data/interop")
 
 
@@ -90,28 +106,38 @@ def _run(session: Any, feeds: Sequence[Any], turn: int) -> object:
     return session.run(None, feeds[turn % len(feeds)])
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown."""
-    lines = [
-        "| model | optimize, us | score, us | gather + score, us | faster | predicted | bytes per item | per user |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for each in results:
-        us = each["us"]
-        times = " | ".join(f"{us[name]:.0f}" for name in ("optimize", "score.onnx", GATHERED))
-        lines.append(
-            f"| {each['model']} | {times} | {each['gathered']:.2f}x | {each['predicted']:.2f}x "
-            f"| {each['bytes_per_item']} | {each['bytes_per_user']} |"
-        )
-    ratios = [each["gathered"] for each in results]
-    if ratios:
-        mean = float(np.exp(np.mean(np.log(ratios))))
-        kept = sum(each["gathered"] >= KEPT * each["predicted"] for each in results)
-        lines.append(
-            f"\nGeometric mean {mean:.2f}x, least {min(ratios):.2f}x, of {len(ratios)} models; {kept} of them reach "
-            f"{KEPT} of what the prices predict."
-        )
-    return "\n".join(lines)
+def section(results: Sequence[dict[str, Any]]) -> Section:
+    """The table, and targets for each group of models."""
+    made = Section(
+        "Scoring after a split",
+        f"Microseconds of a request of 500 candidates, median, one thread, thread time: what `optimize` writes, "
+        f"score.onnx, and score.onnx with the gathering of its rows from a store of 20,000 items. Faster: the median "
+        f"of the pairs' ratios of the first to the last. Predicted: the same by the prices of kernels. {platform()}.",
+        COMMAND,
+        ["model", "optimize", "score", "gather + score", "faster", "predicted", "bytes per item", "per user"],
+    )
+    for group, (what, least) in GROUPS.items():
+        here = [each for each in results if each["group"] == group]
+        for each in here:
+            us = [f"{each['us'][name]:.0f}" for name in ("optimize", "score.onnx", GATHERED)]
+            ratios = [f"{each['gathered']:.2f}x", f"{each['predicted']:.2f}x"]
+            made.rows.append([each["model"], *us, *ratios, str(each["bytes_per_item"]), str(each["bytes_per_user"])])
+        if here:
+            ratios = [each["gathered"] for each in here]
+            mean = float(np.exp(np.mean(np.log(ratios))))
+            promise = f"{len(here)} {what}: at least {least}x, geometric mean"
+            made.targets.append(Target.at_least(promise, mean, least, "x"))
+            made.targets.append(Target.at_least(f"the same: none below {NONE}x", min(ratios), NONE, "x"))
+            kept = sum(each["gathered"] >= KEPT * each["predicted"] for each in here)
+            said = f"{kept} of {len(here)}"
+            made.targets.append(Target(f"the same: at least {KEPT} of what is predicted", said, kept == len(here)))
+    return made
+
+
+def platform() -> str:
+    """On what, and how busy it is."""
+    found = machine()
+    return f"{found['processor']}, {found['cores']} cores, load average {os.getloadavg()[2]:.1f}"
 
 
 def main() -> None:
@@ -122,6 +148,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--only", default="*", help="patterns on file names without .onnx, joined by commas")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
     given = parser.parse_args()
     results: list[dict[str, Any]] = []
     if given.out is not None and given.out.exists():
@@ -131,14 +158,17 @@ def main() -> None:
         if path.stem in there or not any(fnmatch.fnmatch(path.stem, pattern) for pattern in given.only.split(",")):
             continue
         try:
-            results.append(one(path, given.candidates, given.seconds))
+            results.append({"group": path.parent.name, **one(path, given.candidates, given.seconds)})
         except MariError as error:
             print(f"{path.name}: {error}", flush=True)
             continue
         print(f"{path.name}: {results[-1]['gathered']:.2f}x", flush=True)
         if given.out is not None:
             given.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
+    result = section(results)
+    result.show(console())
+    if given.write:
+        write_text(PAGE, replaced(PAGE.read_text(encoding="utf-8"), "split", result.markdown()))
 
 
 if __name__ == "__main__":

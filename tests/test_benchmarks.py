@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from benchmarks import demo, gpu, grid, layout, run, scale, tokens, whole
+from benchmarks import demo, gpu, grid, layout, run, scale, split_check, tokens, whole
+from benchmarks import split as split_benchmark
 from benchmarks.side_by_side import Setting, optimized, timed
 from benchmarks.tables import Section, Target
 from mari_onnx.sides.resolve import Sides
 from mari_onnx.timing.clock import Timing
 from mari_onnx.timing.measure import FLOOR, OURS, Measured
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = Setting(seconds=0, least=1)
 
 
@@ -184,3 +187,27 @@ def test_demo_shows_ratios_and_how_far_off_they_are_beside_burners(tmp_path):
     row = demo.Row([], steady, slowed)
     assert (row.faster, row.spread) == (3, 0)
     assert row.off == pytest.approx(-0.2)
+
+
+def test_scoring_after_a_split_is_measured_and_judged(tmp_path):
+    path = ROOT / "models/coarse_mlp.onnx"
+    found = {"group": "models", **split_benchmark.one(path, 7, 0.0)}
+    assert found["gathered"] > 0
+    assert found["bytes_per_item"] == sum(size for _, _, size in found["tensors"])
+    good, bad = {**found, "gathered": 2.0, "predicted": 2.0}, {**found, "gathered": 0.9, "predicted": 2.0}
+    made = split_benchmark.section([good, bad])
+    assert [row[0] for row in made.rows] == ["coarse_mlp", "coarse_mlp"]
+    assert [target.verdict for target in made.targets] == ["MISSED", "MISSED", "MISSED"]
+    assert split_benchmark.section([good]).met
+
+
+def test_a_split_is_checked_and_what_is_left_of_items_is_measured():
+    found = split_check.one(ROOT / "tests/data/interop/mmoe.split.script.onnx")
+    assert found["equal"]
+    assert found["candidates"] == [1, 2, 7, 64, 500]
+    assert found["least_residual"] <= 0.01 < found["residual"]
+    assert found["least_bytes"] > found["bytes_per_item"]
+    assert found["least_seconds"] > found["seconds"]
+    text = split_check.table([found, {"model": "other", "error": "ModelError: no"}])
+    assert "1 of 2 models are equal to their source" in text
+    assert "| other | ModelError: no |" in text

@@ -94,6 +94,17 @@ def test_a_row_that_is_not_there(ranker):
     assert rows.take([2, 2, 0]).count == 3
 
 
+def test_rows_are_gathered_into_memory_that_is_kept(ranker):
+    rows = ranker.items(features(9))
+    first = rows.take([0, 3, 3])
+    again = rows.take([8, 1, 0], out=first)
+    for name, array in rows.arrays.items():
+        assert again.arrays[name] is first.arrays[name]
+        np.testing.assert_array_equal(again.arrays[name], array[[8, 1, 0]])
+    with pytest.raises(BadFeatures, match="is no room for the rows of 2 items"):
+        rows.take([0, 1], out=first)
+
+
 def test_files_of_two_splits_are_not_mixed(made, tmp_path):
     other = split(three_sides(seed=1), counts=(2,))
     folder = tmp_path / "mixed"
