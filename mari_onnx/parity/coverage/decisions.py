@@ -23,6 +23,10 @@ from mari_onnx.parity.coverage.goals import Goal
 _CONDITIONS, _ELEMENTS = 16, 2**18
 # Relative to what is compared: as near to a threshold as this, and no nearer, for the last bits of right models differ.
 _NEAR, _NEAREST = 2.0**-6, 2.0**-9
+# Where numbers are compared with 0: relative to this part of what they are on average.
+_USUAL = 2.0**-3
+# Requests in a row that met nothing and came no closer: then no more are looked at.
+_VAIN = 500
 _TURNS = ("just below where it turns", "where it turns", "just above where it turns")
 _SMALLEST = 1e-30
 
@@ -75,6 +79,16 @@ class Decisions(Goal):
         self.met |= self._without  # nothing to meet
         self.left = int(np.count_nonzero(~self.met))
         self._last: tuple[Sequence[np.ndarray], np.ndarray, np.ndarray] | None = None
+        self._vain = 0
+
+    @property
+    def done(self) -> bool:
+        return not self.left or self._vain >= _VAIN
+
+    def look(self, values: Sequence[np.ndarray]) -> int:
+        found = super().look(values)
+        self._vain = 0 if found or self.closer else self._vain + 1
+        return found
 
     def _found(self, values: Sequence[np.ndarray]) -> np.ndarray:
         return self._measured(values)[0]
@@ -99,12 +113,12 @@ class Decisions(Goal):
             return found, distances
         if 0 < np.prod(shape) <= _ELEMENTS:
             for number, (value, numbers) in enumerate(zip(given, operands, strict=True)):
-                decides = self._decides(given, number)
+                at = slice(number * self._size, (number + 1) * self._size)
+                decides = self._decides(given, number) if not self.met[at].all() else np.zeros(shape, bool)
                 if not decides.any():
                     continue
-                at = slice(number * self._size, (number + 1) * self._size)
                 found[at][:2] = [bool((decides & ~value).any()), bool((decides & value).any())]
-                if numbers:
+                if numbers and not self.met[at][2:].all():
                     found[at][2:], distances[at][2:] = _turns(numbers, value.shape, decides)
         self._last = (values, found, distances)
         return found, distances
@@ -137,13 +151,13 @@ def _turns(numbers: Sequence[np.ndarray], shape: tuple[int, ...], decides: np.nd
         return nothing
     over, size = (np.broadcast_to(each.reshape(shape), decides.shape)[decides] for each in (over, size))
     known = np.isfinite(over)
-    over, size = over[known], np.maximum(size[known], _SMALLEST)
+    over, size = over[known], size[known]
     if not over.size:
         return nothing
     if whole:
         wanted = (-1, 0, 1)
         return np.array([bool((over == n).any()) for n in wanted]), np.array([np.abs(over - n).min() for n in wanted])
-    part = over / size
+    part = over / np.maximum(size, _USUAL * max(float(np.abs(over).mean()), _SMALLEST))
     near = (np.abs(part) >= _NEAREST) & (np.abs(part) <= _NEAR)
     found = [bool((near & (part < 0)).any()), True, bool((near & (part > 0)).any())]
     apart = [float(np.abs(part[side]).min(initial=np.inf)) for side in (part < 0, part > 0)]
