@@ -65,6 +65,10 @@ class CannotBatch(UsageError):
     """An output for several requests (--batched) cannot be made of the model, or its candidates would mix."""
 
 
+class CannotServe(UsageError):
+    """A server cannot serve a model as asked: it has no such tensors, or would mix requests."""
+
+
 class OutputInTheWay(UsageError):
     """OUT is the input itself (or a folder), and --force was not given."""
 

@@ -224,8 +224,8 @@ def options() -> set[str]:
     return found
 
 
-OTHERS = {"--hypothesis-profile", "--no-deps", "--strict"}
-"""Options of pytest, pip and mypy."""
+OTHERS = {"--hypothesis-profile", "--no-deps", "--strict", "--model-repository", "--cache-config"}
+"""Options of pytest, pip, mypy and Triton."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -26,6 +26,7 @@ _COMMANDS = {
     "inspect": "Show what would run once per request, and what stops the rest.",
     "bench": "Time models against each other.",
     "precompute": "Run a split model's item part over a catalogue, into a store.",
+    "triton": "Write a model repository for Triton Inference Server.",
     "calibrate": "Measure how long operators take on this machine, for --prices.",
 }
 

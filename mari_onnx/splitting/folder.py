@@ -54,12 +54,17 @@ def write(files: Path, target: Path) -> None:
             with file.open("rb") as read, create(new / file.name) as copy:
                 shutil.copyfileobj(read, copy, 1 << 20)
         sync_folder(new)
-        if not target.exists():
-            os.replace(new, target)
-        elif not _exchanged(new, target):
-            os.replace(target, new.with_name("before"))
-            os.replace(new, target)
-        sync_folder(target.parent)
+        put_in_place(new, target)
+
+
+def put_in_place(new: Path, target: Path) -> None:
+    """Moves the folder `new` of `working_folder(target)` to `target`; one that is there goes, in one step if it can."""
+    if not target.exists():
+        os.replace(new, target)
+    elif not _exchanged(new, target):
+        os.replace(target, new.with_name("before"))
+        os.replace(new, target)
+    sync_folder(target.parent)
 
 
 def _exchanged(one: Path, other: Path) -> bool:
