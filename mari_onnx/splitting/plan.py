@@ -35,8 +35,8 @@ GATHER = 0.06e-9
 """Seconds per byte that a caller takes to gather rows of a store, or to fetch a state."""
 CALL = 4e-6
 """Seconds that a caller takes to gather rows of one more tensor, however few bytes they are."""
-FETCH = 1e-6
-"""The same for a tensor of a user's state, which is there as it is read."""
+FETCH = 0.2e-6
+"""The same for a tensor of a user's state, which is there as it is read: a look-up."""
 FACTORS = (1.0, 0.25, 0.5, 2.0, 4.0, 8.0, 16.0, 64.0, 1e4, 0.0)
 """Multiples of the price of bytes at which cuts are looked for; at 0 all of the item's work is done beforehand."""
 FEW = 1e-3
