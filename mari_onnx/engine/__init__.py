@@ -17,13 +17,14 @@ import onnx
 from mari_onnx.engine import (
     bags,
     interpreter,
+    isolation,
     requests,
     rules,  # noqa: F401  fills the table
 )
 from mari_onnx.engine.analysis.finite import carried
-from mari_onnx.engine.assumptions import Assumptions
+from mari_onnx.engine.assumptions import UNCHECKED, Assumptions
 from mari_onnx.engine.axes.materialize import materialise
-from mari_onnx.engine.choose import fastest
+from mari_onnx.engine.choose import EQUAL, fastest
 from mari_onnx.engine.cost.flops import Cost, graph_cost
 from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.inputs import declared, enter, input_shapes
@@ -36,6 +37,7 @@ from mari_onnx.engine.output.cpu import for_cpu
 from mari_onnx.engine.output.names import name_outputs, restore_names, tensor_map
 from mari_onnx.engine.output.per_candidate import PerCandidate
 from mari_onnx.engine.session import Options, Session
+from mari_onnx.engine.worth import Source
 from mari_onnx.model.dims import Size
 from mari_onnx.model.functions import inlined
 from mari_onnx.model.nodes import all_names
@@ -73,7 +75,7 @@ def rewrite(model: onnx.ModelProto, sides: Sides, options: Options | None = None
     time = TimeModel(options.candidates, several=bool(sides.several), apart=options.split == "apart")
     session = Session(graph, input_shapes(graph, sides), opsets, options, declared(graph, sides))
     try:
-        return _best(model, sides, session, time)
+        return _isolated(model, sides, session, time, _best(model, sides, session, time))
     except Decline as why:  # an output, or what a node reads, that cannot be written
         return Rewrite(model, False, [], reason=str(why))
     except FAILURES as error:  # a graph of an unexpected kind: the source is returned
@@ -95,10 +97,55 @@ def _best(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeMode
     if options.prices is None or options.slower is not None or not first.changed:
         return replace(first, left_for_time=options.slower or frozenset())
     found = fastest(session.graph, first, once, options, options.prices)
+    if not found.changed and session.before is not None:
+        return first
     if not found.changed:
         found.model, found.out_shapes = model, found.shapes
         found.tensor_map = {name: name for name in found.shapes}
     return found
+
+
+def _isolated(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeModel, plain: Rewrite) -> Rewrite:
+    """The rewrite of the source in blocks (`isolation`), if history and candidates share a sequence and it pays."""
+    options, graph = session.options, session.graph
+    if sides.batched or options.split or not plain.shapes:
+        return plain
+    try:
+        found = isolation.apart(graph, plain, session.opsets[""])
+        if found is None:
+            return plain
+        told = next((options.declined[name] for name in found.joins if name in options.declined), None)
+        if told is not None or not options.assume:
+            raise Decline(told or UNCHECKED)
+        if options.skip & set(found.origins.values()):
+            raise Decline("the check found that outputs differ")
+        before = _cost(graph, plain.shapes, time)
+        source = _with_graph(model, found.graph)
+        inner = Session(found.graph, session.inputs, session.opsets, options, session.declared, before)
+        made = _best(source, sides, inner, time)
+        if not made.changed or made.flops >= (plain.flops if plain.changed else before.flops):
+            raise Decline(next(iter(found.refused.values()), "that saves no work"))
+        if options.prices is not None:
+            worth = Source(graph, plain.shapes, options, options.prices).worth
+            value = worth(made)
+            if value.total > min(EQUAL, worth(plain).total if plain.changed else EQUAL):
+                raise Decline("with the history apart, it takes longer, by the prices of kernels")
+            made.estimated = value.ratios
+    except Decline as why:
+        return _shared(plain, graph, str(why))
+    except FAILURES as error:  # a graph of an unexpected kind
+        if interpreter.STRICT:
+            raise
+        return _shared(plain, graph, f"the rewrite failed ({type(error).__name__}: {error})")
+    return found.merged(graph, plain, made)
+
+
+def _shared(plain: Rewrite, graph: onnx.GraphProto, why: str) -> Rewrite:
+    """The rewrite with the reason why history and candidates stay in one sequence."""
+    joins = set(isolation.joins(graph, plain))
+    reason = f"history and candidates are one sequence here, and stay that: {why}"
+    nodes = [replace(r, reason=reason, action="barrier") if r.name in joins else r for r in plain.nodes]
+    return replace(plain, nodes=nodes)
 
 
 def _thrifty(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeModel, first: Rewrite) -> Rewrite:
@@ -173,13 +220,15 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
         state.reports,
         {name: kind(value.body) for name, value in env.items()},
         shapes,
+        {name: value.sym for name, value in env.items() if value.sym is not None},
+        {name: value.dtype for name, value in env.items()},
         out_shapes,
         tensor_map(same, {t.name for n in nodes for t in n.outputs}),
         origins=[n.origin for n in nodes],
         draft=Draft(made, b, nodes, outputs, stored, out_shapes) if options.split else None,
     )
-    before, after = _cost(graph, shapes, time), _cost(made.graph, out_shapes, time)
-    moved = bool(lifted) or any(r.action in ("lifted", "split") for r in state.reports)
+    before, after = session.before or _cost(graph, shapes, time), _cost(made.graph, out_shapes, time)
+    moved = bool(lifted or session.before) or any(r.action in ("lifted", "split") for r in state.reports)
     less = after.flops < before.flops or (after.flops == before.flops and after.bytes < before.bytes)
     result.flops, result.assumptions = after.flops, assumptions.made
     if (not moved or not less) and (sides.indices or not sides.batched):

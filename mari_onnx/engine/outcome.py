@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from onnx import ModelProto, NodeProto
 
 from mari_onnx.engine.assumptions import Assumption
@@ -104,6 +105,11 @@ class Rewrite:
     nodes: list[NodeReport]
     kinds: dict[str, str] = field(default_factory=dict)
     shapes: dict[str, tuple[Size, ...]] = field(default_factory=dict)
+    numbers: dict[str, np.ndarray] = field(default_factory=dict)
+    """Of the source's small integer tensors, the elements as far as they are known: object arrays of int, Dim or None.
+    """
+    dtypes: dict[str, int] = field(default_factory=dict)
+    """Element types of the source's tensors."""
     out_shapes: dict[str, tuple[Size, ...]] = field(default_factory=dict)
     tensor_map: dict[str, str] = field(default_factory=dict)
     reason: str | None = None

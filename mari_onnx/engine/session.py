@@ -13,6 +13,7 @@ from typing import Literal
 
 import onnx
 
+from mari_onnx.engine.cost.flops import Cost
 from mari_onnx.engine.lookahead.masked_rows import Unread
 from mari_onnx.engine.lookahead.read_positions import ReadPositions
 from mari_onnx.model.dims import Size
@@ -67,6 +68,7 @@ class Session:
     several: tensors that more than one node reads.
     masked: which rows of attentions are masked; nothing is computed until a rule asks.
     read: which positions of the inputs of its nodes are read, likewise.
+    before: what the source took before `isolation` rewrote it, if it did; a rewrite has to take less.
     """
 
     def __init__(
@@ -76,9 +78,10 @@ class Session:
         opsets: Mapping[str, int],
         options: Options,
         declared: Mapping[str, tuple[int, tuple[Size | None, ...] | None]] | None = None,
+        before: Cost | None = None,
     ):
         self.graph, self.inputs, self.opsets, self.options = graph, inputs, dict(opsets), options
-        self.declared = declared or {}
+        self.declared, self.before = declared or {}, before
         self.several = _several_readers(graph)
         self.masked = Unread(graph, inputs, self.opsets[""])
         self.read = ReadPositions(graph, inputs, self.opsets[""])

@@ -91,7 +91,8 @@ class Report:
         """What the output takes for granted, a sentence each, and who verifies it."""
         verified = "the check ran both models there, and they agree"
         told = verified if self.check is not None else "the check that `optimize` runs verifies it there"
-        return [f"assumed at {each.node}: {each.what} ({each.why}; {told})" for each in self.assumptions]
+        lines = [f"assumed at {each.node}: {each.what} ({each.why}; {told})" for each in self.assumptions]
+        return list(dict.fromkeys(lines))  # one that several numbers of candidates tell of
 
     @property
     def stops(self) -> list[Stop]:

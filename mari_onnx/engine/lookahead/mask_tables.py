@@ -93,10 +93,20 @@ def pick(way: int, places: Sequence[int]) -> int:
 
 
 class Tables:
-    """The Tables of a graph at one number of candidates. shapes: of all tensors, as far as they are known."""
+    """The Tables of a graph at one number of candidates.
 
-    def __init__(self, graph: onnx.GraphProto, nodes: Sequence[NodeProto], shapes: Mapping[str, Shape], opset: int):
-        self.shapes, self.opset = dict(shapes), opset
+    shapes: of all tensors, as far as they are known. limit: elements of a tensor up to which it is looked into.
+    """
+
+    def __init__(
+        self,
+        graph: onnx.GraphProto,
+        nodes: Sequence[NodeProto],
+        shapes: Mapping[str, Shape],
+        opset: int,
+        limit: int = LIMIT,
+    ):
+        self.shapes, self.opset, self._limit = dict(shapes), opset, limit
         self.known: dict[str, Table] = {}
         self.roots: dict[str, np.ndarray] = {}
         """The labels of the boolean tensors that are bits."""
@@ -107,7 +117,7 @@ class Tables:
         self._made = {name: node for node in nodes for name in node.output}
         inputs = {info.name: info.type.tensor_type.elem_type for info in graph.input}
         for proto in graph.initializer:
-            if proto.name not in inputs and proto.data_type != TensorProto.STRING and _size(proto.dims) <= LIMIT:
+            if proto.name not in inputs and proto.data_type != TensorProto.STRING and _size(proto.dims) <= limit:
                 self.known[proto.name] = Table((), (tensors.array(proto),))
         for name, dtype in inputs.items():
             if dtype == TensorProto.BOOL:
@@ -119,7 +129,7 @@ class Tables:
     def shape(self, name: str) -> tuple[int, ...] | None:
         """A shape of which all is known, if that is not too large."""
         shape = self.shapes.get(name)
-        if shape is None or None in shape or _size(shape) > LIMIT:  # type: ignore[arg-type]
+        if shape is None or None in shape or _size(shape) > self._limit:  # type: ignore[arg-type]
             return None
         return shape  # type: ignore[return-value]
 
@@ -194,7 +204,7 @@ class Tables:
         if node.op_type in having(Fact.SIZES):
             shape = self.shapes.get(node.input[0])
             if shape is not None and None not in shape:
-                self._plain(node, [np.zeros(shape, bool)] if _size(shape) <= LIMIT else [])  # type: ignore[arg-type]
+                self._plain(node, [np.zeros(shape, bool)] if _size(shape) <= self._limit else [])  # type: ignore[arg-type]
             return
         if node.op_type == "CastLike":
             array = self.constant(node.input[0])
@@ -204,7 +214,7 @@ class Tables:
         tables = [self.known.get(x) for x in node.input if x]
         if all(t is not None and not t.slots for t in tables):
             arrays = [self.known[x].arrays[0] if x else None for x in node.input]
-            if len([o for o in node.output if o]) == 1 and _size(self.shape(name) or ()) <= LIMIT:
+            if len([o for o in node.output if o]) == 1 and _size(self.shape(name) or ()) <= self._limit:
                 self._plain(node, arrays)
             return
         found = self._with_bits(node) if all(t is not None for t in tables) else None
@@ -256,7 +266,7 @@ class Tables:
 
     def _plain(self, node: NodeProto, arrays: Sequence[np.ndarray | None]) -> None:
         result = self._run(node, arrays) if len(arrays) == len(node.input) else None
-        if result is not None and result.size <= LIMIT and result.dtype != object:
+        if result is not None and result.size <= self._limit and result.dtype != object:
             self.known[node.output[0]] = Table((), (result,))
             self.shapes[node.output[0]] = result.shape
 

@@ -207,7 +207,7 @@ def _of_node(node: NodeProto, tables: Tables, sourced: Sourced, depth: int) -> S
         return None
     slots, maps = made
     given = [[x.of(pick(way, places)) for x, places in zip(known, maps, strict=True)] for way in ways(slots)]
-    found = [transfer(node, each, partial(_placed, node, tables)) for each in given]
+    found = [transfer(node, each, partial(placed, node, tables)) for each in given]
     told = [x for x in found if x is not None]
     most = max(GREATEST, *(float(np.max(np.abs(side), initial=0)) for each in given for x in each for side in x))
     if len(told) < len(found) or any(np.any(np.abs(side) > most) for x in told for side in x):
@@ -215,7 +215,7 @@ def _of_node(node: NodeProto, tables: Tables, sourced: Sourced, depth: int) -> S
     return Spans(slots, tuple(low for low, _ in told), tuple(high for _, high in told))
 
 
-def _placed(node: NodeProto, tables: Tables, sides: Sequence[np.ndarray]) -> np.ndarray | None:
+def placed(node: NodeProto, tables: Tables, sides: Sequence[np.ndarray]) -> np.ndarray | None:
     """Bounds of elements that a node moves or joins."""
     shapes = [shape for name in node.input[: len(sides)] if (shape := tables.shape(name)) is not None]
     out = tables.shape(node.output[0])

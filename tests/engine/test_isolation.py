@@ -1,0 +1,145 @@
+"""History and candidates in one sequence: computed apart where candidates are isolated, together elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mari_onnx.engine import Options, Rewrite, rewrite
+from tests.engine.graphs import runner
+from tests.sequences import Form, build, feeds, sides
+
+LOWEST = float(np.finfo(np.float32).min)
+FORMS = {
+    "compared": Form(),
+    "free length": Form(free=True),
+    "constant": Form(mask="constant"),
+    "triangle": Form(mask="triangle"),
+    "gathered": Form(mask="gathered"),
+    "added": Form(how="add"),
+    "finite": Form(lowest=-1e9),
+    "finite, added": Form(how="add", lowest=-1e9, norm="rms"),
+    "lowest of the type": Form(lowest=LOWEST, norm=""),
+    "factor": Form(how="factor", bias=True),
+    "factor, no norm": Form(how="factor", norm="", free=True),
+    "rope": Form(rope=True, norm="rms"),
+    "rope at the own place": Form(rope=True, places="own"),
+    "candidates first": Form(first=True),
+    "flat": Form(flat=True),
+    "padded": Form(pad=True),
+    "padded, free": Form(pad=True, free=True),
+    "softmax over candidates": Form(end="softmax"),
+    "less their mean": Form(end="rank", bias=True),
+    "three layers": Form(layers=3, opset=13, how="factor", norm="rms"),
+}
+
+
+def rewritten(form: Form) -> tuple[onnx.ModelProto, Rewrite]:
+    model = build(form)
+    onnx.checker.check_model(model, full_check=True)
+    return model, rewrite(model, sides(form), Options(assume=True))
+
+
+def compare(form: Form, model: onnx.ModelProto, made: onnx.ModelProto, counts: tuple[int, ...] = (1, 2, 5)) -> None:
+    """Both models in float64, at several lengths of the history."""
+    source, output = runner(model), runner(made)
+    for n in counts:
+        for length in (form.length, 1, 2) if form.free else (form.length,):
+            request = feeds(form, n, length, seed=n)
+            (want,), (have,) = source(request), output(request)
+            assert want.shape == have.shape
+            np.testing.assert_allclose(have, want, rtol=1e-9, atol=1e-9, err_msg=f"N={n}, T={length}")
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_isolated_candidates_are_computed_apart(name: str) -> None:
+    form = replace(FORMS[name], dtype=np.float64)
+    model, result = rewritten(form)
+    assert result.changed, result.reason
+    assert {a.what for a in result.assumptions} == {"a candidate is scored as without the others: "
+                                                    "weights between candidates are 0"}  # fmt: skip
+    compare(form, model, result.model)
+    work = [rewrite(model, sides(form), Options(assume=True, candidates=n)).flops for n in (500, 1000)]
+    assert work[1] < 2.05 * work[0], "FLOPs grow faster than the candidates"
+
+
+@pytest.mark.parametrize("leak", ["window", "first", "little"])
+@pytest.mark.parametrize("how", ["where", "factor"])
+def test_candidates_that_read_each_other_stay_together(leak: str, how: str) -> None:
+    if (how, leak) == ("factor", "little"):
+        pytest.skip("a factor has no number that masks")
+    form = Form(leak=leak, how=how, dtype=np.float64)
+    model, result = rewritten(form)
+    compare(form, model, result.model)
+    assert not result.changed
+    assert any("history and candidates are one sequence here, and stay that" in (n.reason or "") for n in result.nodes)
+
+
+def test_a_finite_mask_needs_scores_of_known_size() -> None:
+    _, result = rewritten(Form(lowest=-1e9, norm=""))
+    assert not result.changed
+
+
+def test_a_number_of_candidates_from_which_on_they_mix_is_met() -> None:
+    """From position 2T + 40 on candidates see each other: not at N = 2 or 3."""
+    form = Form(leak="late", dtype=np.float64)
+    model, result = rewritten(form)
+    assert not result.changed
+    compare(form, model, result.model, (2, 60))
+
+
+def test_a_mean_over_the_sequence_is_computed_over_all_of_it() -> None:
+    form = Form(leak="mean", dtype=np.float64)
+    model, result = rewritten(form)
+    compare(form, model, result.model)
+
+
+def test_without_a_check_nothing_is_assumed() -> None:
+    result = rewrite(build(Form()), sides(Form()), Options())
+    assert not result.changed
+    assert any("no check is made" in (n.reason or "") for n in result.nodes)
+
+
+def test_a_node_whose_rewrite_is_to_be_left_out_leaves_the_sequence_whole() -> None:
+    model, result = rewritten(Form())
+    name = next(n.name for n in result.nodes if n.op == "Softmax")
+    again = rewrite(model, sides(Form()), Options(assume=True, skip=frozenset({name})))
+    assert not again.changed
+
+
+def test_every_node_of_the_source_is_reported_once() -> None:
+    model, result = rewritten(Form(pad=True, rope=True))
+    assert [n.name for n in result.nodes] == [n.name for n in model.graph.node]
+    assert set(result.tensor_map) <= {o for n in model.graph.node for o in n.output} | {"history", "candidates", "seen"}
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.builds(
+        Form,
+        length=st.integers(1, 5),
+        free=st.booleans(),
+        layers=st.integers(1, 2),
+        mask=st.sampled_from(["compared", "constant", "triangle", "gathered"]),
+        how=st.sampled_from(["where", "add", "factor", "factor before"]),
+        lowest=st.sampled_from([-np.inf, LOWEST, -1e9]),
+        norm=st.sampled_from(["layer", "rms", ""]),
+        rope=st.booleans(),
+        bias=st.booleans(),
+        flat=st.booleans(),
+        pad=st.booleans(),
+        leak=st.sampled_from(["", "", "", "window", "first", "mean", "little"]),
+        end=st.sampled_from(["", "softmax", "rank"]),
+        places=st.sampled_from(["same", "own"]),
+        seed=st.integers(0, 9),
+        dtype=st.just(np.float64),
+    )
+)
+def test_any_form_is_the_same(form: Form) -> None:
+    model, result = rewritten(form)
+    compare(form, model, result.model, (1, 3))
