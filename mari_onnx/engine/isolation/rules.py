@@ -63,7 +63,9 @@ def _untouched(w: Writer, node: NodeProto, dims: Sequence[Size], key: Key) -> in
     """The operand that is the result itself, as the mask is 1 or lets all through in this block."""
     op = node.op_type
     facts = row(op)
-    neutral = {min: 1, max: 0}.get(facts.function) if Fact.LOGIC in facts.facts else facts.neutral
+    neutral = facts.neutral
+    if Fact.LOGIC in facts.facts and facts.function in (min, max):
+        neutral = 1 if facts.function is min else 0
     if op != "Where" and (neutral is None or Fact.COMMUTES not in facts.facts):
         return None
     outer = dict(zip(w.layouts.at(dims), key, strict=True))
