@@ -50,7 +50,7 @@ def plot(by_n: dict[int, dict[str, Any]], path: Path) -> None:
         low, high = 0.5, float(max(predicted.max(), measured.max()))
         panel.loglog([low, high], [low, high], color="grey", linewidth=1)
         panel.loglog(predicted, measured, ".", markersize=4)
-        panel.set_title(f"N = {n}: {found['graphs']} graphs, rank correlation {found['rank correlation']:.2f}")
+        panel.set_title(f"N = {n}: {found['graphs']} graphs\nrank correlation {found['rank correlation']:.2f}")
         panel.set_xlabel("predicted: source's time / output's")
         panel.set_ylabel("measured")
     figure.savefig(path, dpi=90)

@@ -25,7 +25,7 @@ from mari_onnx.cli.options import common_options
     default=0.03,
     show_default=True,
     metavar="S",
-    help="Seconds to measure each of about 1,300 small graphs.",
+    help="Seconds to measure each of about 1,900 small graphs.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @common_options
