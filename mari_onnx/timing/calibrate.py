@@ -20,7 +20,7 @@ from mari_onnx import runtime
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.prices.table import OTHER, RUN
 from mari_onnx.prices.use import Use
-from mari_onnx.timing.clock import clock_for
+from mari_onnx.timing.clock import PAUSE, clock_for
 from mari_onnx.timing.kernel_samples import samples
 from mari_onnx.timing.machine import machine
 from mari_onnx.timing.sample import OPSETS, Sample
@@ -94,6 +94,9 @@ def seconds_of(sample: Sample, threads: int, budget: float) -> float | None:
     while len(pairs) < 7 or time.perf_counter() < ends:
         took = []
         for run in runs:
+            if threads > 1:
+                time.sleep(PAUSE)
+                run()
             begun = clock()
             run()
             took.append(clock() - begun)

@@ -12,6 +12,8 @@ import numpy as np
 Clock = Callable[[], float]
 LARGE = 0.1
 """A spread above this is worth a warning."""
+PAUSE = 0.003
+"""Seconds after a run in which the threads of its session may still spin: they take cores from another session."""
 LONG = 0.02
 """Seconds; a shorter run depends on what is in the caches when it starts."""
 
@@ -106,6 +108,7 @@ def interleaved(
     warm_up: int = 3,
     clock: Clock = time.perf_counter,
     wall: Clock | None = None,
+    pause: float = 0.0,
 ) -> Timing:
     """Times every callable once a round (A B A B), the order turned by one each round.
 
@@ -120,6 +123,7 @@ def interleaved(
         clock: what each run is timed by. `time.thread_time` leaves out what other processes take,
             and all that a run does on other threads or devices.
         wall: what `seconds` is measured by; by default `clock`.
+        pause: seconds between callables; `PAUSE` where they are sessions of several threads.
     """
     wall = wall or clock
     names = tuple(runs)
@@ -144,6 +148,7 @@ def interleaved(
         for place in range(len(names)):
             which = (place + turn) % len(names)
             if took[names[which]] < LONG:
+                time.sleep(pause)
                 runs[names[which]](turn)
             row[which] = timed(names[which], turn)
         rows.append(row)

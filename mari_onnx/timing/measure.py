@@ -12,7 +12,7 @@ import numpy as np
 
 from mari_onnx import runtime
 from mari_onnx.parity.judge.values import parts
-from mari_onnx.timing.clock import LARGE, Timing, clock_for, interleaved
+from mari_onnx.timing.clock import LARGE, PAUSE, Timing, clock_for, interleaved
 from mari_onnx.timing.floor import Floor, NoFloor, floor
 from mari_onnx.timing.peers import peers
 
@@ -224,7 +224,7 @@ def measure(
                 sessions[each.name], feeds[each.name], provider
             )
         result.timing = interleaved(
-            runs, seconds=seconds, least=least, clock=clock, wall=time.perf_counter
+            runs, seconds=seconds, least=least, clock=clock, wall=time.perf_counter, pause=PAUSE * (threads > 1)
         )
         if provider != "cpu":
             result.transfers = interleaved(moves, seconds=seconds / 4, least=least)

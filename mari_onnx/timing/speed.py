@@ -19,7 +19,7 @@ from mari_onnx.errors import ModelError, Slower
 from mari_onnx.parity.blame import guilty
 from mari_onnx.parity.domains.domains import domains
 from mari_onnx.parity.requests.draw import Drawer, Layout
-from mari_onnx.timing.clock import clock_for, interleaved
+from mari_onnx.timing.clock import PAUSE, clock_for, interleaved
 
 if TYPE_CHECKING:
     import onnx
@@ -123,8 +123,9 @@ class Stopwatch:
             runs = {str(k): partial(_run, *each) for k, each in enumerate(feeds)}
             try:
                 timing = interleaved(
-                    runs, seconds=SECONDS, least=LEAST, most=MOST, warm_up=2, clock=self.clock, wall=time.perf_counter
-                )
+                    runs, seconds=SECONDS, least=LEAST, most=MOST, warm_up=2, clock=self.clock, wall=time.perf_counter,
+                    pause=PAUSE * (self.threads > 1),
+                )  # fmt: skip
             except Exception as error:
                 if n == self.typical:
                     raise ModelError(f"source or output cannot run with {n} candidates: {error}") from error
