@@ -6,9 +6,9 @@
 By default the sample models and the public ones in tests/data/interop; models that FILE has are not measured again.
 Beside a model is its side file, and where lengths have a range, ``X.draw.json`` (see `benchmarks.speed`). Source,
 `optimize`'s output, score.onnx, and score.onnx with the gathering of its rows from a store of 20,000 items run in
-turns on one thread, in thread time; a ratio is the median of the pairs'. What the prices predict is for the shapes of
-the first request. The parts are not checked here; tests and `benchmarks.split_check` do. `--write` puts the table into
-docs/benchmarks.md.
+turns on one thread, in thread time; a ratio is the median of the pairs'. Each model has a process of its own. What the
+prices predict is for the shapes of the first request. The parts are not checked here; tests and
+`benchmarks.split_check` do. `--write` puts the table into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import argparse
 import fnmatch
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -30,7 +32,6 @@ from benchmarks.speed import drawer
 from benchmarks.tables import Section, Target, replaced
 from mari_onnx import api, runtime
 from mari_onnx.choices import options_for
-from mari_onnx.errors import MariError
 from mari_onnx.model.save import write_text
 from mari_onnx.model.signature import signature
 from mari_onnx.parity.work import shapes_of
@@ -140,6 +141,21 @@ def platform() -> str:
     return f"{found['processor']}, {found['cores']} cores, load average {os.getloadavg()[2]:.1f}"
 
 
+def alone(path: Path, candidates: int, seconds: float) -> dict[str, Any]:
+    """`one` in a process of its own: what ran before in a process decides how often memory is mapped anew.
+
+    Raises:
+        RuntimeError: with the last line of what it printed.
+    """
+    command = [sys.executable, "-m", "benchmarks.split", "--alone", str(path.resolve())]
+    command += ["--candidates", str(candidates), "--seconds", str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1])
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -149,7 +165,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--only", default="*", help="patterns on file names without .onnx, joined by commas")
     parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
+    parser.add_argument("--alone", type=Path, help="measure this model in this process, and print the figures as JSON")
     given = parser.parse_args()
+    if given.alone is not None:
+        print(json.dumps(one(given.alone, given.candidates, given.seconds)))
+        return
     results: list[dict[str, Any]] = []
     if given.out is not None and given.out.exists():
         results = json.loads(given.out.read_text())
@@ -158,8 +178,8 @@ def main() -> None:
         if path.stem in there or not any(fnmatch.fnmatch(path.stem, pattern) for pattern in given.only.split(",")):
             continue
         try:
-            results.append({"group": path.parent.name, **one(path, given.candidates, given.seconds)})
-        except MariError as error:
+            results.append({"group": path.parent.name, **alone(path, given.candidates, given.seconds)})
+        except RuntimeError as error:
             print(f"{path.name}: {error}", flush=True)
             continue
         print(f"{path.name}: {results[-1]['gathered']:.2f}x", flush=True)
