@@ -8,23 +8,51 @@ backend_output_responder.cc) and `onnxruntime_backend` (onnxruntime.cc).
 
 from __future__ import annotations
 
+import runpy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import onnxruntime
+from google.protobuf import json_format
+from tritonclient.grpc.model_config_pb2 import DataType
 
 from mari_onnx.serving.triton.config import TYPES, parse
 
-KINDS = {"BYTES": object, "FP16": np.float16, "FP32": np.float32, "FP64": np.float64, "BOOL": np.bool_}
+KINDS = {"STRING": "object", "FP16": "float16", "FP32": "float32", "FP64": "float64"}
 
 
 def numpy_type(config_type: int):
     """TYPE_INT64 -> numpy's."""
-    from tritonclient.grpc.model_config_pb2 import DataType
-
-    name = DataType.Name(config_type).removeprefix("TYPE_").replace("STRING", "BYTES")
+    name = DataType.Name(config_type).removeprefix("TYPE_")
     return np.dtype(KINDS.get(name) or name.lower())
+
+
+class Refused(Exception):
+    """What a Python model answers to a request with an error."""
+
+
+class Tensor:
+    """A tensor of `triton_python_backend_utils`."""
+
+    def __init__(self, name, array):
+        self._name, self._array = name, array
+
+    def name(self):
+        return self._name
+
+    def as_numpy(self):
+        return self._array
+
+
+UTILS = SimpleNamespace(
+    Tensor=Tensor,
+    TritonError=Refused,
+    InferenceResponse=lambda output_tensors=(), error=None: SimpleNamespace(tensors=output_tensors, error=error),
+)
+"""Stands for the module `triton_python_backend_utils`, which the server brings."""
 
 
 class Server:
@@ -32,7 +60,7 @@ class Server:
 
     def __init__(self, repository: Path):
         self.configs = {f.name: parse((f / "config.pbtxt").read_text()) for f in repository.iterdir() if f.is_dir()}
-        self.sessions = {}
+        self.sessions, self.python = {}, {}
         self.runs = []
         for name, config in self.configs.items():
             assert config.name == name
@@ -43,10 +71,23 @@ class Server:
                 assert config.max_batch_size or not io.HasField("reshape")
             if config.platform == "ensemble":
                 self._check_ensemble(config)
-            elif config.backend == "onnxruntime":
+            elif config.backend == "python":
+                self.python[name] = self._python(repository / name / "1" / "model.py", config)
+            else:
+                assert config.backend == "onnxruntime"
                 path = repository / name / "1" / (config.default_model_filename or "model.onnx")
                 self.sessions[name] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
                 self._check_model(config, self.sessions[name])
+
+    @staticmethod
+    def _python(path, config):
+        with mock.patch.dict(sys.modules, {"triton_python_backend_utils": UTILS}):
+            found = runpy.run_path(str(path))["TritonPythonModel"]()
+        said = json_format.MessageToJson(
+            config, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+        found.initialize({"model_config": said, "model_repository": str(path.parents[1]), "model_version": "1"})
+        return found
 
     def _check_model(self, config, session):
         made = {name for each in config.batch_input for name in each.target_name}
@@ -97,6 +138,8 @@ class Server:
         self.runs.append((name, len(feeds)))
         if config.platform == "ensemble":
             return [self._ensemble(config, feed) for feed in feeds]
+        if config.backend == "python":
+            return self._by_python(config, feeds)
         if not config.max_batch_size:
             (feed,) = feeds
             return [self._alone(config, feed)]
@@ -133,6 +176,24 @@ class Server:
         answers = session.run(None, {k: v.reshape(()) if k in scalars else v for k, v in feed.items()})
         made = dict(zip([o.name for o in session.get_outputs()], answers, strict=True))
         return {o.name: made[o.name].reshape(np.shape(made[o.name]) or (1,)) for o in config.output}
+
+    def _by_python(self, config, feeds):
+        outputs = [o.name for o in config.output]
+        requests = [
+            SimpleNamespace(
+                inputs=lambda feed=feed: [Tensor(name, array) for name, array in feed.items()],
+                requested_output_names=lambda: outputs,
+            )
+            for feed in feeds
+        ]
+        found = []
+        for each in self.python[config.name].execute(requests):
+            found.append(each.error or {t.name(): t.as_numpy() for t in each.tensors})
+            if each.error is None:
+                for io in config.output:
+                    assert found[-1][io.name].dtype == numpy_type(io.data_type)
+                    assert len(found[-1][io.name].shape) == 1 + len(io.dims)
+        return found
 
     def _batched(self, config, feeds):
         session, whole = self.sessions[config.name], {}
@@ -173,8 +234,6 @@ class Server:
 
 def numpy_type_of(onnxruntime_type: str):
     """tensor(float) -> numpy's."""
-    from tritonclient.grpc.model_config_pb2 import DataType
-
     return numpy_type(DataType.Value(f"TYPE_{TYPES[onnxruntime_type]}"))
 
 

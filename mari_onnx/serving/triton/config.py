@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
@@ -93,6 +94,12 @@ def ports(path: Path) -> Ports:
         return Port(each.name, TYPES[each.type], shape)
 
     return Ports(tuple(map(port, session.get_inputs())), tuple(map(port, session.get_outputs())))
+
+
+def numpy_type(kind: str) -> np.dtype:
+    """What arrays hold for a type of Triton, such as "FP32"."""
+    found = {"FP16": "float16", "FP32": "float32", "FP64": "float64", "STRING": "object"}.get(kind, kind.lower())
+    return np.dtype(found)
 
 
 def declare(io: Any, port: Port, dims: Iterable[int]) -> None:

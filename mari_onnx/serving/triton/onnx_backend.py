@@ -6,6 +6,7 @@ with the source's inputs and outputs, in which Triton hands the tensors from par
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,11 @@ from mari_onnx.model.load import read
 from mari_onnx.model.signature import signature
 from mari_onnx.serving.triton import config as configs
 from mari_onnx.serving.triton import readme
+from mari_onnx.serving.triton.batched import said_sides
 from mari_onnx.serving.triton.config import Port, Ports, ports
 from mari_onnx.serving.triton.readme import Call, calls_of
 from mari_onnx.serving.triton.repository import Served
-from mari_onnx.sides.resolve import METADATA_KEY, resolve
+from mari_onnx.sides.resolve import resolve
 from mari_onnx.splitting import manifest as manifests
 from mari_onnx.splitting.manifest import Manifest
 
@@ -43,12 +45,12 @@ def one_file(path: Path, name: str) -> Served:
 
 
 def _calls(model: onnx.ModelProto) -> list[Call]:
-    """Whose each input is, where the model's metadata says so."""
-    said = next((p.value for p in model.metadata_props if p.key == METADATA_KEY), None)
-    if said is None:
+    """Whose each input is, where the model's metadata says so; nothing of a file for several requests."""
+    said = said_sides(model)
+    if not said or said.get("batched"):
         return []
     known = signature(model)
-    return calls_of(resolve(known, metadata=said), [each.name for each in known.inputs])
+    return calls_of(resolve(known, metadata=json.dumps(said)), [each.name for each in known.inputs])
 
 
 def ensemble(folder: Path, name: str) -> list[Served]:
@@ -129,5 +131,5 @@ def _once_per_user(manifest: Manifest) -> None:
         raise CannotServe(
             f"user.onnx reads the number of candidates ({counts[0]}), which is 1 for a user's state and which an "
             "ensemble cannot tell it",
-            "serve the split from Python (docs/serving.md)",
+            "serve the split with --backend python",
         )

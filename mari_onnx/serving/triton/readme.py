@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from tritonclient.grpc import model_config_pb2 as triton
 
+from mari_onnx.serving.protocol import ITEM_IDS, USER_KEY
 from mari_onnx.serving.triton.config import Port, Ports
+from mari_onnx.serving.triton.ragged import Form
 from mari_onnx.sides.resolve import Sides
 from mari_onnx.splitting.manifest import Manifest
 
@@ -59,11 +61,11 @@ def single(config: triton.ModelConfig, found: Ports, calls: Sequence[Call], file
     repeated = [c for c in calls if c.side == "user" and c.axis is not None and _one_row(found, c)]
     pieces = [f"# {config.name}\n`{file}`, for Triton's onnxruntime backend, one request per run.\n", SETUP]
     if repeated:
-        pieces.append(_before(found, known))
+        pieces.append(_before(found.inputs, found.outputs, known))
         pieces.append("## After\nA user input has one row, however many candidates there are.\n")
     else:
         pieces.append("## A request\n")
-    pieces.append(_code(config.name, [(p, f'features["{p.name}"]') for p in found.inputs], _answers(found)))
+    pieces.append(_code(config.name, [(p, f'features["{p.name}"]') for p in found.inputs], _answers(found.outputs)))
     pieces.append(_tensors(found.inputs, known))
     return "\n".join(pieces)
 
@@ -77,13 +79,82 @@ def split(config: triton.ModelConfig, found: Ports, manifest: Manifest) -> str:
     return "\n".join([
         f"# {config.name}\nAn ensemble of the parts of `{manifest.source['file']}`: {made_of}.\n",
         SETUP,
-        _before(found, known),
+        _before(found.inputs, found.outputs, known),
         "## After\nA user input has one row, however many candidates there are.\n"
         + (f"No part reads {', '.join(unread)}; leave them out.\n" if unread else ""),
-        _code(config.name, [(p, f'features["{p.name}"]') for p in found.inputs], _answers(found)),
+        _code(config.name, [(p, f'features["{p.name}"]') for p in found.inputs], _answers(found.outputs)),
         _tensors(found.inputs, known),
         _KEPT,
     ])  # fmt: skip
+
+
+def together(config: triton.ModelConfig, found: Ports, form: Form, calls: Sequence[Call], file: str) -> str:
+    """For a file whose requests Triton puts together. found: of the file before it was changed for Triton."""
+    known = {call.name: call for call in calls}
+    fed = [p for p in found.inputs if p.name != form.offsets and p.name not in form.counts]
+    before = [p for p in found.inputs if p.name != form.offsets]
+    pieces = [
+        f"# {config.name}\n`{file}`, for Triton's onnxruntime backend, {config.max_batch_size} requests a run.\n",
+        SETUP,
+        _before(before, found.outputs, known),
+        "## After\nOne request is still one user and the candidates; the server puts requests together. A user input "
+        "has one row, and every tensor has a first dimension of 1, that of the batch.\n",
+        _code(config.name, [(p, _in_batch(p, known.get(p.name))) for p in fed], _answers(found.outputs, "[0]")),
+        _tensors([_sent(config, p) for p in fed], known),
+        "A request whose inputs differ in their number of candidates, or with a first dimension above 1, fails, and\n"
+        "so do the requests that run together with it. The Python backend refuses such a request alone.\n",
+    ]
+    return "\n".join(pieces)
+
+
+def of_service(config: triton.ModelConfig, ports: Sequence[Port], manifest: Manifest, store: bool) -> str:
+    """For the Python backend. ports: its inputs. store: it has rows of items."""
+    known = {i.name: Call(i.name, i.side, i.axis) for i in manifest.inputs}
+    before = [Port(p.name, p.type, ()) for p in ports if p.name in known]
+    outputs = [Port(o.name, "", ()) for o in manifest.outputs]
+    own = {USER_KEY: "np.array([[user.encode()]], object)", ITEM_IDS: "np.array([candidates])"}
+    fed = []
+    for port in ports:
+        call = known.get(port.name)
+        if call is not None and call.side == "item" and store:
+            continue
+        fed.append((port, own[port.name] if call is None else _in_batch(port, call, one_row=False)))
+    kept = (
+        f"`{USER_KEY}` is the key under which the user's state is kept. While it is, a request may leave out the "
+        "user's inputs.\n"
+        + (
+            f"`{ITEM_IDS}` are the candidates, whose rows the store has; without it, send the item's inputs.\n"
+            if store
+            else ""
+        )
+    )
+    return "\n".join([
+        f"# {config.name}\nThe split of `{manifest.source['file']}` in Triton's Python backend.\n",
+        SETUP,
+        _before(before, outputs, known),
+        f"## After\nEvery tensor has a first dimension of 1, that of the batch. {kept}",
+        _code(config.name, fed, _answers(outputs, "[0]")),
+        _tensors([_sent(config, p) for p in ports], known),
+    ])  # fmt: skip
+
+
+def _in_batch(port: Port, call: Call | None, one_row: bool = True) -> str:
+    """The features of an input with the dimension of the batch, in which a user input has its row.
+
+    one_row: the row is the first dimension wherever it was in the source.
+    """
+    value = f'features["{port.name}"]'
+    if not (port.shape[1:] if one_row else port.shape) and (call is None or call.side in ("user", None)):
+        return f"np.reshape({value}, (1, 1))"
+    if call is not None and call.side == "user" and call.axis is not None and (call.axis == 0 or one_row):
+        return value if call.axis == 0 else f"np.moveaxis({value}, {call.axis}, 0)"
+    return f"{value}[None]"
+
+
+def _sent(config: triton.ModelConfig, port: Port) -> Port:
+    """As a request has it."""
+    dims = next(io.dims for io in config.input if io.name == port.name)
+    return Port(port.name, port.type, (1, *(None if d < 0 else d for d in dims)))
 
 
 _KEPT = """## What is kept between requests
@@ -94,16 +165,16 @@ more can be removed.
 """
 
 
-def _before(found: Ports, known: Mapping[str, Call]) -> str:
+def _before(inputs: Sequence[Port], outputs: Sequence[Port], known: Mapping[str, Call]) -> str:
     fed = []
-    for port in found.inputs:
+    for port in inputs:
         call, value = known.get(port.name), f'features["{port.name}"]'
         if call is not None and call.side == "user" and call.axis is not None:
             value = f"np.repeat({value}, n, axis={call.axis})"
         fed.append((port, value))
     return (
         "## Before\nThe source, named `source`, with the user's row once per candidate; `n` is the number of "
-        "candidates.\n\n" + _code("source", fed, _answers(found))
+        "candidates.\n\n" + _code("source", fed, _answers(outputs))
     )
 
 
@@ -113,8 +184,8 @@ def _code(model: str, fed: Sequence[tuple[Port, str]], answers: Sequence[str]) -
     return "```python\n" + "\n".join(call) + "\n```\n"
 
 
-def _answers(found: Ports) -> list[str]:
-    return [f"outputs = {{name: answer.as_numpy(name) for name in {[p.name for p in found.outputs]!r}}}"]
+def _answers(outputs: Sequence[Port], row: str = "") -> list[str]:
+    return [f"outputs = {{name: answer.as_numpy(name){row} for name in {[p.name for p in outputs]!r}}}"]
 
 
 def _one_row(found: Ports, call: Call) -> bool:
