@@ -261,7 +261,7 @@ def _table() -> None:
     _rows("Trilu", f.MOVES | f.FILLS, flops=0.0)
     _rows("Concat", f.JOINS | f.TOTAL | f.KEEPS_NAN, flops=0.0)
     _rows("Compress", part, flops=0.0)
-    _rows("ScatterElements ScatterND Scatter", f.WRITES, flops=0.0)
+    _rows("ScatterElements ScatterND Scatter", f.WRITES | f.KEEPS_NAN, flops=0.0)
     _rows("Unique SplitToSequence ConcatFromSequence "
           "SequenceConstruct SequenceAt", flops=0.0)  # fmt: skip
     _rows("Shape Size", f.SIZES | f.FREE | f.CARRIES | f.TOTAL, flops=0.0)

@@ -1,4 +1,4 @@
-"""ScatterND: assignments to slices as PyTorch writes them, and constant coordinates."""
+"""ScatterND and ScatterElements: assignments to slices as PyTorch writes them, and constant coordinates."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.checks import check, lifted
-from tests.engine.drawing import starts, tensor
+from tests.engine.checks import actions, check, lifted, reasons
+from tests.engine.drawing import shapes, signed, starts, tensor
 from tests.engine.graphs import Draw, Graph, N
 
 
@@ -102,3 +102,76 @@ def test_coordinates_from_data_are_left() -> None:
     rows = g.unsqueeze(g.user(3, high=2), 2)
     g.output(g.ScatterND(g.const(np.zeros((2, 2))), g.Concat(rows, rows, axis=-1), g.item(3)))
     assert "ScatterND" in {n.op_type for n in check(g).model.graph.node}
+
+
+@st.composite
+def writes(draw: Draw) -> Graph:
+    """Some positions of an axis are written over, all of the other axes."""
+    g = draw(starts((11, 13, 18)))
+    shape = shapes(draw, low=2)
+    data = tensor(draw, g, shape)
+    for _ in range(draw(st.integers(1, 2))):
+        axis = draw(st.integers(1, len(shape) - 1))
+        size = int(shape[axis])
+        at = draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=size, unique=True))
+        at = [i - size if draw(st.booleans()) else i for i in at]
+        updates = tensor(draw, g, (*shape[:axis], len(at), *shape[axis + 1 :]))
+        line = g.const(np.reshape(at, [-1 if d == axis else 1 for d in range(len(shape))]), np.int64)
+        data = g.ScatterElements(data, g.Expand(line, g.Shape(updates)), updates, axis=signed(draw, axis, len(shape)))
+    return g.output(g.Sin(data))
+
+
+@given(writes())
+def test_positions_that_are_written_over(g: Graph) -> None:
+    check(g)
+
+
+def _write(g: Graph, index: list, updates: str, **how: str) -> Graph:
+    x = g.Concat(g.user(3, 2), g.item(1, 2), axis=1)
+    where = g.Expand(g.const(np.reshape(index, (1, -1, 1)), np.int64), g.Shape(updates))
+    return g.output(g.MatMul(g.ScatterElements(x, where, updates, axis=1, **how), g.weight(2, 3)))
+
+
+def test_a_token_that_is_written_is_one_of_its_own() -> None:
+    g = Graph(18)
+    lifted(_write(g, [3], g.item(1, 2)), per_candidate=2 * 3)
+
+
+@pytest.mark.parametrize(
+    ("index", "how", "why"),
+    [
+        ([1, 1], {}, "twice"),
+        ([1, -3], {}, "twice"),
+        ([1, 3], {"reduction": "add"}, "reduction"),
+    ],
+)
+def test_other_writes_stay(index: list, how: dict, why: str) -> None:
+    g = Graph(18)
+    updates = g.item(1, 2)
+    result = check(_write(g, index, g.Concat(updates, updates, axis=1), **how))
+    assert why in str(reasons(result)["ScatterElements"])
+
+
+def test_a_write_to_a_part_of_the_columns_stays() -> None:
+    g = Graph(18)
+    x = g.Concat(g.user(3, 2), g.item(1, 2), axis=1)
+    updates = g.item(1, 1)
+    where = g.Expand(g.const(np.full((1, 1, 1), 3), np.int64), g.Shape(updates))
+    result = check(g.output(g.ScatterElements(x, where, updates, axis=1)))
+    assert "a part of the other axes" in str(reasons(result)["ScatterElements"])
+
+
+def test_another_position_for_each_column_stays() -> None:
+    g = Graph(18)
+    x = g.Concat(g.user(3, 2), g.item(1, 2), axis=1)
+    updates = g.item(1, 2)
+    where = g.Expand(g.const([[[3, 2]]], np.int64), g.Shape(updates))
+    result = check(g.output(g.ScatterElements(x, where, updates, axis=1)))
+    assert "for each element" in str(reasons(result)["ScatterElements"])
+
+
+def test_positions_that_only_the_run_knows_are_written_on_rows_that_differ() -> None:
+    g = Graph(18)
+    made = g.ScatterElements(g.Sin(g.user(4)), g.user(1, high=4), g.Cos(g.user(1)), axis=1)
+    result = check(g.output(g.Add(made, g.item(4))))
+    assert actions(result)["ScatterElements"] == ["lifted"]

@@ -25,7 +25,7 @@ EXP_RANGE = 800.0
 """exp(-EXP_RANGE) is 0 in every floating-point type."""
 STEPS = 4000
 """Nodes looked at for one bound; beyond it nothing is claimed."""
-NORMS, KEEP, ADDS = having(Fact.NORM), having(Fact.NO_LARGER), having(Fact.ADDS)
+NORMS, KEEP, ADDS, WRITES = (having(f) for f in (Fact.NORM, Fact.NO_LARGER, Fact.ADDS, Fact.WRITES))
 
 
 def bound(tensor: Tensor) -> float:
@@ -66,6 +66,8 @@ def _operands(node: Node) -> list[Tensor]:
         return inputs[:1]
     if op in NORMS:
         return inputs[1:]
+    if op in WRITES:
+        return [t for i, t in enumerate(inputs) if i != 1]
     return inputs[1:] if op == "Where" else inputs
 
 
@@ -93,6 +95,8 @@ def _node(node: Node) -> float:
         return max(values)
     if op == "Where":
         return max(values[1:])
+    if op in WRITES:
+        return max(values[0], values[2]) if attribute(node.proto, "reduction", "none") == "none" else math.inf
     if op == "Cast" and attribute(node.proto, "to") in (TensorProto.FLOAT, TensorProto.DOUBLE):
         return values[0]
     if op in having(Fact.MATMUL):

@@ -190,6 +190,24 @@ class Tables:
             parts.append(np.concatenate(rows, axis))
         return tuple(parts) if len(parts) <= most else None
 
+    def written(self, node: NodeProto, data: Slots, updates: Slots, most: int = SLOTS) -> Slots | None:
+        """The slots of a Scatter at indices that are known."""
+        index = self.constant(node.input[1])
+        shapes = [self.shape(name) for name in (node.input[0], node.input[2])]
+        if index is None or None in shapes or attribute(node, "reduction", "none") != "none":
+            return None
+        parts = []
+        for j in range(max(len(data), len(updates))):
+            one, two = (
+                np.broadcast_to(slots[j] if j < len(slots) else np.zeros((), np.int64), shape)  # type: ignore[arg-type]
+                for slots, shape in zip((data, updates), shapes, strict=True)
+            )
+            made = self._run(node, [np.ascontiguousarray(one), index, np.ascontiguousarray(two)])
+            if made is None:
+                return None
+            parts.append(made)
+        return tuple(parts) if len(parts) <= most else None
+
     def _node(self, node: NodeProto) -> None:
         name = node.output[0]
         key = self._key(node)

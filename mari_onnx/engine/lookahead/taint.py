@@ -22,6 +22,7 @@ SLOTS = 4
 ROUNDS = 8
 """How often what does not hold is left out, and the rest proven again."""
 SAME = having(Fact.SAME) | {"Cast"}
+WRITES = having(Fact.WRITES)
 MAPS = having(Fact.ELEMENT | Fact.FINITE) - {"CastLike"} | SAME | {"Pow"}
 """Operators by element that make a finite number of finite ones, as far as `_finite` says so."""
 REDUCE, MATMUL, SOFTMAX = having(Fact.REDUCES | Fact.FINITE), having(Fact.MATMUL), having(Fact.SOFTMAX)
@@ -109,6 +110,8 @@ class Flow:
             made = self.tables.joined(node, [self.taint.get(x, ()) for x in node.input], SLOTS)
         elif op in MOVES:
             return self._moved(node)
+        elif op in WRITES:
+            made = self._written(node)
         elif op in REDUCE:
             made = self._reduced(node, out)
         elif op in ALONG:
@@ -154,6 +157,13 @@ class Flow:
             for out, array in zip(outs, moved, strict=True):
                 out.append(array)
         return [tuple(out) for out in outs]
+
+    def _written(self, node: NodeProto) -> Slots | None:
+        """Of the data where nothing is written, and of what is written."""
+        data, index, updates = node.input
+        if index in self.taint:
+            return None
+        return self.tables.written(node, self.taint.get(data, ()), self.taint.get(updates, ()), SLOTS)
 
     def _reduced(self, node: NodeProto, out: tuple[int, ...]) -> Slots | None:
         attrs = attributes(node)

@@ -1,9 +1,10 @@
-"""ScatterND as a Cat: the updates, and what they leave of the data.
+"""ScatterND and ScatterElements as a Cat: the updates, and what they leave of the data.
 
     x[:, a:b] = y        is        [x[:, :a] | y | x[:, b:]]
 
 PyTorch writes an assignment to a slice as coordinates of every element: a Range per axis, each expanded to the others'
-shape, concatenated. Constant coordinates come from other assignments (tf.tensor_scatter_nd_update).
+shape, concatenated. Constant coordinates come from other assignments (tf.tensor_scatter_nd_update). One position
+(`select_scatter`, `x[:, i] = y`) is a ScatterElements whose index is a constant that is expanded to the updates' shape.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from mari_onnx.engine.axes.align import align, single
-from mari_onnx.engine.ir.value import Axis, Cat, Decline, Group, Leaf, Part, Value, axes_of, fresh
-from mari_onnx.engine.rule import Context, rule
+from mari_onnx.engine.axes.materialize import flatten_nested, write
+from mari_onnx.engine.batching import MAPPED, run
+from mari_onnx.engine.ir.value import Axis, Cat, Decline, Group, Leaf, Part, Value, axes_of, fresh, is_const
+from mari_onnx.engine.rule import Context, normal, rule
 from mari_onnx.engine.rules.index import flat_positions
 from mari_onnx.engine.rules.mask_index import merged
 from mari_onnx.engine.rules.slices import positions
 from mari_onnx.engine.rules.structure import regroup
 from mari_onnx.model.dims import Dim, Size, static
 
+BY_ELEMENT = "ScatterElements writes to another position for each element"
+IN_PART = "ScatterElements writes only a part of the other axes, or it is not known that it writes all of them"
 Span = Sequence[int] | None
 """Positions along an axis; None: all of them, in order."""
 
@@ -46,6 +51,62 @@ def scatter_nd(ctx: Context) -> list[Value]:
         raise Decline("ScatterND writes a position twice")
     value = _put(ctx, merged(ctx, x, 0, depth), merged(ctx, updates, 0, index.ndim - 1), 0, [flat])
     return [regroup(ctx, value, [*sizes, *value.shape[1:]]) if depth > 1 else value]
+
+
+@rule("ScatterElements")
+def scatter_elements(ctx: Context) -> Sequence[Value | None]:
+    """A Cat of the updates and the rest of the data, where the index is a constant that is the same at all positions
+    of the other axes, and these are written in full. For other indices the operator itself, on rows that differ, and a
+    note with the reason.
+    """
+    try:
+        return [_written(ctx)]
+    except Decline as why:
+        ctx.b.notes.append(str(why))
+        return run(ctx, MAPPED["", "ScatterElements"](ctx))
+
+
+def _written(ctx: Context) -> Value:
+    """Refuses an index computed from data, positions that are written twice, updates that are shorter than the data
+    along another axis, and reductions.
+    """
+    if ctx.attr("reduction", "none") != "none":
+        raise Decline("the ScatterElements combines updates with the data (reduction)")
+    x, index, updates = ctx.input(0), ctx.input(1), fresh(ctx.input(2))
+    at = normal(ctx.attr("axis", 0), x.rank)
+    places = _along(ctx, index, at)
+    size = x.shape[at]
+    if not isinstance(size, int):
+        raise Decline(f"ScatterElements writes along the dynamic axis {size}")
+    if any(not -size <= place < size for place in places):
+        raise Decline("ScatterElements writes outside of the axis")
+    places = [place % size for place in places]
+    if len(set(places)) != len(places):
+        raise Decline("ScatterElements writes a position twice")
+    for d in range(x.rank):
+        if d != at and not (ctx.b.same(x.shape[d], index.shape[d]) and ctx.b.same(x.shape[d], updates.shape[d])):
+            raise Decline(IN_PART)
+    if updates.shape[at] != len(places):
+        raise Decline(IN_PART)
+    return _put(ctx, x, updates, at, [None] * at + [places])
+
+
+def _along(ctx: Context, index: Value, at: int) -> list[int]:
+    """The positions along an axis that an index names, the same ones at all positions of the other axes."""
+    if not is_const(index.body):
+        raise Decline("ScatterElements has an index that is computed from data")
+    count = index.shape[at]
+    if not isinstance(count, int) or not count:
+        raise Decline("ScatterElements writes an unknown number of positions")
+    others = [d for d in range(index.rank) if d != at and axes_of(index.body) & set(index.known[d])]
+    if any(not isinstance(index.shape[d], int) for d in others):
+        raise Decline(BY_ELEMENT)
+    own = [index.known[d] if d == at or d in others else () for d in range(index.rank)]
+    array = write(ctx.b, index.body, own, frozenset(index.known[at])).array
+    rows = np.moveaxis(array, at, -1).reshape(-1, count)
+    if np.any(rows != rows[:1]):
+        raise Decline(BY_ELEMENT)
+    return [int(place) for place in rows[0]]
 
 
 def _slab(ctx: Context, x: Value, index: Value, updates: Value) -> Value:
@@ -119,4 +180,4 @@ def _put(ctx: Context, x: Value, new: Value, d: int, spans: Sequence[Span]) -> V
     bodies, groups = align(ctx.b, slim)
     parts = [Part(tuple(p), sub, body) for (p, _), sub, body in zip(pieces, subs, bodies, strict=True)]
     axis = Axis(size)
-    return ctx.value([*groups[:d], (axis,), *groups[d:]], Cat(axis, tuple(parts)), x.dtype)
+    return ctx.value([*groups[:d], (axis,), *groups[d:]], flatten_nested(Cat(axis, tuple(parts))), x.dtype)
