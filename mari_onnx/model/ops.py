@@ -47,6 +47,7 @@ class Fact(Flag):
     ROWS = auto()  # each row by itself: dimensions before the first one that it mixes only count rows
     SOFTMAX = auto()  # weights of a row by exp, or their logarithms
     NORM = auto()  # ROWS of mean square 1 (at most), times a scale, plus a bias
+    ADDS_AND_NORMS = auto()  # a NORM of the last axis, of the sum of its first two inputs
     POOL = auto()  # over windows, which may lie in padding
     PRODUCT = auto()  # a contraction of data with weights or other data
     MATMUL = auto()  # a PRODUCT of its first two inputs as matrices, transposed by transA and transB, plus its third
@@ -309,7 +310,8 @@ def _table() -> None:
     _rows("LayerNormalization", norm, STANDARD, MICROSOFT, flops=8.0, per_input=True, price=40.0)
     _rows("RMSNormalization", norm, flops=5.0, per_input=True)
     _rows("SimplifiedLayerNormalization", norm, STANDARD, MICROSOFT, flops=5.0, per_input=True)
-    _rows("SkipLayerNormalization SkipSimplifiedLayerNormalization", f.KEEPS_NAN, MICROSOFT, flops=9.0, per_input=True)
+    skip = f.KEEPS_NAN | f.ADDS_AND_NORMS
+    _rows("SkipLayerNormalization SkipSimplifiedLayerNormalization", skip, MICROSOFT, flops=9.0, per_input=True)
     _rows("InstanceNormalization GroupNormalization MeanVarianceNormalization", f.KEEPS_NAN, flops=8.0, per_input=True)
     _rows("BatchNormalization", f.PLACEWISE | f.KEEPS_NAN, flops=2.0, evaluated_since=14)
     _rows("MaxPool AveragePool LpPool", f.POOL | f.DOUBTFUL, per_input=True)

@@ -225,3 +225,18 @@ def test_the_rank_is_known_behind_an_operator_without_a_rule() -> None:
     shapes = rewrite(source, sides(source)).shapes
     assert [int(str(s)) if str(s).isdigit() else str(s) for s in shapes["p"]] == ["N", 2, 2]
     assert np.all([len(shapes[name]) == 3 for name in ("k", "p", "y")])
+
+
+def test_the_last_layer_is_computed_for_the_token_that_is_read() -> None:
+    """Nothing of the other two is, behind operators whose shapes onnx does not infer."""
+    source = model(
+        "(float[N,2,4] u, float[N,1,4] x) => (float y) { c = Concat<axis=1>(u, x) t = Tanh(c)"
+        " s, , , r = com.microsoft.SkipLayerNormalization<epsilon=0.01>(t, c, G, B) h = MatMul(s, W)"
+        " a = com.microsoft.BiasGelu(h, b) o = MatMul(a, V)"
+        " n = com.microsoft.SkipLayerNormalization<epsilon=0.01>(o, r, G, B) f = Gather<axis=1>(n, last) y = Tanh(f) }",
+        G=normal(4), B=normal(4, scale=0.1), W=normal(4, 6), b=normal(6), V=normal(6, 4), last=np.array(-1),
+    )  # fmt: skip
+    result = check(source)
+    shapes = {tuple(s for s in result.out_shapes[n.output[0]] if s != 1)
+              for n in result.model.graph.node if n.op_type in ("MatMul", "Gemm")}  # fmt: skip
+    assert {len(s) for s in shapes} == {2}, shapes

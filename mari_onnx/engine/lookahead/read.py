@@ -90,6 +90,8 @@ class Read:
         op, standard = node.op_type, is_standard(node)
         if op in SIZES and standard:
             return [np.zeros((1,) * len(self._shape(node.input[0])), bool)]
+        if op in having(Fact.ADDS_AND_NORMS):
+            return self._sum_of_rows(node)
         if len([o for o in node.output if o]) > 1 and op != "Split":
             return None
         out = self.by_name.get(next(o for o in node.output if o))
@@ -140,6 +142,15 @@ class Read:
         alone = not flat and Fact.NORM not in facts.facts
         axes = (first,) if alone else tuple(range(first, rank))
         return [_any(out, axes)]
+
+    def _sum_of_rows(self, node: NodeProto) -> list[Mask | None] | None:
+        """Of two operands whose sum is normalized, and is an output too: the rows of which something is read."""
+        masks = [self.by_name[o] for o in node.output if o in self.by_name]
+        if any(mask is None for mask in masks):
+            return None
+        rows = [_any(mask, -1) for mask in masks if mask is not None]
+        whole = np.logical_or.reduce(np.broadcast_arrays(*rows))
+        return [self._broadcast(name, whole) if i < 2 else self._all(name) for i, name in enumerate(node.input)]
 
     def _matmul(self, node: NodeProto, out: Mask) -> list[Mask | None] | None:
         """A (m, k) and B (k, n), each possibly transposed, behind batch axes that are broadcast; and what is added."""

@@ -11,7 +11,9 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from mari_onnx.engine.ir.infer import infer
 from mari_onnx.engine.ir.nodes import evaluate as evaluate_node
+from mari_onnx.engine.ir.value import Tensor
 from mari_onnx.model.dims import Size, evaluate, symbols
 from mari_onnx.model.nodes import attributes, captures, graphs
 from mari_onnx.model.ops import Fact, having
@@ -21,8 +23,8 @@ ROUNDS = 4
 """How often shapes may follow from sizes, and these from shapes."""
 CHOOSING = frozenset({"Concat"}).union(*(having(f) for f in (Fact.VIEW, Fact.PICKS, Fact.SAME, Fact.CONVERTS)))
 """Operators that choose elements of shapes."""
-OF_SIZES = CHOOSING | having(Fact.ADDS) | having(Fact.MULTIPLIES)
-"""What graphs do with sizes."""
+OF_SIZES = CHOOSING | having(Fact.ELEMENT) | having(Fact.GROWS | Fact.TOTAL)
+"""What graphs do with sizes: `expand(-1, ..)` compares them with -1, and chooses."""
 MAX_KNOWN = 1024
 """Elements up to which a constant is read."""
 
@@ -79,8 +81,10 @@ def shapes(
     imports += [helper.make_opsetid(d, 1) for d in {n.domain for n in light.node} - {"", "ai.onnx"}]
     known = integers(graph) | {proto.name: numpy_helper.to_array(proto) for proto in light.initializer}
     found: dict[str, Shape] = {proto.name: tuple(proto.dims) for proto in graph.initializer if proto.name not in given}
+    types = {proto.name: proto.data_type for proto in graph.initializer}
+    types |= {name: info.type.tensor_type.elem_type for name, info in given.items()}
     for _ in range(ROUNDS):
-        found |= _inferred(helper.make_model(light, opset_imports=imports))
+        found |= _inferred(helper.make_model(light, opset_imports=imports), types)
         more = _sizes(light, found, known, opset)
         if not more:
             break
@@ -89,10 +93,70 @@ def shapes(
         del light.node[:]
         light.node.extend(left)
         light.initializer.extend(numpy_helper.from_array(array, name) for name, array in more.items())
-    return found
+    return found | _one_by_one(nodes, found, types, known, opset)
 
 
-def _inferred(model: onnx.ModelProto) -> dict[str, Shape]:
+def _one_by_one(
+    nodes: Sequence[NodeProto],
+    found: Mapping[str, Shape],
+    types: Mapping[str, int],
+    known: Mapping[str, np.ndarray],
+    opset: int,
+) -> dict[str, Shape]:
+    """Shapes behind operators that inference of the whole graph does not know, as onnxruntime's own.
+
+    types: element types of tensors, as far as they are known. known: arrays of small integer tensors.
+    """
+    more: dict[str, Shape] = {}
+    kinds, arrays = dict(types), dict(known)
+    opsets = {"": opset}
+    for node in nodes:
+        outputs = [o for o in node.output if o]
+        if any(graphs(node)):
+            continue
+        shapes = [more.get(x, found.get(x)) for x in node.input]
+        sized = [_known(shape) for shape in shapes]
+        made = _of_sizes(node, sized, [arrays.get(x) for x in node.input], opset)
+        if made is not None:
+            arrays[outputs[0]], more[outputs[0]] = made, made.shape
+        if all(None not in more.get(o, found.get(o, (None,))) for o in outputs):
+            continue
+        stubs = [
+            Tensor(x, kinds.get(x, TensorProto.FLOAT), shape, frozenset(), array=arrays.get(x)) if x else None
+            for x, shape in zip(node.input, sized, strict=True)
+        ]
+        for name, (kind, shape) in zip(node.output, infer(node, sized, stubs, opsets), strict=True):
+            if name and shape is not None and all(isinstance(d, int) for d in shape):
+                more[name], kinds[name] = shape, kind  # type: ignore[assignment]
+    return more
+
+
+def _known(shape: Shape | None) -> tuple[Size, ...] | None:
+    """A shape of which all is known; None for others."""
+    found = tuple(size for size in shape or () if size is not None)
+    return found if shape is not None and len(found) == len(shape) else None
+
+
+def _of_sizes(
+    node: NodeProto, shapes: Sequence[tuple[Size, ...] | None], arrays: Sequence[np.ndarray | None], opset: int
+) -> np.ndarray | None:
+    """The small array of integers that a node computes of sizes; None where it is another, or not known.
+
+    shapes, arrays: of its inputs, as far as they are known.
+    """
+    if node.op_type == "Shape" and shapes[0] is not None:
+        ends = attributes(node)
+        return np.asarray(shapes[0][ends.get("start", 0) : ends.get("end", len(shapes[0]))], np.int64)
+    if node.op_type not in OF_SIZES or not arrays or any(a is None for a in arrays) or len(node.output) > 1:
+        return None
+    try:
+        made = evaluate_node(node, arrays, opset)
+    except Exception:  # of numpy and the evaluator, many kinds
+        return None
+    return made if made.size <= MAX_KNOWN and made.dtype.kind in "iub" else None
+
+
+def _inferred(model: onnx.ModelProto, types: dict[str, int]) -> dict[str, Shape]:
     try:
         done = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception:  # of pybind, one class an error
@@ -102,6 +166,7 @@ def _inferred(model: onnx.ModelProto) -> dict[str, Shape]:
         if info.type.HasField("tensor_type") and info.type.tensor_type.HasField("shape"):
             dims = info.type.tensor_type.shape.dim
             found[info.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+            types[info.name] = info.type.tensor_type.elem_type
     return found
 
 
@@ -114,15 +179,10 @@ def _sizes(
     told: dict[str, np.ndarray] = {}
     for node in light.node:
         arrays = [told[i] if i in told else known.get(i) for i in node.input]
-        shape = found.get(node.input[0], (None,)) if node.op_type == "Shape" else (None,)
-        if None not in shape:
-            ends = {a.name: a.i for a in node.attribute}
-            told[node.output[0]] = np.asarray(shape[ends.get("start", 0) : ends.get("end", len(shape))], np.int64)
-        elif node.op_type in OF_SIZES and arrays and len(node.output) == 1 and all(a is not None for a in arrays):
-            try:
-                told[node.output[0]] = evaluate_node(node, arrays, opset)
-            except Exception:  # of numpy and the evaluator, many kinds
-                continue
+        shapes = [_known(found.get(i)) for i in node.input]
+        made = _of_sizes(node, shapes, arrays, opset)
+        if made is not None:
+            told[node.output[0]] = made
     return told
 
 
