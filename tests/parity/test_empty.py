@@ -49,6 +49,25 @@ def test_an_empty_history_is_fed_where_the_source_takes_it() -> None:
     assert not wrong.ok
 
 
+def test_the_odd_shape_that_a_kernel_gives_no_candidates_is_not_asked_for() -> None:
+    """onnxruntime's ReduceSum answers [0, 4] where it should answer [0, 1]."""
+
+    def summed(by: str) -> onnx.ModelProto:
+        g = Graph()
+        x = g.input("x", TensorProto.FLOAT, ["N", 4])
+        if by == "ReduceSum":
+            g.op("ReduceSum", [x, g.weight("one", np.array([-1]))], "score", keepdims=1)
+        else:
+            g.op("MatMul", [x, g.weight("ones", np.ones((4, 1), np.float32))], "score")
+        g.output("score", ["N", 1])
+        return g.model()
+
+    sides = Sides({"x": "item"})
+    assert check(summed("ReduceSum"), summed("MatMul"), sides).ok
+    wrong = check(summed("MatMul"), summed("ReduceSum"), sides)
+    assert wrong.reasons == ["output score (cpu): shape [0, 4] at N=0, in the source [0, 1]"]
+
+
 def test_what_the_source_refuses_is_left_out() -> None:
     result = check(pooled("N", "Gather"), pooled(1, "Gather"), SIDES)
     assert result.ok, result.reasons
