@@ -75,6 +75,7 @@ def test_a_bad_request_gets_an_error_of_its_own(server):
     for answer, (_, words) in zip(answers[1:-1], bad, strict=True):
         assert isinstance(answer, Refused)
         assert words in str(answer)
+        assert answer.code == "INVALID_ARG"
     for answer in (answers[0], answers[-1]):
         close(answer["score"], expected(good))
 

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 pytest.importorskip("tritonclient")
 
+from mari_onnx.cli.main import cli
 from mari_onnx.errors import CannotServe
 from mari_onnx.serving.triton.batched import Waiting, served
 from mari_onnx.serving.triton.onnx_backend import one_file
 from mari_onnx.serving.triton.ragged import Form
 from mari_onnx.serving.triton.readme import Call
 from mari_onnx.serving.triton.repository import write
+from mari_onnx.sides.patterns import BATCHED
 from tests.serving.conftest import ranking_model
 from tests.serving.test_triton import a_request, answer_of_source, close, run_readme, saved
 from tests.serving.triton_server import Server
 
+MODELS = Path(__file__).resolve().parents[2] / "models"
 FORM = Form(("x", "genre", "c"), "request_offsets")
 CALLS = [Call("u", "user", 0), Call("x", "item", 0), Call("genre", "item", 0), Call("c", "cross", 0)]
 
 
-def offsets_model(widths=(16,), extra_outputs=()):
+def offsets_model():
     """`ranking_model` for several requests: u `[R, 24]`, others `[P, ..]`, and request_offsets `[R + 1]`."""
     model = ranking_model()
     graph = model.graph
@@ -139,3 +145,28 @@ def test_what_cannot_be_put_together_is_refused(form, shape, words, tmp_path):
     path = saved(model, tmp_path / "ranker.onnx")
     with pytest.raises(CannotServe, match=words):
         served(path, "ranker", form, CALLS, Waiting())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("offsets" not in BATCHED, reason="optimize does not write that form")
+@pytest.mark.parametrize("name", ["coarse_mlp", "packed_pnn"])
+def test_a_file_that_optimize_wrote(name, tmp_path):
+    """By its metadata alone."""
+    source, out = MODELS / f"{name}.onnx", tmp_path / "out.onnx"
+    cli.main(["optimize", str(source), str(out), "--batched", "offsets", "-q"], standalone_mode=False)
+    cli.main(["triton", str(out), str(tmp_path / "r"), "--name", name, "-q"], standalone_mode=False)
+    server = Server(tmp_path / "r")
+    inputs = {io.name: io for io in server.configs[name].input}
+    session = onnxruntime.InferenceSession(source)
+    recorded = np.load(source.with_suffix(".npz"))
+    sent, want = [], []
+    for key in ("0", "1", "2"):
+        feed = {i.name: recorded[f"{key}/{i.name}"] for i in session.get_inputs()}
+        count = max(map(len, feed.values()))
+        whole = {n: v if len(v) == count else np.repeat(v, count, 0) for n, v in feed.items()}  # of users one row
+        want.append(session.run(None, whole))
+        sent.append({n: v[None] if inputs[n].allow_ragged_batch else v.reshape(1, *inputs[n].dims)
+                     for n, v in feed.items()})  # fmt: skip
+    for answer, arrays in zip(server.infer_together(name, sent), want, strict=True):
+        for output, array in zip(session.get_outputs(), arrays, strict=True):
+            close(answer[output.name], array[None])

@@ -31,7 +31,13 @@ def numpy_type(config_type: int):
 
 
 class Refused(Exception):
-    """What a Python model answers to a request with an error."""
+    """What a Python model answers to a request with an error, and of what kind the error is."""
+
+    INVALID_ARG, UNAVAILABLE = "INVALID_ARG", "UNAVAILABLE"
+
+    def __init__(self, message, code):
+        super().__init__(message)
+        self.code = code
 
 
 class Tensor:

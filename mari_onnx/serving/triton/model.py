@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from mari_onnx.errors import BadFeatures, MariError
+from mari_onnx.errors import BadFeatures, MariError, StoreUnavailable
 from mari_onnx.serving import Answer, Ranker, Request, Service, StateCache, open_store
 from mari_onnx.serving.protocol import ITEM_IDS, USER_KEY
 from mari_onnx.splitting.manifest import InputInfo, Manifest
@@ -109,7 +109,9 @@ def _texts(array: np.ndarray) -> np.ndarray:
 
 def _response(answer: Answer | MariError, request: Any) -> Any:
     if isinstance(answer, MariError):
-        return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(str(answer)))
+        kinds = pb_utils.TritonError
+        code = kinds.UNAVAILABLE if isinstance(answer, StoreUnavailable) else kinds.INVALID_ARG
+        return pb_utils.InferenceResponse(output_tensors=[], error=kinds(str(answer), code))
     wanted = request.requested_output_names()
     return pb_utils.InferenceResponse(
         [pb_utils.Tensor(name, _sent(answer.outputs[name])) for name in answer.outputs if name in wanted]
