@@ -10,11 +10,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import helper
 
 import mari_onnx
 from mari_onnx.cli.main import run
 from mari_onnx.errors import BadFeatures, ModelError, ModelNotFound, OtherModel
-from tests.splitting.graphs import split, three_sides
+from tests.splitting.graphs import model, split, three_sides
 
 WIDTHS = {"u": 96, "x": 64, "c": 32}
 
@@ -92,6 +93,21 @@ def test_a_row_that_is_not_there(ranker):
     with pytest.raises(BadFeatures, match="there are rows of 3 items"):
         rows.take([0, 3])
     assert rows.take([2, 2, 0]).count == 3
+
+
+def test_where_score_reads_nothing_of_the_item_there_are_no_rows_to_take():
+    """A service calls the same for any split."""
+    nodes = [
+        helper.make_node("MatMul", ["u", "W"], ["q"]),
+        helper.make_node("Mul", ["q", "c"], ["score"]),
+    ]
+    weights = {"W": np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)}
+    ranker = split(model(nodes, {"u": 64, "c": 8}, {"score": ["N", 8]}, weights)).ranker()
+    rng = np.random.default_rng(0)
+    user, cross = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 64), (3, 8)))
+    rows = ranker.items({}).take([5, 0, 7])
+    got = ranker.score(ranker.user({"u": user}), rows, {"c": cross})
+    np.testing.assert_allclose(got["score"], user @ weights["W"] * cross, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_are_gathered_into_memory_that_is_kept(ranker):
