@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.checks import actions, check, lifted, macs_each, traced
+from tests.engine.checks import actions, check, lifted, macs_each, reasons, traced
 from tests.engine.drawing import starts, tensor
 from tests.engine.graphs import Draw, Graph, N
 
@@ -74,6 +74,9 @@ EQUATIONS = (
     ("nfd,ngd->nfgd", (N, 2, 3), (N, 2, 3)), ("ij,jk", (N, 3), (3, 2)),
     ("ntd,nt->nd", (N, 4, 3), (N, 4)),
     ("n...d,nd->n...", (N, 2, 3), (N, 3)), ("nd,md->nm", (N, 3), (N, 3)),
+    ("nii,ni->n", (N, 3, 3), (N, 3)), ("njj,jk->nk", (N, 3, 3), (3, 2)), ("nd,nd,dk->nk", (N, 3), (N, 3), (3, 2)),
+    ("ni,nj,nk,ijk->n", (N, 2), (N, 3), (N, 2), (2, 3, 2)), ("nfd,ngd,fg->nd", (N, 2, 3), (N, 2, 3), (2, 2)),
+    ("...i,...i,ij->...j", (N, 2, 3), (N, 2, 3), (3, 2)), ("ni,mi,k->nmk", (N, 2), (3, 2), (2,)),
 )  # fmt: skip
 
 
@@ -283,15 +286,23 @@ def test_convs_with_attributes(attrs: dict) -> None:
     check(g)
 
 
-def test_an_einsum_with_a_diagonal_is_left() -> None:
+def test_the_diagonal_of_the_users_is_taken_once() -> None:
     g = Graph()
-    square = g.Concat(g.user(1, 3), g.item(2, 3), axis=1)
-    g.output(
-        g.Einsum(square, equation="nii->ni"),
-        g.Einsum(square, g.weight(3), g.item(3), equation="nij,j,ni->nj"),
-    )
-    result = check(g)
-    assert actions(result)["Einsum"] == ["barrier", "barrier"]
+    square = g.Sin(g.user(3, 3))
+    lifted(g.output(g.Mul(g.Einsum(square, equation="nii->ni"), g.item(3))))
+
+
+def test_three_operands_are_multiplied_two_at_a_time() -> None:
+    """u_i W_ijk once per request, that times x_j for each candidate."""
+    g = Graph()
+    y = g.Einsum(g.user(3), g.item(2), g.weight(3, 2, 4), equation="ni,nj,ijk->nk")
+    lifted(g.output(g.Sin(y)), per_candidate=2 * 4)
+
+
+def test_the_diagonal_of_a_dynamic_dimension_is_left() -> None:
+    g = Graph()
+    g.output(g.Mul(g.reduce("Sum", g.Einsum(g.user("T", "T"), equation="ntt->nt"), [1]), g.item(2)))
+    assert "dynamic dimension" in str(reasons(check(g))["Einsum"])
 
 
 def test_pairs_of_pieces_are_one_product() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import strategies as st
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from tests.engine.graphs import N
@@ -182,6 +183,36 @@ def scatter(f: Forge) -> Made:
     keep = np.zeros((1, int(n), 1), bool)  # type: ignore[arg-type]
     keep[0, f.int(0, int(n) - 1)] = True  # type: ignore[arg-type]
     return f.put(f.g.Where(f.g.const(keep), token, x), shape)
+
+
+def write(f: Forge) -> Made:
+    """A token, or some, written over at a constant position, as select_scatter is exported."""
+    x, shape = f.tokens()
+    n = shape[1]
+    if not known(n):
+        return None
+    at = f.draw(st.lists(st.integers(0, int(n) - 1), min_size=1, max_size=2, unique=True))  # type: ignore[arg-type]
+    updates = f.get((N, len(at), shape[2]))
+    f.g.plain_constants = True
+    index = f.g.Expand(f.g.const(np.reshape(at, (1, -1, 1)), np.int64), f.g.Shape(updates))
+    f.g.plain_constants = False
+    return f.put(f.g.ScatterElements(x, index, updates, axis=f.one(1, -2)), shape)
+
+
+def dynamic(f: Forge) -> Made:
+    """A product as onnxruntime quantizes it dynamically."""
+    if f.smooth or f.g.dtype is not np.float32:
+        return None
+    x, shape = f.x(lambda s: len(s) > 1 and isinstance(s[-1], int))
+    if len(shape) < 2 or not isinstance(shape[-1], int):
+        return None
+    columns = f.int(1, 3)
+    q, scale, zero = f.g.nodes_of("DynamicQuantizeLinear", [x], 3)
+    f.g.plain_constants = True
+    w = f.g.const(f.g.rng.integers(-100, 100, (shape[-1], columns)), np.int8)
+    f.g.plain_constants = False
+    made = f.g.Mul(f.g.Cast(f.g.MatMulInteger(q, w, zero), to=1), f.g.Mul(scale, f.g.const(np.array(0.01), np.float32)))
+    return f.put(made, (*shape[:-1], columns))
 
 
 def constant_tensor(f: Forge) -> Made:

@@ -54,7 +54,13 @@ def einsum(f: Forge) -> Made:
     x, shape = f.x(lambda s: len(s) == 3 and isinstance(s[2], int) and isinstance(s[1], int))
     if len(shape) != 3 or not isinstance(shape[2], int) or not isinstance(shape[1], int):
         return None
-    how = f.one("bld,de->ble", "bld,bmd->blm", "bld,bld->bl", "bld,le->bde", "bld->bdl", "bld,bmd->bd", "...d,de->...e")
+    how = f.one("bld,de->ble", "bld,bmd->blm", "bld,bld->bl", "bld,le->bde", "bld->bdl", "bld,bmd->bd", "...d,de->...e",
+                "bld,bld,d->bl", "bld,bld,le->bde")  # fmt: skip
+    if how == "bld,bld,d->bl":
+        return f.put(f.g.Einsum(x, f.get(shape), f.weight(shape[2]), equation=how), shape[:2])
+    if how == "bld,bld,le->bde":
+        made = f.g.Einsum(x, f.get(shape), f.weight(shape[1], 2), equation=how)
+        return f.put(made, (shape[0], shape[2], 2))
     if how in ("bld,de->ble", "...d,de->...e"):
         return f.put(f.g.Einsum(x, f.weight(shape[2], 2), equation=how), (*shape[:2], 2))
     if how == "bld,le->bde":

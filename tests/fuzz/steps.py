@@ -74,5 +74,7 @@ STEPS: list[Step] = [
     bodies.strings,
     bodies.one_hot,
     bodies.scatter,
+    bodies.write,
+    bodies.dynamic,
     bodies.constant_tensor,
 ]

@@ -18,6 +18,7 @@ from mari_onnx.engine.axes.blockwise import zip_bodies
 from mari_onnx.engine.batching import Through, run
 from mari_onnx.engine.ir.value import Axis, Body, Decline, Group, Value, axes_of, fresh
 from mari_onnx.engine.rule import Context, from_array, rule
+from mari_onnx.engine.rules.slices import positions
 from mari_onnx.model.tensors import FLOATS
 
 
@@ -87,19 +88,20 @@ def _scale(ctx: Context, body: Body, factor: float) -> Body:
 
 @rule("Einsum", splits=True)
 def einsum(ctx: Context) -> list[Value]:
-    """One or two operands, no repeated letter within an operand; an ellipsis is aligned as numpy does.
+    """Any number of operands, two at a time, those first whose product is smallest. Of a letter that an operand has
+    twice the diagonal is taken; an ellipsis is aligned as numpy does.
 
-    Refuses others, and integers.
+    Refuses integers, and the diagonal of a dynamic dimension.
     """
     equation = str(ctx.attr("equation")).replace(" ", "")
     values = [ctx.input(0)] + [fresh(ctx.input(i)) for i in range(1, len(ctx.inputs))]
-    if len(values) > 2 or values[0].dtype not in FLOATS:
-        raise Decline("the Einsum has more than two operands, or multiplies integers")
+    if values[0].dtype not in FLOATS:
+        raise Decline("the Einsum multiplies integers")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
     letters = [_letters(t, v.rank) for t, v in zip(terms, values, strict=True)]
-    if any(len(set(ls)) != len(ls) for ls in letters):
-        raise Decline("the Einsum takes a diagonal")
+    for i, ls in enumerate(letters):
+        letters[i], values[i] = _diagonals(ctx, ls, values[i])
     spread = sorted({c for ls in letters for c in ls if len(c) > 1}, key=lambda c: -int(c[1:]))
     if arrow:
         out = [c for part in _tokens(right) for c in (spread if part == "..." else [part])]
@@ -118,7 +120,48 @@ def einsum(ctx: Context) -> list[Value]:
     k = frozenset(a for c in names if c not in out for a in where[c])
     if len(bodies) == 1:
         return [ctx.value(result, reduce_sum(ctx.b, bodies[0], k, order), values[0].dtype)]
-    return [contracted(ctx, bodies[0], bodies[1], k, result, values[0].dtype)]
+    operands = [(body, set(ls)) for body, ls in zip(bodies, letters, strict=True)]
+    while len(operands) > 2:
+        operands = _joined(ctx, operands, where, set(out), values[0].dtype)
+    k = frozenset(a for c in operands[0][1] | operands[1][1] if c not in out for a in where[c])
+    return [contracted(ctx, operands[0][0], operands[1][0], k, result, values[0].dtype)]
+
+
+def _joined(
+    ctx: Context, operands: list[tuple[Body, set[str]]], where: dict[str, Group], out: set[str], dtype: int
+) -> list[tuple[Body, set[str]]]:
+    """The operands of an Einsum with the two that are cheapest to multiply as one; each with its letters.
+
+    A letter that neither the result nor another operand has is summed over.
+    """
+
+    def price(i: int, j: int) -> float:
+        return ctx.b.time.volume(axes_of(operands[i][0]) | axes_of(operands[j][0]))
+
+    pairs = [(i, j) for j in range(len(operands)) for i in range(j)]
+    i, j = min(pairs, key=lambda pair: price(*pair))
+    (x, left), (y, right) = operands[i], operands[j]
+    rest = [operand for at, operand in enumerate(operands) if at not in (i, j)]
+    kept = (left | right) & out.union(*(ls for _, ls in rest))
+    k = frozenset(a for c in (left | right) - kept for a in where[c])
+    groups = [where[c] for c in where if c in kept]
+    return [(contracted(ctx, x, y, k, groups, dtype).body, kept), *rest]
+
+
+def _diagonals(ctx: Context, letters: list[str], value: Value) -> tuple[list[str], Value]:
+    """An operand without letters that it has twice: ``x[i, i]`` is every ``n + 1``-th position of both axes as one."""
+    for c in dict.fromkeys(letters):
+        while letters.count(c) > 1:
+            at, other = [i for i, each in enumerate(letters) if each == c][:2]
+            size = value.shape[at]
+            if not isinstance(size, int) or value.shape[other] != size:
+                raise Decline("the Einsum takes the diagonal of a dynamic dimension")
+            groups = list(value.known)
+            groups[at] += groups.pop(other)
+            letters = [*letters[:other], *letters[other + 1 :]]
+            both = ctx.value(groups, value.body, value.dtype)
+            value = positions(ctx, both, at, [i * (size + 1) for i in range(size)])
+    return letters, value
 
 
 def _tokens(term: str) -> list[str]:
