@@ -51,6 +51,11 @@ class Plan:
     """As torch exports it without optimizing: a sequence of Q, K and V, and masks by CastLike."""
 
 
+    write: str = ""
+    """How a projection of the first item's own is written into Q, K and V: by elements, by coordinates, or moved to
+    another token, whose padding is another one."""
+
+
 class Model:
     """Writes a Plan."""
 
@@ -154,6 +159,8 @@ class Model:
         g = self.g
         y = self.normed(x, plan)
         q, k, v = (g.Add(g.MatMul(y, g.weight(D, D)), g.weight(D)) for _ in range(3))
+        if plan.write:
+            q, k, v = (self.written(t, y) for t in (q, k, v))
         if plan.packed:
             whole = g.SplitToSequence(g.MatMul(y, g.weight(D, 3 * D)), g.const(np.array(D)), axis=-1)
             q, k, v = (g.SequenceAt(whole, g.const(np.array(i))) for i in range(3))
@@ -177,6 +184,20 @@ class Model:
         elif plan.between == "shift":
             x = g.Concat(g.slice(x, 1, self.total, 1), g.slice(x, 0, 1, 1), axis=1)
         return x
+
+    def written(self, t: str, y: str) -> str:
+        """[N, T, D] with one token replaced by what is computed of a token of y."""
+        g, plan = self.g, self.plan
+        at = 0 if plan.first else plan.length
+        own = g.MatMul(g.slice(y, at, at + 1, 1), g.weight(D, D))
+        if plan.write == "history":  # of a token that may be padded, to that of an item
+            own = g.MatMul(g.slice(y, self.total - 1 - at, self.total - at, 1), g.weight(D, D))
+        if plan.write != "coordinates":
+            return g.ScatterElements(t, g.Expand(g.const(np.full((1, 1, 1), at), np.int64), g.Shape(own)), own, axis=1)
+        zero, one = g.const(np.array(0), np.int64), g.const(np.array(1), np.int64)
+        rows = g.unsqueeze(g.Range(zero, g.squeeze(g.size(t, 0), [0]), one), 1)
+        columns = g.Expand(g.const([[at]], np.int64), g.Shape(rows))
+        return g.ScatterND(t, g.Concat(rows, columns, axis=-1), g.squeeze(own, [1]))
 
     def valid(self, pad: str) -> str:
         g = self.g
@@ -261,6 +282,9 @@ def declined(result: Rewrite) -> bool:
 @pytest.mark.parametrize(
     "plan",
     [
+        Plan(write="elements"),
+        Plan(write="coordinates"),
+        Plan(write="elements", first=True, how="add"),
         Plan(),
         Plan(first=True, layers=3),
         Plan(how="or", seen="apart", norm="rms", opset=13),
@@ -396,6 +420,7 @@ def plans(draw: Draw, layers: int) -> Plan:
         readers=tuple(draw(st.lists(reader, min_size=1, max_size=3, unique=True))),
         heads=draw(st.integers(1, 2)),
         packed=draw(st.integers(0, 4)) == 0,
+        write=draw(st.sampled_from(("", "", "elements", "coordinates", "history"))),
     )
 
 

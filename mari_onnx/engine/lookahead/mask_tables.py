@@ -36,6 +36,7 @@ TRIPS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeEr
 BOOLEAN, LOGIC, BY_ELEMENT, MOVES = (having(f) for f in (Fact.BOOLEAN, Fact.LOGIC, Fact.ELEMENT, Fact.MOVES))
 ONE_TYPE = having(Fact.ADDS) | having(Fact.MULTIPLIES) | having(Fact.MATMUL) | {"Where"}
 """Operators whose result is of the type of their inputs, of the condition aside."""
+VIEWED = having(Fact.VIEW) | having(Fact.CONVERTS)
 Slots = tuple[np.ndarray, ...]
 
 
@@ -110,6 +111,8 @@ class Tables:
         self.known: dict[str, Table] = {}
         self.roots: dict[str, np.ndarray] = {}
         """The labels of the boolean tensors that are bits."""
+        self.counted: dict[str, np.ndarray] = {}
+        """Arrays that are computed from the number of candidates, and hold for this one alone (`forget`)."""
         self._names: dict[str, object] = {}
         self._labels: dict[object, np.ndarray] = {}
         self._numbers: dict[object, int] = {}
@@ -193,6 +196,8 @@ class Tables:
     def written(self, node: NodeProto, data: Slots, updates: Slots, most: int = SLOTS) -> Slots | None:
         """The slots of a Scatter at indices that are known."""
         index = self.constant(node.input[1])
+        if index is None and self._whole_rows(node):
+            index = self.counted[node.input[1]]
         shapes = [self.shape(name) for name in (node.input[0], node.input[2])]
         if index is None or None in shapes or attribute(node, "reduction", "none") != "none":
             return None
@@ -207,6 +212,35 @@ class Tables:
                 return None
             parts.append(made)
         return tuple(parts) if len(parts) <= most else None
+
+    def _whole_rows(self, node: NodeProto) -> bool:
+        """Whether coordinates of a ScatterND that differ by the number of candidates are all positions of an axis."""
+        made, shape = self._made.get(node.input[1]), self.shape(node.input[0])
+        if node.input[1] not in self.counted or made is None or made.op_type != "Concat" or shape is None:
+            return False
+        columns = [name for name in made.input if self.constant(name) is None]
+        places = [i for i, name in enumerate(made.input) if name in columns]
+        if attribute(made, "axis") not in (-1, len(self.counted[node.input[1]].shape) - 1):
+            return False
+        return all(self._every(name, shape[i]) for name, i in zip(columns, places, strict=True))
+
+    def _every(self, name: str, size: int) -> bool:
+        """Whether a vector, however it is repeated, is ``0 .. size - 1``, with a size that a Shape tells."""
+        node = self._source(name, VIEWED | having(Fact.REPEATS))
+        if node is None or node.op_type != "Range" or len(node.input) != 3:
+            return False
+        first, last, step = ((a if (a := self.constant(x)) is not None else self.counted.get(x)) for x in node.input)
+        if first is None or last is None or step is None:
+            return False
+        told = self._source(node.input[1], VIEWED | having(Fact.PICKS))
+        return (int(first), int(last), int(step)) == (0, size, 1) and told is not None and told.op_type == "Shape"
+
+    def _source(self, name: str, through: frozenset[str]) -> NodeProto | None:
+        """The node that makes what these operators take as their first input."""
+        node = self._made.get(name)
+        while node is not None and node.op_type in through:
+            node = self._made.get(node.input[0])
+        return node
 
     def _node(self, node: NodeProto) -> None:
         name = node.output[0]
@@ -349,6 +383,8 @@ def forget(nodes: Sequence[NodeProto], first: Tables, second: Tables) -> None:
                 counted.add(name)
     for tables in (first, second):
         for name in counted - tables.roots.keys():
+            if (array := tables.constant(name)) is not None:
+                tables.counted[name] = array
             tables.known.pop(name, None)
 
 
