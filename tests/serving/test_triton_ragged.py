@@ -19,7 +19,6 @@ from mari_onnx.serving.triton.onnx_backend import one_file
 from mari_onnx.serving.triton.ragged import Form
 from mari_onnx.serving.triton.readme import Call
 from mari_onnx.serving.triton.repository import write
-from mari_onnx.sides.patterns import BATCHED
 from tests.serving.conftest import ranking_model
 from tests.serving.test_triton import a_request, answer_of_source, close, run_readme, saved
 from tests.serving.triton_server import Server
@@ -148,7 +147,6 @@ def test_what_cannot_be_put_together_is_refused(form, shape, words, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("offsets" not in BATCHED, reason="optimize does not write that form")
 @pytest.mark.parametrize("name", ["coarse_mlp", "packed_pnn"])
 def test_a_file_that_optimize_wrote(name, tmp_path):
     """By its metadata alone."""

@@ -26,8 +26,6 @@ from mari_onnx.serving.triton.repository import Served
 from mari_onnx.sides.resolve import METADATA_KEY, resolve
 
 FILE = "model.onnx"
-OFFSETS = "request_offsets"
-"""The input that `--batched offsets` adds, where the file does not say another name."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,8 @@ def form_of(model: onnx.ModelProto) -> tuple[Form, list[Call]]:
     Raises:
         CannotServe: candidates are not the first dimension of an input. SideFileError: the metadata cannot be read.
     """
-    known, said = signature(model), said_sides(model)
-    sides = resolve(known, metadata=json.dumps(said))
+    known = signature(model)
+    sides = resolve(known, metadata=json.dumps(said_sides(model)))
     rows = {*sides.of("item"), *sides.of("cross"), *sides.columns}
     if turned := [name for name in rows if sides.axis_of(name) != 0]:
         raise CannotServe(
@@ -63,7 +61,7 @@ def form_of(model: onnx.ModelProto) -> tuple[Form, list[Call]]:
             "transpose it in the source, or serve one request at a time",
         )
     names = [each.name for each in known.inputs]
-    form = Form(tuple(name for name in names if name in rows), said.get("index_name") or OFFSETS, sides.counts)
+    form = Form(tuple(name for name in names if name in rows), sides.added or "", sides.counts)
     return form, calls_of(sides, [name for name in names if name != form.offsets])
 
 
