@@ -323,7 +323,7 @@ def _table() -> None:
     _rows("MatMul Gemm", f.KEEPS_NAN | f.PRODUCT | f.MATMUL)
     _rows("FusedMatMul FusedMatMulActivation TransposeMatMul FusedGemm", f.KEEPS_NAN | f.PRODUCT | f.MATMUL, MICROSOFT)
     _rows("MatMulInteger QLinearMatMul", f.PRODUCT | f.QUANTIZED)
-    _rows("DynamicQuantizeMatMul MatMulIntegerToFloat", f.PRODUCT | f.QUANTIZED, MICROSOFT)
+    _rows("DynamicQuantizeMatMul MatMulIntegerToFloat QGemm", f.PRODUCT | f.QUANTIZED, MICROSOFT)
     _rows("MatMulNBits", f.PRODUCT | f.QUANTIZED, MICROSOFT)
     _rows("Einsum", f.KEEPS_NAN | f.PRODUCT)
     _rows("Conv", f.KEEPS_NAN | f.PRODUCT | f.CONV)
@@ -373,8 +373,8 @@ WITHOUT = {
         CastMap DictVectorizer LinearClassifier LinearRegressor Normalizer SVMClassifier
         SVMRegressor TreeEnsemble ZipMap""",
     MICROSOFT: """
-        BiasAdd BiasSplitGelu GroupQueryAttention MultiHeadAttention QLinearAdd QLinearLeakyRelu QLinearMul
-        QLinearSigmoid QLinearSoftmax""",
+        BiasAdd BiasSplitGelu GroupQueryAttention MultiHeadAttention QLinearAdd QLinearConcat QLinearLeakyRelu
+        QLinearMul QLinearSigmoid QLinearSoftmax""",
 }
 """Operators about which no module needs a fact, by domain: they have rules, shapes or costs of their own, or none."""
 

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.checks import check, lifted, reasons
+from tests.engine.checks import actions, check, lifted, reasons
 from tests.engine.drawing import shapes, starts, tensor
 from tests.engine.graphs import Draw, Graph, N
+from tests.engine.runtime import check as compared
+from tests.engine.runtime import model
 
 TYPES = (np.uint8, np.int8)
 # before opset 19 the reference evaluator has no DequantizeLinear
@@ -102,3 +104,42 @@ def test_a_computed_operand_is_refused() -> None:
     x, w = quantized(g, g.user(3, 4)), quantized(g, g.user(4, 2))
     result = check(g.output(g.Add(multiplied(g, x, w), g.item(1, 1))), tolerance=1e-6)
     assert reasons(result)["QLinearMatMul"] == ["its right operand is not a constant matrix"]
+
+
+MORE = {
+    "gemm": "y = com.microsoft.QGemm<transB=1>(r, s, z, W, s, z, , s, z)",
+    "float": "y = com.microsoft.QGemm<transB=1>(r, s, z, W, s, z)",
+    "sigmoid": "y = com.microsoft.QLinearSigmoid(r, s, z, s, z)",
+    "add": "y = com.microsoft.QLinearAdd(r, s, z, r, s, z, s, z)",
+    "row": "y = com.microsoft.QLinearMul(r, s, z, row, s, z, s, z)",
+}
+
+
+@pytest.mark.parametrize("text", MORE.values(), ids=MORE)
+def test_operators_of_quantized_tensors_run_once_for_the_user(text: str) -> None:
+    source = model(
+        "(float[N,4] u, float[N,4] x) => (float[N,4] out) { r = QuantizeLinear(u, s, z) " + text + " "
+        + ("f = Identity(y)" if "(r, s, z, W, s, z)" in text else "f = DequantizeLinear(y, s, z)")
+        + " h = Tanh(f) out = Add(h, x) }",
+        W=np.arange(16, dtype=np.uint8).reshape(4, 4),
+        row=np.arange(4, dtype=np.uint8).reshape(1, 4),
+        s=np.array(0.05, np.float32),
+        z=np.array(3, np.uint8),
+    )
+    result = compared(source)
+    assert actions(result)[text.split(".")[2].split("(")[0].split("<")[0]] == ["lifted"]
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_concat_of_quantized_tensors(other: bool) -> None:
+    """Of one scale it is a Concat; of several the numbers differ."""
+    source = model(
+        "(float[N,4] u, float[N,2] x) => (float[N,6] out) { a = QuantizeLinear(u, s, z) b = QuantizeLinear(x, s, z)"
+        f" y = com.microsoft.QLinearConcat<axis=1>(s, z, a, s, z, b, {'t' if other else 's'}, z)"
+        " f = DequantizeLinear(y, s, z) out = Tanh(f) }",
+        s=np.array(0.05, np.float32),
+        t=np.array(0.07, np.float32),
+        z=np.array(3, np.uint8),
+    )
+    result = compared(source)
+    assert actions(result)["QLinearConcat"] == (["barrier"] if other else ["split"])

@@ -90,6 +90,11 @@ def _matmul(c: _Call) -> float:
     return 2.0 * c.n_out * (c.i(0)[-1] if c.i(0) else 1)
 
 
+@flops_of("QGemm")
+def _qgemm(c: _Call) -> float:
+    return 2.0 * c.n_out * (c.i(0)[0 if c.attr("transA") else -1] if c.i(0) else 1)
+
+
 @flops_of("FusedMatMul", "TransposeMatMul")
 def _fused_matmul(c: _Call) -> float:
     a = c.i(0)

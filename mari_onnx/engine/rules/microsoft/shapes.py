@@ -78,6 +78,24 @@ def _broadcast(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
     return outputs(node, (dtype_of(inputs), _joined(first(shapes), first(shapes, 3))))
 
 
+@shape_of("QGemm")
+def _qgemm(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
+    a, b = first(shapes), first(shapes, 3)
+    rows = a[1 if attribute(node, "transA", 0) else 0]
+    columns = b[0 if attribute(node, "transB", 0) else 1]
+    whole = len(inputs) > 8 and inputs[8] is not None
+    return outputs(node, (dtype_of(inputs, 8) if whole else TensorProto.FLOAT, (rows, columns)))
+
+
+@shape_of("QLinearConcat")
+def _qconcat(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
+    shape = list(first(shapes, 2))
+    axis = int(str(attribute(node, "axis"))) % len(shape)
+    for i in range(5, len(shapes), 3):
+        shape[axis] = shape[axis] + first(shapes, i)[axis]
+    return outputs(node, (dtype_of(inputs, 2), tuple(shape)))
+
+
 @shape_of("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
 def _skip(node: NodeProto, shapes: Shapes, inputs: Tensors) -> Inferred:
     shape, dtype = first(shapes), dtype_of(inputs)
