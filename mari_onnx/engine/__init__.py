@@ -201,7 +201,8 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
         nodes = fuse_gemm(nodes, outputs)
     if not options.split and options.target == "cpu":
         kept = sum(report.action != "folded" for report in state.reports)
-        nodes = for_cpu(b, nodes, outputs, most=2 * kept)
+        # what tells candidates their requests has no counterpart in the source
+        nodes = for_cpu(b, nodes, outputs, most=2 * kept + (len(nodes) if b.flat else 0))
     same = {name: value for name, value in env.items() if session.read.whole(name)}
     restore_names(same, nodes, outputs)
     shapes = one_bag | {name: value.shape for name, value in env.items() if value.groups is not None}

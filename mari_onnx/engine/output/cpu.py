@@ -69,7 +69,9 @@ def for_cpu(b: Builder, nodes: list[Node], outputs: Sequence[Tensor], most: int)
 
 
 def _as_rows(b: Builder, nodes: list[Node], readers: dict[str, list[Node | None]], most: int) -> list[Node]:
-    """MatMul and Add of a bias in more than two dimensions as one Gemm on rows, between two Reshapes."""
+    """MatMul and Add of a bias in more than two dimensions as one Gemm on rows, between two Reshapes. So is the Add of
+    rows that are gathered by the index of requests.
+    """
     made = {t.name: node for node in nodes for t in node.outputs}
     instead: dict[int, list[Node]] = {}
     room = most - len(nodes)
@@ -80,7 +82,9 @@ def _as_rows(b: Builder, nodes: list[Node], readers: dict[str, list[Node | None]
             source = made.get(product_.name) if product_ is not None else None
             if source is None or source.proto.op_type != "MatMul" or len(readers[source.outputs[0].name]) != 1:
                 continue
-            if bias is None or bias.shape is None or len(bias.shape) != 1 or not _is_layer(source, bias):
+            if bias is None or bias.shape is None or not _is_layer(source, bias):
+                continue
+            if len(bias.shape) != 1 and not (bias.shape == node.outputs[0].shape and _gathered(b, bias)):
                 continue
             after = readers[node.outputs[0].name]
             last = after[0] if len(after) == 1 and after[0] is not None else node
@@ -133,7 +137,12 @@ def _is_layer(node: Node, bias: Tensor) -> bool:
         return False
     if 0 in (*x.shape, *w.shape):  # a Reshape to 0 takes what was there
         return False
-    return bias.shape == w.shape[1:] and bias.dtype == x.dtype and isinstance(w.shape[1], int)
+    return bias.known[-1:] == w.shape[1:] and bias.dtype == x.dtype and isinstance(w.shape[1], int)
+
+
+def _gathered(b: Builder, t: Tensor) -> bool:
+    """Whether these are rows of requests, one for each candidate."""
+    return b.index is not None and t.node is not None and t.node.inputs[-1] is b.index
 
 
 def _gemm_of_rows(b: Builder, source: Node, add: Node, bias: Tensor, last: Node) -> list[Node]:
@@ -149,8 +158,13 @@ def _gemm_of_rows(b: Builder, source: Node, add: Node, bias: Tensor, last: Node)
     gemm = Tensor(b.unique(f"{y.name}/gemm"), y.dtype, (count, y.known[-1]), y.deps)
     there = b.const([-1, x.known[-1]], TensorProto.INT64)
     back = b.const([s if isinstance(s, int) else -1 for s in y.known], TensorProto.INT64)
+    found = [_reshape(add, x, there, rows, "rows")]
+    if len(bias.known) > 1:
+        added = Tensor(b.unique(f"{y.name}/added"), bias.dtype, gemm.shape, bias.deps)
+        found.append(_reshape(add, bias, b.const([-1, bias.known[-1]], TensorProto.INT64), added, "added"))
+        bias = added
     proto = NodeProto(op_type="Gemm", name=add.proto.name, input=[rows.name, w.name, bias.name], output=[gemm.name])
-    found = [_reshape(add, x, there, rows, "rows"), Node(proto, [rows, w, bias], [gemm], add.origin, [])]
+    found.append(Node(proto, [rows, w, bias], [gemm], add.origin, []))
     if last is not add:
         active = Tensor(b.unique(f"{y.name}/active"), y.dtype, gemm.shape, y.deps)
         copy = NodeProto()
