@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mari_onnx.choices import CHOICES_KEY, Choices, choices_of, options_for
-from mari_onnx.errors import CannotBatch, CannotCompare, OutputsDiffer, SidesUnknown, UsageError
+from mari_onnx.errors import CannotBatch, CannotCompare, OutputsDiffer, SidesUnknown, UsageError, first_line
 from mari_onnx.model.load import Source, read
 from mari_onnx.model.provenance import carry_over, differences, set_metadata
 from mari_onnx.model.save import Staged, stage, stage_copy
@@ -329,6 +329,8 @@ def checked(
         done = _finished(source, sides, answer.options, answer.rewrite)
         done.report.incidents = list(answer.incidents)
         done.report.speed = speed
+        if if_slower is not None and sides.batched and answer.result is not None:
+            done.report.notes.append(_pays_until(source, sides, answer.options, staged[0].path, threads))
         if answer.result is None:
             while staged:
                 staged.pop().discard()
@@ -432,6 +434,19 @@ def _refuse_mixing(model: onnx.ModelProto, sides: Sides) -> None:
     where = mixes(model, layout, domains(model, layout)[0])
     if where is not None:
         raise _not_batched(sides, where)
+
+
+def _pays_until(source: Source, sides: Sides, options: Options, several: Path, threads: int) -> str:
+    """From which N on several requests in one run stop paying, by the clock; why not, where that cannot be timed."""
+    from mari_onnx.errors import MariError
+    from mari_onnx.timing.several import until
+
+    one = rewritten(source, dataclasses.replace(sides, batched=None), options)
+    try:
+        with one.stage(several.with_name(f"{several.name}.one")) as single:
+            return until(source.model, sides, single.path, several, threads=threads)
+    except MariError as error:
+        return f"it was not timed whether several requests in one run pay: {first_line(error)}"
 
 
 def _refuse_taken(model: onnx.ModelProto, sides: Sides) -> None:

@@ -53,7 +53,7 @@ def _optional_numbers(context: click.Context, parameter: click.Parameter, value:
     "users",
     callback=_optional_numbers,
     metavar="R,...",
-    help="Time R requests in one run (`optimize --batched grid`) against R runs of one request each. MODEL is the "
+    help="Time R requests in one run (`optimize --batched`) against R runs of one request each. MODEL is the "
     "source alone, or the source and an output of --batched.",
 )
 @click.option(

@@ -22,10 +22,12 @@ from mari_onnx.timing.clock import Timing, clock_for, interleaved
 if TYPE_CHECKING:
     import onnx
 
+    from mari_onnx.parity.phases import Progress
     from mari_onnx.parity.requests.request import Request
     from mari_onnx.sides.resolve import Sides
-    from mari_onnx.timing.measure import Progress
 
+MARGIN = 0.03
+"""How much faster one run has to be, so that it pays."""
 MOST = 1 << 15
 """Rows in a run; combinations with more are left out."""
 
@@ -100,6 +102,39 @@ def measure_together(
         runs = {name: _Turn(sessions[name], feeds[name]) for name in feeds}
         timing = interleaved(runs, seconds=seconds, least=least, clock=clock, wall=time.perf_counter)
         yield Together(count, n, threads, kind, timing, apart)
+
+
+PAYS_AT = (4, 16, 64, 256)
+"""Candidates of each request at which it is timed whether one run for several pays."""
+REQUESTS = 16
+
+
+def until(
+    source: onnx.ModelProto, sides: Sides, single: Path, several: Path, *, threads: int = 1, seconds: float = 0.3
+) -> str:
+    """From which N on one run for several requests stops paying, in a sentence, by the clock.
+
+    Args:
+        source, sides: see `measure_together`. single, several: the outputs for one request per run and for several.
+        seconds: for each N.
+
+    Raises:
+        ModelError: a model cannot be loaded or run.
+    """
+    sizes = [(REQUESTS, n) for n in PAYS_AT]
+    found = measure_together(
+        source, sides, {"one": single}, {"all": several}, sizes, threads=threads, seconds=seconds, least=3
+    )
+    ratios = {each.n: each.timing.ratio("one", "all") for each in found}
+    slower = [n for n in PAYS_AT if all(ratios[m] < 1 + MARGIN for m in PAYS_AT if m >= n)]
+    at = ", ".join(f"{ratio:.2g}x at {n}" for n, ratio in ratios.items())
+    if not slower:
+        pays = f"it pays up to {PAYS_AT[-1]} candidates and more"
+    elif slower[0] == PAYS_AT[0]:
+        pays = "it does not pay for this model"
+    else:
+        pays = f"from {slower[0]} candidates of each request on it stops paying"
+    return f"{REQUESTS} requests in one run are faster than one per run by {at} candidates: {pays}"
 
 
 class _Turn:

@@ -298,3 +298,12 @@ def test_other_opsets() -> None:
             assert optimize(made, SIDES, batched=form).changed
         old = helper.make_opsetid("", opset)
         assert made.opset_import[0] == old
+
+
+def test_the_summary_says_from_when_on_it_stops_paying(tmp_path: Path) -> None:
+    source = tmp_path / "source.onnx"
+    onnx.save(score(), source)
+    how = ["--user", "u", "--item", "x", "--batched", "index", "--candidates", "4"]
+    answer = CliRunner().invoke(cli, ["optimize", str(source), str(tmp_path / "output.onnx"), *how])
+    assert answer.exit_code == 0, answer.output
+    assert "16 requests in one run are faster than one per run by" in " ".join(answer.output.split())
