@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 SETUP := setup.cfg pyproject.toml
-EXTRAS := test peers plot parquet serving ray
+EXTRAS := test peers plot parquet serving ray triton
 comma := ,
 space := $(subst ,, )
 # One worker a core, up to four: models are small, and so may be the machine.
