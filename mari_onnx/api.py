@@ -151,8 +151,9 @@ def optimize(
     tags |= {"index": [index] if isinstance(index, str) else [*index], "index_name": index_name}
     found = sides_of(source, sides, check, batched=batched, **tags)
     options = options_for(candidates, target=target, threads=threads, prices=prices, choices=choices)
-    if not check and found.batched:
-        raise UsageError("batched needs the check", "only running the model shows whether its candidates mix")
+    if not check and found.several:
+        what = "index" if found.indices else "batched"
+        raise UsageError(f"{what} needs the check", "only running the model shows whether its requests mix")
     if not check:
         return rewritten(source, found, options)
     with (

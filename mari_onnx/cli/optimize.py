@@ -144,8 +144,9 @@ def optimize(
     loaded = with_given_shapes(loaded, found)
     out = console()
     out.quiet = quiet
-    if not check and found.batched:
-        raise click.UsageError("--batched needs the check: only running the model shows whether its candidates mix")
+    if not check and found.several:
+        what = "--index" if found.indices else "--batched"
+        raise click.UsageError(f"{what} needs the check: only running the model shows whether its requests mix")
     if not check and (data is not None or providers != ("auto",)):
         raise click.UsageError("--data and --provider configure the check, but --no-check skips it")
     requests = None

@@ -235,6 +235,8 @@ def test_what_is_no_index_is_refused() -> None:
         optimize(picked(table=True), tags, index="user_row")
     with pytest.raises(UsageError, match="cannot be an index"):
         optimize(picked(), {"user_row": "cross", "user": "user"}, index="item")
+    with pytest.raises(UsageError, match="needs the check"):
+        optimize(picked(), tags, index="user_row", check=False)
     with pytest.raises(UsageError, match="both say"):
         optimize(picked(), tags, index="user_row", batched="index")
 
