@@ -182,8 +182,9 @@ def split_source(
     """
     from mari_onnx.runtime import require
 
-    if sides.batched:
-        raise UsageError("a model for several requests cannot be split", "leave --batched out")
+    if sides.several:
+        flag = "--index" if sides.indices else "--batched"
+        raise UsageError("a model for several requests cannot be split", f"leave {flag} out")
     source = with_given_shapes(source, sides)
     options = at_its_number(options, source.model, sides)
     recorded = as_requests(requests, signature(source.model), sides)
