@@ -148,13 +148,20 @@ def _request(arrays: dict[str, np.ndarray], user_key: object, manifest: Manifest
         if name not in inputs:
             raise BadRequest(f"there is no input {name}; there are: {', '.join([*inputs, ITEM_IDS])}")
         side, axis = inputs[name].side, inputs[name].axis
-        sides[side if side in sides else "cross"][name] = array
         if side != "user" and axis is not None and axis < array.ndim and array.shape[axis] > most:
             raise BadRequest(f"{name} has {array.shape[axis]} candidates, and at most {most} are taken")
+        for each in read_by(side):
+            if each != "item" or ids is None or side != "packed":  # with ids, rows come from the store
+                sides[each][name] = array
     if ids is not None and len(ids) > most:
         raise BadRequest(f"{ITEM_IDS} has {len(ids)} candidates, and at most {most} are taken")
     key = None if user_key is None else str(user_key)
     return Request(key, ids, sides["user"], sides["item"], sides["cross"])
+
+
+def read_by(side: str) -> tuple[str, ...]:
+    """Which parts of a request an input belongs to: a packed one has columns of several sides."""
+    return {"packed": ("user", "item", "cross"), "count": ("cross",)}.get(side, (side,))
 
 
 def _array(name: str, datatype: object, shape: object, data: object) -> np.ndarray:

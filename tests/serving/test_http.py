@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +24,7 @@ from mari_onnx.serving.precompute import precompute  # noqa: E402
 from tests.serving.conftest import features, write_catalogue  # noqa: E402
 from tests.serving.test_service import ITEMS, close, expected, request, source  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[2]
 INFER = "/v2/models/ranking/infer"
 LIMITS = Limits(body=20_000, candidates=50, seconds=5)
 
@@ -188,3 +191,23 @@ def test_a_store_that_does_not_answer_is_the_servers_fault(service):
 
     api = Api(service, "ranking", score, LIMITS, Metrics())
     assert served(api).post(INFER, json=body(request(3))).status_code == 503
+
+
+@pytest.mark.slow
+def test_a_packed_input_is_read_by_all_parts(tmp_path):
+    import mari_onnx
+    from mari_onnx.serving import Ranker
+
+    mari_onnx.split(ROOT / "models/packed_pnn.onnx").save(tmp_path / "split")
+    with np.load(ROOT / "models/packed_pnn.npz") as arrays:
+        recorded = {k.partition("/")[2]: v for k, v in arrays.items() if k.startswith("0/")}
+    whole = onnxruntime.InferenceSession(ROOT / "models/packed_pnn.onnx", providers=["CPUExecutionProvider"])
+    count = max(len(v) for v in recorded.values())
+    feed = {k: np.repeat(v, count, 0) if len(v) == 1 else v for k, v in recorded.items()}
+    ranker = Ranker(tmp_path / "split")
+    assert {each.side for each in ranker.manifest.inputs} >= {"packed"}
+    packed = protocol.tensors_to_arrow(recorded, {})
+    asked, _ = protocol.from_arrow(packed, ranker.manifest, 10_000)
+    answer = Service(ranker).score(asked)
+    for name, want in zip([o.name for o in whole.get_outputs()], whole.run(None, feed), strict=True):
+        np.testing.assert_allclose(answer.outputs[name], want, rtol=1e-4, atol=1e-5)
