@@ -119,14 +119,14 @@ def _isolated(model: onnx.ModelProto, sides: Sides, session: Session, time: Time
             raise Decline(told or UNCHECKED)
         if options.skip & set(found.origins.values()):
             raise Decline("the check found that outputs differ")
-        before = _cost(graph, plain.shapes, time)
+        before = _cost(graph, found.shapes, time)
         source = _with_graph(model, found.graph)
         inner = Session(found.graph, session.inputs, session.opsets, options, session.declared, before)
         made = _best(source, sides, inner, time)
         if not made.changed or made.flops >= (plain.flops if plain.changed else before.flops):
             raise Decline(next(iter(found.refused.values()), "that saves no work"))
         if options.prices is not None:
-            worth = Source(graph, plain.shapes, options, options.prices).worth
+            worth = Source(graph, found.shapes, options, options.prices).worth
             value = worth(made)
             if value.total > min(EQUAL, worth(plain).total if plain.changed else EQUAL):
                 raise Decline("with the history apart, it takes longer, by the prices of kernels")

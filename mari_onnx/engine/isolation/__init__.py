@@ -28,6 +28,7 @@ from mari_onnx.engine.isolation.layout import Layouts
 from mari_onnx.engine.isolation.sizes import Sizes
 from mari_onnx.engine.lookahead.shapes import needed
 from mari_onnx.engine.outcome import NodeReport, Rewrite
+from mari_onnx.model.dims import Size
 from mari_onnx.model.nodes import captures, constant, graphs, is_standard
 from mari_onnx.model.tensors import array
 
@@ -39,12 +40,14 @@ WHY = "weights were looked at for a few numbers of candidates and lengths of the
 class Apart:
     """A source in blocks.
 
-    graph: the new source. origins: its tensors that were written -> the node of the source. refused: why nodes that
-    count candidates were not written in blocks, by their names. joins: nodes that join history and candidates.
+    graph: the new source. shapes: of the source's own tensors, with sizes that were found here. origins: the new
+    source's tensors that were written -> the node of the source. refused: why nodes that count candidates were not
+    written in blocks, by their names. joins: nodes that join history and candidates.
     candidates: N at which a run tells whether what was found of weights holds.
     """
 
     graph: onnx.GraphProto
+    shapes: dict[str, tuple[Size, ...]]
     origins: dict[str, str]
     refused: dict[str, str]
     joins: list[str]
@@ -63,7 +66,7 @@ class Apart:
             made,
             nodes=self._reports(source, made.nodes),
             kinds={name: kind for name, kind in made.kinds.items() if name in names},
-            shapes=plain.shapes,
+            shapes=self.shapes,
             numbers=plain.numbers,
             dtypes=plain.dtypes,
             tensor_map={a: b for a, b in made.tensor_map.items() if a in names},
@@ -125,7 +128,7 @@ def apart(graph: onnx.GraphProto, known: Rewrite, opset: int) -> Apart | None:
     del made.node[:]
     made.node.extend(_live(writer, graph))
     origins = {o: writer.origins[n.name] for n in made.node for o in n.output if n.name in writer.origins}
-    return Apart(made, origins, refused, layouts.joins, sorted({s["N"] for s in facts.at}))
+    return Apart(made, told.shapes, origins, refused, layouts.joins, sorted({s["N"] for s in facts.at}))
 
 
 def _visit(w: Writer, node: NodeProto, refused: dict[str, str]) -> None:

@@ -10,9 +10,12 @@ from mari_onnx.engine.ir.value import Decline
 from mari_onnx.engine.isolation.blocks import Block, Blocks, Writer, rule, written
 from mari_onnx.engine.isolation.layout import Key, N
 from mari_onnx.engine.isolation.sizes import never_negative, place
-from mari_onnx.model.dims import Size, product, symbols
+from mari_onnx.model.dims import Dim, Size, product, symbols
 from mari_onnx.model.nodes import attribute
 from mari_onnx.model.ops import Fact, having, row
+
+LAST = (1 << 63) - 1
+"""An end of a Slice beyond every dimension."""
 
 
 def twice(w: Writer, dims: Sequence[Size], key: Key) -> list[int]:
@@ -367,6 +370,12 @@ def _one_axis(w: Writer, node: NodeProto, axis: int, across: Sequence[int]) -> b
     return node.op_type in having(Fact.SOFTMAX) and w.opset >= 13 and axis not in across
 
 
+def _length(w: Writer, dims: Sequence[Size], key: Key, axis: int) -> Size:
+    """What a block adds to the length of a row: 1 for a candidate with itself."""
+    pair = twice(w, dims, key)
+    return w.layouts.sizes(dims, key, next((i for i in pair if i != axis), None))[axis]
+
+
 def softmax(w: Writer, node: NodeProto, axis: int) -> list[Blocks | None]:
     """Over a sequence: of the blocks whose weights are not all 0, side by side. Refuses weights between candidates."""
     if w.opset < 13:
@@ -380,6 +389,7 @@ def softmax(w: Writer, node: NodeProto, axis: int) -> list[Blocks | None]:
             continue
         row = [(*key[:place], s, *key[place + 1 :]) for s in range(len(w.layouts.known[old.dims[axis]]))]
         live = [k for k in row if w.value(name, k) != 0]
+        live.sort(key=lambda k: isinstance(_length(w, old.dims, k, axis), Dim))  # numbers first: then all cuts are known
         for k in row:
             pair = twice(w, old.dims, k)
             if pair:
@@ -395,9 +405,9 @@ def softmax(w: Writer, node: NodeProto, axis: int) -> list[Blocks | None]:
         weights = w.copy(node, [joined])[0]
         start: Size = 0
         for k in live:
-            size = w.layouts.sizes(old.dims, k, found[k].at)[axis]
-            end = start + size
-            piece = weights if len(live) == 1 else w.cut(weights, axis, start, end)
+            end = start + _length(w, old.dims, k, axis)
+            last = LAST if k is live[-1] else end
+            piece = weights if len(live) == 1 else w.cut(weights, axis, start, last)
             found[k] = Block(piece, found[k].at)
             start = end
     return [Blocks(old.dims, found)]

@@ -10,6 +10,8 @@ order.
                      is one Gemm, and onnxruntime fuses the activation that follows into it
     float(a + c) s   of products of integers that were added up: one DequantizeLinear takes two thirds of the time.
                      (Cast and Mul of a single product are fused with it)
+    Transpose(x) y   onnxruntime moves a Transpose of batch dimensions into the product, which ends the process where x
+                     is empty, as an empty history. A Reshape keeps them apart
     Transpose(x)     two blocks of axes that are swapped are copied by moving one outwards, row by row. With a dimension
                      of 1 between the blocks, one is moved inwards, which is up to four times as fast
 """
@@ -63,6 +65,9 @@ def for_cpu(b: Builder, nodes: list[Node], outputs: Sequence[Tensor], most: int)
             if room >= 2 and swap is not None and not _fused(node, readers.get(node.outputs[0].name, [])):
                 out += _inwards(b, node, swap)
                 room -= 2
+                continue
+            if _ends_the_process(b, node, readers.get(node.outputs[0].name, [])):
+                out += _kept_apart(b, node)
                 continue
         out.append(node)
     return out
@@ -263,6 +268,25 @@ def _fused(node: Node, readers: Sequence[Node | None]) -> bool:
     perm = attribute(node.proto, "perm")
     rows_first = perm == [*range(1, rank - 1), 0, rank - 1]
     return rows_first and all(reader is not None and reader.proto.op_type == "MatMul" for reader in readers)
+
+
+def _ends_the_process(b: Builder, node: Node, readers: Sequence[Node | None]) -> bool:
+    """Whether the Transpose would be moved into a product, of a tensor of the user that may be empty."""
+    shape = node.outputs[0].known
+    rank, perm = len(shape), attribute(node.proto, "perm")
+    batch = perm in ([*range(1, rank - 1), 0, rank - 1], [*range(1, rank), 0])
+    moved = batch and any(reader is not None and reader.proto.op_type == "MatMul" for reader in readers)
+    free = [size for size in shape if not isinstance(size, int)]
+    return moved and len(free) == 1 and not free[0].symbols & b.rows and not b.filled(free[0])
+
+
+def _kept_apart(b: Builder, node: Node) -> list[Node]:
+    """The Transpose, and a Reshape to the same dimensions."""
+    y = node.outputs[0]
+    moved = Tensor(b.unique(f"{y.name}/moved"), y.dtype, y.known, y.deps)
+    node.proto.output[:], node.outputs = [moved.name], [moved]
+    same = b.const([size if isinstance(size, int) else -1 for size in y.known], TensorProto.INT64)
+    return [node, _reshape(node, moved, same, y, "apart")]
 
 
 def _inwards(b: Builder, node: Node, swap: Swap) -> list[Node]:
