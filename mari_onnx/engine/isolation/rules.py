@@ -146,11 +146,21 @@ def fill(w: Writer, node: NodeProto) -> list[Blocks | None]:
     return [Blocks(dims, found)]
 
 
+@rule("Range")
+def count(w: Writer, node: NodeProto) -> list[Blocks | None]:
+    """Positions of a sequence, counted by ones. Refuses other steps."""
+    (size,), (start,), (step,) = w.dims(node.output[0]), *(w.listed(node.input[i]) for i in (0, 2))
+    if step != 1 or start != 0 or w.dtypes.get(node.output[0]) != TensorProto.INT64:
+        raise Decline("it does not count from 0 by ones")
+    return [Blocks((size,), {(s,): Block(positions(w, size, s)) for s in range(len(w.layouts.known[size]))})]
+
+
 def positions(w: Writer, size: Size, segment: int) -> str:
     """Where the elements of a segment stand, as a tensor of shape [its size]."""
     if "N" not in symbols(size):
         return w.places(size)
-    return w.add("Add", [w.places(w.layouts.known[size][segment]), w.size(w.layouts.offsets(size)[segment])])
+    places, offset = w.places(w.layouts.known[size][segment]), w.layouts.offsets(size)[segment]
+    return places if offset == 0 else w.add("Add", [places, w.size(offset)])
 
 
 def _difference(w: Writer, dims: Sequence[Size], key: Key, at: int | None) -> str:
@@ -389,7 +399,8 @@ def softmax(w: Writer, node: NodeProto, axis: int) -> list[Blocks | None]:
             continue
         row = [(*key[:place], s, *key[place + 1 :]) for s in range(len(w.layouts.known[old.dims[axis]]))]
         live = [k for k in row if w.value(name, k) != 0]
-        live.sort(key=lambda k: isinstance(_length(w, old.dims, k, axis), Dim))  # numbers first: then all cuts are known
+        # numbers first: then all cuts are known
+        live.sort(key=lambda k: isinstance(_length(w, old.dims, k, axis), Dim))
         for k in row:
             pair = twice(w, old.dims, k)
             if pair:
