@@ -38,6 +38,8 @@ SMALL = 1 << 12
 """Integers of a graph that may be lengths or numbers of candidates."""
 SIZES = 6
 """Sizes beside the first two at which it is looked."""
+NEAR = 8
+"""Numbers closer than this are looked at together, at the largest."""
 FEW = 16
 """Elements of a tensor of numbers that positions are compared with, at most."""
 
@@ -59,8 +61,15 @@ class Facts:
         others = sorted(s for s in found if s != "N" and not s.startswith("?"))
         least = [{**dict.fromkeys(others, t), "N": n} for t, n in ((5, 2), (4, 3), (1, 3))[: 3 if others else 2]]
         self._spans = [_Spans(graph, nodes, told, sizes, opset) for sizes in least]
-        self.at = [*least, *self._further(nodes, least[0])]
-        self._spans += [_Spans(graph, nodes, told, sizes, opset) for sizes in self.at[len(least) :]]
+        self.at = list(least)
+        for sizes in self._further(nodes, least[0]):
+            if len(self.at) >= SIZES + len(least):
+                break
+            spans = _Spans(graph, nodes, told, sizes, opset)
+            # a position beyond a table: the source fails there
+            if not any(self._spans[0].fixed(o) and not spans.fixed(o) for node in nodes for o in node.output):
+                self.at.append(sizes)
+                self._spans.append(spans)
 
     def _further(self, nodes: Iterable[NodeProto], least: Mapping[str, int]) -> list[dict[str, int]]:
         """More candidates, and longer histories, than each number that positions are compared with."""
@@ -75,11 +84,14 @@ class Facts:
                     numbers |= {abs(int(v)) for v in array.reshape(-1).tolist() if abs(v) <= SMALL and v == int(v)}
         fixed = {length for size in self.layouts.sequences if isinstance(length := size + N * -1, int)}
         found: list[dict[str, int]] = []
+        last = math.inf
         for v in sorted({v - t for v in numbers for t in (0, *fixed)}, reverse=True):
-            if v > 3 and len(found) < SIZES:
-                found.append({**least, "N": v + 2})
-                if len(least) > 1:
-                    found.append({**dict.fromkeys(least, v + 2), "N": 2})
+            if v <= 3 or v > last - NEAR:
+                continue
+            last = v
+            found.append({**least, "N": v + 2})
+            if len(least) > 1:
+                found.append({**dict.fromkeys(least, v + 2), "N": 2})
         return found
 
     def value(self, name: str, dims: Sequence[Size], key: Key, off: bool = False) -> float | None:
@@ -144,6 +156,10 @@ class _Spans:
                 span = self._of(node)
                 if span is not None:
                     self.known[node.output[0]] = span
+
+    def fixed(self, name: str) -> bool:
+        """Whether the elements follow from sizes alone."""
+        return self.tables.constant(name) is not None
 
     def told(self, name: str) -> Span | None:
         """The bounds of elements that differ in what is known of them; None where they do not."""
