@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mari_onnx.engine import Options, Rewrite, rewrite
 from tests.engine.graphs import runner
-from tests.sequences import Form, build, feeds, sides
+from tests.sequences import HEADS, WIDTH, Form, build, feeds, sides
 
 LOWEST = float(np.finfo(np.float32).min)
 FORMS = {
@@ -116,6 +116,30 @@ def test_every_node_of_the_source_is_reported_once() -> None:
     model, result = rewritten(Form(pad=True, rope=True))
     assert [n.name for n in result.nodes] == [n.name for n in model.graph.node]
     assert set(result.tensor_map) <= {o for n in model.graph.node for o in n.output} | {"history", "candidates", "seen"}
+
+
+@pytest.mark.parametrize("how", ["where", "factor"])
+def test_a_candidate_takes_what_a_count_by_hand_says(how: str) -> None:
+    """FLOPs of one more candidate, as `engine/cost/flops.py` counts: T scores with the history, and one with itself."""
+    form = Form(length=50, how=how)
+    model, d, scores = build(form), WIDTH, HEADS * (form.length + 1)
+    work = [rewrite(model, sides(form), Options(assume=True, candidates=n)).flops for n in (1000, 2000)]
+    attention = 2 * 2 * d * scores / HEADS + scores + (12 if how == "where" else 10) * scores
+    by_hand = form.layers * (attention + 2 * 8 * d + 4 * 2 * d * d + 2 * 2 * d * d + 4 * d) + 2 * d
+    assert (work[1] - work[0]) / 1000 <= 1.02 * by_hand
+
+
+def test_a_mask_of_a_long_history_is_not_stored() -> None:
+    form = Form(length=2000, layers=1)
+    model, result = rewritten(form)
+    assert result.changed
+    assert result.model.ByteSize() < model.ByteSize() + 100_000
+
+
+def test_a_table_that_ends_before_a_number_of_candidates_tells_nothing_of_it() -> None:
+    _, result = rewritten(Form(mask="gathered", leak="late"))
+    assert not result.changed
+    assert rewritten(Form(mask="gathered", lowest=-1e9))[1].changed
 
 
 @settings(max_examples=12, deadline=None)

@@ -29,7 +29,7 @@ from mari_onnx.model.dims import evaluate as size_at
 from mari_onnx.model.nodes import attribute, is_standard
 from mari_onnx.model.ops import Fact, row
 
-LARGEST = 1 << 22
+LARGEST = 1 << 23
 """Elements of a tensor up to which each one is looked at."""
 HUGE = 1e30
 """What a score of which no bound is known is at most: a mask of the lowest number of float32 is beyond it, -1e9 is not.
@@ -178,11 +178,11 @@ class _Spans:
         return self.known.get(name)
 
     def _of(self, node: NodeProto) -> Span | None:
-        shape = self.tables.shape(node.output[0])
-        if shape is None or not is_standard(node):
+        shape = self.tables.shapes.get(node.output[0])
+        if shape is None or None in shape or not is_standard(node):
             return None
         if row(node.op_type).facts & Fact.SOFTMAX:
-            return self._weights(node, shape)
+            return self._weights(node, len(shape))
         if len(node.input) == 1 and Fact.ELEMENT in row(node.op_type).facts and node.op_type not in INTERVALS:
             span = self.told(node.input[0])
             sure = span[0] == span[1] if span is not None else np.zeros((), bool)
@@ -205,12 +205,12 @@ class _Spans:
         most = self._sourced.bound(node.output[0]) if not np.any(np.isneginf(high)) else math.inf
         return (np.maximum(low, -most), np.minimum(high, most)) if most < math.inf else found
 
-    def _weights(self, node: NodeProto, shape: tuple[int, ...]) -> Span | None:
+    def _weights(self, node: NodeProto, rank: int) -> Span | None:
         """Bounds of a softmax: 0 where another score of the row is surely larger by what exp can tell apart."""
         span = self.span(node.input[0])
         if span is None or node.op_type != "Softmax":
             return None
-        axis = attribute(node, "axis", -1 if self.opset >= 13 else 1) % len(shape)
+        axis = attribute(node, "axis", -1 if self.opset >= 13 else 1) % rank
         low, high = np.broadcast_arrays(*span)
         best = np.max(low, axis=axis, keepdims=True)
         with np.errstate(invalid="ignore"):
