@@ -115,11 +115,13 @@ def node_seconds(
 
 
 def _turns(node: onnx.NodeProto, known: Shapes) -> int:
-    """How often a Loop's or a Scan's body runs: what it answers each time is joined along the first axis."""
+    """How often a Loop's or a Scan's body runs: what it takes and answers each time is one of the first axis."""
     if Fact.ITERATES not in row(node.op_type).facts:
         return 1
-    carried = len(node.input) - attribute(node, "num_scan_inputs", 2)  # a Loop's others are how long it goes on
-    return next((known[name][0] for name in list(node.output)[carried:] if known.get(name)), 1)
+    scanned = attribute(node, "num_scan_inputs", 0)
+    carried = len(node.input) - (scanned or 2)  # a Loop's others are how long it goes on
+    names = [*list(node.input)[carried if scanned else len(node.input) :], *list(node.output)[carried:]]
+    return next((known[name][0] for name in names if known.get(name)), 1)
 
 
 def run_seconds(inputs: int, prices: Prices) -> float:

@@ -61,7 +61,7 @@ def source_kinds(graph: onnx.GraphProto, rewrite: Rewrite) -> list[str]:
 
 def output_kinds(graph: onnx.GraphProto, rewrite: Rewrite, inputs: Sequence[Input]) -> list[str]:
     """The kind of each node of the output graph; what runs once per request is Shared."""
-    known = {mapped: rewrite.kinds[x] for x, mapped in rewrite.tensor_map.items()}
+    known = {mapped: rewrite.kinds[x] for x, mapped in rewrite.tensor_map.items() if x in rewrite.kinds}
     kinds: dict[str, str] = {**dict.fromkeys((t.name for t in graph.initializer), "Const")}
     kinds.update(input_kinds(inputs))
     found = []

@@ -272,7 +272,9 @@ def _fused(node: Node, readers: Sequence[Node | None]) -> bool:
 
 def _ends_the_process(b: Builder, node: Node, readers: Sequence[Node | None]) -> bool:
     """Whether the Transpose would be moved into a product, of a tensor of the user that may be empty."""
-    shape = node.outputs[0].known
+    shape = node.outputs[0].shape
+    if shape is None:
+        return False
     rank, perm = len(shape), attribute(node.proto, "perm")
     batch = perm in ([*range(1, rank - 1), 0, rank - 1], [*range(1, rank), 0])
     moved = batch and any(reader is not None and reader.proto.op_type == "MatMul" for reader in readers)
