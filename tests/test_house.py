@@ -241,3 +241,9 @@ def test_make_targets_that_a_page_names_exist(page: Path) -> None:
     assert sorted(named - targets) == []
 
 
+
+
+def test_no_merge_was_left_half_done() -> None:
+    texts = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "Makefile", ROOT / "setup.cfg", *PACKAGE.rglob("*.py")]
+    marks = re.compile(r"^(<{7} |={7}$|>{7} )", re.MULTILINE)
+    assert [str(path) for path in texts if marks.search(path.read_text())] == []
