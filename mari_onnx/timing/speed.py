@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from mari_onnx import runtime
 from mari_onnx.errors import ModelError, Slower
 from mari_onnx.parity.blame import guilty
+from mari_onnx.parity.coverage.empty import fragile, nothing_in, survived
 from mari_onnx.parity.domains.domains import domains
-from mari_onnx.parity.requests.draw import Drawer, Layout
+from mari_onnx.parity.requests.draw import Drawer, Layout, Request
 from mari_onnx.timing.clock import PAUSE, clock_for, interleaved
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class Stopwatch:
         self.source = runtime.session(source, "cpu", threads=threads)
         self.layout, self.ranges = layout, ranges
         _, self.clock = clock_for(threads)
+        self._model, self._fragile = model, fragile([model])
 
     def speed(self, output: ModelLike, numbers: Sequence[int], always: Sequence[int] = ()) -> Speed:
         """The output's, at each of these numbers of candidates that the source runs with; of models that run long, at
@@ -118,7 +120,11 @@ class Stopwatch:
         for n in wanted:
             if n not in always and pair > SLOW_PAIR:
                 continue
-            request = Drawer(self.layout, self.ranges, 2).request(n, full=self.layout.axis == 0)
+            request = self._request(n)
+            if request is None:
+                if n == self.typical:
+                    raise ModelError(f"what was drawn for {n} candidates ends the process in onnxruntime")
+                continue
             feeds = [(each, request.feed(each.get_inputs())) for each in (self.source, session)]
             runs = {str(k): partial(_run, *each) for k, each in enumerate(feeds)}
             try:
@@ -135,6 +141,15 @@ class Stopwatch:
             low, high = timing.quartiles("0", "1")
             spread[n] = (high - low) / 2 / ratios[n]
         return Speed(ratios, spread, self.threads, self.typical)
+
+    def _request(self, n: int) -> Request | None:
+        """A request of n candidates; None where each that was drawn would end the process."""
+        for seed in range(2, 7):
+            request = Drawer(self.layout, self.ranges, seed).request(n, full=self.layout.axis == 0)
+            both = {"source": self._model, "optimized": self._model}
+            if not (self._fragile and nothing_in(request)) or survived(both, [request])[0]:
+                return request
+        return None
 
 
 def settled(
@@ -203,5 +218,3 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, options: Options) -> onnx.Mod
 
     made = rewrite(upgraded(model).model, sides, options)
     return made.model if made.changed else None
-
-

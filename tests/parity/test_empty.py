@@ -12,7 +12,7 @@ from onnx import TensorProto
 from mari_onnx.model.load import load
 from mari_onnx.model.tensors import is_external
 from mari_onnx.parity import check
-from mari_onnx.parity.coverage.empty import survived
+from mari_onnx.parity.coverage.empty import fragile, nothing_in, survived
 from mari_onnx.parity.requests.draw import Request
 from mari_onnx.sides.resolve import Sides
 from tests.parity.pairs import Graph
@@ -138,3 +138,11 @@ def test_a_model_with_its_weights_outside_is_tried(tmp_path: Path, monkeypatch: 
     models = {"source": load(path), "optimized": load(path)}
     assert any(is_external(t) for t in models["source"].graph.initializer)
     assert survived(models, [request]) == ([request], [], [])
+
+
+def test_columns_that_may_be_lengths_of_nothing() -> None:
+    """A fraction is cut off to 0 where it becomes a length."""
+    request = Request({"X": np.array([[0.5, 3, -1]], np.float32)}, {"x": np.ones((3, 2), np.int64)}, 3)
+    assert nothing_in(request) == {("X", 0), ("X", 2)}
+    assert fragile([fine(), dying()])
+    assert not fragile([fine()])

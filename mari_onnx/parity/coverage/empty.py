@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,29 @@ if TYPE_CHECKING:
 
 # Larger models are not copied for this.
 _BYTES = 64 * 2**20
+_RECURRENT = {"GRU", "LSTM", "RNN"}
+Column = tuple[str, int]
 ENDS = "ends the process (in onnxruntime)"
+
+
+def fragile(models: Iterable[onnx.ModelProto]) -> bool:
+    """Whether a model has a recurrence, which over nothing ends the process."""
+    from mari_onnx.model.functions import inlined
+
+    return any(_RECURRENT & {node.op_type for node in inlined(model).graph.node} for model in models)
+
+
+def nothing_in(request: Request) -> frozenset[Column]:
+    """Inputs, and columns of inputs of two dimensions, without a number of 1 or more: as a length, each says 0."""
+    found: set[Column] = set()
+    for name, array in (*request.user.items(), *request.rows.items()):
+        if array.dtype.kind not in "iuf" or not array.size:
+            continue
+        if array.ndim == 2:
+            found |= {(name, at) for at, some in enumerate((array >= 1).any(axis=0).tolist()) if not some}
+        elif not (array >= 1).any():
+            found.add((name, -1))
+    return frozenset(found)
 
 
 def survived(

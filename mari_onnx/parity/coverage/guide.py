@@ -13,7 +13,7 @@ from mari_onnx.model.functions import inlined
 from mari_onnx.parity.coverage import sizes
 from mari_onnx.parity.coverage.between import Between
 from mari_onnx.parity.coverage.budget import Budget
-from mari_onnx.parity.coverage.empty import survived
+from mari_onnx.parity.coverage.empty import Column, fragile, nothing_in, survived
 from mari_onnx.parity.coverage.vary import Varied
 from mari_onnx.parity.requests.edge_users import Edge
 
@@ -43,6 +43,8 @@ _MANY, _FEW = 1024, 2
 _PAIRS = 4096
 # Lengths of free dimensions beside those that numbers in the graph suggest.
 _LENGTHS = (1, 2, 33, 65, 129, 200)
+# Requests that are tried in another process since they may end this one.
+_APART = 24
 
 
 class Guide:
@@ -64,6 +66,11 @@ class Guide:
         self.faults: list[str] = []
         self.notes: list[str] = []
         self.kept: list[Request] = []
+        # A recurrence over nothing ends the process: columns without a number of 1 or more may be its lengths.
+        self._fragile = fragile(watch.models.values())
+        self._apart = _APART
+        self._safe: list[frozenset[Column]] = []
+        self._deadly: list[frozenset[Column]] = []
 
     def explore(self, base: Sequence[Request]) -> list[Request]:
         """Further requests, each of which reaches something that none before it did.
@@ -73,6 +80,7 @@ class Guide:
         """
         for request in base:
             self._watch.look(request)
+            self._safe.append(nothing_in(request))
         budget = Budget(BUDGET if self._plan.settings.coverage else 0.0)
         for step, share in (
             (self._sizes, _SIZES), (self._bulk, _BULK), (self._users, _USERS),
@@ -83,6 +91,24 @@ class Guide:
             step(part, base)
             budget.back(part)
         return self.kept
+
+    def _ends(self, request: Request) -> bool:
+        """Whether a run of the request may end the process: tried in another one where columns of it are the first that
+        hold nothing.
+        """
+        columns = nothing_in(request)
+        if not self._fragile or any(columns <= safe for safe in self._safe):
+            return False
+        if any(columns >= deadly for deadly in self._deadly) or self._apart == 0:
+            return True
+        self._apart -= 1
+        alive = bool(survived(self._watch.models, [request], self._watch.threads)[0])
+        (self._safe if alive else self._deadly).append(columns)
+        return not alive
+
+    def _look(self, request: Request) -> int | None:
+        """As `Watch.look`; None, too, where the request may end the process."""
+        return None if self._ends(request) else self._watch.look(request)
 
     def _keep(self, request: Request, why: str) -> None:
         request.further = why
@@ -121,7 +147,7 @@ class Guide:
         if not self._room() or not budget.spend((_TRIED + _COMPARED) * self._price.of(request)):
             return
         self.tries += 1
-        if self._watch.look(request) is not None:
+        if self._look(request) is not None:
             self._keep(request, "size")
 
     def _bulk(self, budget: Budget, base: Sequence[Request]) -> None:
@@ -139,8 +165,9 @@ class Guide:
             if not self._room() or not budget.spend(cost):
                 return
             self.tries += 1
-            self._watch.look(request)
-            self._keep(request, "ids")
+            if not self._ends(request):
+                self._watch.look(request)
+                self._keep(request, "ids")
             if not full:
                 return
 
@@ -166,8 +193,9 @@ class Guide:
         if not self._room() or not budget.spend((1 + _COMPARED) * self._price.of(request)):
             return False
         self.tries += 1
-        self._watch.look(request, front)
-        self._keep(request, "ids")
+        if not self._ends(request):
+            self._watch.look(request, front)
+            self._keep(request, "ids")
         return True
 
     def _vary(self, budget: Budget, base: Sequence[Request]) -> None:
@@ -182,7 +210,7 @@ class Guide:
             if not budget.spend(_TRIED * price):
                 return
             self.tries += 1
-            found = self._watch.look(request)
+            found = self._look(request)
             forward = found is not None and self._watch.closer
             if found and budget.spend(_COMPARED * price):
                 self._keep(request, "varied")
@@ -208,7 +236,7 @@ class Guide:
             joints.deal(request.arrays())
             self.tries += 1
             stale += 1
-            if self._watch.look(request):
+            if self._look(request):
                 self._keep(request, "varied")
                 stale = 0
 
@@ -219,7 +247,7 @@ class Guide:
             if self._watch.done or not self._room() or not budget.spend((_TRIED + _COMPARED) * self._price.of(request)):
                 return
             self.tries += 1
-            if self._watch.look(request):
+            if self._look(request):
                 self._keep(request, "varied")
 
     def _alone(self, budget: Budget, base: Sequence[Request]) -> None:
@@ -254,5 +282,5 @@ class Guide:
                 if not self._room() or not budget.spend(cost):
                     return
                 self.tries += 1
-                if self._watch.look(request) is not None:
+                if self._look(request) is not None:
                     self._keep(request, "varied")
