@@ -42,7 +42,7 @@ def nothing_in(request: Request) -> frozenset[Column]:
         if array.dtype.kind not in "iuf" or not array.size:
             continue
         if array.ndim == 2:
-            found |= {(name, at) for at, some in enumerate((array >= 1).any(axis=0).tolist()) if not some}
+            found |= {(name, at) for at in range(array.shape[1]) if not (array[:, at] >= 1).any()}
         elif not (array >= 1).any():
             found.add((name, -1))
     return frozenset(found)
