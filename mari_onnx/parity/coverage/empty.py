@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 # Larger models are not copied for this.
 _BYTES = 64 * 2**20
-_RECURRENT = {"GRU", "LSTM", "RNN"}
 Column = tuple[str, int]
 ENDS = "ends the process (in onnxruntime)"
 
@@ -31,8 +30,9 @@ ENDS = "ends the process (in onnxruntime)"
 def fragile(models: Iterable[onnx.ModelProto]) -> bool:
     """Whether a model has a recurrence, which over nothing ends the process."""
     from mari_onnx.model.functions import inlined
+    from mari_onnx.model.ops import row
 
-    return any(_RECURRENT & {node.op_type for node in inlined(model).graph.node} for model in models)
+    return any(row(node.op_type).gates for model in models for node in inlined(model).graph.node)
 
 
 def nothing_in(request: Request) -> frozenset[Column]:
