@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mari_onnx.cli.options import common_options, custom_ops_option, side_options, sides_from
+from mari_onnx.cli.streams import write_json
 
 if TYPE_CHECKING:
     from mari_onnx.model.load import Source
@@ -350,7 +350,6 @@ def _requests(
 def _write_json(
     file: Path, results: Sequence[Measured | Together], notes: Sequence[str], source: Path, provider: str
 ) -> None:
-    from mari_onnx.model.save import write_text
     from mari_onnx.timing.machine import machine
 
     answer = {
@@ -362,8 +361,4 @@ def _write_json(
         "notes": list(notes),
         "results": [each.to_dict() for each in results],
     }
-    text = json.dumps(answer, indent=1, ensure_ascii=False)
-    if str(file) == "-":
-        click.echo(text)
-    else:
-        write_text(file, text + "\n")
+    write_json(file, answer)

@@ -18,6 +18,7 @@ from mari_onnx.cli.options import (
     side_options,
     sides_from,
 )
+from mari_onnx.cli.streams import write_json
 
 if TYPE_CHECKING:
     from mari_onnx.parity.result import CheckResult
@@ -188,12 +189,8 @@ def check(
         if bisect is not None and not result.ok:
             _bisect(result, source, optimized, bisect)
     if json_file is not None:
-        text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False)
-        if str(json_file) == "-":
-            click.echo(text)
-            quiet = True
-        else:
-            _write(json_file, text + "\n")
+        write_json(json_file, result.to_dict())
+        quiet = quiet or str(json_file) == "-"
     if junit is not None:
         _write(junit, result.to_junit())
     if not quiet:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mari_onnx.cli.options import common_options
+from mari_onnx.cli.streams import write_json
 
 if TYPE_CHECKING:
     from mari_onnx.serving.precompute import Precomputed
@@ -75,10 +76,7 @@ def precompute(
     ITEMS has a column of ids and a column for each input of the item (lists for vectors). STORE is one file, sorted by
     id, which services map into memory. A run that is ended goes on where it stopped when it is called again.
     """
-    import json
-
-    from mari_onnx.errors import needs
-    from mari_onnx.model.save import write_text
+    from mari_onnx.errors import StoreUnavailable, needs
     from mari_onnx.report import summary
     from mari_onnx.report.terminal import console
     from mari_onnx.splitting.ranker import Ranker
@@ -100,14 +98,14 @@ def precompute(
         with needs("serving"):
             from mari_onnx.serving.redis_store import load
 
-        lines.append(f"loaded {load(ArrowStore(store), redis, redis_name)} rows into {redis} as {redis_name!r}")
+        try:
+            lines.append(f"loaded {load(ArrowStore(store), redis, redis_name)} rows into {redis} as {redis_name!r}")
+        except StoreUnavailable as error:
+            hint = f"{store} is written; with --since {store} --force its rows are loaded without making them again"
+            raise StoreUnavailable(error.message, hint) from error
     if json_file is not None:
-        text = json.dumps(done.to_dict(), indent=1, ensure_ascii=False)
-        if str(json_file) == "-":
-            click.echo(text)
-            quiet = True
-        else:
-            write_text(json_file, text + "\n")
+        write_json(json_file, done.to_dict())
+        quiet = quiet or str(json_file) == "-"
     if not quiet:
         summary.write(console(), lines)
 

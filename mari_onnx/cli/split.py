@@ -18,6 +18,7 @@ from mari_onnx.cli.options import (
     sides_from,
     threads_option,
 )
+from mari_onnx.cli.streams import write_json
 
 if TYPE_CHECKING:
     from mari_onnx.report.terminal import Block
@@ -113,12 +114,9 @@ def split(
     score.onnx all outputs of IN from a state, rows and what is left. The parts are run together and compared with IN
     before anything is written. The sides come from where `optimize` has them; inputs without a side count as cross.
     """
-    import json
-
     from mari_onnx.choices import options_for
     from mari_onnx.cli.check import progress_bar
     from mari_onnx.model.load import read
-    from mari_onnx.model.save import write_text
     from mari_onnx.report import summary
     from mari_onnx.report.terminal import console
     from mari_onnx.splitting.choices import read as read_choices
@@ -154,13 +152,8 @@ def split(
         total = sum(part.bytes for part in done.manifest.parts.values())
         summary.write(out, [f"wrote {folder} ({total / 1e6:.2f} MB)"])
     for file, said in ((json_file, done.to_dict()), (choices_file if given is None else None, done.choices.to_dict())):
-        if file is None:
-            continue
-        text = json.dumps(said, indent=1, ensure_ascii=False)
-        if str(file) == "-":
-            click.echo(text)
-        else:
-            write_text(file, text + "\n")
+        if file is not None:
+            write_json(file, said)
 
 
 def _lines(done: Split) -> list[Block]:

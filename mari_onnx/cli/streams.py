@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import sys
+from pathlib import Path
 from typing import TextIO
 
 
@@ -55,3 +56,18 @@ def outlast() -> list[_Outlet]:
         setattr(sys, name, made)
         outlets.append(outlet)
     return outlets
+
+
+def write_json(file: str | Path, said: object) -> None:
+    """Writes a result as JSON to a file, or to standard output where `file` is "-"; raises WriteError."""
+    import json
+
+    import click
+
+    from mari_onnx.model.save import write_text
+
+    text = json.dumps(said, indent=1, ensure_ascii=False)
+    if str(file) == "-":
+        click.echo(text)
+    else:
+        write_text(file, text + "\n")

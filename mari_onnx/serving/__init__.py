@@ -7,10 +7,10 @@ source for each request. Imports `splitting`, and libraries for storage: pyarrow
     answer = service.score(Request("user 17", item_ids=[4, 9], user=features, cross=features))
 """
 
+from mari_onnx.serving.opening import open_store
 from mari_onnx.serving.service import Answer, Request, Service
 from mari_onnx.serving.states import StateCache
 from mari_onnx.serving.store import ArrowStore, FoundRows, ItemStore
-from mari_onnx.serving.stores import open_store
 from mari_onnx.splitting.ranker import ItemRows, Ranker, UserState
 
 __all__ = [

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from mari_onnx.errors import MariError, ModelError, StoreUnavailable, UsageError
 from mari_onnx.serving import protocol
 from mari_onnx.serving.service import Answer, Request, Service
+from mari_onnx.splitting.manifest import InputInfo, OutputInfo
 
 Score = Callable[[Request], Awaitable[Answer | MariError]]
 
@@ -37,15 +38,15 @@ class Metrics:
     """What the service counts. A batch is what is scored in one go."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        args = {"registry": self.registry, "namespace": "mari_onnx"}
-        self.requests = Counter("requests", "Requests by status", ["status"], **args)  # type: ignore[arg-type]
-        self.seconds = Histogram("request_seconds", "From the body to the answer", **args)  # type: ignore[arg-type]
-        self.batch = Histogram("batch_size", "Requests in a batch", buckets=(1, 2, 4, 8, 16, 32, 64), **args)  # type: ignore[arg-type]
-        self.missing = Counter("missing_items", "Items that the store did not have", **args)  # type: ignore[arg-type]
-        self.hits = Gauge("user_cache_hits", "States that were there", **args)  # type: ignore[arg-type]
-        self.misses = Gauge("user_cache_misses", "States that had to be made", **args)  # type: ignore[arg-type]
-        self.bytes = Gauge("user_cache_bytes", "What states take", **args)  # type: ignore[arg-type]
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter("mari_onnx_requests", "Requests by status", ["status"], registry=registry)
+        self.seconds = Histogram("mari_onnx_request_seconds", "From the body to the answer", registry=registry)
+        sizes = (1, 2, 4, 8, 16, 32, 64)
+        self.batch = Histogram("mari_onnx_batch_size", "Requests in a batch", buckets=sizes, registry=registry)
+        self.missing = Counter("mari_onnx_missing_items", "Items that the store did not have", registry=registry)
+        self.hits = Gauge("mari_onnx_user_cache_hits", "States that were there", registry=registry)
+        self.misses = Gauge("mari_onnx_user_cache_misses", "States that had to be made", registry=registry)
+        self.bytes = Gauge("mari_onnx_user_cache_bytes", "What states take", registry=registry)
 
     def text(self, service: Service) -> bytes:
         """All of them."""
@@ -92,13 +93,12 @@ class Api:
             if body is None:
                 return self._failed(413, f"the body has more than {self._limits.body} bytes")
             read = protocol.from_arrow if arrow else protocol.from_json
-            request, id = read(body, manifest, self._limits.candidates)
-            wanted = None if arrow else protocol.wanted_outputs(body, manifest)
+            asked = read(body, manifest, self._limits.candidates)
         except MariError as error:
             return self._failed(400, str(error.message))
         except TimeoutError:
             return self._failed(408, f"the body did not come within {self._limits.seconds:g} s")
-        answer = await self._score(request)
+        answer = await self._score(asked.request)
         if isinstance(answer, StoreUnavailable):
             return self._failed(503, answer.message)
         if isinstance(answer, MariError):
@@ -108,9 +108,9 @@ class Api:
         self.metrics.requests.labels("200").inc()
         self.metrics.missing.inc(len(answer.missing))
         if arrow:
-            made = Response(protocol.to_arrow(answer, self._name, id), media_type=protocol.ARROW)
+            made = Response(protocol.to_arrow(answer, self._name, asked.id), media_type=protocol.ARROW)
         else:
-            made = Response(protocol.to_json(answer, self._name, id, wanted), media_type=protocol.JSON)
+            made = Response(protocol.to_json(answer, self._name, asked.id, asked.outputs), media_type=protocol.JSON)
         self.metrics.seconds.observe(time.perf_counter() - begun)
         return made
 
@@ -139,11 +139,11 @@ class Api:
     def _model(self) -> dict[str, object]:
         manifest, names = self._service.ranker.manifest, {v: k for k, v in protocol.TYPES.items()}
 
-        def shown(each: object) -> dict[str, object]:
-            shape = [d if isinstance(d, int) else -1 for d in each.shape]  # type: ignore[attr-defined]
-            return {"name": each.name, "datatype": names.get(each.dtype, each.dtype), "shape": shape}  # type: ignore[attr-defined]
+        def shown(each: InputInfo | OutputInfo) -> dict[str, object]:
+            shape = [d if isinstance(d, int) else -1 for d in each.shape]
+            return {"name": each.name, "datatype": names.get(each.dtype, each.dtype), "shape": shape}
 
-        inputs = [shown(each) for each in manifest.inputs]
+        inputs: list[dict[str, object]] = [shown(each) for each in manifest.inputs]
         if self._service.store is not None:
             inputs.append({"name": protocol.ITEM_IDS, "datatype": "INT64 or BYTES", "shape": [-1]})
         return {

@@ -104,7 +104,7 @@ def precompute(
         since = None
     plan = {
         "version": __version__, "key": format.key, "items": catalogue.stamp(), "id": catalogue.id_column,
-        "since": None if since is None else _stamp(since.path), "skip_bad": skip_bad, "batch": batch, "piece": PIECE,
+        "since": None if since is None else _stamp(since.path), "batch": batch, "piece": PIECE,
     }  # fmt: skip
     folder = target.with_name(f".{target.name}.partial")
     with write_errors(target), _working(folder, plan, store) as runs:
@@ -152,6 +152,8 @@ def _make_runs(
                 done.resumed += said["rows"]
             else:
                 arrays, made = _rows(ranker, piece, format, since, batch)
+                if not made and not done.made + done.resumed + done.reused and len(piece.bad) == count > 1:
+                    raise ModelError(f"none of the first {count} rows is an item: {piece.bad[-1].why}")
                 bad = sorted(piece.bad, key=lambda each: each.row)
                 said = {
                     "read": count, "rows": len(piece.ids), "made": made, "bad": len(bad),
@@ -195,9 +197,6 @@ def _rows(
     for start in range(0, len(places), batch):
         _run(ranker, piece, places[start : start + batch], format, arrays, failed)
     if failed:
-        first = next(iter(failed.values()))
-        if len(failed) == len(places) > 1 and len(places) == len(piece.ids):
-            raise ModelError(f"{ranker.manifest.parts['item'].file} fails on every item: {first}")
         keep = np.ones(len(piece.ids), bool)
         keep[list(failed)] = False
         names = shown(piece.ids)

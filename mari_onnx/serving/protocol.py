@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,17 @@ class BadRequest(BadFeatures):
     """A body that is no request."""
 
 
-def from_json(body: bytes, manifest: Manifest, most: int) -> tuple[Request, str | None]:
-    """A request, and its id.
+@dataclass(frozen=True)
+class Read:
+    """A body. id: of the request, for its answer. outputs: that are asked for; None: all."""
+
+    request: Request
+    id: str | None
+    outputs: list[str] | None
+
+
+def from_json(body: bytes, manifest: Manifest, most: int) -> Read:
+    """A request.
 
     Args:
         most: candidates that a request may have.
@@ -50,7 +60,7 @@ def from_json(body: bytes, manifest: Manifest, most: int) -> tuple[Request, str 
     """
     try:
         said = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is no JSON: {error}") from error
     if not isinstance(said, dict) or not isinstance(said.get("inputs"), list):
         raise BadRequest("the body is no request: an object with a list `inputs` is needed")
@@ -66,10 +76,11 @@ def from_json(body: bytes, manifest: Manifest, most: int) -> tuple[Request, str 
     if not isinstance(parameters, dict):
         raise BadRequest("`parameters` is no object")
     made = said.get("id")
-    return _request(arrays, parameters.get(USER_KEY), manifest, most), None if made is None else str(made)
+    request = _request(arrays, parameters.get(USER_KEY), manifest, most)
+    return Read(request, None if made is None else str(made), _outputs(said.get("outputs"), manifest))
 
 
-def from_arrow(body: bytes, manifest: Manifest, most: int) -> tuple[Request, str | None]:
+def from_arrow(body: bytes, manifest: Manifest, most: int) -> Read:
     """The same for Arrow."""
     try:
         with pa.ipc.open_stream(body) as stream:
@@ -85,7 +96,7 @@ def from_arrow(body: bytes, manifest: Manifest, most: int) -> tuple[Request, str
         if not isinstance(name, str) or name in arrays:
             raise BadRequest(f"{name} is there twice" if name else "a tensor has no name")
         arrays[name] = _array(name, row["datatype"], row["shape"], row["data"])
-    return _request(arrays, meta.get(USER_KEY), manifest, most), meta.get("id")
+    return Read(_request(arrays, meta.get(USER_KEY), manifest, most), meta.get("id"), None)
 
 
 def to_json(answer: Answer, name: str, id: str | None, wanted: Sequence[str] | None = None) -> bytes:
@@ -118,18 +129,13 @@ def tensors_to_arrow(arrays: Mapping[str, np.ndarray], said: Mapping[str, str]) 
     return bytes(sink.getvalue())
 
 
-def wanted_outputs(body: bytes, manifest: Manifest) -> list[str] | None:
-    """The outputs that a JSON request asks for; None: all.
-
-    Raises:
-        BadRequest: one is not there.
-    """
-    asked = json.loads(body).get("outputs")
+def _outputs(asked: object, manifest: Manifest) -> list[str] | None:
     if not asked:
         return None
     there = [each.name for each in manifest.outputs]
-    asked = asked if isinstance(asked, list) else [asked]
-    names = [each.get("name") if isinstance(each, dict) else None for each in asked]
+    names = [
+        each.get("name") if isinstance(each, dict) else None for each in (asked if isinstance(asked, list) else [asked])
+    ]
     for name in names:
         if name not in there:
             raise BadRequest(f"there is no output {name}; there are: {', '.join(there)}")
@@ -150,18 +156,22 @@ def _request(arrays: dict[str, np.ndarray], user_key: object, manifest: Manifest
         side, axis = inputs[name].side, inputs[name].axis
         if side != "user" and axis is not None and axis < array.ndim and array.shape[axis] > most:
             raise BadRequest(f"{name} has {array.shape[axis]} candidates, and at most {most} are taken")
-        for each in read_by(side):
-            if each != "item" or ids is None or side != "packed":  # with ids, rows come from the store
-                sides[each][name] = array
+        for each in read_by(side, ids is not None):
+            sides[each][name] = array
     if ids is not None and len(ids) > most:
         raise BadRequest(f"{ITEM_IDS} has {len(ids)} candidates, and at most {most} are taken")
     key = None if user_key is None else str(user_key)
     return Request(key, ids, sides["user"], sides["item"], sides["cross"])
 
 
-def read_by(side: str) -> tuple[str, ...]:
-    """Which parts of a request an input belongs to: a packed one has columns of several sides."""
-    return {"packed": ("user", "item", "cross"), "count": ("cross",)}.get(side, (side,))
+def read_by(side: str, with_ids: bool) -> tuple[str, ...]:
+    """Which parts of a request an input belongs to: a packed one has columns of several sides.
+
+    Args:
+        with_ids: the request has item ids, so the items' rows come from the store.
+    """
+    packed = ("user", "cross") if with_ids else ("user", "item", "cross")
+    return {"packed": packed, "count": ("cross",)}.get(side, (side,))
 
 
 def _array(name: str, datatype: object, shape: object, data: object) -> np.ndarray:

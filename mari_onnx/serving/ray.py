@@ -18,9 +18,9 @@ from starlette.responses import Response
 
 from mari_onnx.errors import MariError, UsageError
 from mari_onnx.serving.http import Api, Limits, Metrics, check_number
+from mari_onnx.serving.opening import open_store
 from mari_onnx.serving.service import Answer, Request, Service
 from mari_onnx.serving.states import StateCache
-from mari_onnx.serving.stores import open_store
 from mari_onnx.splitting.ranker import Ranker
 
 

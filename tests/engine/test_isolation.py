@@ -68,11 +68,11 @@ def test_isolated_candidates_are_computed_apart(name: str) -> None:
     assert work[1] < 2.05 * work[0], "FLOPs grow faster than the candidates"
 
 
-@pytest.mark.parametrize("leak", ["window", "first", "little"])
-@pytest.mark.parametrize("how", ["where", "factor"])
-def test_candidates_that_read_each_other_stay_together(leak: str, how: str) -> None:
-    if (how, leak) == ("factor", "little"):
-        pytest.skip("a factor has no number that masks")
+@pytest.mark.parametrize(
+    ("how", "leak"),  # a factor has no number that masks a little
+    [("where", "window"), ("where", "first"), ("where", "little"), ("factor", "window"), ("factor", "first")],
+)
+def test_candidates_that_read_each_other_stay_together(how: str, leak: str) -> None:
     form = Form(leak=leak, how=how, dtype=np.float64)
     model, result = rewritten(form)
     compare(form, model, result.model)

@@ -115,6 +115,7 @@ def changed(which, **to):
     ("given", "words"),
     [
         (b"{", "the body is no JSON"),
+        (b"[" * 10_000, "the body is no JSON"),
         (b"[]", "the body is no request"),
         (b'{"inputs": [3]}', "an input is no object"),
         (changed("u", datatype="FP31"), "u: datatype 'FP31' is none of"),
@@ -207,7 +208,7 @@ def test_a_packed_input_is_read_by_all_parts(tmp_path):
     ranker = Ranker(tmp_path / "split")
     assert {each.side for each in ranker.manifest.inputs} >= {"packed"}
     packed = protocol.tensors_to_arrow(recorded, {})
-    asked, _ = protocol.from_arrow(packed, ranker.manifest, 10_000)
+    asked = protocol.from_arrow(packed, ranker.manifest, 10_000).request
     answer = Service(ranker).score(asked)
     for name, want in zip([o.name for o in whole.get_outputs()], whole.run(None, feed), strict=True):
         np.testing.assert_allclose(answer.outputs[name], want, rtol=1e-4, atol=1e-5)

@@ -90,6 +90,7 @@ def test_bad_rows_are_named(ranker, tmp_path):
     with pytest.raises(UsageError, match=r"row 1 of .*i.parquet \(id 1\) is no item: x has not 16 elements"):
         run(ranker, path, tmp_path / "s.arrow")
     done = run(ranker, path, tmp_path / "s.arrow", skip_bad=True)
+    assert not (tmp_path / ".s.arrow.partial").exists()
     why = {bad.row: bad.why for bad in done.bad_rows}
     assert done.bad == len(why) == 6
     assert why[1] == "x has not 16 elements"
@@ -117,7 +118,7 @@ def test_an_id_that_comes_twice_is_an_error_unless_skipped(ranker, tmp_path):
 
 def test_a_model_that_fails_on_every_item(ranker, tmp_path):
     items = {**features(5), "genre": np.full(5, ROWS + 1)}
-    with pytest.raises(ModelError, match="fails on every item"):
+    with pytest.raises(ModelError, match="none of the first 5 rows is an item"):
         run(ranker, write_catalogue(tmp_path / "i.parquet", range(5), items), tmp_path / "s.arrow", skip_bad=True)
 
 
@@ -166,6 +167,16 @@ def test_a_run_goes_on_where_it_stopped(ranker, tmp_path, monkeypatch):
     assert done.resumed >= 600
     assert done.resumed + done.made == done.written == 1500
     holds(tmp_path / "s.arrow", ranker, np.arange(1500), features(1500))
+
+
+def test_what_was_done_before_a_bad_row_is_kept(ranker, tmp_path):
+    items = features(900)
+    items["genre"][700] = ROWS + 2
+    path = write_catalogue(tmp_path / "i.parquet", np.arange(900), items)
+    with pytest.raises(UsageError, match="row 700"):
+        run(ranker, path, tmp_path / "s.arrow")
+    done = run(ranker, path, tmp_path / "s.arrow", skip_bad=True)
+    assert (done.resumed, done.made, done.bad) == (600, 299, 1)
 
 
 def test_another_catalogue_does_not_go_on_with_the_old_rows(ranker, tmp_path):

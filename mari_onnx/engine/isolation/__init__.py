@@ -21,7 +21,7 @@ from onnx import NodeProto
 
 from mari_onnx.engine.assumptions import Assumption
 from mari_onnx.engine.ir.value import Decline
-from mari_onnx.engine.isolation import products, rules  # noqa: F401  fill the table
+from mari_onnx.engine.isolation import products, row_rules, rules  # noqa: F401  fill the table
 from mari_onnx.engine.isolation.blocks import RULES, Blocks, Writer
 from mari_onnx.engine.isolation.facts import Facts
 from mari_onnx.engine.isolation.layout import Layouts

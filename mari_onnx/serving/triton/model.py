@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 from mari_onnx.errors import BadFeatures, MariError, StoreUnavailable
 from mari_onnx.serving import Answer, Ranker, Request, Service, StateCache, open_store
-from mari_onnx.serving.protocol import ITEM_IDS, USER_KEY
+from mari_onnx.serving.protocol import ITEM_IDS, USER_KEY, read_by
 from mari_onnx.splitting.manifest import InputInfo, Manifest
 
 
@@ -65,6 +65,7 @@ def request_of(arrays: dict[str, np.ndarray], manifest: Manifest) -> Request:
     inputs = {each.name: each for each in manifest.inputs}
     sides: dict[str, dict[str, np.ndarray]] = {"user": {}, "item": {}, "cross": {}}
     key = ids = None
+    with_ids = ITEM_IDS in arrays and ITEM_IDS not in inputs
     for name, array in arrays.items():
         if array.shape[0] != 1:
             raise BadFeatures(
@@ -77,10 +78,8 @@ def request_of(arrays: dict[str, np.ndarray], manifest: Manifest) -> Request:
             ids = _texts(array)[0]
         else:
             side, whole = inputs[name].side, _without_batch(_texts(array), inputs[name])
-            for each in ("user", "item", "cross") if side == "packed" else (side,):
-                sides[each if each in sides else "cross"][name] = whole
-    if ids is not None:
-        sides["item"] = {name: array for name, array in sides["item"].items() if inputs[name].side != "packed"}
+            for each in read_by(side, with_ids):
+                sides[each][name] = whole
     return Request(key, ids, sides["user"], sides["item"], sides["cross"])
 
 
