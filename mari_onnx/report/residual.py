@@ -180,7 +180,7 @@ def measure(
     declared = signature(model)
     layout = Layout(declared, sides)
     if layout.free:
-        layout = Layout(with_length(declared, layout, history or _HISTORY), sides)
+        layout = Layout(_fix(declared, layout, history or _HISTORY), sides)
     n = layout.fixed_n or pick_n(model, n)
     if n < 2:
         raise ModelError(
@@ -200,7 +200,7 @@ def measure(
     return count(model, observe(model, feeds, order), n)
 
 
-def with_length(declared: Signature, layout: Layout, length: int) -> Signature:
+def _fix(declared: Signature, layout: Layout, length: int) -> Signature:
     """`declared` with its free dimensions of one length, but for a number of requests: one."""
     requests = layout.free[0] if layout.axis == 1 and not layout.sides else None
 

@@ -18,13 +18,12 @@ import onnx
 from onnx import NodeProto, helper
 
 from mari_onnx.engine.cost.flops import node_costs
-from mari_onnx.model.nodes import reads
+from mari_onnx.model.nodes import attribute, reads
 from mari_onnx.model.ops import Fact, row
 from mari_onnx.prices.table import Prices, node_seconds
 from mari_onnx.prices.use import Use
 from mari_onnx.splitting.caller import handing_seconds, one_more_input
 
-PRODUCTS = ("MatMul", "Gemm", "FusedGemm")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -36,7 +35,8 @@ class Left:
         nodes: names; of one without a name its first output. ops: their operators.
         share: of score.onnx's FLOPs, 0 to 1.
         seconds: of these nodes in a request, estimated.
-        gather_seconds: what gathering their results takes, less that of rows which only they read; None where a result
+        gather_seconds: what gathering their results takes, and adding them where they are terms of something, less that
+            of rows which only they read; None where a result
             has no row for each item, so that it cannot be made beforehand.
     """
 
@@ -72,7 +72,7 @@ class Rest:
         half: bool = False,
     ):  # fmt: skip
         self._graph, self._shapes, self._prices, self._n = score.graph, shapes, prices, candidates
-        self._item, self._items = _Item(score.graph, items), items
+        self._item, self._items = _Item(score.graph, items, shapes), items
         self._width = {**self._item.width, "": 2 if half else 4}
         self._flops = [cost.flops for _, cost in node_costs(score.graph, shapes)]
         self._seconds = [each for _, each in node_seconds(score.graph, shapes, prices)]
@@ -94,27 +94,33 @@ class Rest:
             self._entry(group, sum(self._seconds[k] for k in group), sum(self._flops[k] for k in group))
             for group in self._item.groups
         ]
-        for k, join in self._item.terms.items():
-            size = math.prod(self._shapes.get(self._graph.node[k].output[0], ()))
-            add = self._prices.seconds(Use("Add", {"node": 1, "elements": size}))
-            share = self._share(join)
-            found.append(self._entry([k], share * self._seconds[k] - add, share * self._flops[k] - size, join))
+        for x, places in self._item.terms.items():
+            sizes = [math.prod(self._shapes.get(self._graph.node[k].output[0], ())) for k in places]
+            add = sum(self._prices.seconds(Use("Add", {"node": 1, "elements": size})) for size in sizes)
+            seconds, flops = (sum(each[k] for k in places) for each in (self._seconds, self._flops))
+            share = self._share(x)
+            found.append(self._entry(places, share * seconds, share * flops - sum(sizes), add, self._item.joins.get(x)))
         return sorted((each for each in found if each.share > 0), key=lambda each: -each.share)
 
-    def _share(self, join: int | None) -> float:
-        """The share of the columns of a Concat that are items' alone; all without one."""
-        if join is None:
+    def _share(self, name: str) -> float:
+        """The share of the columns of a tensor that are items' alone."""
+        if name in self._item.mine:
             return 1.0
-        widths = {x: self._shapes.get(x, (0,))[-1] for x in self._graph.node[join].input}
+        node = self._graph.node[self._item.joins[name]]
+        widths = {x: (self._shapes.get(x) or (0,))[-1] for x in node.input}
         return sum(widths[x] for x in widths if x in self._item.mine) / (sum(widths.values()) or 1)
 
-    def _entry(self, places: Sequence[int], seconds: float, flops: float, join: int | None = None) -> Left:
+    def _entry(
+        self, places: Sequence[int], seconds: float, flops: float, add: float = 0.0, join: int | None = None
+    ) -> Left:
+        """add: seconds of adding what is gathered to the rest. join: the place of a Concat that only these read."""
         nodes, item = [self._graph.node[k] for k in places], self._item
         gather = self._gathering([x for n in nodes for x in n.output if item.is_read_outside(x, places)])
-        inside = [*places, *((join,) if join is not None else ())]
+        only = join is not None and not item.is_read_outside(self._graph.node[join].output[0], places)
+        inside = {*places, *((join,) if only else ())}
         alone = [x for x in self._items if x in item.readers and not item.is_read_outside(x, inside)]
         if gather is not None:
-            gather -= sum(self._handing(x) for x in alone)
+            gather += add - sum(self._handing(x) for x in alone)
         names, ops = tuple(n.name or n.output[0] for n in nodes), tuple(n.op_type for n in nodes)
         return Left(names, ops, flops / (sum(self._flops) or 1.0), seconds, gather)
 
@@ -133,18 +139,20 @@ class _Item:
     """Which nodes of a graph read nothing but items' rows and constants.
 
     mine: tensors that depend on the item alone. groups: places of such nodes, those together whose results or rows only
-    they read. terms: places of products with constants of which some terms depend on the item alone -> the place of the
-    Concat that has them beside others, None where the operator adds something else. readers: tensor -> places of nodes,
-    -1 for an output of the graph. width: bytes of an element of each input.
+    they read. joins: result -> place of a Concat along the last axis with some of `mine` beside others. terms: such a
+    result, or a tensor of `mine` -> places of products with constants, which add something else in the latter case.
+    readers: tensor -> places of nodes, -1 for an output of the graph. width: bytes of an element of each input.
     """
 
-    def __init__(self, graph: onnx.GraphProto, items: Collection[str]):
+    def __init__(self, graph: onnx.GraphProto, items: Collection[str], shapes: Shapes):
+        self._shapes = shapes
         self.readers: dict[str, list[int]] = {o.name: [-1] for o in graph.output}
         self.width = {i.name: _width(i.type.tensor_type.elem_type) for i in graph.input}
-        self.terms: dict[int, int | None] = {}
+        self.joins: dict[str, int] = {}
+        self.terms: dict[str, list[int]] = {}
         constants = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
         constants -= self.width.keys()
-        mine, alone, joins = set(items), list[int](), dict[str, int]()
+        mine, alone = set(items), list[int]()
         for k, node in enumerate(graph.node):
             inputs = dict.fromkeys(reads(node))
             for x in inputs:
@@ -157,10 +165,10 @@ class _Item:
             elif all(x in mine or x in constants for x in inputs):
                 mine.update(node.output)
                 alone.append(k)
-            elif node.op_type == "Concat" and any(x in mine for x in inputs):
-                joins[node.output[0]] = k
-            elif node.op_type in PRODUCTS and node.input[1] in constants and node.input[0] in {*mine, *joins}:
-                self.terms[k] = joins.get(node.input[0])
+            elif node.op_type == "Concat" and any(x in mine for x in inputs) and self._is_last(node):
+                self.joins[node.output[0]] = k
+            elif Fact.MATMUL in facts and node.input[1] in constants and node.input[0] in {*mine, *self.joins}:
+                self.terms.setdefault(node.input[0], []).append(k)
         self.mine, self.groups = mine, self._together(graph.node, alone, mine)
 
     def _together(self, nodes: Sequence[NodeProto], alone: Sequence[int], mine: Collection[str]) -> list[list[int]]:
@@ -172,6 +180,10 @@ class _Item:
             both = [other for x in [*shared, *nodes[k].output] for other in self.readers.get(x, ())]
             links.add_edges_from((k, other) for other in both if other in links)
         return [sorted(group) for group in networkx.connected_components(links)]
+
+    def _is_last(self, node: NodeProto) -> bool:
+        rank = len(self._shapes.get(node.output[0], ()))
+        return attribute(node, "axis", 0) in (-1, rank - 1)
 
     def is_read_outside(self, name: str, places: Collection[int]) -> bool:
         """Whether others than these nodes read a tensor."""

@@ -6,7 +6,7 @@ NonZero finds, say) would otherwise count as nothing, and all that follows it wo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from typing import TYPE_CHECKING
 
 from mari_onnx.engine.cost.time_model import TimeModel
@@ -19,7 +19,6 @@ from mari_onnx.parity.domains.domains import domains
 from mari_onnx.parity.layout import Layout
 from mari_onnx.parity.requests.draw import Drawer
 from mari_onnx.parity.work import shapes_of
-from mari_onnx.report.residual import with_length
 
 if TYPE_CHECKING:
     import onnx
@@ -28,46 +27,52 @@ if TYPE_CHECKING:
     from mari_onnx.sides.resolve import Sides
 
 Shapes = dict[str, tuple[int, ...]]
+DRAWN = 8
+"""Requests of which the largest sizes count: one may have an empty history, another may not run."""
 
 
 class Sizes:
     """Sizes in one request of the time model's number of candidates.
 
     Args:
-        source, sides: from which a request is drawn, once it is needed.
+        source, sides: from which requests are drawn, once they are needed.
     """
 
     def __init__(self, source: onnx.ModelProto, sides: Sides, time: TimeModel):
         self._source, self._sides, self._time = source, sides, time
-        self._requests: list[Request] | None = None
+        self._drawn: list[list[Request]] | None = None
 
     def of(self, draft: Draft) -> Shapes:
         """Of all tensors of a draft whose rank is known, or that a run has."""
         said = {name: tuple(map(self._time.length, shape)) for name, shape in draft.shapes.items()}
         known = {name: said[name] for name, shape in draft.shapes.items() if _told(shape)}
-        names = {x for node in draft.model.graph.node for x in node.output if x}
+        names = {x for node in draft.model.graph.node for x in node.output if x} - known.keys()
         met: Shapes = {}
-        for request in self._drawn() if names - known.keys() else ():
-            met = shapes_of(draft.model, request.feed(signature(draft.model).inputs))
-            if names <= known.keys() | met.keys():
+        for requests in self._requests() if names else ():
+            for request in requests:
+                run = shapes_of(draft.model, request.feed(signature(draft.model).inputs))
+                larger = {x for x in names & run.keys() if x not in met or math.prod(run[x]) > math.prod(met[x])}
+                met |= {x: run[x] for x in larger}
+            if names <= met.keys():
                 break
         return {**said, **met, **known}
 
-    def _drawn(self) -> Iterator[Request]:
-        """A request with histories as long as symbols count, and one as they are drawn where that cannot be run."""
-        if self._requests is None:
-            declared = signature(self._source)
-            layout = Layout(declared, self._sides)
+    def _requests(self) -> list[list[Request]]:
+        """Some with histories as long as symbols count, and some as they are drawn, where those cannot be run."""
+        if self._drawn is None:
+            layout = Layout(signature(self._source), self._sides)
+            lengths = dict.fromkeys(layout.lengths, self._time.free)
+            n = layout.fixed_n or self._time.candidates
             try:
                 ranges = domains(self._source, layout)[0]
-                layouts = [Layout(with_length(declared, layout, self._time.free), self._sides)] * bool(layout.lengths)
-                self._requests = [
-                    Drawer(each, ranges, 0).request(each.fixed_n or self._time.candidates, full=each.axis == 0)
-                    for each in (*layouts, layout)
-                ]
             except MariError:
-                self._requests = []
-        return iter(self._requests)
+                return []
+            drawers = [Drawer(layout, ranges, seed) for seed in range(DRAWN)]
+            self._drawn = [
+                [drawer.request(n, full=layout.axis == 0, free=free) for drawer in drawers]
+                for free in ([lengths, {}] if lengths else [{}])
+            ]
+        return self._drawn
 
 
 def is_told(t: Tensor) -> bool:

@@ -13,9 +13,10 @@ from tests.splitting.graphs import SIDES, draft, model
 
 
 def source() -> onnx.ModelProto:
-    """Columns of x where the user's flags are set, times a constant each, summed."""
+    """Columns of x where the user has a number, summed."""
     nodes = [
-        helper.make_node("Greater", ["u", "low"], ["flags"]),
+        helper.make_node("IsNaN", ["u"], ["none"]),
+        helper.make_node("Not", ["none"], ["flags"]),
         helper.make_node("Squeeze", ["flags", "first"], ["flat"]),
         helper.make_node("NonZero", ["flat"], ["places"]),
         helper.make_node("Squeeze", ["places", "first"], ["at"]),
@@ -23,7 +24,7 @@ def source() -> onnx.ModelProto:
         helper.make_node("Relu", ["found"], ["r"]),
         helper.make_node("ReduceSum", ["r", "last"], ["score"], keepdims=1),
     ]
-    weights = {"low": np.float32(-1e9).reshape(()), "first": np.array([0]), "last": np.array([1])}
+    weights = {"first": np.array([0]), "last": np.array([1])}
     made = model(nodes, {"u": 8, "x": 8}, {"score": ["N", 1]}, weights)
     del made.graph.input[0]
     made.graph.input.insert(0, helper.make_tensor_value_info("u", TensorProto.FLOAT, [1, 8]))
@@ -38,9 +39,7 @@ def test_what_nonzero_finds_is_as_long_as_in_a_run():
     assert unknown
     found = Sizes(graph, sides, TimeModel(500)).of(made)
     assert {t.name for t in unknown} <= found.keys()
-    places = {found[t.name][-1] for t in unknown}
-    assert len(places) == 1
-    assert 1 <= places.pop() <= 8
+    assert (500, 1, 8) in {found[t.name] for t in unknown}
 
 
 def test_nothing_is_run_where_symbols_tell_all(monkeypatch):
@@ -48,5 +47,5 @@ def test_nothing_is_run_where_symbols_tell_all(monkeypatch):
 
     graph = three_sides()
     sizes = Sizes(graph, sides_of(as_source(graph), SIDES), TimeModel(500))
-    monkeypatch.setattr(sizes, "_drawn", lambda: 1 / 0)
+    monkeypatch.setattr(sizes, "_requests", lambda: 1 / 0)
     assert sizes.of(draft(graph))["score"] == (500, 1)
