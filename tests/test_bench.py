@@ -89,11 +89,11 @@ def test_sessions_of_several_threads_are_timed_awake_and_alone(monkeypatch: pyte
         (waking if len(log) < WAKE else awake)(0)
 
     assert a_turn(run, clock, 0.001, threads=2) == pytest.approx(0.001)
-    assert log == ["waking"] * WAKE + ["awake"] * HOT
+    assert log == ["waking0"] * WAKE + ["awake0"] * HOT
     assert len(slept) == 1
     log.clear()
     assert a_turn(partial(clock.takes(1.0, log, "long"), 0), clock, 1.0, threads=2) == pytest.approx(1.0)
-    assert log == ["long"]
+    assert log == ["long0"]
 
 
 def test_ratios_are_of_pairs():
