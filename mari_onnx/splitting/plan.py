@@ -40,8 +40,10 @@ if TYPE_CHECKING:
 
 FACTORS = (1.0, 0.25, 0.5, 2.0, 4.0, 8.0, 16.0, 64.0, 1e4, 0.1, 0.0)
 """Multiples of the price of bytes at which cuts are looked for; at 0 all of the item's work is done beforehand."""
-EQUAL = 0.03
-"""Ways whose times differ by this share count as equally fast: then the one that leaves least work is taken."""
+EQUAL = 0.05
+"""Ways whose times differ by this share count as equally fast, as prices are no nearer: then the one that leaves least
+work is taken, unless the clock says that another is faster.
+"""
 AS_LITTLE = 0.01
 """Scoring whose FLOPs differ by this share counts as equally little work: then fewer bytes per item decide."""
 
