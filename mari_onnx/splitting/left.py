@@ -36,8 +36,8 @@ class Left:
         share: of score.onnx's FLOPs, 0 to 1.
         seconds: of these nodes in a request, estimated.
         gather_seconds: what gathering their results takes, and adding them where they are terms of something, less that
-            of rows which only they read; None where a result
-            has no row for each item, so that it cannot be made beforehand.
+            of rows which only they read; None where a result has no row for each item, so that it cannot be made
+            beforehand.
     """
 
     nodes: tuple[str, ...]
@@ -81,7 +81,7 @@ class Rest:
     def why(self, name: str, share: float) -> str:
         """Why a node is there, of whose work this share was measured to be on the item alone."""
         if any(name in each.nodes for each in self.left):
-            return "one of the nodes that read items alone"
+            return "listed above"
         k = next((k for k, node in enumerate(self._graph.node) if (node.name or node.output[0]) == name), None)
         if k is None:
             return ""
