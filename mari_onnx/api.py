@@ -76,14 +76,6 @@ class Optimized:
         folder = str(self.source.path.parent)
         self.report.residual = measured(self.source.model, output, self.report, folder)
 
-    def what_if_separated(self) -> None:
-        """Counts what a model would save whose user's part does not read the candidate; the report's `separation`."""
-        from mari_onnx.engine import Options
-        from mari_onnx.separation import savings
-
-        source, options = upgraded(self.source.model).model, Options(self.report.candidates)
-        self.report.separation = savings(source, self.sides, options).to_dict()
-
     def html(self) -> str:
         """The report as a page that works from disk, without a network."""
         from mari_onnx.report.html import page
@@ -186,7 +178,6 @@ def inspect(
     *,
     candidates: int | Mapping[int, float] | None = None,
     measure: bool = False,
-    what_if: str | None = None,
 ) -> Report:
     """What `optimize` would do with the model, and why not more; nothing is written.
 
@@ -195,20 +186,11 @@ def inspect(
     Args:
         model, sides, candidates: as for `optimize`.
         measure: run source and output, and see which work gives results equal for all candidates.
-        what_if: "separation": count what a retrained model would save if the user's tokens, or columns, did not read
-            the candidate, for each layer at which the two mix for good (`Report.separation`).
-
-    Raises:
-        UsageError: `what_if` is something else.
     """
-    if what_if not in (None, "separation"):
-        raise UsageError(f"what_if {what_if!r} is not known", 'it may be "separation"')
     source = as_source(model)
     done = rewritten(source, sides_of(source, sides), options_for(candidates, assume=True))
     if measure:
         done.measure()
-    if what_if is not None:
-        done.what_if_separated()
     return done.report
 
 
@@ -328,7 +310,7 @@ def checked(
         answer, speed = answered(options), None
         if sides.batched and not answer.rewrite.changed:
             raise _not_batched(sides, answer.rewrite.reason)
-        if if_slower is not None and not sides.several and answer.ok and answer.result is not None:
+        if if_slower is not None and not sides.batched and answer.ok and answer.result is not None:
             from mari_onnx.timing.speed import settled
 
             origin = source.path if source.path.is_file() and not sides.shapes else source.model
@@ -371,7 +353,7 @@ def _engine(source: Source) -> Callable[[onnx.ModelProto, Sides, Options], Rewri
     def rewrite(model: onnx.ModelProto, sides: Sides, options: Options) -> Rewrite:
         if sides.batched and METADATA_KEY in metadata and METADATA_KEY in (p.key for p in model.metadata_props):
             return engine.Rewrite(model, False, [], reason=f"it takes several requests already ({sides.batched})")
-        if sides.several:  # prices and the clock are for one request per run
+        if sides.batched:  # prices and the clock compare with a source, and none takes several requests
             options = dataclasses.replace(options, prices=None)
         made = upgraded(model)
         result = engine.rewrite(made.model, sides, options)

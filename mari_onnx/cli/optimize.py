@@ -159,7 +159,7 @@ def optimize(
     options = options_for(candidates, target=target, threads=threads, prices=prices, choices=given)
     checking = None
     if check:
-        timed = if_slower if target == "cpu" and not found.indices else None
+        timed = if_slower if target == "cpu" else None
         checking = {"requests": requests, "providers": providers, "if_slower": timed, "threads": threads}
     with _staged(loaded, found, output, options, checking, dry_run, quiet) as (done, staged):
         summary.write(out, summary.of_optimize(done.report, show_inputs=sides["guess"], target=target))

@@ -27,7 +27,6 @@ from mari_onnx.engine.axes.materialize import materialise
 from mari_onnx.engine.choose import EQUAL, fastest
 from mari_onnx.engine.cost.flops import Cost, graph_cost
 from mari_onnx.engine.cost.time_model import TimeModel
-from mari_onnx.engine.dependence import dependence
 from mari_onnx.engine.inputs import declared, enter, input_shapes
 from mari_onnx.engine.interpreter import FAILURES, Interpreter
 from mari_onnx.engine.ir.builder import Builder
@@ -73,7 +72,9 @@ def rewrite(model: onnx.ModelProto, sides: Sides, options: Options | None = None
         return Rewrite(model, False, [], reason=f"opset {opsets['']} is older than {OLDEST}")
     options = options or Options()
     graph = _inlined(model)
-    time = TimeModel(options.candidates, several=bool(sides.several), apart=options.split == "apart")
+    time = TimeModel(options.candidates, several=bool(sides.batched), apart=options.split == "apart")
+    if sides.indices:
+        time = time.of_several()
     session = Session(graph, input_shapes(graph, sides), opsets, options, declared(graph, sides))
     try:
         return _isolated(model, sides, session, time, _best(model, sides, session, time))
@@ -97,7 +98,7 @@ def _best(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeMode
     first = once(options.slower or frozenset())
     if options.prices is None or options.slower is not None or not first.changed:
         return replace(first, left_for_time=options.slower or frozenset())
-    found = fastest(session.graph, first, once, options, options.prices)
+    found = fastest(session.graph, first, once, options, options.prices, bool(sides.several))
     if not found.changed and session.before is not None:
         return first
     if not found.changed:
@@ -195,9 +196,12 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     outputs = name_outputs(b, wanted, inputs | {i.name for i in graph.initializer})
     nodes = live(outputs)
     once = requests.for_requests(outputs) if b.flat else set()
+    of_requests = 0
     if b.flat:
-        PerCandidate(b, once).rewrite(nodes)
+        per_candidate = PerCandidate(b, once)
+        per_candidate.rewrite(nodes)
         nodes = live(outputs)
+        of_requests = len(per_candidate.of_requests & {id(node) for node in nodes})
     if not options.split:
         nodes = fuse_gemm(nodes, outputs)
     if not options.split and options.target == "cpu":
@@ -228,13 +232,12 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
         tensor_map(same, {t.name for n in nodes for t in n.outputs}),
         origins=[n.origin for n in nodes],
         draft=Draft(made, b, nodes, outputs, stored, out_shapes) if options.split else None,
+        of_requests=of_requests,
     )
     before, after = session.before or _cost(graph, shapes, time), _cost(made.graph, out_shapes, time)
     moved = bool(lifted or session.before) or any(r.action in ("lifted", "split") for r in state.reports)
     less = after.flops < before.flops or (after.flops == before.flops and after.bytes < before.bytes)
     result.flops, result.assumptions = after.flops, assumptions.made
-    if options.depends:
-        result.depends = {name: bits for name, value in env.items() if (bits := dependence(value)) is not None}
     if (not moved or not less) and (sides.indices or not sides.batched):
         result.model, result.changed, result.out_shapes, result.assumptions = model, False, shapes, []
         result.tensor_map = {name: name for name in shapes}

@@ -43,17 +43,23 @@ Again = Callable[[frozenset[str]], "Rewrite"]
 
 
 def fastest(
-    source: onnx.GraphProto, first: Rewrite, again: Again, options: Options, prices: Prices
+    source: onnx.GraphProto,
+    first: Rewrite,
+    again: Again,
+    options: Options,
+    prices: Prices,
+    several: bool = False,
 ) -> Rewrite:
     """The fastest of `first` and of rewrites that leave some nodes alone, by their prices; `first` without shapes.
 
     Args:
         again: rewrites with these source nodes left alone, beside those that `first` left alone.
         options: have the numbers of candidates, and how much each counts.
+        several: see `Source`.
     """
     if not (_known(source, first.shapes) and _known(first.model.graph, first.out_shapes)):
         return first
-    compared = Source(source, first.shapes, options, prices)
+    compared = Source(source, first.shapes, options, prices, several)
     weights = options.weighted
     best, best_worth = first, compared.worth(first)
     typical = max(weights, key=lambda n: (weights[n], n))

@@ -127,14 +127,15 @@ class Rewrite:
     alone: tuple[int, float] | None = None
     """The typical N, and how many times faster than the source another choice is for it alone; None if not much."""
 
-    depends: dict[str, np.ndarray] = field(default_factory=dict)
-    """With `Options.depends`: what the elements of the source's tensors depend on (`engine.dependence`)."""
     draft: Draft | None = None
     """With `Options.split`, also where nothing was changed."""
+    of_requests: int = 0
+    """Nodes that tell candidates their requests, which no node of the source does."""
 
     @property
     def grown(self) -> float:
         """Nodes of the new graph per node of the source; source nodes that are computed at build time are not
         counted.
         """
-        return len(self.model.graph.node) / max(1, sum(report.action != "folded" for report in self.nodes))
+        mine = len(self.model.graph.node) - self.of_requests
+        return mine / max(1, sum(report.action != "folded" for report in self.nodes))

@@ -10,6 +10,8 @@ as a grid in which every candidate is a request of its own (`output/per_candidat
 several users and has the index itself: there an index entry names its own row, `u[index][n] = u[index[n]]`.
 
 A user input without rows has R in its leaf and not in the groups of its Value: its dimensions are those of one request.
+Ids of bags have no dimension of requests: they are those of all requests behind each other, and the offsets beside them
+say where the bag of each request, or of each candidate, begins.
 """
 
 from __future__ import annotations
@@ -44,14 +46,14 @@ def enter(
     """The Value of an input, with the rows of all requests, and the tensor that the new graph takes.
 
     shape: the source's, in which `ROWS` is the candidates' dimension. Refuses an unknown rank, a batch that the file
-    fixes, bags, and an input of an item without candidates.
+    fixes, and an input of an item without candidates, unless it holds the ids of bags.
     """
     name, dtype = info.name, info.type.tensor_type.elem_type
     if shape is None:
         raise Decline(f"the file does not say how many dimensions {name} has; --shape does")
-    if name in {*sides.bags, *(each for ids in sides.bags.values() for each in ids)}:
-        raise Decline(f"{name} belongs to bags of ids, which are cut by offsets of one request")
     begin(b, sides)
+    if name in sides.listed:
+        return _ids(b, info, side, shape)
     if name in sides.counts:
         return _count(b, info, shape)
     if name in sides.indices:
@@ -91,7 +93,7 @@ def begin(b: Builder, sides: Sides) -> None:
         b.flat, b.sources["R"] = True, (Tensor("number of requests", TensorProto.INT64, (R,), frozenset()), 0)
     if sides.added is not None:
         given = b.input(sides.added, TensorProto.INT32, (Dim.symbol(f"?{sides.added}"),), frozenset({"item"}))
-        b.index = given if sides.batched == "index" else from_offsets(b, given)
+        b.index, b.together = (given, False) if sides.batched == "index" else (from_offsets(b, given), True)
 
 
 def from_offsets(b: Builder, offsets: Tensor) -> Tensor:
@@ -176,6 +178,17 @@ def _own_rows(b: Builder, info: onnx.ValueInfoProto) -> tuple[Value, Tensor]:
     value.groups = (tuple(a for group in value.known for a in group), *([()] * (len(dims) - 1)))
     value.own_row, value.series = True, (0, 1) if len(dims) == 1 else None
     return value, tensor
+
+
+def _ids(
+    b: Builder, info: onnx.ValueInfoProto, side: str | None, shape: tuple[Size, ...]
+) -> tuple[Value, Tensor]:
+    """The ids of the bags of all requests, behind each other. Refuses a number of ids that the file fixes."""
+    if isinstance(shape[0], int):
+        raise Decline(f"the file fixes the number of ids in {info.name} at {shape[0]}; --shape frees it")
+    tensor = b.input(info.name, info.type.tensor_type.elem_type, shape, frozenset(DEPS[side or "cross"]))
+    _sources(b, tensor)
+    return from_tensor(tensor), tensor
 
 
 def _one_row(shape: Sequence[Size], side: str | None, sides: Sides, name: str) -> list[int]:
@@ -276,6 +289,8 @@ def declare(model: onnx.ModelProto, sides: Sides, source: onnx.GraphProto, once:
     for info in model.graph.input:
         side = "packed" if info.name in sides.columns else sides.inputs.get(info.name)
         if info.name in constants or info.name in sides.counts or (sides.batched != "grid" and side in ROWED):
+            continue
+        if info.name in sides.listed:
             continue
         _in_front(info.type, symbol, (sides.axis_of(info.name),) if side == "user" else ())
     for info in model.graph.output:

@@ -48,13 +48,25 @@ class Source:
 
     Args:
         shapes: sizes of its tensors. options: have the numbers of candidates. All rewrites are priced by `prices`.
+        several: the candidates are of several requests, whose number is R; then N is that of a request.
     """
 
-    def __init__(self, graph: onnx.GraphProto, shapes: Shapes, options: Options, prices: Prices):
-        self.graph, self.weights, self.prices = graph, options.weighted, prices
+    def __init__(
+        self, graph: onnx.GraphProto, shapes: Shapes, options: Options, prices: Prices, several: bool = False
+    ):
+        self.graph, self.weights, self.prices, self.several = graph, options.weighted, prices, several
         self.caution = CAUTION if options.cautious else 0.0
         self.inputs = run_seconds(len(graph.input), prices)
-        self.times = {n: _times(graph, shapes, n, prices) for n in self.weights}
+        self.times = {n: self._times(shapes, n) for n in self.weights}
+
+    def _times(self, shapes: Shapes, n: int) -> list[tuple[str, float]]:
+        concrete = self._concrete(shapes, n)
+        return [(label(node), seconds) for node, seconds in node_seconds(self.graph, concrete, self.prices)]
+
+    def _concrete(self, shapes: Shapes, n: int) -> dict[str, tuple[int, ...]]:
+        """The shapes at n candidates in all."""
+        sizes = TimeModel(n).of_several() if self.several else TimeModel(n)
+        return {name: tuple(map(sizes.length, shape)) for name, shape in shapes.items()}
 
     def worth(self, made: Rewrite) -> Worth:
         """What a rewrite saves."""
@@ -63,7 +75,7 @@ class Source:
         loaded: Loaded | None = None
         for n, weight in self.weights.items():
             was = self.inputs + sum(seconds for _, seconds in self.times[n])
-            concrete = _concrete(made.out_shapes, TimeModel(n))
+            concrete = self._concrete(made.out_shapes, n)
             loaded = loaded or Loaded(made.model.graph, concrete)
             times = [seconds for _, seconds in node_seconds(made.model.graph, concrete, self.prices, loaded)]
             now = self.inputs + sum(times)
@@ -77,14 +89,6 @@ class Source:
         return Worth(total, ratios, loss)
 
 
-def _times(graph: onnx.GraphProto, shapes: Shapes, n: int, prices: Prices) -> list[tuple[str, float]]:
-    return [(label(node), seconds) for node, seconds in node_seconds(graph, _concrete(shapes, TimeModel(n)), prices)]
-
-
 def label(node: onnx.NodeProto) -> str:
     """How a source node is called: by its name, or by its first output."""
     return node.name or next((o for o in node.output if o), "")
-
-
-def _concrete(shapes: Shapes, sizes: TimeModel) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(map(sizes.length, shape)) for name, shape in shapes.items()}

@@ -79,6 +79,11 @@ class Sides:
         """The name of the input that the output has and the source has not."""
         return None if self.batched is None or self.indices else self.index_name or INDEX_NAMES.get(self.batched)
 
+    @property
+    def listed(self) -> frozenset[str]:
+        """Inputs that hold the ids of bags, one bag behind the other."""
+        return frozenset(name for ids in self.bags.values() for name in ids)
+
     def axis_of(self, name: str) -> int | None:
         """The axis of a tagged input that counts candidates, if it has so many; None: no axis of it does."""
         return self.axes.get(name, self.candidate_axis)

@@ -9,7 +9,7 @@ from mari_onnx.errors import UsageError
 from mari_onnx.model.nodes import attribute, captures, is_standard
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.model.signature import signature
-from mari_onnx.sides.resolve import Sides
+from mari_onnx.sides.resolve import METADATA_KEY, Sides
 
 if TYPE_CHECKING:
     import onnx
@@ -61,8 +61,8 @@ def with_picked(model: onnx.ModelProto, sides: Sides) -> Sides:
         UsageError: there are several indices, one picks from no user input or is used otherwise too, or a user input
             has rows that it does not pick.
     """
-    if not sides.indices:
-        return sides
+    if not sides.indices or any(p.key == METADATA_KEY and p.value == sides.to_json() for p in model.metadata_props):
+        return sides  # an output reads the index otherwise too, to find out where candidates stand
     if len(sides.indices) > 1 or sides.batched:
         also = f"--batched {sides.batched}" if sides.batched else f"--index {sides.indices[1]}"
         raise UsageError(f"--index {sides.indices[0]} and {also} both say whose candidates are whose", "give one")

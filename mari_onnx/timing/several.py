@@ -125,16 +125,24 @@ def until(
     found = measure_together(
         source, sides, {"one": single}, {"all": several}, sizes, threads=threads, seconds=seconds, least=3
     )
-    ratios = {each.n: each.timing.ratio("one", "all") for each in found}
-    slower = [n for n in PAYS_AT if all(ratios[m] < 1 + MARGIN for m in PAYS_AT if m >= n)]
-    at = ", ".join(f"{ratio:.2g}x at {n}" for n, ratio in ratios.items())
+    return verdict({each.n: each.timing.ratio("one", "all") for each in found})
+
+
+def verdict(ratios: Mapping[int, float]) -> str:
+    """Which is faster, in a sentence. ratios: by candidates of each request, the time of one request per run over that
+    of all in one.
+    """
+    slower = [n for n in ratios if all(ratios[m] < 1 + MARGIN for m in ratios if m >= n)]
+    at = ", ".join(f"{ratio:.2g}x as fast at {n}" for n, ratio in ratios.items())
+    worse = any(ratios[n] < 1 - MARGIN for n in slower)
     if not slower:
-        pays = f"it pays up to {PAYS_AT[-1]} candidates and more"
-    elif slower[0] == PAYS_AT[0]:
-        pays = "it does not pay for this model"
+        pays = f"it pays up to {max(ratios)} candidates and more"
+    elif slower[0] == min(ratios):
+        pays = f"one request per run is {'faster' if worse else 'as fast'} for this model, so --batched does not pay"
     else:
-        pays = f"from {slower[0]} candidates of each request on it stops paying"
-    return f"{REQUESTS} requests in one run are faster than one per run by {at} candidates: {pays}"
+        than = "is faster" if worse else "is as fast"
+        pays = f"from {slower[0]} candidates of each request on, one request per run {than}"
+    return f"{REQUESTS} requests in one run, against one request per run: {at} candidates; {pays}"
 
 
 class _Turn:

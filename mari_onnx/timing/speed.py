@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mari_onnx import runtime
+from mari_onnx.engine.cost.time_model import users_of
 from mari_onnx.errors import ModelError, Slower
 from mari_onnx.parity.blame import guilty
 from mari_onnx.parity.coverage.empty import fragile, nothing_in, survived
 from mari_onnx.parity.domains.domains import domains
 from mari_onnx.parity.requests.draw import Drawer, Layout, Request
-from mari_onnx.timing.clock import clock_for, interleaved
+from mari_onnx.parity.several.form import Form, with_index
+from mari_onnx.timing.clock import PAUSE, clock_for, interleaved
 
 if TYPE_CHECKING:
     import onnx
@@ -54,12 +56,14 @@ class Speed:
         spread: N -> half the distance between the quartiles of the pairs' ratios, as a share of the ratio.
         threads: of onnxruntime.
         typical: the N that is named first.
+        users: how many users the typical number of candidates are of.
     """
 
     ratios: Mapping[int, float]
     spread: Mapping[int, float]
     threads: int
     typical: int
+    users: int = 1
 
     @property
     def faster_from(self) -> int | None:
@@ -77,7 +81,8 @@ class Speed:
 
     def __str__(self) -> str:
         threads = "one CPU thread" if self.threads == 1 else f"{self.threads} CPU threads"
-        text = f"{self.ratios[self.typical]:.2g}x at {self.typical} candidates, {threads}"
+        users = f" of {self.users} users" if self.users > 1 else ""
+        text = f"{self.ratios[self.typical]:.2g}x at {self.typical} candidates{users}, {threads}"
         start = self.faster_from
         if start is None:
             return f"{text}: slower than the source"
@@ -101,7 +106,11 @@ class Stopwatch:
     def __init__(self, model: onnx.ModelProto, sides: Sides, source: ModelLike, threads: int, typical: int):
         from mari_onnx.model.signature import signature
 
+        self.form: Form | None = None
         layout = Layout(signature(model), sides)
+        if sides.indices:
+            self.form, model = with_index(model, sides, model)
+            layout = self.form.layout
         ranges, _ = domains(model, layout)
         self.threads, self.fixed = threads, layout.fixed_n
         self.typical = self.fixed or typical
@@ -120,17 +129,17 @@ class Stopwatch:
         for n in wanted:
             if n not in always and pair > SLOW_PAIR:
                 continue
-            request = self._request(n)
-            if request is None:
+            found = self._feeds(n, session)
+            if found is None:
                 if n == self.typical:
                     raise ModelError(f"what was drawn for {n} candidates ends the process in onnxruntime")
                 continue
-            feeds = [(each, request.feed(each.get_inputs())) for each in (self.source, session)]
+            feeds = list(zip((self.source, session), found, strict=True))
             runs = {str(k): partial(_run, *each) for k, each in enumerate(feeds)}
             try:
                 timing = interleaved(
                     runs, seconds=SECONDS, least=LEAST, most=MOST, warm_up=2, clock=self.clock, wall=time.perf_counter,
-                    threads=self.threads,
+                    pause=PAUSE * (self.threads > 1),
                 )  # fmt: skip
             except Exception as error:
                 if n == self.typical:
@@ -140,11 +149,23 @@ class Stopwatch:
             ratios[n] = timing.ratio("0", "1")
             low, high = timing.quartiles("0", "1")
             spread[n] = (high - low) / 2 / ratios[n]
-        return Speed(ratios, spread, self.threads, self.typical)
+        return Speed(ratios, spread, self.threads, self.typical, 1 if self.form is None else users_of(self.typical))
 
-    def _request(self, n: int) -> Request | None:
-        """A request of n candidates; None where each that was drawn would end the process."""
-        for seed in range(2, 7):
+    def _feeds(self, n: int, output: onnxruntime.InferenceSession) -> list[dict[str, Any]] | None:
+        """What source and output take for n candidates; those of a source with an index are of several users."""
+        if self.form is None:
+            request = self._request(n)
+            return None if request is None else [request.feed(each.get_inputs()) for each in (self.source, output)]
+        users = users_of(n)
+        requests = [self._request(n // users + (k < n % users), 2 + 5 * k) for k in range(users)]
+        given = [request for request in requests if request is not None]
+        return [self.form.feed(given)] * 2 if len(given) == users else None
+
+    def _request(self, n: int, first: int = 2) -> Request | None:
+        """A request of n candidates; None where each that was drawn, of the seeds from `first` on, would end the
+        process.
+        """
+        for seed in range(first, first + 5):
             request = Drawer(self.layout, self.ranges, seed).request(n, full=self.layout.axis == 0)
             both = {"source": self._model, "optimized": self._model}
             if not (self._fragile and nothing_in(request)) or survived(both, [request])[0]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from mari_onnx.engine import Options, Rewrite, rewrite
 from mari_onnx.model.signature import signature
+from mari_onnx.parity.coverage.empty import ran
 from mari_onnx.parity.domains.domains import domains
 from mari_onnx.parity.layout import Layout
 from mari_onnx.parity.several.mixing import mixes
@@ -54,6 +55,9 @@ def judge_several(case: Case, form: str, tally: Counter[str] | None = None) -> N
             seen["ill-conditioned"] += 1
             return
         raise Fault("several", f"{form}, {size} requests of {', '.join(map(str, counts))}: {bad}")
+    bad = _without_requests(case, sides, result, seen)
+    if bad is not None:
+        raise Fault("several", f"{form}, no request: {bad}")
     seen[f"equal, {form}"] += 1
 
 
@@ -96,6 +100,34 @@ def _different(
     return None
 
 
+def _without_requests(case: Case, sides: Sides, result: Rewrite, seen: Counter[str]) -> str | None:
+    """What is wrong with a run of no request at all: a dimension of an output is twice that of a run of one request
+    less that of a run of two, each of two candidates.
+    """
+    graph, runs = case.graph, []
+    for size in (1, 2):
+        requests = [graph.feeds(2, once=True, request=k + 1) for k in range(size)]
+        counts = (2,) * size
+        runs.append(_grid(graph, requests) if sides.batched == "grid" else _rows(graph, requests, counts, sides, False))
+    nothing = {name: value[: name == "request_offsets"] for name, value in runs[0].items()}
+    try:
+        one, two = (run(result.model, feed) for feed in runs)
+    except Exception:
+        seen["no request: the evaluator does not run"] += 1
+        return None
+    try:
+        have = run(result.model, nothing)
+    except Exception:  # numpy knows no largest element of nothing
+        seen[f"no request: onnxruntime {ran(result.model, nothing)}"] += 1
+        return None
+    for name, a, b, mine in zip(graph.outputs, one, two, have, strict=True):
+        want = [2 * x - y for x, y in zip(a.shape, b.shape, strict=True)]
+        if list(mine.shape) != want:
+            return f"an output's shape: {list(mine.shape)}, not {want} ({name})"
+    seen["no request: of the right shape"] += 1
+    return None
+
+
 def _user_rows(graph: Graph, requests: Sequence[dict[str, np.ndarray]], name: str) -> list[np.ndarray]:
     """A user's input of all requests, without the dimension of his rows."""
     given = graph.inputs[name]
@@ -114,11 +146,15 @@ def _order(counts: Sequence[int], sides: Sides) -> np.ndarray:
 
 
 def _rows(
-    graph: Graph, requests: Sequence[dict[str, np.ndarray]], counts: Sequence[int], sides: Sides
+    graph: Graph,
+    requests: Sequence[dict[str, np.ndarray]],
+    counts: Sequence[int],
+    sides: Sides,
+    bare: bool = True,
 ) -> dict[str, np.ndarray]:
-    """The feed of a run; request 1, counted from 0, is one without candidates."""
-    users = [*requests[:1], requests[-1], *requests[1:]]
-    sizes = [*counts[:1], 0, *counts[1:]]
+    """The feed of a run. bare: request 1, counted from 0, is one without candidates."""
+    users = [*requests[:1], requests[-1], *requests[1:]] if bare else requests
+    sizes = [*counts[:1], 0, *counts[1:]] if bare else counts
     feed, order = {}, _order(counts, sides)
     for name, given in graph.inputs.items():
         if given.side in ("item", "cross", "packed"):

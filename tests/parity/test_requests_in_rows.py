@@ -18,7 +18,9 @@ from mari_onnx.errors import CannotBatch, UsageError
 from mari_onnx.model.signature import signature
 from mari_onnx.parity import check
 from mari_onnx.parity.candidates import with_axes
+from mari_onnx.parity.requests.recorded import load
 from mari_onnx.sides.resolve import Sides, resolve
+from mari_onnx.timing.several import verdict
 from tests.parity.test_several import MIXING, SIDES, run, score, spoilt
 from tests.test_row_index import picked
 from tests.test_signatures import FLOAT, INT64, Shape, model, node, tensor
@@ -180,8 +182,8 @@ def indexed(kind: str, shape: Shape, dtype: int = INT64) -> tuple[onnx.ModelProt
         nodes += [node("Unsqueeze", f"{index} ones", "c1"), node("Gather", "v c1", "g3"), node("Flatten", "g3", "g")]
     nodes += [node("Concat", "g item", "c", axis=1), node("MatMul", "c W", "h"), node("Relu", "h", "r")]
     nodes += [node("MatMul", "r V", "y")]
-    weights = [tensor("U", 8, 8), tensor("W", 12, 32), tensor("V", 32, 1)]
-    for name, value in (("flat", [-1]), ("ones", [1]), ("wide", [1, 8])):
+    weights = [tensor("U", 8, 256), tensor("W", 260, 32), tensor("V", 32, 1)]
+    for name, value in (("flat", [-1]), ("ones", [1]), ("wide", [1, 256])):
         weights.append(numpy_helper.from_array(np.array(value), name))
     made = model(nodes, [("user", FLOAT, ("R", 8)), ("item", FLOAT, ("N", 4)), ("row", dtype, shape)], weights)
     return made, {"user": "user", "item": "item"}
@@ -308,4 +310,91 @@ def test_the_summary_says_from_when_on_it_stops_paying(tmp_path: Path) -> None:
     how = ["--user", "u", "--item", "x", "--batched", "index", "--candidates", "4"]
     answer = CliRunner().invoke(cli, ["optimize", str(source), str(tmp_path / "output.onnx"), *how])
     assert answer.exit_code == 0, answer.output
-    assert "16 requests in one run are faster than one per run by" in " ".join(answer.output.split())
+    assert "16 requests in one run, against one request per run:" in " ".join(answer.output.split())
+
+
+# Products with a matrix of the user's
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("form", FORMS)
+def test_candidates_are_multiplied_by_request_with_a_matrix_of_the_users(form: str, heads: int) -> None:
+    """`x M[r] + c[r]` gathers rows of products, and no matrices `[16, 24]`; right for any number of candidates."""
+    nodes = [node("Unsqueeze", "x axes", "x3"), node("MatMul", "x3 m", "p"), node("Add", "p c", "s")]
+    nodes += [node("Relu", "s", "r"), node("Reshape", "r flat", "f"), node("MatMul", "f V", "y")]
+    lead: Shape = () if heads == 1 else (heads,)
+    weights = [tensor("V", 24 * heads, 1), numpy_helper.from_array(np.array([-1, 24 * heads]), "flat")]
+    weights.append(numpy_helper.from_array(np.array([1 + len(lead)]), "axes"))
+    inputs = [("m", FLOAT, ("N", *lead, 16, 24)), ("c", FLOAT, ("N", *lead, 1, 24)), ("x", FLOAT, ("N", *lead, 16))]
+    source = model(nodes, inputs, weights)
+    done = optimize(source, {"m": "user", "c": "user", "x": "item"}, batched=form, candidates=500)
+    gathered = [n for n in done.model.graph.node if n.op_type == "Gather" and n.input[0] == "m"]
+    assert not gathered
+    rng = np.random.default_rng(0)
+    for counts in COUNTS:
+        feed, owner = feed_of(form, counts)
+        rows = {f"request_{form}": feed[f"request_{form}"]}
+        many, shape = len(counts), [size for size in lead if isinstance(size, int)]
+        m, c = (rng.standard_normal((many, *shape, k, 24)).astype(np.float32) for k in (16, 1))
+        x = rng.standard_normal((len(owner), *shape, 16)).astype(np.float32)
+        (have,) = run(done.model, {"m": m, "c": c, "x": x, **rows})
+        assert have.shape == (len(owner), 1)
+        if len(owner):
+            (want,) = run(source, {"m": m[owner], "c": c[owner], "x": x})
+            np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-4)
+
+
+def test_an_index_may_count_from_the_last_user() -> None:
+    nodes = [node("Unsqueeze", "x one", "x3"), node("Gather", "m row", "mr"), node("MatMul", "x3 mr", "p")]
+    nodes += [node("Flatten", "p", "f"), node("MatMul", "f V", "y")]
+    weights = [tensor("V", 64, 1), numpy_helper.from_array(np.array([1]), "one")]
+    inputs = [("m", FLOAT, ("R", 32, 64)), ("x", FLOAT, ("N", 32)), ("row", INT64, ("N",))]
+    source = model(nodes, inputs, weights)
+    done = optimize(source, {"m": "user", "x": "item"}, index="row", candidates=500)
+    rng = np.random.default_rng(0)
+    m, x = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 32, 64), (5, 32)))
+    feed = {"m": m, "x": x, "row": np.array([-1, 0, 2, -3, 1])}
+    np.testing.assert_allclose(run(done.model, feed)[0], run(source, feed)[0], rtol=1e-4, atol=1e-4)
+
+
+# Recorded runs of several users
+
+
+def test_recorded_runs_of_several_users_are_compared(tmp_path: Path) -> None:
+    source, tags = indexed("Gather", ("N",))
+    rng = np.random.default_rng(0)
+    feed = {"user": rng.standard_normal((3, 8)).astype(np.float32), "row": np.array([2, 0, 2, -1, 0])}
+    feed["item"] = rng.standard_normal((5, 4)).astype(np.float32)
+    np.savez(tmp_path / "run.npz", **feed)  # type: ignore[arg-type]
+    done = optimize(source, tags, index="row", requests=tmp_path / "run.npz")
+    assert done.report.check["recorded"] == 2  # type: ignore[index]
+    assert check(source, done.model, requests=tmp_path / "run.npz").ok
+    one = {"user": feed["user"][:1].repeat(2, 0), "item": feed["item"][:2]}
+    np.savez(tmp_path / "one.npz", **one)  # type: ignore[arg-type]
+    assert check(source, done.model, requests=tmp_path / "one.npz").ok
+
+
+def test_recorded_runs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    source, _ = indexed("Gather", ("N",))
+    sides = with_axes(source, resolve(signature(source), user=["user"], item=["item"], index=["row"]))
+    user, item = np.ones((3, 8), np.float32), np.ones((2, 4), np.float32)
+    for row, why in (([0, 3], "from 0 to 2"), ([0.0, 1.0], "integers"), ([0, 1, 2], "number of candidates")):
+        np.savez(tmp_path / "run.npz", user=user, item=item, row=np.array(row))
+        with pytest.raises(UsageError, match=why):
+            load(tmp_path / "run.npz", signature(source), sides)
+
+
+def test_a_source_with_an_index_is_timed_with_several_users() -> None:
+    source, tags = indexed("Gather", ("N",))
+    done = optimize(source, tags, index="row", if_slower="warn")
+    assert done.report.speed is not None
+    assert "candidates of 16 users" in done.report.speed["text"]
+
+
+def test_the_summary_says_where_one_request_per_run_is_faster() -> None:
+    faster = verdict({4: 0.5, 16: 0.4})
+    assert faster.endswith("one request per run is faster for this model, so --batched does not pay")
+    assert "as fast for this model" in verdict({4: 1.0, 16: 1.01})
+    later = verdict({4: 2.0, 16: 1.1, 64: 0.8})
+    assert later.endswith("from 64 candidates of each request on, one request per run is faster")
+    assert verdict({4: 2.0, 16: 1.2}).endswith("it pays up to 16 candidates and more")

@@ -6,7 +6,7 @@ In: axes, sizes and operators. Out: numbers. A symbolic dimension counts as a fi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from mari_onnx.model.dims import Dim, Size, symbols
@@ -49,6 +49,11 @@ class TimeModel:
     """Whether the graph will be split: what depends on the item alone is computed once per item and costs nothing here,
     so it stays apart from what depends on the user too."""
 
+    def of_several(self) -> TimeModel:
+        """As many candidates in all, of several requests: of few, if they are few."""
+        requests = users_of(self.candidates)
+        return replace(self, candidates=max(1, self.candidates // requests), requests=requests, several=True)
+
     @property
     def piece(self) -> float:
         """The fixed price of cutting off one more piece: its operator, a Slice, and a part in a Concat."""
@@ -71,3 +76,8 @@ class TimeModel:
         for axis in axes:
             total *= max(1, self.length(axis.size))
         return total
+
+
+def users_of(candidates: int) -> int:
+    """How many users so many candidates of one run are taken to be of: 16, but fewer than an eighth of them."""
+    return max(1, min(TimeModel.requests, candidates // 8))

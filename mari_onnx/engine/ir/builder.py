@@ -47,8 +47,14 @@ class Builder:
         """Whether the new graph takes the candidates of all requests as the rows of one axis."""
         self.index: Tensor | None = None
         """For each candidate its request, in such a graph."""
+        self.few: Tensor | None = None
+        """The same, cut to its first entry if there is one request."""
+        self.together = False
+        """Whether the candidates of a request stand behind each other, in the order of the requests."""
         self.users: Tensor | None = None
         """An input with a row for each request."""
+        self.of_bags: set[str] = set()
+        """Tensors within what is computed from bags of several requests: their rows are not those of bags alone."""
         self.shortest = 0
         """What a dimension of an input, other than the candidates', is at least."""
         self.notes: list[str] = []

@@ -147,7 +147,7 @@ def _is_layer(node: Node, bias: Tensor) -> bool:
 
 def _gathered(b: Builder, t: Tensor) -> bool:
     """Whether these are rows of requests, one for each candidate."""
-    return b.index is not None and t.node is not None and t.node.inputs[-1] is b.index
+    return b.index is not None and t.node is not None and any(t.node.inputs[-1] is x for x in (b.index, b.few))
 
 
 def _gemm_of_rows(b: Builder, source: Node, add: Node, bias: Tensor, last: Node) -> list[Node]:
@@ -167,7 +167,7 @@ def _gemm_of_rows(b: Builder, source: Node, add: Node, bias: Tensor, last: Node)
     if len(bias.known) > 1:
         added = Tensor(b.unique(f"{y.name}/added"), bias.dtype, gemm.shape, bias.deps)
         found.append(_reshape(add, bias, b.const([-1, bias.known[-1]], TensorProto.INT64), added, "added"))
-        bias = added
+        bias = added  # one row, if there is one request
     proto = NodeProto(op_type="Gemm", name=add.proto.name, input=[rows.name, w.name, bias.name], output=[gemm.name])
     found.append(Node(proto, [rows, w, bias], [gemm], add.origin, []))
     if last is not add:

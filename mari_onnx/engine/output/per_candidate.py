@@ -9,22 +9,31 @@ of N. The identity is that of a look-up,
 so a user's tensor is computed for R requests, and its rows are gathered where a node reads it beside candidates. A
 tensor in which the requests are no dimension of their own is computed again for P rows, from what was gathered before
 it. Sizes that were asked for in terms of R are those of the users in one half of the graph and P in the other.
+
+Products with a matrix of the user's gather no matrices (`by_request`). Where a node repeats one row itself, the index
+is cut to one entry if there is one request: then a run takes about as long as one of the output for one request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from onnx import NodeProto, helper
 
 from mari_onnx.engine.ir.builder import Builder
-from mari_onnx.engine.ir.value import Decline, Node, Tensor
+from mari_onnx.engine.ir.value import Axis, Decline, Node, Tensor
 from mari_onnx.engine.output.assemble import live
+from mari_onnx.engine.output.by_request import N, Nodes, R, Standing, fits, multiplied, rows_of, saves, standing
 from mari_onnx.model.dims import Dim, Size, symbols
-from mari_onnx.model.nodes import rename_captures
-from mari_onnx.model.ops import Fact, row
+from mari_onnx.model.nodes import is_standard, rename_captures
+from mari_onnx.model.ops import Fact, having, row
 
-R = Dim.symbol("R")
+P = R * N
+ALL = 1 << 31
+"""More than there are rows."""
+FEW_NODES = 4
+"""So many nodes cut the index short."""
 
 
 class PerCandidate:
@@ -39,10 +48,17 @@ class PerCandidate:
         self.requests = b.sources["R"][0]
         """The tensor off which sizes with R are read; it stands for the users' input and for the index."""
         self.nodes: list[Node] = []
+        self.of_requests: set[int] = set()
+        """Ids of the nodes that tell candidates their requests."""
         # of each tensor: "any" (no matter who asks), "sizes" (of requests), "users", or "candidates"
         self._half = {self.requests.name: "sizes", self.index.name: "candidates"}
         self._half |= {t.name: "candidates" for node in live([self.index]) for t in node.outputs}
-        self._gathered: dict[str, Tensor] = {}
+        self._gathered: dict[tuple[str, bool], Tensor] = {}
+        self._standing: Standing | None = None
+        self._few: Tensor | None = None
+        # what has been computed in a grid of requests, by the tensor that has its rows
+        self._grids: dict[str, Tensor] = {}
+        self.write = Nodes(b, self._written)
 
     def rewrite(self, nodes: Sequence[Node]) -> list[Node]:
         """The nodes in their new order. Refuses what cannot be gathered, and an output for requests that depends on
@@ -51,6 +67,7 @@ class PerCandidate:
         first = live([self.index])
         for node in first:
             self._add(node)
+        self.of_requests.update(map(id, first))
         for node in nodes:
             if node in first:
                 continue
@@ -58,11 +75,15 @@ class PerCandidate:
             half = next((h for h in ("candidates", "users", "sizes") if h in halves), "any")
             for t in node.outputs:
                 self._half[t.name] = half
-            self._reads(node, self.of_candidates if half == "candidates" else self.of_users)
-            if half == "candidates":
+                if half == "candidates" and t.name in self.for_requests:
+                    raise Decline(f"candidates of several requests meet in the output {t.name}")
+            if half != "candidates":
+                self._reads(node, self.of_users)
+            elif self._by_request(node):
+                continue
+            else:
+                self._reads(node, self.of_candidates)
                 for t in node.outputs:
-                    if t.name in self.for_requests:
-                        raise Decline(f"candidates of several requests meet in the output {t.name}")
                     t.shape = _by_candidate(t.shape)
             self._add(node)
         return self.nodes
@@ -81,29 +102,116 @@ class PerCandidate:
             return t
         return self.users if self.users is not None else self.index
 
-    def of_candidates(self, t: Tensor) -> Tensor:
-        """A tensor as nodes read it that run once per candidate: with a row for each, if it varies at all.
+    def of_candidates(self, t: Tensor, few: bool = False) -> Tensor:
+        """A tensor as nodes read it that run once per candidate: with a row for each, if it varies at all; with one row
+        if it is ``few`` and there is one request.
 
-        Refuses an input that is the users' and has no row for each request.
+        Refuses an input that is the users' and has no row for each request, and what is computed within bags.
         """
         half = self.half(t)
         if half in ("any", "candidates"):
             return t
         if t is self.requests:
             return self.index
-        if t.name not in self._gathered:
+        if half == "users" and t.name in self.b.of_bags:
+            raise Decline(f"{t.name} is computed from bags of ids, and has no row for each of them")
+        if (t.name, few) in self._gathered:
+            return self._gathered[t.name, few]
+        if (t.name, False) not in self._gathered:
             at = [i for i, size in enumerate(t.shape or ()) if "R" in symbols(size)]
             # rows are gathered before they are repeated
             repeats = t.node is not None and Fact.REPEATS in row(t.node.proto.op_type).facts
             if half == "users" and len(at) == 1 and t.known[at[0]] == R and not repeats:
                 proto = helper.make_node("Gather", [], [], axis=at[0])
-                made = self._new(proto, [t, self.index], [], [t])
-                self._gathered[t.name] = made.outputs[0]
-            elif t.node is None:
+                made = self._new(proto, [t, self.few() if few else self.index], [], [t])
+                self._gathered[t.name, few] = made.outputs[0]
+                return made.outputs[0]
+            if t.node is None:
                 raise Decline(f"the rows of {t.name} are not those of requests")
-            else:
-                self._again(t.node)
-        return self._gathered[t.name]
+            self._again(t.node)
+        return self._gathered[t.name, False]
+
+    def few(self) -> Tensor:
+        """The index; its first entry alone if there is one request. The reader of what it gathers has to repeat it."""
+        if self._few is None and self.users is not None:
+            ints, write = self.b.ints, self.write
+            times = write("Mul", [write.lengths(self.users), ints([ALL])], (1,))
+            stop = write("Sub", [times, ints([ALL - 1])], (1,))  # 1 for one request
+            self._few = write("Slice", [self.index, ints([0]), stop, ints([0])], (P,), self.index.dtype)
+            self.b.few = self._few
+        return self._few or self.index
+
+    def _repeats(self, node: Node, t: Tensor) -> bool:
+        """Whether a node repeats a tensor's one row, as another input has the candidates along the same dimension."""
+        product, element = node.proto.op_type == "MatMul", node.proto.op_type in having(Fact.ELEMENT)
+        if not is_standard(node.proto) or not (element or product) or self.half(t) != "users" or t.shape is None:
+            return False
+        at = next((len(t.shape) - i for i, size in enumerate(t.shape) if size == R), 0)
+        if not at or (product and at < 3):
+            return False
+        rows = self.b.time.copy * self.b.time.volume([Axis(size) for size in (*t.shape, N)])
+        if self._few is None and rows < FEW_NODES * self.b.time.node:
+            return False
+        others = [x for x in node.inputs if x is not None and x is not t and self.half(x) == "candidates"]
+        return any(x.shape is not None and len(x.shape) >= at and x.shape[-at] == P for x in others)
+
+    def _by_request(self, node: Node) -> bool:
+        """Writes a product with a matrix of the user's as one product per request, if that is faster; so what combines
+        such a product with a row of the user's.
+        """
+        if not is_standard(node.proto) or len(node.inputs) != 2 or self.users is None:
+            return False
+        x, other = node.inputs
+        out, self.b.origin = node.outputs[0], node.origin
+        if x is None or other is None or out.shape is None:
+            return False
+        grid: Tensor | None = None
+        if node.proto.op_type == "MatMul":
+            theirs = self.half(x) == "candidates" and self.half(other) == "users" and fits(x, other, P)
+            if theirs and other.name not in self.b.of_bags and saves(self.b, x, other, out, self._standing is not None):
+                self._standing = self._standing or standing(self.write, self.index, self.users, self.b.together)
+                grid = multiplied(self.write, self._standing, x, other)
+        elif node.proto.op_type in having(Fact.ELEMENT) and Fact.BOOLEAN not in row(node.proto.op_type).facts:
+            grid = self._with_row(node, x, other)
+        if grid is None or self._standing is None:
+            return False
+        rows = rows_of(self.write, self._standing, grid)
+        out.node = self.write.with_axes("Unsqueeze", rows, [len(grid.known) - 2], ()).node
+        out.shape = _by_candidate(out.shape)
+        assert out.node is not None
+        out.node.outputs = [out]
+        self._grids[out.name] = grid
+        return True
+
+    def _with_row(self, node: Node, *pair: Tensor) -> Tensor | None:
+        """What combines a product per request with a row of the user's, before its rows are gathered."""
+        grids = [self._grids.get(t.name) for t in pair]
+        theirs = [t for t, grid in zip(pair, grids, strict=True) if grid is None and self.half(t) == "users"]
+        wanted = _by_candidate(node.outputs[0].shape)
+        if len(theirs) != 1 or grids.count(None) != 1 or wanted is None or theirs[0].shape != (R, *wanted[1:]):
+            return None
+        (have,) = (grid for grid in grids if grid is not None)
+        inputs = [t if grid is None else grid for t, grid in zip(pair, grids, strict=True)]
+        made = self.write(node.proto.op_type, inputs, have.known, node.outputs[0].dtype)
+        assert made.node is not None
+        made.node.proto.attribute.extend(node.proto.attribute)
+        return made
+
+    def _written(
+        self, op: str, inputs: Sequence[Tensor], shapes: Sequence[tuple[Size, ...]], dtype: int | None, **attrs: Any
+    ) -> list[Tensor]:
+        """A node of the candidates' half, on inputs as they are."""
+        proto = helper.make_node(op, [], [], **attrs)
+        deps: frozenset[str] = frozenset().union(*(t.deps for t in inputs), {"item"})
+        node = Node(proto, list(inputs), [], self.b.origin, [])
+        for shape in shapes:
+            name = self.b.unique(f"{self.b.origin}/{op}")
+            node.outputs.append(Tensor(name, dtype or inputs[0].dtype, shape, deps, node=node))
+            self._half[name] = "candidates"
+        proto.name = self.b._node_name(op)
+        self._add(node)
+        self.of_requests.add(id(node))
+        return node.outputs
 
     def _again(self, node: Node) -> None:
         """A node of the users once more, on rows of candidates."""
@@ -113,7 +221,7 @@ class PerCandidate:
         captured = [self.of_candidates(t) for t in node.captured]
         rename_captures(proto, {old.name: new.name for old, new in zip(node.captured, captured, strict=True)})
         made = self._new(proto, inputs, captured, node.outputs)
-        self._gathered |= {old.name: new for old, new in zip(node.outputs, made.outputs, strict=True)}
+        self._gathered |= {(old.name, False): new for old, new in zip(node.outputs, made.outputs, strict=True)}
 
     def _new(
         self, proto: NodeProto, inputs: list[Tensor | None], captured: list[Tensor], like: Sequence[Tensor]
@@ -131,7 +239,9 @@ class PerCandidate:
 
     def _reads(self, node: Node, read: Callable[[Tensor], Tensor]) -> None:
         """Puts what a node reads in the place of its inputs, and of what its subgraphs capture."""
-        node.inputs = [read(t) if t is not None else None for t in node.inputs]
+        few = {t.name for t in node.inputs if t is not None and read == self.of_candidates and self._repeats(node, t)}
+        inputs = [None if t is None else self.of_candidates(t, True) if t.name in few else read(t) for t in node.inputs]
+        node.inputs = inputs
         captured = [read(t) for t in node.captured]
         changed = {old.name: new.name for old, new in zip(node.captured, captured, strict=True) if old is not new}
         if changed:

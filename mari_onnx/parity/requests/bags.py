@@ -46,6 +46,17 @@ def picked(arrays: Arrays, bags: Bags, places: Sequence[int]) -> dict[str, np.nd
     return found
 
 
+def joined(arrays: Sequence[Arrays], bags: Bags) -> dict[str, np.ndarray]:
+    """Offsets and ids of several lists of bags, behind each other."""
+    found: dict[str, np.ndarray] = {}
+    for offsets, ids in bags.items():
+        before = np.cumsum([0, *(len(each[ids[0]]) for each in arrays)])
+        starts = [each[offsets] + at for each, at in zip(arrays, before, strict=False)]
+        found[offsets] = np.concatenate(starts).astype(arrays[0][offsets].dtype)
+        found |= {name: np.concatenate([each[name] for each in arrays]) for name in ids}
+    return found
+
+
 def one(arrays: Arrays, bags: Bags, label: str) -> dict[str, np.ndarray]:
     """The bag that all candidates share, of recorded offsets and ids.
 

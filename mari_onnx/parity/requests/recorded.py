@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from mari_onnx.errors import UsageError
 from mari_onnx.parity.layout import Layout
 from mari_onnx.parity.requests.bags import one
 from mari_onnx.parity.requests.request import Request
+from mari_onnx.parity.requests.runs_of_users import by_user
 
 if TYPE_CHECKING:
     from mari_onnx.model.signature import Input, Signature
@@ -36,7 +38,8 @@ def load(
             a folder of such files; or a `.parquet` with one row per candidate, one column an input
             (lists for inputs of higher rank; `input_0`, `input_1`, ... for the columns of `[N,
             F]`).
-        signature, sides: of the source model.
+        signature, sides: of the source model. If that has an index of user rows (`Sides.indices`), a recorded run may
+            have several users, and each of them is a request; a run without the index is one user's.
         request_id: the parquet column whose equal values make a request.
 
     Raises:
@@ -44,8 +47,14 @@ def load(
             differs between inputs, or a user input's rows differ within a request.
     """
     path = Path(path)
-    layout = Layout(signature, sides)
-    found = [_request(arrays, layout, label) for label, arrays in _read(path, layout, request_id)]
+    whole = layout = Layout(signature, sides)
+    if sides.indices:
+        single = replace(signature, inputs=tuple(i for i in signature.inputs if i.name not in sides.indices))
+        layout = Layout(single, replace(sides, indices=()))
+    found = []
+    for label, arrays in _read(path, whole, request_id):
+        several = by_user(arrays, sides.indices[0], layout, label) if sides.indices else [(label, arrays)]
+        found += [_request(each, layout, name) for name, each in several]
     if not found:
         raise UsageError(f"{path} contains no request")
     return found

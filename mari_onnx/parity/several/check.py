@@ -17,7 +17,7 @@ import numpy as np
 
 from mari_onnx import runtime
 from mari_onnx.errors import MariError
-from mari_onnx.model.signature import Input, signature
+from mari_onnx.model.signature import signature
 from mari_onnx.parity import float64
 from mari_onnx.parity.candidates import with_axes
 from mari_onnx.parity.check import check as check_one
@@ -25,7 +25,7 @@ from mari_onnx.parity.check import find_sides
 from mari_onnx.parity.coverage.empty import ran
 from mari_onnx.parity.domains.domains import domains as domains_of
 from mari_onnx.parity.judge import values
-from mari_onnx.parity.layout import Layout
+from mari_onnx.parity.layout import Layout, symbol_of
 from mari_onnx.parity.outputs import Outputs
 from mari_onnx.parity.phases import Phases, Runs
 from mari_onnx.parity.requests.draw import Drawer
@@ -34,7 +34,7 @@ from mari_onnx.parity.requests.recorded import as_requests
 from mari_onnx.parity.requests.request import Request
 from mari_onnx.parity.result import DIFFERENT, CheckResult
 from mari_onnx.parity.settings import Settings
-from mari_onnx.parity.several.form import Form, for_one
+from mari_onnx.parity.several.form import Form, for_one, with_index
 from mari_onnx.sides.resolve import METADATA_KEY, Sides
 from mari_onnx.sides.shapes import reshaped
 
@@ -79,22 +79,17 @@ def check(
     given = source if shaped is loaded else shaped
     sides = replace(with_axes(shaped, sides, given), batched=batched)
     plain = replace(sides, batched=None, indices=(), index_name=None)
-    form = Form(Layout(signature(shaped), sides), other, _index(shaped, sides))
-    single = for_one(other, form)
     if sides.indices:
-        given = for_one(shaped, Form(form.layout, shaped, form.index))
-        form.layout = Layout(signature(given), plain)
-    recorded = as_requests(requests, form.layout.signature, plain)
+        form, given = with_index(shaped, sides, other)
+    else:
+        form = Form(Layout(signature(shaped), sides), other)
+    single = for_one(other, form)
+    recorded = as_requests(requests, signature(shaped), sides)
     result = check_one(given, single, plain, requests=recorded, drawing=drawing, settings=chosen, progress=progress)
     result.source, result.optimized = (_name(m, k) for m, k in ((source, "source"), (optimized, "optimized")))
     if result.verdict != DIFFERENT:
         _Several(given, other, form, result, progress).run(recorded, drawing)
     return result
-
-
-def _index(source: onnx.ModelProto, sides: Sides) -> Input | None:
-    """The index that the source has itself."""
-    return signature(source).input(sides.indices[0]) if sides.indices else None
 
 
 def _batched(model: onnx.ModelProto, sides: Sides) -> str | None:
@@ -140,7 +135,7 @@ class _Several:
         self.domains, _ = domains_of(loaded, form.layout)
 
     def run(self, recorded: Sequence[Request], drawing: bool) -> None:
-        batches = [*(self._drawn() if drawing else []), *_alike(recorded)]
+        batches = [*(self._drawn() if drawing else []), *_alike(recorded, self.form)]
         requests = [request for batch in batches for request in batch]
         for provider in self.result.providers:
             self._on(provider, batches, requests)
@@ -165,11 +160,19 @@ class _Several:
             near = near[: 3 if self.form.flat else 1]
             n = near[0]
             free = {name: 4 + (k + place) % 3 for place, name in enumerate(layout.free)}
-            batch = [drawer.request(near[place % len(near)], free=free) for place in range(size)]
+            batch = [
+                drawer.request(near[place % len(near)], free=free | self._lengths(place + k)) for place in range(size)
+            ]
             if not k:
                 batch += [drawer.request(n, free=free, edge=edge) for edge in edges(layout, self.domains)]
             found.append(batch)
         return found
+
+    def _lengths(self, place: int) -> dict[str, int]:
+        """How many ids the user's bag has, in the request at this place: the first has none."""
+        listed = {name for ids in self.form.layout.bags(user=True).values() for name in ids}
+        inputs = [i for i in self.form.layout.signature.inputs if i.name in listed]
+        return {symbol_of(each, 0): 3 * place % 7 for each in inputs if not isinstance(each.shape[0], int)}
 
     def _on(self, provider: str, batches: Sequence[Sequence[Request]], requests: Sequence[Request]) -> None:
         """Compares all on one provider."""
@@ -240,11 +243,17 @@ def _another(result: CheckResult) -> CheckResult:
     return CheckResult(result.source, result.optimized, result.settings)
 
 
-def _alike(requests: Sequence[Request]) -> list[list[Request]]:
-    """Recorded requests that can be in one run, as they have the same shapes."""
+def _alike(requests: Sequence[Request], form: Form) -> list[list[Request]]:
+    """Recorded requests that can be in one run, as they have the same shapes. Bags may differ in length, and without a
+    grid so may the numbers of candidates.
+    """
     groups: dict[object, list[Request]] = {}
     for request in requests:
-        shapes = tuple((name, np.shape(value)) for name, value in sorted(request.arrays().items()))
-        groups.setdefault(shapes, []).append(request)
+        arrays = {name: value for name, value in request.arrays().items() if name not in form.sides.listed}
+        shapes = {name: list(np.shape(value)) for name, value in arrays.items()}
+        if form.flat:
+            for name in request.rows.keys() & shapes.keys():
+                shapes[name][request.axis_of(name)] = 0
+        groups.setdefault(str(sorted(shapes.items())), []).append(request)
     return [group[k : k + 64] for group in groups.values() for k in range(0, len(group), 64)]
 

@@ -9,6 +9,7 @@ does a source that takes several users and has the index itself (`--index`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,9 +19,11 @@ from onnx import TensorProto, helper
 from mari_onnx.model.nodes import all_names, rename_captures
 from mari_onnx.model.signature import Input, signature
 from mari_onnx.parity.layout import Layout
+from mari_onnx.parity.requests.bags import joined, picked
 
 if TYPE_CHECKING:
     from mari_onnx.parity.requests.request import Request
+    from mari_onnx.sides.resolve import Sides
 
 
 class Form:
@@ -44,7 +47,8 @@ class Form:
         self.outputs = found.outputs
         if self.flat and self.index is None:
             self.index = found.input(self.sides.added or "")
-        requests = {i.shape[0] for i in found.inputs if self.layout.is_user(i.name) and i.shape}
+        mine = [i for i in found.inputs if self.layout.is_user(i.name) and i.name not in self.sides.listed]
+        requests = {i.shape[0] for i in mine if i.shape}
         self.once = frozenset(o.name for o in found.outputs if o.shape and o.shape[0] in requests - {None})
 
     def feed(self, requests: Sequence[Request], like: Request | None = None) -> dict[str, np.ndarray]:
@@ -60,12 +64,15 @@ class Form:
             arrays = [self._of(request, each.name) for request in given]
             if each.name in self.sides.counts:
                 found[each.name] = np.asarray(sum(arrays), arrays[0].dtype) if self.flat else arrays[0]
+            elif each.name in self.sides.listed or each.name in self.sides.bags:
+                continue
             elif self.flat and each.name in given[0].rows:
                 at = self.layout.axis_at(each.name)
                 rows = np.concatenate(arrays, at)
                 found[each.name] = np.take(rows, self._order(requests), at)
             else:
                 found[each.name] = np.stack(arrays)[: len(requests)]
+        found |= self._bags(requests, given)
         if self.flat and self.index is not None:
             counts = [r.n for r in requests]
             if self.kind == "offsets":
@@ -74,6 +81,19 @@ class Form:
                 value = np.repeat(np.arange(len(counts)), counts)[self._order(requests)]
             found[self.index.name] = value.astype(self.index.dtype).reshape(-1, *self.index.shape[1:])
         return found
+
+    def _bags(self, requests: Sequence[Request], given: Sequence[Request]) -> dict[str, np.ndarray]:
+        """Bags of all requests behind each other. given: the requests, or what they would look like if there were."""
+        arrays = [request.arrays() for request in given]
+        found = joined(arrays, self.layout.bags(user=True))
+        of_candidates = self.layout.bags(user=False)
+        rows = joined(arrays, of_candidates)
+        if self.flat:
+            rows = picked(rows, of_candidates, self._order(requests).tolist())
+        else:
+            rows |= {name: rows[name].reshape(len(given), -1) for name in of_candidates}
+        found |= rows
+        return found if requests else {name: value[:0] for name, value in found.items()}
 
     def _order(self, requests: Sequence[Request]) -> np.ndarray:
         """Which of all candidates, request behind request, stand where in a run: with an index, in turns."""
@@ -144,7 +164,7 @@ def for_one(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     rowed = form.sides.several != "grid"
     names = {i.name for i in graph.input if i.name not in constants and not (rowed and _has_rows(form, i.name))}
     outer = form.once if rowed else {o.name for o in graph.output}
-    names -= {*form.sides.counts, *([form.index.name] if form.index is not None else [])}
+    names -= {*form.sides.counts, *form.sides.listed, *([form.index.name] if form.index is not None else [])}
     if form.sides.indices:  # inputs that the index does not pick from are as they are
         names = {name for name in names if form.row_axis(name) is not None}
     before: list[onnx.NodeProto] = []
@@ -184,9 +204,19 @@ def for_one(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     return made
 
 
+def with_index(source: onnx.ModelProto, sides: Sides, output: onnx.ModelProto) -> tuple[Form, onnx.ModelProto]:
+    """How a model takes several users whose source has an index of user rows itself, and that source for one user."""
+    layout, index = Layout(signature(source), sides), signature(source).input(sides.indices[0])
+    form = Form(layout, output, index)
+    single = for_one(source, Form(layout, source, index))
+    form.layout = Layout(signature(single), replace(sides, indices=()))
+    return form, single
+
+
 def _has_rows(form: Form, name: str) -> bool:
     """Whether an input has a row for each candidate."""
-    return form.sides.side(name) in ("item", "cross") or name in form.sides.columns
+    of_candidates = form.sides.side(name) in ("item", "cross") and name not in form.sides.listed
+    return of_candidates or name in form.sides.columns
 
 
 def _all_of_one(model: onnx.ModelProto, form: Form, opset: int, taken: set[str]) -> list[onnx.NodeProto]:

@@ -17,6 +17,7 @@ import onnx
 
 from mari_onnx import runtime
 from mari_onnx.parity import float64
+from mari_onnx.parity.requests.bags import joined
 from mari_onnx.parity.requests.draw import Drawer
 from mari_onnx.parity.requests.request import Request
 
@@ -41,7 +42,8 @@ def mixes(source: ModelLike, layout: Layout, domains: Domains) -> str | None:
     pairs: list[tuple[Request, Request, str]] = []
     for _ in range(3):
         first, second = (drawer.request(n, free=free) for n in COUNTS)
-        theirs = {k: v if _has_rows(layout, k) else first.user[k] for k, v in second.user.items()}
+        own = {name for name in second.user if _has_rows(layout, name) or name in layout.sides.listed}
+        theirs = {k: v if k in own else first.user[k] for k, v in second.user.items()}
         pairs.append((first, replace(second, user=first.user, literal=first.literal), ""))
         pairs.append((first, replace(second, user=theirs, literal=first.literal), " of another user"))
     for (first, second, whose), runs in zip(pairs, _runs(source, [p[:2] for p in pairs], layout, None), strict=False):
@@ -126,7 +128,7 @@ def _rows(layout: Layout, requests: Sequence[Request]) -> Mapping[str, np.ndarra
             found[each.name] = np.concatenate(arrays, axis if axis is not None else 0)
         else:
             found[each.name] = arrays[0]
-    return found
+    return {**found, **joined(feeds, layout.sides.bags)}
 
 
 def _first(
