@@ -29,7 +29,7 @@ from mari_onnx.parity.requests.draw import Drawer, Layout, Request
 from mari_onnx.parity.work import shapes_of
 from mari_onnx.prices.table import Prices, graph_seconds, load
 from mari_onnx.sides.resolve import Sides, resolve, side_file_beside
-from mari_onnx.timing.clock import PAUSE, clock_for, interleaved
+from mari_onnx.timing.clock import clock_for, interleaved
 
 
 def drawer(path: Path, source: onnx.ModelProto, sides: Sides) -> tuple[Callable[..., Request], int | None]:
@@ -83,8 +83,7 @@ def one(
         feeds = [request.feed(s.get_inputs()) for s in sessions]
         if earlier is None:
             runs = {str(k): partial(_run, *each) for k, each in enumerate(zip(sessions, feeds, strict=True))}
-            pause = PAUSE * (threads > 1)
-            timing = interleaved(runs, seconds=seconds, least=7, clock=clock, wall=time.perf_counter, pause=pause)
+            timing = interleaved(runs, seconds=seconds, least=7, clock=clock, wall=time.perf_counter, threads=threads)
             milliseconds = [1e3 * float(np.quantile(timing.of(k), 0.3)) for k in ("0", "1")]
             measured = {"ratio": timing.ratio("0", "1"), "ms": milliseconds}
         elif str(n) in earlier:

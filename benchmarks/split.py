@@ -38,8 +38,8 @@ from mari_onnx.parity.work import shapes_of
 from mari_onnx.prices.table import graph_seconds
 from mari_onnx.report.terminal import console
 from mari_onnx.sides.resolve import resolve, side_file_beside
+from mari_onnx.splitting.caller import handing_seconds
 from mari_onnx.splitting.make import unchecked
-from mari_onnx.splitting.plan import handing_seconds
 from mari_onnx.timing.clock import interleaved
 from mari_onnx.timing.machine import machine
 from mari_onnx.timing.stages import GATHERED, Stages

@@ -57,6 +57,7 @@ def one(path: Path) -> dict[str, Any]:
         "least_bytes": least.plan.way.item_bytes,
         "least_seconds": least.plan.way.seconds,
         "left": [[x.op, x.name, x.redundant.flops / left.total.flops] for x in left.worst(3)] if left.share else [],
+        "why": [each.text for each in split.left[:3]],
         "notes": split.notes,
     }
 

@@ -76,6 +76,14 @@ class Optimized:
         folder = str(self.source.path.parent)
         self.report.residual = measured(self.source.model, output, self.report, folder)
 
+    def what_if_separated(self) -> None:
+        """Counts what a model would save whose user's part does not read the candidate; the report's `separation`."""
+        from mari_onnx.engine import Options
+        from mari_onnx.separation import savings
+
+        source, options = upgraded(self.source.model).model, Options(self.report.candidates)
+        self.report.separation = savings(source, self.sides, options).to_dict()
+
     def html(self) -> str:
         """The report as a page that works from disk, without a network."""
         from mari_onnx.report.html import page
@@ -178,6 +186,7 @@ def inspect(
     *,
     candidates: int | Mapping[int, float] | None = None,
     measure: bool = False,
+    what_if: str | None = None,
 ) -> Report:
     """What `optimize` would do with the model, and why not more; nothing is written.
 
@@ -186,11 +195,20 @@ def inspect(
     Args:
         model, sides, candidates: as for `optimize`.
         measure: run source and output, and see which work gives results equal for all candidates.
+        what_if: "separation": count what a retrained model would save if the user's tokens, or columns, did not read
+            the candidate, for each layer at which the two mix for good (`Report.separation`).
+
+    Raises:
+        UsageError: `what_if` is something else.
     """
+    if what_if not in (None, "separation"):
+        raise UsageError(f"what_if {what_if!r} is not known", 'it may be "separation"')
     source = as_source(model)
     done = rewritten(source, sides_of(source, sides), options_for(candidates, assume=True))
     if measure:
         done.measure()
+    if what_if is not None:
+        done.what_if_separated()
     return done.report
 
 

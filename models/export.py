@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from feeds import repeat, rows_of
+from feeds import as_fed, rows_of
 from torch import Tensor, nn
 from zoo import Entry
 from zoo.schema import SEQUENCE, USER, Arrays, Schema
@@ -40,6 +40,8 @@ def dynamic_axes(names: list[str], entry: Entry, schema: Schema) -> list[dict[in
         free = {0: "N"}
         if entry.layout == "grid":
             free = {0: "R"} if name in users else {0: "R", 1: "N"}
+        if entry.layout == "sequence" and name in users:
+            free = {}
         if entry.free_history and name in sequences:
             free[1] = "T"
         axes.append(free)
@@ -56,7 +58,7 @@ def export(
     dynamo: bool,
 ) -> None:
     """Writes `model`, traced on `request`, to `path`."""
-    example = request if entry.layout == "grid" else repeat(request, rows_of(request))
+    example = as_fed(request, entry)
     names = list(example)
     axes = dynamic_axes(names, entry, schema)
     args = tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in example.values())
@@ -97,9 +99,9 @@ def verify(path: Path, model: nn.Module, requests: list[Arrays], entry: Entry) -
     for request in requests:
         count = rows_of(request)
         for rows in (count,) if entry.layout == "grid" else (1, 2, count):
-            feeds = request
+            feeds = as_fed(request, entry)
             if entry.layout != "grid":
-                feeds = {name: a[:rows] for name, a in repeat(request, count).items()}
+                feeds = {name: a[:rows] for name, a in feeds.items()}
             with torch.no_grad():
                 answer = model({name: torch.from_numpy(a) for name, a in feeds.items()})
             wanted = answer if isinstance(answer, tuple) else (answer,)

@@ -36,8 +36,11 @@ def pack(arrays: Arrays, model: PackedPNN) -> np.ndarray:
     )
 
 
-def repeat(arrays: Arrays, rows: int) -> Arrays:
-    """Every first dimension of 1 made `rows`: what a caller of the exported graph does."""
+def as_fed(arrays: Arrays, entry: Entry) -> Arrays:
+    """What the exported graph takes: a user's row made N where every input has N rows."""
+    if entry.layout in ("grid", "sequence"):
+        return arrays
+    rows = rows_of(arrays)
     return {name: np.repeat(a, rows, 0) if len(a) == 1 else a for name, a in arrays.items()}
 
 

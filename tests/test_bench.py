@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from mari_onnx.model.signature import signature
 from mari_onnx.parity.work import work
 from mari_onnx.sides.resolve import Sides, resolve, side_file_beside
 from mari_onnx.timing import interleaved, measure, memory, peers, plot
-from mari_onnx.timing.clock import Timing, clock_for
+from mari_onnx.timing.clock import HOT, WAKE, Timing, a_turn, clock_for
 from mari_onnx.timing.floor import NoFloor, floor
 from mari_onnx.timing.measure import FLOOR, OURS, Measured, Variant, draw, variants_of
 from tests import tiny
@@ -77,6 +78,22 @@ def test_warm_up_stops_when_it_takes_longer_than_measuring():
     clock, log = Clock(), []
     interleaved({"a": clock.takes(9, log, "a")}, seconds=5, least=1, warm_up=4, clock=clock)
     assert log == ["a0", "a0"]
+
+
+def test_sessions_of_several_threads_are_timed_awake_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, log, slept = Clock(), [], []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    waking, awake = clock.takes(0.009, log, "waking"), clock.takes(0.001, log, "awake")
+
+    def run() -> None:
+        (waking if len(log) < WAKE else awake)(0)
+
+    assert a_turn(run, clock, 0.001, threads=2) == pytest.approx(0.001)
+    assert log == ["waking0"] * WAKE + ["awake0"] * HOT
+    assert len(slept) == 1
+    log.clear()
+    assert a_turn(partial(clock.takes(1.0, log, "long"), 0), clock, 1.0, threads=2) == pytest.approx(1.0)
+    assert log == ["long0"]
 
 
 def test_ratios_are_of_pairs():

@@ -175,7 +175,7 @@ def check(
     settings = Settings(**{k: v for k, v in rest.items() if k in known and v is not None})
     contract = compared.manifest.contract if compared is not optimized else None
     if contract is not None and contract.state != "float32" and settings.multiple == Settings.multiple:
-        settings = replace(settings, multiple=contract.multiple)
+        settings = replace(settings, coarser=contract.multiple / settings.multiple)
         notes.append(
             f"states and rows are {contract.state}: outputs may be {contract.multiple:g} times farther from the source "
             "in float64 than the source itself is (manifest.json)"

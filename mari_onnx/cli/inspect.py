@@ -39,6 +39,13 @@ if TYPE_CHECKING:
     "still gives the same result for all of them (the residual); with DIR, how much work of score.onnx depends on the "
     "item alone.",
 )
+@click.option(
+    "--what-if",
+    "what_if",
+    type=click.Choice(["separation"]),
+    help="Count what a retrained model would save if the user's tokens (or columns) did not read the candidate, for "
+    "each layer at which the two mix for good.",
+)
 @html_option
 @common_options
 @custom_ops_option
@@ -48,6 +55,7 @@ def inspect(
     candidates: int | dict[int, float] | None,
     as_json: bool,
     measure: bool,
+    what_if: str | None,
     html_file: Path | None,
     **sides: Any,
 ) -> None:
@@ -73,6 +81,8 @@ def inspect(
     if folder is not None:
         if html_file is not None:
             raise click.UsageError("--html is for a model, not for the folder of a split one")
+        if what_if is not None:
+            raise click.UsageError("--what-if is for a model, not for the folder of a split one: leave DIR out")
         _inspect_split(source, folder, as_json, measure)
         return
     try:
@@ -86,6 +96,8 @@ def inspect(
     report = done.report
     if measure:
         done.measure()
+    if what_if is not None:
+        done.what_if_separated()
     if html_file is not None:
         from mari_onnx.model.save import write_text
 

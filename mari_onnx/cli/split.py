@@ -22,8 +22,8 @@ from mari_onnx.cli.streams import write_json
 
 if TYPE_CHECKING:
     from mari_onnx.report.terminal import Block
+    from mari_onnx.splitting.choices import Stored
     from mari_onnx.splitting.make import Split
-
 
 @click.command()
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
@@ -53,9 +53,8 @@ if TYPE_CHECKING:
 @click.option(
     "--state",
     type=click.Choice(["float32", "float16"]),
-    default="float32",
-    show_default=True,
-    help="How states and rows are stored. float16 takes half the bytes; the check measures by how much outputs differ.",
+    help="How states and rows are stored. float16 takes half the bytes; the check measures by how much outputs "
+    "differ.  [default: as in --choices FILE, else float32]",
 )
 @threads_option
 @prices_option
@@ -94,7 +93,7 @@ def split(
     candidates: int,
     item_bytes: int | None,
     user_bytes: int | None,
-    state: str,
+    state: Stored | None,
     threads: int,
     prices: Path | None,
     data: Path | None,
@@ -139,7 +138,7 @@ def split(
     with progress_bar(quiet) as progress:
         done = split_source(
             loaded, found, options, Budget(item_bytes, user_bytes),
-            choices=given, clock=threads if clock else None, half=state == "float16",
+            choices=given, clock=threads if clock else None, state=state,
             requests=requests, providers=providers, progress=progress,
         )  # fmt: skip
     out = console()
@@ -158,7 +157,11 @@ def split(
 
 def _lines(done: Split) -> list[Block]:
     """The summary."""
+    from rich.markup import escape
+
     from mari_onnx.report import summary
+    from mari_onnx.report.terminal import quantity
+    from mari_onnx.splitting.describe import SHOWN
 
     said = done.manifest
     lines: list[Block] = [f"note: {note}" for note in done.notes]
@@ -183,8 +186,12 @@ def _lines(done: Split) -> list[Block]:
     if done.plan.way.cut.by == "clock":
         lines.append("  timed: other cuts should take about as long; --choices FILE keeps this one")
     for point in done.points:
-        mark = "  <- this one" if point.item_bytes == done.plan.way.item_bytes else ""
-        lines.append(f"  {point.item_bytes} bytes per item: {point.seconds * 1e6:.0f} us{mark}")
+        mark = "  <- this one" if point == done.plan.way.point else ""
+        work = f"{quantity(point.flops)} FLOPs per candidate"
+        lines.append(f"  {point.item_bytes} bytes per item: {point.seconds * 1e6:.0f} us, {work}{mark}")
+    if done.left:
+        lines.append(f"{sum(each.share for each in done.left):.1%} of score.onnx's FLOPs depend on the item alone:")
+        lines += [f"  {escape(each.text)}" for each in done.left[:SHOWN]]
     contract = said.contract
     if contract.state != "float32":
         off = f"outputs differ from the source's by at most {contract.max_error:.1e}"

@@ -27,6 +27,7 @@ from mari_onnx.engine.axes.materialize import materialise
 from mari_onnx.engine.choose import EQUAL, fastest
 from mari_onnx.engine.cost.flops import Cost, graph_cost
 from mari_onnx.engine.cost.time_model import TimeModel
+from mari_onnx.engine.dependence import dependence
 from mari_onnx.engine.inputs import declared, enter, input_shapes
 from mari_onnx.engine.interpreter import FAILURES, Interpreter
 from mari_onnx.engine.ir.builder import Builder
@@ -238,6 +239,8 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     moved = bool(lifted or session.before) or any(r.action in ("lifted", "split") for r in state.reports)
     less = after.flops < before.flops or (after.flops == before.flops and after.bytes < before.bytes)
     result.flops, result.assumptions = after.flops, assumptions.made
+    if options.depends:
+        result.depends = {name: bits for name, value in env.items() if (bits := dependence(value)) is not None}
     if (not moved or not less) and (sides.indices or not sides.batched):
         result.model, result.changed, result.out_shapes, result.assumptions = model, False, shapes, []
         result.tensor_map = {name: name for name in shapes}

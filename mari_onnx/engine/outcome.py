@@ -127,6 +127,8 @@ class Rewrite:
     alone: tuple[int, float] | None = None
     """The typical N, and how many times faster than the source another choice is for it alone; None if not much."""
 
+    depends: dict[str, np.ndarray] = field(default_factory=dict)
+    """With `Options.depends`: what the elements of the source's tensors depend on (`engine.dependence`)."""
     draft: Draft | None = None
     """With `Options.split`, also where nothing was changed."""
     of_requests: int = 0

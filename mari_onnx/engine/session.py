@@ -39,7 +39,8 @@ class Options:
     before; with them no others are looked for. unchanged: chosen before: the source is kept (for the caller of
     `rewrite` to do). split: the graph will be cut into parts (`mari_onnx.splitting`), and `Rewrite.draft` has it before
     operators are joined. "apart": what depends on the item alone stays apart from what depends on the user too;
-    "joined": both are joined as in a graph that stays whole.
+    "joined": both are joined as in a graph that stays whole. depends: say in `Rewrite.depends` what elements of the
+    source's tensors depend on.
     """
 
     candidates: int = 500
@@ -53,6 +54,7 @@ class Options:
     slower: frozenset[str] | None = None
     unchanged: bool = False
     split: Literal["", "apart", "joined"] = ""
+    depends: bool = False
 
     @property
     def weighted(self) -> Mapping[int, float]:

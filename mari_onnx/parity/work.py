@@ -33,7 +33,10 @@ def work(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> Cost | None:
 
 
 def shapes_of(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
-    """Sizes of the tensors in one run on `feed`, by name; those in bodies, and in models that cannot run, may lack."""
+    """Sizes of the tensors in one run on `feed`, by name; those in bodies, and in models that cannot run, may lack.
+
+    feed: what the model does not take is left out.
+    """
     try:
         found = _inferred(model, feed)
     except Exception:  # inference gives up with exceptions of several kinds
@@ -52,8 +55,9 @@ def _met(
     copy.CopyFrom(model)
     del copy.graph.output[:]
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    own = {i.name for i in model.graph.input}
     try:
-        answers = session(copy, optimize=False).run(None, dict(feed))
+        answers = session(copy, optimize=False).run(None, {k: v for k, v in feed.items() if k in own})
     except Exception:  # a sequence, or a model that takes other inputs
         return {}
     return {name: np.shape(each) for name, each in zip(names, answers, strict=True) if isinstance(each, np.ndarray)}

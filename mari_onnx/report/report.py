@@ -49,6 +49,8 @@ class Report:
         estimated: N -> the source's time over the output's, by prices of kernels; empty where work decided.
         speed: the same measured, and from which N on the output is faster; None where nothing was timed.
         residual: what `report.explain_rest.measured` found, None where nothing was measured.
+        separation: what a model retrained without reads of the candidate by the user's part would save
+            (`mari_onnx.separation`), None where nobody asked.
     """
 
     changed: bool
@@ -70,6 +72,7 @@ class Report:
     estimated: dict[int, float] = field(default_factory=dict)
     speed: dict[str, Any] | None = None
     residual: dict[str, Any] | None = None
+    separation: dict[str, Any] | None = None
 
     @property
     def actions(self) -> dict[str, int]:
@@ -129,6 +132,7 @@ class Report:
             "inputs": [_plain(each) for each in self.inputs],
             "nodes": [_plain(each) for each in self.nodes],
             "residual": self.residual,
+            "separation": self.separation,
             "tensors": dict(self.tensors),
             "check": self.check,
             "incidents": self.incidents,

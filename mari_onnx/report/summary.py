@@ -11,7 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from mari_onnx.report.report import Report
-from mari_onnx.report.terminal import Block, inputs_table, products_table, quantity, reasons, residual, totals
+from mari_onnx.report.terminal import (
+    Block,
+    inputs_table,
+    products_table,
+    quantity,
+    reasons,
+    residual,
+    separation,
+    totals,
+)
 
 if TYPE_CHECKING:
     from mari_onnx.parity.result import CheckResult
@@ -90,7 +99,8 @@ def of_inspect(report: Report) -> list[Block]:
     """Inputs, products, totals, and what was measured; of an output for several requests what it takes."""
     if report.sides.batched and not report.nodes:
         return [inputs_table(report.inputs), "", f"{report.reason}", *report.notes]
-    return [inputs_table(report.inputs), "", products_table(report), "", *totals(report), *residual(report)]
+    blocks: list[Block] = [inputs_table(report.inputs), "", products_table(report), "", *totals(report)]
+    return [*blocks, *residual(report), *separation(report)]
 
 
 def of_check(result: CheckResult) -> list[Block]:

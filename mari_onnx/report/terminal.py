@@ -152,6 +152,35 @@ def residual(report: Report, most: int = 15) -> list[Block]:
     return blocks
 
 
+def separation(report: Report, best: int = 3) -> list[Block]:
+    """The layers at which user and candidate mix, what their separation would save, and the best of them."""
+    found = report.separation
+    if found is None:
+        return []
+    layers = found["layers"]
+    if not layers:
+        return ["", f"what if separated: {found['reason']}"]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("what if the user's part did not read the candidate at", overflow="fold")
+    for name in ("op", "user's part", "FLOPs per candidate", "", "predicted", "saved", "rank"):
+        table.add_column(name, justify="left" if name == "op" else "right", no_wrap=True)
+    before, time = found["flops_per_candidate"], found["milliseconds"]
+    table.add_row("(now)", "", "", quantity(before), "", f"{time:.3f} ms", "", "")
+    for each in layers:
+        flops, own = each["flops_per_candidate"], len(each["user_positions"])
+        part = f"{own} of {each['positions']}, axis {each['axis']}"
+        gain = f"{quantity(each['saved_flops_per_candidate'])}"
+        row = (quantity(flops), change(before, flops), f"{each['milliseconds']:.3f} ms", gain, str(each["rank"]))
+        table.add_row(escape(each["node"]), each["op"], part, *row)
+    top = sorted(layers, key=lambda each: each["rank"])[:best]
+    named = ", ".join(f"{each['node']} (-{each['saved_flops_per_candidate'] / before:.0%} of FLOPs)" for each in top)
+    lines = [
+        f"at {found['candidates']} candidates a retrained model would save most by separation at {named}; each line "
+        "takes the lines above it for separated, and layers that make up for lost quality would come on top"
+    ]
+    return ["", table, *lines, *([f"note: {found['reason']}"] if found["reason"] else [])]
+
+
 def inputs_table(inputs: Sequence[Input]) -> Table:
     """Every input with its side."""
     table = Table(box=None, pad_edge=False)

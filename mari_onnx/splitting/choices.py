@@ -15,6 +15,7 @@ from mari_onnx.choices import Choices, read_choices
 from mari_onnx.errors import UsageError
 
 Form = Literal["apart", "joined"]
+Stored = Literal["float32", "float16"]
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,15 @@ class Cut:
 
 @dataclass(frozen=True)
 class SplitChoices:
-    """What a split was made with. choices: of the rewrite, as for `optimize`."""
+    """What a split was made with. choices: of the rewrite, as for `optimize`. state: how states and rows are stored."""
 
     choices: Choices
     cut: Cut
+    state: Stored = "float32"
 
     def to_dict(self) -> dict[str, Any]:
         """The documented form (docs/splitting.md)."""
-        return {**self.choices.to_dict(), "cut": self.cut.to_dict()}
+        return {**self.choices.to_dict(), "cut": self.cut.to_dict(), "state": self.state}
 
 
 def read(path: Path, source: str) -> SplitChoices:
@@ -58,7 +60,10 @@ def read(path: Path, source: str) -> SplitChoices:
     """
     choices = read_choices(path, source)
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))["cut"]
+        whole = json.loads(path.read_text(encoding="utf-8"))
+        said, state = whole["cut"], whole["state"]
+        if state not in ("float32", "float16"):
+            raise ValueError(f"states and rows are {state!r}")
         if said["form"] not in ("apart", "joined") or said["by"] not in ("prices", "clock"):
             raise ValueError(f"it is cut {said['form']!r} by {said['by']!r}")
         cut = Cut(said["form"], tuple(map(str, said["state"])), tuple(map(str, said["rows"])), said["by"])
@@ -68,4 +73,20 @@ def read(path: Path, source: str) -> SplitChoices:
             f"{path} is not a file that split --choices wrote: {why}",
             "optimize and split write different choices; give each a file of its own",
         ) from error
-    return SplitChoices(choices, cut)
+    return SplitChoices(choices, cut, state)
+
+
+def stored_as(asked: Stored | None, choices: SplitChoices | None) -> Stored:
+    """How to store states and rows: as asked, else as in choices that were made before, else in float32.
+
+    Raises:
+        UsageError: the choices say otherwise.
+    """
+    if choices is None:
+        return asked or "float32"
+    if asked not in (None, choices.state):
+        raise UsageError(
+            f"the choices were made with states and rows in {choices.state}, and --state says {asked}",
+            "leave --state out, or make choices anew: another --choices FILE",
+        )
+    return choices.state

@@ -17,17 +17,23 @@ from mari_onnx.parity.candidates import with_axes
 from mari_onnx.parity.domains.domains import domains
 from mari_onnx.parity.layout import Layout
 from mari_onnx.parity.requests.draw import Drawer
-from mari_onnx.parity.work import work
+from mari_onnx.parity.work import shapes_of, work
+from mari_onnx.prices import table
 from mari_onnx.report.terminal import Block, quantity
 from mari_onnx.sides.resolve import resolve
 from mari_onnx.splitting.assembly import Assembly, Session
+from mari_onnx.splitting.left import Rest
 from mari_onnx.splitting.residual import item_residual
 
+SHOWN = 5
+"""Nodes of what is left that are listed."""
 RATES = {"user": "once per user", "item": "once per item", "score": "for each candidate"}
 
 
 def rates(source: Source, folder: str | Path, measure: bool = False) -> dict[str, Any]:
     """For each part its nodes, bytes, and FLOPs; for each tensor that is handed over its bytes.
+
+    "item_left" says what score.onnx computes of the item alone, and why (`mari_onnx.splitting.left`).
 
     FLOPs are per candidate for `score` and for the source, per item for `item`, and per user for `user`; None where the
     shapes of products are not known. With `measure`, "item_residual" is what score.onnx computes of the item alone
@@ -60,11 +66,20 @@ def rates(source: Source, folder: str | Path, measure: bool = False) -> dict[str
             "flops": None if cost is None else cost.flops / per,
         }
     whole = work(source.model, request.feed(layout.signature.inputs))
+    score = load(parts.folder / said.parts["score"].file)
+    shapes = shapes_of(score, {k: feeds[k] for k in said.parts["score"].inputs if k in feeds})
+    rest = Rest(score, {t.name for t in said.rows}, shapes, table.load(), n, said.contract.state == "float16")
+    residual = None
+    if measure:
+        residual = item_residual(source.model, sides, parts.folder).to_dict()
+        for each in residual["nodes"]:
+            each["why"] = rest.why(each["name"], each["redundant_flops"] / (each["flops"] or 1.0))
     return {
         "source_flops": None if whole is None else whole.flops / n,
         "candidates": n,
         "parts": found,
-        "item_residual": item_residual(source.model, sides, parts.folder).to_dict() if measure else None,
+        "item_left": [each.to_dict() for each in rest.left],
+        "item_residual": residual,
         "same_source": said.source["sha256"] == source.sha256,
         "manifest": said.to_dict(),
     }
@@ -98,11 +113,16 @@ def blocks(found: dict[str, Any]) -> list[Block]:
     lines: list[Block] = [inputs, "", parts]
     if found["source_flops"] is not None:
         lines.append(f"the source takes {quantity(found['source_flops'])} FLOPs for each candidate")
+    alone = found["item_left"]
+    if alone:
+        share = sum(x["share"] for x in alone)
+        lines.append(f"{share:.1%} of the FLOPs of score.onnx are of nodes that read items alone:")
+        lines += [f"  {escape(x['why'])}" for x in alone[:SHOWN]]
     if found["item_residual"] is not None:
-        left = found["item_residual"]
-        lines.append(f"{left['share']:.1%} of the FLOPs of score.onnx depend on the item alone (measured)")
-        lines += [f"  {x['op']} {x['name']}: {quantity(x['redundant_flops'])} FLOPs" for x in left["nodes"][:5]
-                  if x["redundant_flops"]]  # fmt: skip
+        measured = found["item_residual"]
+        lines.append(f"{measured['share']:.1%} of the FLOPs of score.onnx depend on the item alone (measured)")
+        for x in [x for x in measured["nodes"] if x["redundant_flops"]][:SHOWN]:
+            lines.append(f"  {x['op']} {escape(x['name'])}: {quantity(x['redundant_flops'])} FLOPs; {x['why']}")
     lines += ["", handed]
     lines += ["", *(f"output {o['name']}: depends on {o['depends_on']}" for o in said["outputs"])]
     if not found["same_source"]:

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mari_onnx.api import as_source, at_its_number, sides_of, with_given_shapes
 from mari_onnx.choices import choices_of, options_for
@@ -25,9 +25,10 @@ from mari_onnx.parity.settings import Settings
 from mari_onnx.parity.several.check import check
 from mari_onnx.sides.resolve import Sides
 from mari_onnx.splitting import half as halves
-from mari_onnx.splitting.choices import SplitChoices
+from mari_onnx.splitting.choices import SplitChoices, Stored, stored_as
 from mari_onnx.splitting.files import put
 from mari_onnx.splitting.folder import free_folder, write
+from mari_onnx.splitting.left import Left
 from mari_onnx.splitting.manifest import Contract, Manifest
 from mari_onnx.splitting.ranker import Ranker
 from mari_onnx.splitting.ways import Budget, Plan, Point
@@ -51,6 +52,7 @@ class Split:
         folder: where its files are; of a temporary folder as long as this object lives, until `save`.
         plan: what was cut, and where. points: what other numbers of bytes per item would bring.
         rates: FLOPs of each part: for one user, one item, one candidate.
+        left: what score.onnx still computes of the item alone, and why.
         choices: with which the same split is made again.
         check: of the parts together against the source; None where none was asked for.
         notes: what a reader should know.
@@ -61,6 +63,7 @@ class Split:
     plan: Plan
     points: list[Point]
     rates: dict[str, float]
+    left: list[Left]
     choices: SplitChoices
     check: CheckResult | None = None
     notes: list[str] = field(default_factory=list)
@@ -82,14 +85,15 @@ class Split:
         return self.plan.score.model
 
     def to_dict(self) -> dict[str, Any]:
-        """The manifest, what other numbers of bytes per item would bring, FLOPs at each rate, and the check
-        (docs/splitting.md).
+        """The manifest, what other numbers of bytes per item would bring, FLOPs at each rate, what score.onnx still
+        computes of the item, and the check (docs/splitting.md).
         """
         return {
             "manifest": self.manifest.to_dict(),
             "points": [dataclasses.asdict(point) for point in self.points],
             "choices": self.choices.to_dict(),
             "rates": self.rates,
+            "left": [each.to_dict() for each in self.left],
             "notes": self.notes,
             "check": self.check.to_dict() if self.check is not None else None,
         }
@@ -132,7 +136,7 @@ def split(
     prices: Path | None = None,
     choices: SplitChoices | None = None,
     clock: bool = True,
-    state: Literal["float32", "float16"] = "float32",
+    state: Stored | None = None,
 ) -> Split:
     """Splits a model into one of the user's part, one of the item's and one that scores; checks them together.
 
@@ -145,10 +149,10 @@ def split(
         clock: where several cuts should take about as long, they are timed. Without, prices alone decide, and the same
             files come out each time.
         state: "float16" hands states and rows over in half precision, which takes half the bytes; outputs then differ
-            by more than the check allows otherwise (`Manifest.contract`).
+            by more than the check allows otherwise (`Manifest.contract`). By default as in `choices`, else "float32".
 
     Raises:
-        SidesUnknown, UsageError: see `mari_onnx.sides.resolve`; a budget is too small.
+        SidesUnknown, UsageError: see `mari_onnx.sides.resolve`; a budget is too small; `state` contradicts `choices`.
         ModelError: the model cannot be read or run, or cannot be split.
         Unchanged: nothing can be computed beforehand.
         OutputsDiffer, CannotCompare: the check failed, or could not be made.
@@ -159,7 +163,7 @@ def split(
     options = options_for(candidates, threads=threads, prices=prices, choices=choices.choices if choices else None)
     return split_source(
         source, found, options, Budget(item_bytes, user_bytes), choices=choices, clock=threads if clock else None,
-        half=state == "float16", requests=requests, providers=providers,
+        state=state, requests=requests, providers=providers,
     )  # fmt: skip
 
 
@@ -171,20 +175,21 @@ def split_source(
     *,
     choices: SplitChoices | None = None,
     clock: int | None = None,
-    half: bool = False,
+    state: Stored | None = None,
     requests: str | Path | Iterable[Request] | None = None,
     providers: Sequence[str] = ("auto",),
     progress: Progress | None = None,
     **changes: Any,
 ) -> Split:
-    """`split` of a source that was read. clock: threads with which close plans are timed; None for none. half: states
-    and rows in half precision. changes: fields of the check's `Settings`. Raises as `split` does.
+    """`split` of a source that was read. clock: threads with which close plans are timed; None for none. changes:
+    fields of the check's `Settings`. Raises as `split` does.
     """
     from mari_onnx.runtime import require
 
     if sides.several:
         flag = "--index" if sides.indices else "--batched"
         raise UsageError("a model for several requests cannot be split", f"leave {flag} out")
+    half = stored_as(state, choices) == "float16"
     source = with_given_shapes(source, sides)
     options = at_its_number(options, source.model, sides)
     recorded = as_requests(requests, signature(source.model), sides)
@@ -217,14 +222,14 @@ def split_source(
     contract = Contract(max_error=answer.result.max_error if answer.result is not None else None)
     if half:
         settings = Settings(**{**changes, "providers": tuple(providers)})
-        settings = dataclasses.replace(settings, multiple=settings.multiple * halves.COARSER)
+        settings = dataclasses.replace(settings, coarser=halves.COARSER)
         origin: ModelLike = source.path if source.path.is_file() and not sides.shapes else source.model
         answer.result = check(
             origin, work.round(), sides, requests=recorded, drawing=True,
             settings=settings, progress=progress,
         )  # fmt: skip
         _refuse_half(answer.result)
-        contract = Contract("float16", settings.multiple, answer.result.max_error)
+        contract = Contract("float16", settings.multiple * settings.coarser, answer.result.max_error)
     return _finished(work, answer, notes, contract)
 
 
@@ -255,16 +260,18 @@ def _finished(work: Work, answer: Checked, notes: list[str], contract: Contract)
     assert work.manifest is not None
     assert work.folder is not None
     notes = [*work.notes, *notes, *(f"undone: {each}" for each in answer.incidents)]
-    choices = SplitChoices(choices_of(answer.rewrite, answer.options, work.source.sha256), work.plan.way.cut)
+    choices = SplitChoices(
+        choices_of(answer.rewrite, answer.options, work.source.sha256), work.plan.way.cut, contract.state
+    )
     folder, manifest = Path(work.folder.name), dataclasses.replace(work.manifest, contract=contract)
     put(folder, manifest)
     plan, n = work.plan, manifest.candidates
     rates = {
-        name: work.planner.flops(part, n) / (1 if name == "user" else n)
+        name: work.planner.flops(part) / (1 if name == "user" else n)
         for name, part in (("user", plan.user), ("item", plan.item), ("score", plan.score))
         if part is not None
     }
-    return Split(folder, manifest, plan, work.points, rates, choices, answer.result, notes, work.folder)
+    return Split(folder, manifest, plan, work.points, rates, work.left, choices, answer.result, notes, work.folder)
 
 
 def _refuse(answer: Checked) -> None:

@@ -17,6 +17,7 @@ from mari_onnx.errors import ModelError, ModelNotFound
 from mari_onnx.model.load import load
 from mari_onnx.model.signature import signature
 from mari_onnx.parity.settings import MULTIPLE
+from mari_onnx.splitting.choices import Stored
 from mari_onnx.version import __version__
 
 FILE = "manifest.json"
@@ -89,7 +90,7 @@ class Contract:
         max_error: the largest absolute difference that the check met; None without a check.
     """
 
-    state: str = "float32"
+    state: Stored = "float32"
     multiple: float = MULTIPLE
     max_error: float | None = None
 

@@ -28,13 +28,13 @@ class Part:
 
     Attributes:
         model: its inputs are `inputs`, its outputs `outputs`, by the names that they have in the draft.
-        shapes: of all tensors in it, with the symbols of the draft.
+        tensors: all in it.
     """
 
     model: onnx.ModelProto
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    shapes: dict[str, tuple[Size, ...]]
+    tensors: tuple[Tensor, ...]
 
 
 def part(
@@ -58,8 +58,8 @@ def part(
     ins = [known[t.name] if t.name in order else value_info(t, symbol) for t in inputs]
     outs = [known[t.name] if t.name in known else value_info(t, symbol) for t in wanted]
     model = assemble(source, copies, wanted, draft.stored, (ins, outs))
-    shapes = {t.name: t.shape for n in copies for t in [*n.inputs, *n.outputs] if t is not None and t.shape is not None}
-    return Part(model, tuple(inputs), tuple(wanted), shapes)
+    tensors = dict.fromkeys(t for n in copies for t in [*n.inputs, *n.outputs] if t is not None)
+    return Part(model, tuple(inputs), tuple(wanted), tuple(tensors))
 
 
 def value_info(t: Tensor, symbol: str) -> onnx.ValueInfoProto:

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -22,33 +23,36 @@ from mari_onnx.engine.outcome import Draft, Rewrite
 from mari_onnx.errors import UsageError
 from mari_onnx.model.dims import symbols
 from mari_onnx.model.ops import Fact, row
-from mari_onnx.prices.table import Prices, graph_seconds, node_seconds, run_seconds
+from mari_onnx.prices.table import Prices, graph_seconds, node_seconds
 from mari_onnx.prices.use import Use
+from mari_onnx.splitting.caller import handing_seconds, one_more_input
 from mari_onnx.splitting.choices import Cut
 from mari_onnx.splitting.cut import cut
 from mari_onnx.splitting.half import is_half
+from mari_onnx.splitting.left import Left, Rest
 from mari_onnx.splitting.parts import Part, part
 from mari_onnx.splitting.rates import Rates, row_axis
+from mari_onnx.splitting.sizes import Sizes, is_told
 from mari_onnx.splitting.ways import Budget, Plan, Point, Way
 
-GATHER = 0.08e-9
-"""Seconds per byte that a caller takes to gather rows of a store, or to fetch a state: measured were 0.05 where the
-caches have the rows, and 0.2 where they have not."""
-CALL = 5e-6
-"""Seconds that a caller takes to gather 500 rows of one more tensor, however few bytes: measured were 3 to 10."""
-FETCH = 0.2e-6
-"""The same for a tensor of a user's state, which is there as it is read: a look-up."""
-FACTORS = (1.0, 0.25, 0.5, 2.0, 4.0, 8.0, 16.0, 64.0, 1e4, 0.0)
+if TYPE_CHECKING:
+    from mari_onnx.sides.resolve import Sides
+
+FACTORS = (1.0, 0.25, 0.5, 2.0, 4.0, 8.0, 16.0, 64.0, 1e4, 0.1, 0.0)
 """Multiples of the price of bytes at which cuts are looked for; at 0 all of the item's work is done beforehand."""
-EQUAL = 0.02
-"""Ways whose times differ by this share count as equally fast: then fewer bytes per item decide."""
+EQUAL = 0.05
+"""Ways whose times differ by this share count as equally fast, as prices are no nearer: then the one that leaves least
+work is taken, unless the clock says that another is faster.
+"""
+AS_LITTLE = 0.01
+"""Scoring whose FLOPs differ by this share counts as equally little work: then fewer bytes per item decide."""
 
 
 class Planner:
     """Plans for one source.
 
     Args:
-        model: the source. prices: of kernels. candidates: N, at which time counts.
+        model, sides: the source. prices: of kernels. candidates: N, at which time counts.
         items: whether an item model may be made; without, only the user's part is cut off.
         half: states and rows are handed over in half precision.
     """
@@ -56,6 +60,7 @@ class Planner:
     def __init__(
         self,
         model: onnx.ModelProto,
+        sides: Sides,
         prices: Prices,
         candidates: int,
         budget: Budget,
@@ -66,6 +71,7 @@ class Planner:
         self.model, self.prices, self.budget, self.target, self.items = model, prices, budget, target, items
         self.half, self._outputs = half, {info.name for info in model.graph.output}
         self.time = TimeModel(candidates)
+        self._sizes, self._met = Sizes(model, sides, self.time), dict[Tensor, tuple[int, ...]]()
 
     def ways(self, rewrites: Sequence[Rewrite]) -> tuple[list[Way], list[Point]]:
         """Ways within the budget, that which takes least time first, and what others would take.
@@ -86,19 +92,15 @@ class Planner:
                 f"no split hands over so few bytes: {' and '.join(flags) or 'both budgets together'}",
                 "inputs that score.onnx reads as they are count too; give a larger budget, or leave the flag out",
             )
-        least_time = min(way.seconds for way in fit)
-        equal = [way for way in fit if way.seconds <= (1 + EQUAL) * least_time]
-        best = min(equal, key=lambda way: (way.item_bytes, way.seconds))
-        points: dict[int, float] = {}
-        for way in made:
-            points[way.item_bytes] = min(way.seconds, points.get(way.item_bytes, way.seconds))
+        best = _best(fit)
         others = sorted((way for way in fit if way is not best), key=lambda way: way.seconds)
-        return [best, *others], _pareto(points)
+        return [best, *others], _points(made)
 
     def exactly(self, rewrite: Rewrite, cut: Cut) -> Way | None:
         """The way that hands over these tensors; None where the rewrite has others."""
         draft = rewrite.draft
         assert draft is not None
+        self._learn(draft)
         tensors = {t.name: t for node in draft.nodes for t in [*node.inputs, *node.outputs] if t is not None}
         tensors |= draft.stored
         if not tensors.keys() >= {*cut.state, *cut.rows}:
@@ -115,12 +117,31 @@ class Planner:
         user, item = (self._part(draft, made, frozenset()) if made else None for made in (users, items))
         return Plan(way, user, item, self._part(draft, draft.outputs, way.given))
 
-    def flops(self, each: Part, candidates: int) -> float:
-        """FLOPs of a run with so many candidates, or items."""
-        time = TimeModel(candidates)
-        shapes = {t.name: tuple(t.dims) for t in each.model.graph.initializer}
-        shapes |= {name: tuple(map(time.length, shape)) for name, shape in each.shapes.items()}
-        return graph_cost(each.model.graph, shapes).flops
+    def left(self, plan: Plan) -> list[Left]:
+        """What score.onnx still computes of the item alone."""
+        names, shapes = {t.name for t in plan.way.rows}, self.shapes(plan.score)
+        return Rest(plan.score.model, names, shapes, self.prices, self.time.candidates, self.half).left
+
+    def flops(self, each: Part) -> float:
+        """FLOPs of a run with N candidates, or items."""
+        return graph_cost(each.model.graph, self.shapes(each)).flops
+
+    def shapes(self, each: Part) -> dict[str, tuple[int, ...]]:
+        """Sizes at N of a part's tensors, where they are known."""
+        found = {t.name: self._shape(t) for t in each.tensors}
+        return {name: shape for name, shape in found.items() if shape is not None}
+
+    def _shape(self, t: Tensor) -> tuple[int, ...] | None:
+        if t in self._met:
+            return self._met[t]
+        return tuple(map(self.time.length, t.shape)) if t.shape is not None else None
+
+    def _learn(self, draft: Draft) -> dict[str, tuple[int, ...]]:
+        """Sizes of a draft's tensors by name; those that symbols do not tell are kept for its parts."""
+        found = self._sizes.of(draft)
+        made = [t for node in draft.nodes for t in node.outputs if t.name in found]
+        self._met |= {t: found[t.name] for t in made if not is_told(t)}
+        return found
 
     def _fits(self, made: Way) -> bool:
         pairs = ((made.item_bytes, self.budget.item), (made.user_bytes, self.budget.user))
@@ -130,7 +151,8 @@ class Planner:
         draft = rewrite.draft
         assert draft is not None
         rates = Rates(draft)
-        seconds = self._seconds(draft)
+        times = node_seconds(draft.model.graph, self._learn(draft), self.prices)
+        seconds = dict(zip(draft.nodes, (each for _, each in times), strict=True))
         states = self._cuts(draft, rates.is_user, seconds, self._price_of_state)
         states = [s for s in states if self.budget.user is None or self.bytes_of(s) <= self.budget.user] or states[-1:]
         if not self.items or "N" in draft.b.fixed:
@@ -139,11 +161,6 @@ class Planner:
         if [] not in rows:
             rows.append([])  # the user's part alone is cut off
         return [self._way(rewrite, rates, states[0], each) for each in rows]
-
-    def _seconds(self, draft: Draft) -> dict[Node, float]:
-        shapes = {name: tuple(map(self.time.length, shape)) for name, shape in draft.shapes.items()}
-        times = node_seconds(draft.model.graph, shapes, self.prices)
-        return dict(zip(draft.nodes, (seconds for _, seconds in times), strict=True))
 
     def _cuts(
         self,
@@ -187,13 +204,11 @@ class Planner:
         return 2 if self.is_half(t) else int(np.dtype(helper.tensor_dtype_to_np_dtype(t.dtype)).itemsize)
 
     def _one_more_input(self, factor: float) -> float:
-        if not factor:
-            return 0.0
-        return run_seconds(1, self.prices) - run_seconds(0, self.prices)
+        return one_more_input(self.prices) if factor else 0.0
 
     def _size(self, t: Tensor) -> int:
         """Bytes of a tensor at N."""
-        return math.prod(map(self.time.length, t.shape or ())) * self.width(t)
+        return math.prod(self._shape(t) or ()) * self.width(t)
 
     def bytes_of(self, handed: Sequence[Tensor]) -> int:
         """Bytes for one user, or one item."""
@@ -201,7 +216,9 @@ class Planner:
 
     def elements(self, t: Tensor) -> int:
         """Elements of a tensor for one user, or one item."""
-        return math.prod(map(TimeModel(1).length, t.shape or ()))
+        if t not in self._met:
+            return math.prod(map(TimeModel(1).length, t.shape or ()))
+        return math.prod(size for i, size in enumerate(self._met[t]) if i != row_axis(t))
 
     def _way(self, rewrite: Rewrite, rates: Rates, state: Sequence[Tensor], rows: Sequence[Tensor] | None) -> Way:
         draft = rewrite.draft
@@ -211,10 +228,9 @@ class Planner:
         score = self._part(draft, draft.outputs, given)
         handed = tuple(t for t in score.inputs if rates.is_user(t))
         read = tuple(t for t in score.inputs if rates.is_item(t))
-        shapes = {name: tuple(map(self.time.length, shape)) for name, shape in score.shapes.items()}
-        seconds = graph_seconds(score.model.graph, shapes, self.prices) + self.handing([*handed, *read])
+        seconds = graph_seconds(score.model.graph, self.shapes(score), self.prices) + self.handing([*handed, *read])
         nodes = hashlib.sha256(b"".join(n.SerializeToString(deterministic=True) for n in score.model.graph.node))
-        flops = self.flops(score, self.time.candidates) / self.time.candidates
+        flops = self.flops(score) / self.time.candidates
         return Way(
             rewrite, rates, handed, read, given, seconds, flops,
             self.bytes_of(read), self.bytes_of(handed), nodes.hexdigest(),
@@ -225,9 +241,12 @@ class Planner:
         return part(self.model, draft, wanted, given, self.target)
 
 
-def handing_seconds(size: int, rows: bool) -> float:
-    """Seconds that a caller takes to gather the rows of a tensor of so many bytes; without rows, to fetch it."""
-    return GATHER * size + (CALL if rows else FETCH)
+def _best(ways: Sequence[Way]) -> Way:
+    """Of ways that take about as long the one that leaves least work, and of those the one of fewest bytes per item."""
+    least = min(way.seconds for way in ways)
+    fast = [way for way in ways if way.seconds <= (1 + EQUAL) * least]
+    little = min(way.flops for way in fast)
+    return min((w for w in fast if w.flops <= (1 + AS_LITTLE) * little), key=lambda w: (w.item_bytes, w.seconds))
 
 
 def _names(tensors: Sequence[Tensor]) -> tuple[str, ...]:
@@ -253,10 +272,14 @@ def _plain(t: Tensor) -> bool:
     return t.dtype != 0 and np.dtype(helper.tensor_dtype_to_np_dtype(t.dtype)).kind in "fiub"
 
 
-def _pareto(points: dict[int, float]) -> list[Point]:
-    """The points that no other beats in both bytes and time, fewest bytes first."""
-    found: list[Point] = []
-    for size in sorted(points):
-        if not found or points[size] < found[-1].seconds:
-            found.append(Point(size, points[size]))
-    return found
+def _points(ways: Sequence[Way]) -> list[Point]:
+    """Ways that no other beats in both bytes and time, and the one that leaves least work; fewest bytes first."""
+    ordered = sorted(ways, key=lambda way: (way.item_bytes, way.seconds))
+    found: list[Way] = []
+    for way in ordered:
+        if not found or way.seconds < found[-1].seconds:
+            found.append(way)
+    least = min(ordered, key=lambda way: way.flops)
+    if least.flops < (1 - AS_LITTLE) * min(way.flops for way in found):
+        found.append(least)
+    return [way.point for way in sorted(found, key=lambda way: way.item_bytes)]

@@ -20,6 +20,17 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Point:
+    """What another number of bytes per item would bring: seconds of score and of handing over, and score's FLOPs for
+    each candidate.
+    """
+
+    item_bytes: int
+    seconds: float
+    flops: float
+
+
+@dataclass(frozen=True)
 class Way:
     """One way to split, without the models: there are many ways, and weights may be large.
 
@@ -46,6 +57,11 @@ class Way:
     cut: Cut
 
     @property
+    def point(self) -> Point:
+        """Its bytes, time and work."""
+        return Point(self.item_bytes, self.seconds, self.flops)
+
+    @property
     def makes_rows(self) -> bool:
         """Whether there is an item model."""
         return any(t.node is not None for t in self.rows)
@@ -59,11 +75,3 @@ class Plan:
     user: Part | None
     item: Part | None
     score: Part
-
-
-@dataclass(frozen=True)
-class Point:
-    """What another number of bytes per item would bring: seconds of score and of handing over."""
-
-    item_bytes: int
-    seconds: float

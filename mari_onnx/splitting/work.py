@@ -21,6 +21,7 @@ from mari_onnx.splitting.assembly import Assembly
 from mari_onnx.splitting.choices import Cut
 from mari_onnx.splitting.files import written
 from mari_onnx.splitting.half import rounded
+from mari_onnx.splitting.left import Left
 from mari_onnx.splitting.manifest import Manifest
 from mari_onnx.splitting.plan import Planner
 from mari_onnx.splitting.timed import LARGEST, contenders, fastest
@@ -60,10 +61,13 @@ class Work:
         made = upgraded(source.model)
         self.model, self.notes = made.model, list(made.notes)
         assert options.prices is not None
-        self.planner = Planner(self.model, options.prices, options.candidates, budget, options.target, items, half)
+        self.planner = Planner(
+            self.model, sides, options.prices, options.candidates, budget, options.target, items, half
+        )
         self.plan: Plan | None = None
         self.slower = frozenset[str]()
         self.points: list[Point] = []
+        self.left: list[Left] = []
         self.manifest: Manifest | None = None
         self.folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -93,6 +97,8 @@ class Work:
                 "or of the item alone with a result that is worth handing over",
                 "mari-onnx optimize computes the user's part once per request",
             )
+        self.left = self.planner.left(self.plan)
+        self.points = sorted({*self.points, way.point}, key=lambda point: (point.item_bytes, point.seconds))
         self.chosen, self.slower = way.cut, way.rewrite.left_for_time
         return dataclasses.replace(way.rewrite, changed=True)
 

@@ -20,7 +20,7 @@ from mari_onnx import runtime
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.prices.table import OTHER, RUN
 from mari_onnx.prices.use import Use
-from mari_onnx.timing.clock import PAUSE, clock_for
+from mari_onnx.timing.clock import a_turn, clock_for
 from mari_onnx.timing.kernel_samples import samples
 from mari_onnx.timing.machine import machine
 from mari_onnx.timing.sample import OPSETS, Sample
@@ -91,15 +91,9 @@ def seconds_of(sample: Sample, threads: int, budget: float) -> float | None:
         return None
     pairs: list[float] = []
     ends = time.perf_counter() + budget
+    took = [0.0, 0.0]
     while len(pairs) < 7 or time.perf_counter() < ends:
-        took = []
-        for run in runs:
-            if threads > 1:
-                time.sleep(PAUSE)
-                run()
-            begun = clock()
-            run()
-            took.append(clock() - begun)
+        took = [a_turn(run, clock, before, threads) for run, before in zip(runs, took, strict=True)]
         pairs.append((took[1] - took[0]) / COPIES)
     return max(LEAST, float(np.quantile(pairs, 0.3)))  # what slows a run down comes from outside
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,10 @@ LARGE = 0.1
 """A spread above this is worth a warning."""
 PAUSE = 0.003
 """Seconds after a run in which the threads of its session may still spin: they take cores from another session."""
+WAKE = 3
+"""Untimed runs of a session whose threads have slept: the first one waits for each of them to wake up."""
+HOT = 8
+"""Timed runs at most, one right after the other, of which the median counts, where a session has several threads."""
 LONG = 0.02
 """Seconds; a shorter run depends on what is in the caches when it starts."""
 
@@ -108,12 +114,9 @@ def interleaved(
     warm_up: int = 3,
     clock: Clock = time.perf_counter,
     wall: Clock | None = None,
-    pause: float = 0.0,
+    threads: int = 1,
 ) -> Timing:
-    """Times every callable once a round (A B A B), the order turned by one each round.
-
-    A short run is timed right after an untimed one of the same callable, as a server runs one model again and again.
-    Else its time would be that of filling the caches, which differs with what ran before, and so with the order.
+    """Times every callable once a round (A B A B), the order turned by one each round; one time is that of `a_turn`.
 
     Args:
         runs: name -> callable, which is given the number of the round and returns when done.
@@ -123,22 +126,18 @@ def interleaved(
         clock: what each run is timed by. `time.thread_time` leaves out what other processes take,
             and all that a run does on other threads or devices.
         wall: what `seconds` is measured by; by default `clock`.
-        pause: seconds between callables; `PAUSE` where they are sessions of several threads.
+        threads: of the sessions that the callables run.
     """
     wall = wall or clock
     names = tuple(runs)
     took = dict.fromkeys(names, 0.0)
 
-    def timed(name: str, turn: int) -> float:
-        before = clock()
-        runs[name](turn)
-        took[name] = clock() - before
-        return took[name]
-
     started = wall()
     for turn in range(warm_up):
         for name in names:
-            timed(name, turn)
+            begun = clock()
+            runs[name](turn)
+            took[name] = clock() - begun
         if wall() - started > seconds:
             break
     rows: list[Sequence[float]] = []
@@ -147,9 +146,30 @@ def interleaved(
         turn, row = len(rows), [0.0] * len(names)
         for place in range(len(names)):
             which = (place + turn) % len(names)
-            if took[names[which]] < LONG:
-                time.sleep(pause)
-                runs[names[which]](turn)
-            row[which] = timed(names[which], turn)
+            name = names[which]
+            row[which] = took[name] = a_turn(partial(runs[name], turn), clock, took[name], threads)
         rows.append(row)
     return Timing(names, np.array(rows, np.float64).reshape(-1, len(names)))
+
+
+def a_turn(run: Callable[[], object], clock: Clock, before: float, threads: int = 1) -> float:
+    """Seconds that `run` takes in a server that runs one model again and again; `before`: what it took the last time.
+
+    On one thread a short run is timed right after an untimed one. Else its time would be that of filling the caches,
+    which differs with what ran before, and so with the order.
+
+    On several threads it is the median of some runs one right after the other. The threads of another session must be
+    asleep by then, or they take cores from this one; and those of this session awake, or waking them is what is timed
+    (0.3 ms in a model of 1 ms).
+    """
+    hot = max(1, min(HOT, int(LONG / max(before, 1e-9)))) if threads > 1 else 1
+    if threads > 1:
+        time.sleep(PAUSE)
+    for _ in range(min(WAKE, hot) if before < LONG else 0):
+        run()
+    times = []
+    for _ in range(hot):
+        begun = clock()
+        run()
+        times.append(clock() - begun)
+    return statistics.median(times)

@@ -12,7 +12,7 @@ import numpy as np
 
 from mari_onnx import runtime
 from mari_onnx.parity.judge.values import parts
-from mari_onnx.timing.clock import LARGE, PAUSE, Timing, clock_for, interleaved
+from mari_onnx.timing.clock import LARGE, Timing, clock_for, interleaved
 from mari_onnx.timing.floor import Floor, NoFloor, floor
 from mari_onnx.timing.peers import peers
 
@@ -212,19 +212,14 @@ def measure(
         )
     for index, (n, drawn) in enumerate(requests.items()):
         tell(f"N = {n}", index, len(requests))
-        feeds = {
-            each.name: [each.feed(r, sessions[each.name].get_inputs()) for r in drawn]
-            for each in variants
-        }
+        feeds = {each.name: [each.feed(r, sessions[each.name].get_inputs()) for r in drawn] for each in variants}
         result = Measured(n, threads, Timing((), np.zeros((0, 0))), kind)
         result.apart = _apart(variants, sessions, feeds)
         runs, moves = {}, {}
         for each in variants:
-            runs[each.name], moves[each.name] = prepared(
-                sessions[each.name], feeds[each.name], provider
-            )
+            runs[each.name], moves[each.name] = prepared(sessions[each.name], feeds[each.name], provider)
         result.timing = interleaved(
-            runs, seconds=seconds, least=least, clock=clock, wall=time.perf_counter, pause=PAUSE * (threads > 1)
+            runs, seconds=seconds, least=least, clock=clock, wall=time.perf_counter, threads=threads
         )
         if provider != "cpu":
             result.transfers = interleaved(moves, seconds=seconds / 4, least=least)

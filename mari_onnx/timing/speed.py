@@ -22,7 +22,7 @@ from mari_onnx.parity.coverage.empty import fragile, nothing_in, survived
 from mari_onnx.parity.domains.domains import domains
 from mari_onnx.parity.requests.draw import Drawer, Layout, Request
 from mari_onnx.parity.several.form import Form, with_index
-from mari_onnx.timing.clock import PAUSE, clock_for, interleaved
+from mari_onnx.timing.clock import clock_for, interleaved
 
 if TYPE_CHECKING:
     import onnx
@@ -139,7 +139,7 @@ class Stopwatch:
             try:
                 timing = interleaved(
                     runs, seconds=SECONDS, least=LEAST, most=MOST, warm_up=2, clock=self.clock, wall=time.perf_counter,
-                    pause=PAUSE * (self.threads > 1),
+                    threads=self.threads,
                 )  # fmt: skip
             except Exception as error:
                 if n == self.typical:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from .feature_crossing import DLRM, CoarseMLP, DCNv2, DeepFM, PackedPNN, WideDeep
+from .one_sequence import HSTU, Phoenix
 from .schema import DENSE, ID, SEQUENCE, Schema
-from .sequence import BST, DIN, DynamicHistory, OneTrans
+from .separated import TriangularDCN, UGSep
+from .sequence import BST, DIN, DynamicHistory, OneTrans, Reranker
 from .towers import MMoE, RankMixer, RequestGrid, TwoTower
 
 ALL = (ID, SEQUENCE, DENSE)
@@ -20,8 +22,8 @@ class Entry:
     """A model of the zoo.
 
     build: module over a schema; kinds, cross: which features it takes; free_history: any length.
-    layout: `rows` (every input `[N, ...]`), `packed` (one `X[N, F]`) or `grid` (user inputs
-    `[R, ...]`, the others `[R, N, ...]`).
+    layout: `rows` (every input `[N, ...]`), `packed` (one `X[N, F]`), `grid` (user inputs
+    `[R, ...]`, the others `[R, N, ...]`) or `sequence` (user inputs `[1, ...]`, the others `[N, ...]`).
     """
 
     build: Callable[[Schema], nn.Module]
@@ -51,4 +53,9 @@ ZOO: dict[str, Entry] = {
     "mmoe": Entry(MMoE, cross=True, outputs=("like", "love")),
     "rankmixer": Entry(RankMixer, cross=True),
     "request_grid": Entry(RequestGrid, layout="grid"),
+    "ug_sep": Entry(UGSep, cross=True),
+    "rocs_dcnv2": Entry(TriangularDCN),
+    "hstu": Entry(HSTU, cross=True, layout="sequence"),
+    "phoenix": Entry(Phoenix, cross=True, layout="sequence"),
+    "reranker": Entry(Reranker, kinds=(ID, SEQUENCE)),
 }

@@ -1,4 +1,4 @@
-"""Models of the user's history: DIN, BST, GRU with target attention, a causal transformer."""
+"""Models of the user's history: DIN, BST, GRU with target attention, a causal transformer, a BERT."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import MLP, Columns, History
-from .schema import CROSS, ITEM, SEQUENCE, USER, Schema
+from .layers import MLP, Columns, Embeddings, History
+from .schema import CROSS, ID, ITEM, SEQUENCE, USER, Schema
 
 
 class DIN(nn.Module):
@@ -161,3 +161,55 @@ class OneTrans(nn.Module):
             h = block(h, self.future, padding)
         candidate = self.norm(h)[:, -self.item_tokens :]
         return torch.sigmoid(self.head(candidate.flatten(1)))
+
+
+class BertLayer(nn.Module):
+    """Attention of all tokens to all, a feed-forward layer, LayerNorm behind each (BERT)."""
+
+    def __init__(self, width: int, heads: int, inner: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
+        self.norm_attention, self.norm_ffn = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.ffn = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
+
+    def forward(self, h: Tensor, lowest: Tensor) -> Tensor:
+        n, t, d = h.shape
+        parts = (f(h).view(n, t, self.heads, d // self.heads) for f in (self.q, self.k, self.v))
+        q, k, v = (a.transpose(1, 2) for a in parts)
+        scores = torch.matmul(q, k.transpose(-2, -1)) / math.sqrt(d // self.heads) + lowest
+        mixed = torch.matmul(F.softmax(scores, dim=-1), v).transpose(1, 2).reshape(n, t, d)
+        h = self.norm_attention(h + self.out(mixed))
+        return self.norm_ffn(h + self.ffn(h))
+
+
+class Reranker(nn.Module):
+    """A BERT over a token for each feature and event, `[CLS] user, history, candidate`; it reads the first position."""
+
+    def __init__(self, schema: Schema, layers: int = 3) -> None:
+        super().__init__()
+        self.embed = Embeddings(schema, schema.token)
+        self.events = schema.pick(kind=SEQUENCE)
+        self.users, self.items = schema.pick(USER, ID), schema.pick(ITEM, ID)
+        length = 1 + len(self.users) + self.events[0].width + len(self.items)
+        self.start = nn.Parameter(torch.randn(1, 1, schema.token) * 0.1)
+        self.position = nn.Parameter(torch.randn(length, schema.token) * 0.05)
+        self.norm = nn.LayerNorm(schema.token)
+        sizes = (schema.token, schema.heads, 2 * schema.token)
+        self.layers = nn.ModuleList([BertLayer(*sizes) for _ in range(layers)])
+        self.pool, self.head = nn.Linear(schema.token, schema.token), nn.Linear(schema.token, 1)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        user = torch.stack([self.embed(f, x[f.name]) for f in self.users], dim=1)
+        events = [self.embed(f, x[f.name]) for f in self.events]
+        item = torch.stack([self.embed(f, x[f.name]) for f in self.items], dim=1)
+        start = self.start.expand(item.size(0), -1, -1)
+        history = torch.stack(events).sum(dim=0)
+        h = self.norm(torch.cat([start, user, history, item], dim=1) + self.position)
+        empty = (x[self.events[0].name] == 0).to(h.dtype)
+        front, back = torch.zeros_like(h[:, : 1 + len(self.users), 0]), torch.zeros_like(item[:, :, 0])
+        lowest = torch.cat([front, empty, back], dim=1)[:, None, None, :] * torch.finfo(h.dtype).min
+        for layer in self.layers:
+            h = layer(h, lowest)
+        return torch.sigmoid(self.head(torch.tanh(self.pool(h[:, 0]))))

@@ -83,7 +83,7 @@ class RankMixer(nn.Module):
         self.columns = Columns(schema)
         users, items = schema.pick(USER), schema.pick(ITEM) + schema.pick(CROSS)
         user_tokens, item_tokens = schema.tokens
-        self.groups = _grouped(users, user_tokens) + _grouped(items, item_tokens)
+        self.groups = grouped(users, user_tokens) + grouped(items, item_tokens)
         self.project = nn.ModuleList(
             [nn.Linear(schema.width(g), schema.token) for g in self.groups]
         )
@@ -101,7 +101,7 @@ class RankMixer(nn.Module):
         return torch.sigmoid(self.head(h.mean(dim=1)))
 
 
-def _grouped(features: list[Feature], count: int) -> list[list[Feature]]:
+def grouped(features: list[Feature], count: int) -> list[list[Feature]]:
     """`features` in `count` groups of about equal length, in order."""
     cuts = [len(features) * i // count for i in range(count + 1)]
     return [features[start:stop] for start, stop in itertools.pairwise(cuts)]

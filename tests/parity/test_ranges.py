@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from mari_onnx.model.signature import signature
 from mari_onnx.parity import check
@@ -189,3 +190,22 @@ def test_a_history_beside_a_candidate_axis_behind_the_first_is_no_candidate_axis
     assert result.coverage == {"hist": (300, 300), "cand": (300, 300)}
     assert result.reached.counts["rows"] == (300, 300)
     assert result.reached.lengths == (None if places == 12 else (0, 200))
+
+
+def test_candidates_of_a_packed_input_keep_their_user_where_a_comparison_turns() -> None:
+    text = (
+        '<ir_version: 9, opset_import: ["": 18]> g (float[N,4] X) => (float[N,5] y) '
+        "<int64[2] user = {0, 2}, int64[2] item = {1, 3}, int64[1] axis = {1}, int64[1] first = {0}> "
+        "{ u = Gather<axis = 1>(X, user)\n x = Gather<axis = 1>(X, item)\n HOW\n t = Add(m, v)\n "
+        "b = GreaterOrEqual(t, edges)\n y = Cast<to = 1>(b) }"
+    )
+    means = "v = ReduceSum(x, axis)\n "
+    source = onnx.parser.parse_model(text.replace("HOW", means + "m = ReduceSum(u, axis)"))
+    shared = onnx.parser.parse_model(
+        text.replace("HOW", means + "o = Gather<axis = 0>(u, first)\n m = ReduceSum(o, axis)")
+    )
+    edges = numpy_helper.from_array(np.array([-2.5, -1.31, 0.27, 1.7, 3.21], np.float32), "edges")
+    for model in (source, shared):
+        model.graph.initializer.append(edges)
+    result = check(source, shared, Sides({}, {"X": {"user": (0, 2), "item": (1, 3)}}))
+    assert result.ok

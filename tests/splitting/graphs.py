@@ -77,7 +77,7 @@ def split(
     loaded = as_source(source)
     found = sides_of(loaded, {name: sides[name] for name in sides if name in _names(source)})
     checked = {"candidates": counts, "coverage": 0, "count": 1, "providers": ("cpu",)}
-    return split_source(loaded, found, options_for(500), budget, half=half, **checked)
+    return split_source(loaded, found, options_for(500), budget, state="float16" if half else None, **checked)
 
 
 def _names(source: onnx.ModelProto) -> set[str]:

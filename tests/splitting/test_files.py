@@ -145,6 +145,7 @@ def test_the_command_cuts_again_where_its_choices_say(source, tmp_path, capsys):
     capsys.readouterr()
     for wrong, message in (
         ({"cut": None}, "is not a file that split --choices wrote"),
+        ({"state": "float8"}, "states and rows are 'float8'"),
         ({"source_sha256": "0" * 64}, "are those of another model"),
     ):
         choices.write_text(json.dumps({**said, **wrong}))

@@ -30,6 +30,19 @@ def test_what_is_handed_over_takes_half_the_bytes():
         onnx.checker.check_model(part, full_check=True)
 
 
+def test_outputs_that_the_source_computes_without_an_error_may_round_too():
+    nodes = [
+        helper.make_node("ReduceMax", ["x", "last"], ["top"], keepdims=1),
+        helper.make_node("Max", ["top", "u"], ["score"]),
+    ]
+    source = model(nodes, {"u": 1, "x": 64}, {"score": ["N", 1]}, {"last": np.array([1])})
+    made = split(source, half=True)
+    assert [t.dtype for t in made.manifest.rows] == ["float16"]
+    assert made.check is not None
+    assert made.check.ok
+    assert 0 < made.manifest.contract.max_error < 2.0**-9
+
+
 def test_a_state_in_float32_is_refused():
     rng = np.random.default_rng(0)
     given = {k: rng.standard_normal((2, w)).astype(np.float32) for k, w in (("u", 96), ("x", 64), ("c", 32))}
@@ -105,3 +118,17 @@ def test_the_command_prints_the_error_and_check_takes_the_contract(tmp_path, cap
     assert run(check) == 0
     assert "states and rows are float16" in capsys.readouterr().out
     assert run([*check, "--multiple", "5"]) == 1
+
+
+def test_choices_say_how_states_are_stored(tmp_path, capsys):
+    path, folder, choices = tmp_path / "model.onnx", tmp_path / "split", tmp_path / "choices.json"
+    onnx.save(three_sides(), path)
+    flags = ["--user", "u", "--item", "x", "--cross", "c", "--provider", "cpu", "--choices", str(choices)]
+    assert run(["split", str(path), str(folder), *flags, "--state", "float16"]) == 0
+    assert json.loads(choices.read_text())["state"] == "float16"
+    written = manifests.read(folder)
+    assert run(["split", str(path), str(folder), *flags, "--force"]) == 0
+    assert manifests.read(folder) == written
+    capsys.readouterr()
+    assert run(["split", str(path), str(folder), *flags, "--force", "--state", "float32"]) == 2
+    assert "made with states and rows in float16, and --state says float32" in capsys.readouterr().err

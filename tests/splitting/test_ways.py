@@ -21,8 +21,9 @@ def planned():
     """A planner, and the ways of a rewrite in which the item's part stays apart."""
     source = three_sides()
     options = replace(options_for(500, assume=True), split="apart", slower=frozenset())
-    made = engine.rewrite(source, sides_of(as_source(source), SIDES), options)
-    planner = Planner(source, options.prices, 500, Budget(), "cpu")
+    sides = sides_of(as_source(source), SIDES)
+    made = engine.rewrite(source, sides, options)
+    planner = Planner(source, sides, options.prices, 500, Budget(), "cpu")
     return planner, planner.ways([made])[0]
 
 
@@ -31,16 +32,27 @@ def choose(planner, monkeypatch, found):
     return planner.ways([None])[0]
 
 
-def test_of_ways_that_take_as_long_the_one_of_fewest_bytes(planned, monkeypatch):
+def test_of_ways_that_take_as_long_the_one_that_leaves_least_work_then_the_one_of_fewest_bytes(planned, monkeypatch):
     planner, (way, *_) = planned
     ways = [
-        replace(way, seconds=1.00, item_bytes=800),
-        replace(way, seconds=1.01, item_bytes=100),
-        replace(way, seconds=1.03, item_bytes=50),
+        replace(way, seconds=1.00, flops=120.0, item_bytes=100),
+        replace(way, seconds=1.01, flops=100.0, item_bytes=800),
+        replace(way, seconds=1.02, flops=100.5, item_bytes=400),
+        replace(way, seconds=1.06, flops=50.0, item_bytes=50),
     ]
     first, *others = choose(planner, monkeypatch, ways)
-    assert first.item_bytes == 100
-    assert [each.item_bytes for each in others] == [800, 50]
+    assert first.item_bytes == 400
+    assert [each.item_bytes for each in others] == [100, 800, 50]
+
+
+def test_points_are_what_no_other_beats_and_what_leaves_least(planned, monkeypatch):
+    planner, (way, *_) = planned
+    monkeypatch.setattr(planner, "_ways", lambda _: [
+        replace(way, seconds=seconds, flops=flops, item_bytes=size)
+        for seconds, flops, size in ((3.0, 9.0, 10), (2.0, 8.0, 20), (2.5, 8.0, 30), (2.1, 5.0, 40), (2.2, 5.0, 50))
+    ])  # fmt: skip
+    found = [(point.item_bytes, point.seconds, point.flops) for point in planner.ways([None])[1]]
+    assert found == [(10, 3.0, 9.0), (20, 2.0, 8.0), (40, 2.1, 5.0)]
 
 
 def test_what_is_timed(planned):

@@ -365,7 +365,8 @@ def _rows_times_columns(b: Builder, x: Leaf, y: Leaf, k: frozenset[Axis], addend
         return None
     ks = tuple(a for a in (y if is_const(y) else x).axes if a is not None and a in k)
     out = emit.matmul(b, write(b, x, [*((a,) for a in rows), ks]), write(b, y, [ks, cols]))
-    row = write(b, addend, [cols], frozenset(cols) if len(cols) > 1 else frozenset())
+    front: list[Group] = [()] if addend.axes[:1] == (None,) else []  # C of a Gemm may be [1, columns]
+    row = write(b, addend, [*front, cols], frozenset(cols) if len(cols) > 1 else frozenset())
     out = emit.binary(b, "Add", out, row)
     if len(cols) > 1:
         out = emit.reshape(b, out, [*out.known[:-1], *(a.size for a in cols)])

@@ -61,6 +61,7 @@ def broadcast_layout(
     aligned = axes == list(biggest.axes) and all(_aligned(leaf, axes) for leaf in leaves if not leaf.tensor.const)
     while axes and axes[-1] is None and not (aligned or _of_integers(biggest.tensor)):
         axes.pop()  # against a scalar onnxruntime would go element by element
+    axes = [*[None] * max(_in_front(leaf, axes) for leaf in leaves), *axes]
     out = []
     for leaf in leaves:
         present = axes_of(leaf)
@@ -68,8 +69,17 @@ def broadcast_layout(
         if leaf is biggest or (aligned and axes and axes[-1] is None):
             lead = 0
         full = frozenset(_filled(b, leaf, axes[lead:], union))
+        if not full and len(leaf.axes) <= len(axes) and _in_front(leaf, axes[lead:]):
+            out.append(leaf.tensor)  # [1, 64] broadcasts as [64] does
+            continue
         out.append(write(b, leaf, [(a,) if a is not None else () for a in axes[lead:]], full))
     return out, tuple(axes)
+
+
+def _in_front(leaf: Leaf, axes: Sequence[Axis | None]) -> int:
+    """How many dimensions of 1 a leaf, which is stored along ``axes`` otherwise, has in front of them."""
+    more = len(leaf.axes) - len(axes)
+    return more if more > 0 and leaf.axes == (*(None,) * more, *axes) else 0
 
 
 def _of_integers(t: Tensor) -> bool:

@@ -201,6 +201,9 @@ def _pick(b: Builder, t: Tensor, axis: int, positions: Sequence[int]) -> Tensor:
         if b.cuts.get(t.name, (t, -1, 0))[1] == axis:
             t, _, before = b.cuts[t.name]
             first += before
+        inside = _part_of(t, axis, first, n)
+        if inside is not None:
+            return _pick(b, inside[0], axis, range(inside[1], inside[1] + n))
         out = cut(b, t, axis, first, first + n, n)
         if not out.const and isinstance(t.known[axis], int):
             b.cuts[out.name] = (t, axis, first)
@@ -223,6 +226,21 @@ def _pick(b: Builder, t: Tensor, axis: int, positions: Sequence[int]) -> Tensor:
     if not out.const:
         b.picked[out.name] = (t, axis, tuple(positions))
     return out
+
+
+def _part_of(t: Tensor, axis: int, first: int, n: int) -> tuple[Tensor, int] | None:
+    """The operand of the Concat that ``t`` is, and where in it the ``n`` positions begin; None if in several."""
+    if t.node is None or t.node.proto.op_type != "Concat" or t.node.proto.attribute[0].i != axis:
+        return None
+    for part in t.node.inputs:
+        assert part is not None
+        size = part.known[axis]
+        if not isinstance(size, int):
+            return None
+        if first < size:
+            return (part, first) if first + n <= size else None
+        first -= size
+    return None
 
 
 def reduce(b: Builder, op: str, t: Tensor, axes: Sequence[int], keep: bool = True) -> Tensor:

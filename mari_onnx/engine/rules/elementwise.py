@@ -17,6 +17,7 @@ from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.forms import with_form
 from mari_onnx.engine.ir.value import Axis, Body, Decline, Leaf, Prod, Sum, Tensor, Value, axes_of
 from mari_onnx.engine.rule import Context, from_array, rule
+from mari_onnx.engine.rules.regions import by_regions
 from mari_onnx.model.dims import Size
 from mari_onnx.model.ops import MICROSOFT, STANDARD, Fact, having
 from mari_onnx.model.tensors import INDICES
@@ -88,6 +89,7 @@ def where(ctx: Context) -> list[Value]:
     """Part by part; where a part of the condition is the same throughout, the result is a part of one branch.
 
     A causal mask makes the block of the user's queries and the item's keys a constant. Equal branches are that branch.
+    A constant condition of few regions makes parts of its own (`regions.py`).
     """
     values = [ctx.input(i) for i in range(3)]
     bodies, groups = align(ctx.b, values)
@@ -101,7 +103,8 @@ def where(ctx: Context) -> list[Value]:
         same = x.tensor.scalar is not None and y.tensor.scalar is not None and not axes_of(x) and not axes_of(y)
         if same and np.array_equal(x.tensor.scalar, y.tensor.scalar):
             return x
-        return _copy(ctx, [condition, x, y], order, values[1].dtype)
+        found = by_regions(ctx.b, condition, x, y)
+        return found if found is not None else _copy(ctx, [condition, x, y], order, values[1].dtype)
 
     return [ctx.value(groups, zip_bodies(ctx.b, bodies, visit, order=order), values[1].dtype)]
 

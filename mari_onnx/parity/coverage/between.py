@@ -144,7 +144,7 @@ class Between:
             return
         first, at_first = pool[0]
         for other, _ in pool[1:]:
-            other = replace(other, user=first.user, literal=first.literal, whole=first.whole)
+            other = self._of_same_user(other, first)
             for ids_of in (first, other):
                 begin, end = (self._mixed(first, other, np.full(self._n, part), ids_of) for part in (0.0, 1.0))
                 low, high = at_first if ids_of is first else self._look(begin), self._look(end)
@@ -155,6 +155,16 @@ class Between:
                     if not targets:
                         break
                     yield from self._halved(first, other, ids_of, targets, low)
+
+    def _of_same_user(self, request: Request, first: Request) -> Request:
+        """A request with the user of another, whose columns of a packed input are his too."""
+        rows = dict(request.rows)
+        for name, sides in self._layout.sides.columns.items():
+            mine = list(sides.get("user", ()))
+            if name in rows:
+                rows[name] = rows[name].copy()
+                rows[name][:, mine] = first.rows[name][:1, mine]
+        return replace(request, user=first.user, rows=rows, literal=first.literal, whole=first.whole)
 
     def _assigned(self, low: _Margins, high: _Margins) -> list[_Target]:
         """For each candidate one turn that lies between two requests; each turn once."""

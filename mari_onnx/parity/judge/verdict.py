@@ -183,7 +183,7 @@ class Verdict:
                     self._worst_at(place, request, where, mine[0], each, truth)
         result.mean_abs = total / max(result.values, 1)
         for meter in meters:
-            meter.finish(settings.multiple, known)
+            meter.finish(settings, known)
         result.overall = max((m.overall.errors for m in meters), key=Errors.strain)
         result.by_request = max((m.by_request.errors for m in meters), key=Errors.strain)
         ties = parts.spread([2 * m.overall.errors.allowed * max(m.scales) for m in meters], truths[0].ndim)
@@ -305,11 +305,12 @@ class _Meters:
         for meter in (self.overall, self.by_request):
             meter.optimized(at, error, difference)
 
-    def finish(self, multiple: float, known: bool) -> None:
+    def finish(self, settings: Settings, known: bool) -> None:
+        multiple, eps = settings.multiple * settings.coarser, self._eps * settings.coarser
         floor = FLOOR_ULPS if known else FLOOR_BLIND_ULPS
         for meter in (self.overall, self.by_request):
             meter.finish()
-            meter.errors.bound(multiple, floor * self._eps, FLOOR_MEAN_ULPS * self._eps)
+            meter.errors.bound(multiple, floor * eps, FLOOR_MEAN_ULPS * eps)
 
 
 class _Meter:

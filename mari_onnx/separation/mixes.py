@@ -1,0 +1,74 @@
+"""Where user and candidate mix for good: a node whose operand has tokens or columns of the user's own, and whose result
+has none left there.
+
+Only element-wise operators and norms are looked at: that is where what a layer computed from all tokens comes back to
+those of the user (a residual, a gate, the columns of a cross layer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto
+
+from mari_onnx.engine.dependence import CANDIDATE, USER
+from mari_onnx.model.ops import Fact, having
+
+BY_ELEMENT, ROWS = having(Fact.ELEMENT), having(Fact.ROWS) - having(Fact.SOFTMAX)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Positions of a tensor that would be the user's own if its node did not read the candidate there.
+
+    Attributes:
+        node: its name, or its first output. op: its operator. tensor: its result.
+        axis: the dimension that has the positions. positions: which. size: of how many.
+    """
+
+    node: str
+    op: str
+    tensor: str
+    axis: int
+    positions: tuple[int, ...]
+    size: int
+
+
+def mixes(nodes: Iterable[NodeProto], depends: Mapping[str, np.ndarray]) -> Iterator[list[Mix]]:
+    """For each node at which user and candidate mix for good, in order, the ways to keep the user's part apart.
+
+    depends: of each tensor, what its elements depend on (`engine.dependence`).
+    """
+    for node in nodes:
+        result = depends.get(next(iter(node.output), ""))
+        if node.op_type not in BY_ELEMENT | ROWS or result is None:
+            continue
+        found: dict[Mix, None] = {}
+        for name in node.input if node.op_type in BY_ELEMENT else node.input[:1]:
+            operand = depends.get(name)
+            if operand is None:
+                continue
+            more = result.ndim - operand.ndim
+            for axis in range(max(0, -more), operand.ndim):
+                if operand.shape[axis] > 1 and operand.shape[axis] == result.shape[axis + more]:
+                    lost = _lost(_by_position(operand, axis), _by_position(result, axis + more))
+                    if lost:
+                        what = (node.name or node.output[0], node.op_type, node.output[0])
+                        found[Mix(*what, axis + more, lost, operand.shape[axis])] = None
+        if found:
+            yield list(found)
+
+
+def _by_position(bits: np.ndarray, axis: int) -> np.ndarray:
+    others = tuple(i for i in range(bits.ndim) if i != axis)
+    return np.bitwise_or.reduce(bits, axis=others) if others else bits
+
+
+def _lost(before: np.ndarray, after: np.ndarray) -> tuple[int, ...]:
+    """Positions that were the user's alone, beside others that were not, and now depend on the candidate."""
+    own = before == USER
+    if not (before & CANDIDATE).any():
+        return ()
+    return tuple(np.flatnonzero(own & (after & CANDIDATE > 0)).tolist())
