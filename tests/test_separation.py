@@ -148,9 +148,9 @@ def test_strings_and_several_requests_are_refused() -> None:
     assert "one request per run" in (found.reason or "")
     words = Graph(18, np.float32)
     x = words.item(1, D)
-    h = words.Concat(words.user(3, D), x, axis=1)
     label = words.item(1, D, high=3, dtype=object)
-    h = words.Where(words.Equal(label, label), h, h)
+    x = words.Where(words.Equal(label, label), x, words.Sin(x))
+    h = words.Concat(words.user(3, D), x, axis=1)
     h = words.Relu(words.Add(h, words.MatMul(words.weight(4, 4), h)))
     found = looked_at(words.output(words.MatMul(h, words.weight(D, 1))))
     assert found.layers == []

@@ -2,21 +2,25 @@
 has none left there.
 
 Only element-wise operators and norms are looked at: that is where what a layer computed from all tokens comes back to
-those of the user (a residual, a gate, the columns of a cross layer).
+those of the user (a residual, a gate, the columns of a cross layer). So one operand is computed from the other. Where
+it is not, as for products of pairs of fields, or where the item's own tokens are added to what they get of the user,
+there is nothing that the user's part could do without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import NodeProto
 
 from mari_onnx.engine.dependence import CANDIDATE, USER
+from mari_onnx.model.nodes import producers, reads
 from mari_onnx.model.ops import Fact, having
 
 BY_ELEMENT, ROWS = having(Fact.ELEMENT), having(Fact.ROWS) - having(Fact.SOFTMAX)
+MOVES = having(Fact.MOVES) - having(Fact.VIEW)
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,12 @@ class Mix:
     size: int
 
 
-def mixes(nodes: Iterable[NodeProto], depends: Mapping[str, np.ndarray]) -> Iterator[list[Mix]]:
+def mixes(nodes: Sequence[NodeProto], depends: Mapping[str, np.ndarray]) -> Iterator[list[Mix]]:
     """For each node at which user and candidate mix for good, in order, the ways to keep the user's part apart.
 
     depends: of each tensor, what its elements depend on (`engine.dependence`).
     """
+    made = producers(nodes)
     for node in nodes:
         result = depends.get(next(iter(node.output), ""))
         if node.op_type not in BY_ELEMENT | ROWS or result is None:
@@ -54,11 +59,34 @@ def mixes(nodes: Iterable[NodeProto], depends: Mapping[str, np.ndarray]) -> Iter
             for axis in range(max(0, -more), operand.ndim):
                 if operand.shape[axis] > 1 and operand.shape[axis] == result.shape[axis + more]:
                     lost = _lost(_by_position(operand, axis), _by_position(result, axis + more))
-                    if lost:
+                    if lost and (node.op_type in ROWS or _made_from(name, node, made, depends)):
                         what = (node.name or node.output[0], node.op_type, node.output[0])
                         found[Mix(*what, axis + more, lost, operand.shape[axis])] = None
         if found:
             yield list(found)
+
+
+def _made_from(
+    name: str, node: NodeProto, made: Mapping[str, NodeProto], depends: Mapping[str, np.ndarray]
+) -> bool:
+    """Whether another operand of the node is computed from this one, or from what this one is a map of, position by
+    position (a residual may have weights).
+    """
+    before, others = set[str](), [x for x in node.input if x != name]
+    while others:
+        maker = made.get(others.pop())
+        if maker is not None and not before.issuperset(inner := reads(maker)):
+            others += [x for x in inner if x not in before]
+            before.update(inner)
+    while name not in before:
+        maker = made.get(name)
+        if maker is None or maker.op_type in MOVES:
+            return False
+        data = [x for x in maker.input if x in depends and depends[x].any()]
+        if len(data) != 1:
+            return False
+        name = data[0]
+    return True
 
 
 def _by_position(bits: np.ndarray, axis: int) -> np.ndarray:
