@@ -173,12 +173,13 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     if given.out is not None and given.out.exists():
         results = json.loads(given.out.read_text())
-    there = {each["model"] for each in results}
+    there = {(each["group"], each["model"]) for each in results}
     for path in [p for folder in given.folders for p in sorted(Path(folder).glob("*.onnx"))]:
-        if path.stem in there or not any(fnmatch.fnmatch(path.stem, pattern) for pattern in given.only.split(",")):
+        group = path.parent.name
+        if (group, path.stem) in there or not any(fnmatch.fnmatch(path.stem, pattern) for pattern in given.only.split(",")):
             continue
         try:
-            results.append({"group": path.parent.name, **alone(path, given.candidates, given.seconds)})
+            results.append({"group": group, **alone(path, given.candidates, given.seconds)})
         except RuntimeError as error:
             print(f"{path.name}: {error}", flush=True)
             continue
