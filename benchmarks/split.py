@@ -175,8 +175,8 @@ def main() -> None:
         results = json.loads(given.out.read_text())
     there = {(each["group"], each["model"]) for each in results}
     for path in [p for folder in given.folders for p in sorted(Path(folder).glob("*.onnx"))]:
-        group = path.parent.name
-        if (group, path.stem) in there or not any(fnmatch.fnmatch(path.stem, pattern) for pattern in given.only.split(",")):
+        group, wanted = path.parent.name, any(fnmatch.fnmatch(path.stem, each) for each in given.only.split(","))
+        if (group, path.stem) in there or not wanted:
             continue
         try:
             results.append({"group": group, **alone(path, given.candidates, given.seconds)})

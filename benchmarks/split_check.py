@@ -5,8 +5,8 @@
 By default the sample models and the public ones in tests/data/interop; models that FILE has are left out. The check is
 that of `mari-onnx split`: 1, 2, 7, 64 and 500 candidates, two requests of each, rows made in a batch with rows of
 another request and in another order. The residual is the share of score.onnx's FLOPs that depend on the item alone
-(`mari_onnx.splitting.residual`): of the split that prices choose, and of the one that does most beforehand, whose
-estimated time is a multiple of the former's. The table is Markdown.
+(`mari_onnx.splitting.residual`): of the split that prices choose, and where that is more than 1%, of the one that does
+most beforehand, whose estimated time is a multiple of the former's. The table is Markdown.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def one(path: Path) -> dict[str, Any]:
     assert split.check is not None
     draw = drawer(path, source.model, sides)[0]
     left = item_residual(source.model, sides, split.folder, draw=draw)
-    least = unchecked(source, sides, options_for(500), choose=least_work)
+    least, residual = split, left
+    if left.share > SMALL:
+        least = unchecked(source, sides, options_for(500), choose=least_work)
+        residual = item_residual(source.model, sides, least.folder, draw=draw)
     return {
         "model": path.stem,
         "equal": split.check.ok,
@@ -53,7 +56,7 @@ def one(path: Path) -> dict[str, Any]:
         "bytes_per_user": split.plan.way.user_bytes,
         "residual": left.share,
         "seconds": split.plan.way.seconds,
-        "least_residual": item_residual(source.model, sides, least.folder, draw=draw).share,
+        "least_residual": residual.share,
         "least_bytes": least.plan.way.item_bytes,
         "least_seconds": least.plan.way.seconds,
         "left": [[x.op, x.name, x.redundant.flops / left.total.flops] for x in left.worst(3)] if left.share else [],
