@@ -86,7 +86,8 @@ def one(path: Path, candidates: int, seconds: float) -> dict[str, Any]:
         for name, model, given in (("optimize", whole.model, feed), (GATHERED, split.score, read))
     }
     rows = {t.name for t in split.manifest.rows if t.axis is not None}
-    expected[GATHERED] += sum(handing_seconds(array.nbytes, name in rows) for name, array in handed)
+    sizes = [[array.nbytes for name, array in handed if (name in rows) is row] for row in (True, False)]
+    expected[GATHERED] += handing_seconds(*sizes, fixed or candidates)
     return {
         "model": path.stem,
         "us": {name: 1e6 * timing.median(name) for name in runs},

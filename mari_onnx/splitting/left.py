@@ -115,24 +115,31 @@ class Rest:
     ) -> Left:
         """add: seconds of adding what is gathered to the rest. join: the place of a Concat that only these read."""
         nodes, item = [self._graph.node[k] for k in places], self._item
-        gather = self._gathering([x for n in nodes for x in n.output if item.is_read_outside(x, places)])
+        made = [x for n in nodes for x in n.output if item.is_read_outside(x, places)]
         only = join is not None and not item.is_read_outside(self._graph.node[join].output[0], places)
         inside = {*places, *((join,) if only else ())}
         alone = [x for x in self._items if x in item.readers and not item.is_read_outside(x, inside)]
+        gather = self._gathering(made, alone)
         if gather is not None:
-            gather += add - sum(self._handing(x) for x in alone)
+            gather += add
         names, ops = tuple(n.name or n.output[0] for n in nodes), tuple(n.op_type for n in nodes)
         return Left(names, ops, flops / (sum(self._flops) or 1.0), seconds, gather)
 
-    def _gathering(self, names: Sequence[str]) -> float | None:
-        if not all(self._n in self._shapes.get(name, ()) for name in names):
+    def _gathering(self, more: Sequence[str], less: Collection[str] = ()) -> float | None:
+        """How many seconds longer handing over takes with some tensors more and some less; None as in `Left`."""
+        if not all(self._n in self._shapes.get(name, ()) for name in more):
             return None
-        return sum(map(self._handing, names))
+        now = [name for name in self._items if name in self._item.readers]
+        inputs = one_more_input(self._prices) * (len(more) - len(less))
+        return self._handing([*(x for x in now if x not in less), *more]) - self._handing(now) + inputs
 
-    def _handing(self, name: str) -> float:
-        shape = self._shapes.get(name, ())
-        size = math.prod(shape) * self._width.get(name, self._width[""])
-        return handing_seconds(size, self._n in shape) + one_more_input(self._prices)
+    def _handing(self, names: Sequence[str]) -> float:
+        rows, others = [], []
+        for name in names:
+            shape = self._shapes.get(name, ())
+            size = math.prod(shape) * self._width.get(name, self._width[""])
+            (rows if self._n in shape else others).append(size)
+        return handing_seconds(rows, others, self._n)
 
 
 class _Item:

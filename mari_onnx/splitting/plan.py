@@ -191,7 +191,10 @@ class Planner:
         """Seconds that a caller takes to gather rows of these tensors, and to fetch those without rows, at N; and that
         score.onnx takes to make float32 of half precision.
         """
-        seconds = sum(handing_seconds(self._size(t), row_axis(t) is not None) for t in handed)
+        rows, others = [], []
+        for t in handed:
+            (others if row_axis(t) is None else rows).append(self._size(t))
+        seconds = handing_seconds(rows, others, self.time.candidates)
         casts = [self._size(t) / self.width(t) for t in handed if self.is_half(t)]
         return seconds + sum(self.prices.seconds(Use("Cast", {"node": 1, "elements": size})) for size in casts)
 
