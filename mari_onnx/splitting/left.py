@@ -134,7 +134,7 @@ class Rest:
         return self._handing([*(x for x in now if x not in less), *more]) - self._handing(now) + inputs
 
     def _handing(self, names: Sequence[str]) -> float:
-        rows, others = [], []
+        rows, others = list[int](), list[int]()
         for name in names:
             shape = self._shapes.get(name, ())
             size = math.prod(shape) * self._width.get(name, self._width[""])

@@ -191,7 +191,7 @@ class Planner:
         """Seconds that a caller takes to gather rows of these tensors, and to fetch those without rows, at N; and that
         score.onnx takes to make float32 of half precision.
         """
-        rows, others = [], []
+        rows, others = list[int](), list[int]()
         for t in handed:
             (others if row_axis(t) is None else rows).append(self._size(t))
         seconds = handing_seconds(rows, others, self.time.candidates)
