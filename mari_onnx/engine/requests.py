@@ -87,7 +87,7 @@ def begin(b: Builder, sides: Sides) -> None:
     """The axis of the requests, and the input that tells every candidate its request."""
     if b.requests is not None:
         return
-    b.requests = Axis(R)
+    b.requests = Axis(R, only=True)
     b.rows = set()  # a request may have no candidates, where others have some
     if sides.several in ("index", "offsets"):
         b.flat, b.sources["R"] = True, (Tensor("number of requests", TensorProto.INT64, (R,), frozenset()), 0)

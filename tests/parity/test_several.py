@@ -63,6 +63,21 @@ def test_a_grid_is_as_many_runs_of_the_source(requests: int, n: int) -> None:
         np.testing.assert_allclose(have[k], want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["grid", "index", "offsets"])
+@pytest.mark.parametrize("user_first", [True, False])
+def test_a_user_without_rows_beside_values_that_were_joined(form: str, user_first: bool) -> None:
+    """Joining makes new axes, and the requests have to stay the same ones."""
+    nodes = [node("Concat", "x z", "c", axis=1), node("MatMul", "c W", "h"), node("Relu", "h", "r")]
+    nodes += [node("Add", "u r" if user_first else "r u", "s"), node("Concat", "s x", "d", axis=1)]
+    nodes += [node("MatMul", "d V", "y")]
+    inputs: list[tuple[str, int, Shape]] = [("u", FLOAT, (6,)), ("x", FLOAT, ("N", 4)), ("z", FLOAT, ("N", 3))]
+    source = model(nodes, inputs, [tensor("W", 7, 6), tensor("V", 10, 5)])
+    source.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", FLOAT, None))
+    made = optimize(source, {"u": "user", "x": "item", "z": "item"}, batched=form)
+    assert made.changed
+    assert not made.report.incidents
+
+
 def test_what_a_grid_takes_is_declared() -> None:
     made = signature(optimize(score(), SIDES, batched="grid").model)
     assert [i.shape for i in made.inputs] == [("R", 6), ("R", "N", 4)]

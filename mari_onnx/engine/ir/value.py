@@ -32,13 +32,14 @@ class Axis:
     """An atomic axis: an identity with a size (never the integer 1). Two axes of equal size are different axes.
 
     number: counts axes as they are made, so that a set of them has the same order in every run (`in_order`).
+    only: there is no other axis of its kind, in any value: the requests (`engine/requests.py`).
     """
 
-    __slots__ = ("__weakref__", "number", "size")
+    __slots__ = ("__weakref__", "number", "only", "size")
     _numbers = itertools.count()
 
-    def __init__(self, size: Size):
-        self.size, self.number = size, next(Axis._numbers)
+    def __init__(self, size: Size, only: bool = False):
+        self.size, self.only, self.number = size, only, next(Axis._numbers)
 
     def __repr__(self) -> str:
         return f"<{self.size}:{id(self) & 0xFFF:x}>"
@@ -318,9 +319,11 @@ def rename(body: Body, mapping: dict[Axis, Axis]) -> Body:
 
 
 def fresh(value: Value) -> Value:
-    """The same value over new axes, so that it can stand beside another value that has its axes."""
-    mapping = {axis: Axis(axis.size) for axis in value.axes}
-    groups = tuple(tuple(mapping[a] for a in group) for group in value.known)
+    """The same value over new axes, so that it can stand beside another value that has its axes. The requests stay: what
+    one value has of a request belongs to what another has of it.
+    """
+    mapping = {axis: Axis(axis.size) for axis in value.axes if not axis.only}
+    groups = tuple(tuple(mapping.get(a, a) for a in group) for group in value.known)
     return Value(groups, _renewed(value.body, mapping), value.dtype, value.sym)
 
 
