@@ -80,7 +80,11 @@ class Assembly(abc.ABC):
 
     @abc.abstractmethod
     def open(self, provider: str, optimize: bool, threads: int) -> Any:
-        """What `session` opens: it has `get_inputs` and `run`, as onnxruntime's sessions have."""
+        """What `session` opens: it has `get_inputs` and `run`, as onnxruntime's sessions have.
+
+        If the metadata of `model` say that it takes several requests, there is `run_several(names, feeds)`, too: feeds
+        of single requests -> for each of them its outputs `names`, all by one run.
+        """
 
 
 def load(silent: bool = False) -> Any:

@@ -53,8 +53,8 @@ def _optional_numbers(context: click.Context, parameter: click.Parameter, value:
     "users",
     callback=_optional_numbers,
     metavar="R,...",
-    help="Time R requests in one run (`optimize --batched`) against R runs of one request each. MODEL is the "
-    "source alone, or the source and an output of --batched.",
+    help="Time R requests in one run (`--batched`) against R runs of one request each. MODEL is the source alone, or "
+    "the source and an output of `optimize --batched` or the folder of a split model.",
 )
 @click.option(
     "--data",
@@ -154,10 +154,9 @@ def bench(
     if users:
         if data is not None or provider != "cpu" or peers or with_floor or plot_file is not None:
             raise click.UsageError("--users-per-run takes no --data, --peers, --floor and --plot, and the CPU only")
-        if folder_of_parts is not None:
-            raise click.UsageError("--users-per-run is for models that are not split")
         with progress_bar(quiet) as progress:
-            together, notes = _together(source, found, models, users, candidates, threads, seconds, progress)
+            timed = _together if folder_of_parts is None else _of_parts
+            together, notes = timed(source, found, models, users, candidates, threads, seconds, progress)
         summary.write(out, summary.of_bench([each.to_dict() for each in together], notes))
         if json_file is not None:
             _write_json(json_file, together, notes, models[0], provider)
@@ -219,12 +218,11 @@ def _together(
     from mari_onnx import api
     from mari_onnx.choices import options_for
     from mari_onnx.timing.measure import OURS, as_given
-    from mari_onnx.timing.several import MOST, measure_together
+    from mari_onnx.timing.several import measure_together
 
     if len(models) > 2:
         raise click.UsageError("--users-per-run takes the source, and at most one output of --batched")
-    sizes = [(count, n) for count in users for n in candidates if count * n <= MOST]
-    notes = [f"runs of more than {MOST} rows are left out"] if len(sizes) < len(users) * len(candidates) else []
+    sizes, notes = _sizes(users, candidates)
     form = _form_of(models[1]) if len(models) > 1 else sides.batched or "grid"
     batched, typical = replace(sides, batched=form), _typical(candidates)
     results: list[Together] = []
@@ -246,6 +244,40 @@ def _together(
                 seconds=seconds, progress=progress,
             )  # fmt: skip
     return results, notes
+
+
+def _sizes(users: Sequence[int], candidates: Sequence[int]) -> tuple[list[tuple[int, int]], list[str]]:
+    """(requests, candidates) to time, and a note where some are left out."""
+    from mari_onnx.timing.several import MOST
+
+    sizes = [(count, n) for count in users for n in candidates if count * n <= MOST]
+    left = len(sizes) < len(users) * len(candidates)
+    return sizes, [f"runs of more than {MOST} rows are left out"] if left else []
+
+
+def _of_parts(
+    source: Source,
+    sides: Sides,
+    models: Sequence[Path],
+    users: Sequence[int],
+    candidates: Sequence[int],
+    threads: Sequence[int],
+    seconds: float,
+    progress: Progress | None,
+) -> tuple[list[Together], list[str]]:
+    """The same for the folder of a split, the second of `models`."""
+    from mari_onnx.timing.stages import measure_merging
+
+    sizes, notes = _sizes(users, candidates)
+    results: list[Together] = []
+    with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder:
+        typical = _typical(candidates)
+        variants, more = _variants(source, sides, models[:1], Path(folder), typical, "cpu", False, False, progress)
+        for count in threads:
+            results += measure_merging(
+                variants, models[1], source.model, sides, sizes, threads=count, seconds=seconds, progress=progress
+            )
+    return results, [*notes, *more]
 
 
 def _form_of(path: Path) -> str:

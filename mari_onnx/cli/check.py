@@ -143,7 +143,8 @@ def check(
     **rest: Any,
 ) -> None:
     """Compare ORIGINAL and OPTIMIZED on the same requests; exit with 1 if outputs differ, with 8 if they cannot be
-    compared. OPTIMIZED may be the folder of a split model: its parts are run together.
+    compared. OPTIMIZED may be the folder of a split model: its parts are run together, one request at a time, and if
+    it has score.batched.onnx several.
 
     The sides are those of ORIGINAL's inputs: from the flags, from the side file beside either
     model, or from either model's metadata.
@@ -155,6 +156,7 @@ def check(
     from mari_onnx.parity import check as compare
     from mari_onnx.parity.check import find_sides
     from mari_onnx.parity.float64 import light
+    from mari_onnx.parity.result import DIFFERENT
     from mari_onnx.report import summary
     from mari_onnx.report.terminal import console
 
@@ -184,6 +186,10 @@ def check(
         result = compare(
             source, compared, sides, requests=requests, settings=settings, progress=progress
         )
+        together = _together(compared)
+        if together is not None and result.verdict != DIFFERENT:
+            more = compare(source, together, sides, requests=requests, settings=settings, progress=progress)
+            result.add(more, "score.batched.onnx")
         result.optimized = str(optimized)
         result.notes += notes
         if bisect is not None and not result.ok:
@@ -213,6 +219,15 @@ def _split(source: Path, optimized: Path) -> tuple[list[str], Any]:
     if read(source).sha256 == parts.manifest.source["sha256"]:
         return [], parts
     return [f"{optimized} was split from another file than {source}"], parts
+
+
+def _together(compared: Any) -> Any:
+    """A split that scores several requests in one run, as what does so; None for anything else."""
+    from mari_onnx.splitting.assembly import Assembly
+
+    if not isinstance(compared, Assembly) or compared.manifest.batched is None:
+        return None
+    return Assembly(compared.folder, batched=True)
 
 
 def _write(path: Path, text: str) -> None:

@@ -56,6 +56,13 @@ if TYPE_CHECKING:
     help="How states and rows are stored. float16 takes half the bytes; the check measures by how much outputs "
     "differ.  [default: as in --choices FILE, else float32]",
 )
+@click.option(
+    "--batched",
+    type=click.Choice(["grid", "index", "offsets"]),
+    help="Write DIR/score.batched.onnx, too, which scores several requests in one run, with states of different users. "
+    "grid: rows and outputs are [R, N, ..]. index, offsets: they have the candidates of all requests, [P, ..], and one "
+    "more input says whose they are: request_index [P], or request_offsets [R+1] (docs/batching.md).",
+)
 @threads_option
 @prices_option
 @data_option
@@ -107,7 +114,8 @@ def split(
     quiet: bool,
     **sides: Any,
 ) -> None:
-    """Split IN into DIR/user.onnx, DIR/item.onnx, DIR/score.onnx and DIR/manifest.json.
+    """Split IN into DIR/user.onnx, DIR/item.onnx, DIR/score.onnx and DIR/manifest.json, with --batched also into
+    DIR/score.batched.onnx.
 
     user.onnx computes a user's state from the user's inputs, item.onnx one row per item from the item's inputs, and
     score.onnx all outputs of IN from a state, rows and what is left. The parts are run together and compared with IN
@@ -192,11 +200,19 @@ def _lines(done: Split) -> list[Block]:
     if done.left:
         lines.append(f"{sum(each.share for each in done.left):.1%} of score.onnx's FLOPs depend on the item alone:")
         lines += [f"  {escape(each.text)}" for each in done.left[:SHOWN]]
+    if said.batched is not None:
+        more = f", with one more input {said.batched.index}" if said.batched.index else ""
+        size = said.parts["batched"].bytes
+        lines.append(f"score.batched.onnx: several requests in one run ({said.batched.form}{more}) ({_mb(size)})")
     contract = said.contract
     if contract.state != "float32":
         off = f"outputs differ from the source's by at most {contract.max_error:.1e}"
         lines.append(f"states and rows are {contract.state}: {off}")
-    return [*lines, *summary.of_equal(done.check.to_dict(), "cpu")] if done.check is not None else lines
+    if done.check is not None:
+        lines += summary.of_equal(done.check.to_dict(), "cpu")
+    if done.together is not None:
+        lines += [f"score.batched.onnx: {note}" for note in done.together.notes if "in one run" in note]
+    return lines
 
 
 def _mb(size: int) -> str:

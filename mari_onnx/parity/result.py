@@ -85,6 +85,14 @@ class CheckResult:
         found = self.failures + [f"output {o.name} ({o.provider}): {o.reason}" for o in failing]
         return found + self.cannot_compare
 
+    def add(self, other: CheckResult, what: str) -> None:
+        """Adds what a check of something else found, `what` it is said with, as failures and notes."""
+        wrong = [r for r in other.reasons if r not in other.cannot_compare]
+        self.failures += [f"{what}: {reason}" for reason in wrong]
+        self.cannot_compare += [f"{what}: {reason}" for reason in other.cannot_compare]
+        self.notes += [f"{what}: {note}" for note in other.notes if note not in self.notes]
+        self.failing += other.failing
+
     def mark(self) -> tuple[int, ...]:
         """For `reset`."""
         return tuple(map(len, self._found()))

@@ -11,7 +11,8 @@ from mari_onnx.serving.opening import open_store
 from mari_onnx.serving.service import Answer, Request, Service
 from mari_onnx.serving.states import StateCache
 from mari_onnx.serving.store import ArrowStore, FoundRows, ItemStore
-from mari_onnx.splitting.ranker import ItemRows, Ranker, UserState
+from mari_onnx.splitting.ranker import Ranker
+from mari_onnx.splitting.rows import ItemRows, UserState
 
 __all__ = [
     "Answer",

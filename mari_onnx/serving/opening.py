@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mari_onnx.serving.store import ArrowStore, Compute, ItemStore
-from mari_onnx.splitting.ranker import ItemRows
+from mari_onnx.splitting.rows import ItemRows
 
 
 def open_store(where: str | Path, default: ItemRows | None = None, compute: Compute | None = None) -> ItemStore:

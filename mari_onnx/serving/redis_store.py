@@ -20,7 +20,7 @@ from redis.retry import Retry
 from mari_onnx.errors import ModelError, ModelNotFound, StoreUnavailable, UsageError
 from mari_onnx.serving.row_format import Column, RowFormat
 from mari_onnx.serving.store import ArrowStore, Compute, ItemStore
-from mari_onnx.splitting.ranker import ItemRows
+from mari_onnx.splitting.rows import ItemRows
 
 PREFIX = "mari-onnx"
 NAME = "items"

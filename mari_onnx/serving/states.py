@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from cachetools import TTLCache
 
-from mari_onnx.splitting.ranker import Arrays, UserState
+from mari_onnx.splitting.rows import Arrays, UserState
 
 
 @dataclass

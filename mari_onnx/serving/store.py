@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from mari_onnx.errors import BadFeatures, MissingItems, ModelError, ModelNotFound
 from mari_onnx.serving.row_format import HASH, ID, Column, Id, RowFormat, ids_from_arrow, ids_to_numpy, shown
-from mari_onnx.splitting.ranker import ItemRows
+from mari_onnx.splitting.rows import ItemRows
 
 Compute = Callable[[Sequence[Id]], ItemRows]
 """Ids -> their rows, as `Ranker.items` makes them of features."""

@@ -24,7 +24,8 @@ from mari_onnx.model.provenance import set_metadata
 from mari_onnx.sides.resolve import METADATA_KEY
 from mari_onnx.splitting import manifest as manifests
 from mari_onnx.splitting.manifest import InputInfo, Manifest
-from mari_onnx.splitting.ranker import ItemRows, Ranker, UserState
+from mari_onnx.splitting.ranker import Ranker
+from mari_onnx.splitting.rows import ItemRows, UserState
 
 FOREIGN = 64
 """Rows of another request in a batch of items, at most."""
@@ -33,13 +34,21 @@ KEPT = 256
 
 
 class Assembly(runtime.Assembly):
-    """A split as a stand-in for its source: same inputs, the user's with one row, and same outputs."""
+    """A split as a stand-in for its source: same inputs, the user's with one row, and same outputs.
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    Args:
+        batched: score by score.batched.onnx, which the split has, also a single request; and take several in a run.
+    """
+
+    def __init__(self, folder: str | Path, batched: bool = False):
+        self.folder, self.batched = Path(folder), batched
         self.manifest = manifests.read(folder)
         manifests.verify(self.folder, self.manifest)
         self.model = merged(self.folder, self.manifest)
+        if batched:
+            assert self.manifest.batched is not None
+            said = {**self.manifest.sides, "batched": self.manifest.batched.form}
+            set_metadata(self.model, {METADATA_KEY: json.dumps(said, ensure_ascii=False)})
 
     @property
     def metadata(self) -> str:
@@ -48,14 +57,14 @@ class Assembly(runtime.Assembly):
 
     def open(self, provider: str, optimize: bool, threads: int) -> Any:
         """See `mari_onnx.runtime.session`."""
-        return Session(Ranker(self.folder, provider, threads, optimize), self.model)
+        return Session(Ranker(self.folder, provider, threads, optimize), self.model, self.batched)
 
 
 class Session:
     """Runs a split; its methods are those of onnxruntime's session that the check calls."""
 
-    def __init__(self, ranker: Ranker, model: onnx.ModelProto):
-        self.ranker, self.manifest = ranker, ranker.manifest
+    def __init__(self, ranker: Ranker, model: onnx.ModelProto, batched: bool = False):
+        self.ranker, self.manifest, self.batched = ranker, ranker.manifest, batched
         self._infos = [
             SimpleNamespace(name=i.name, shape=[d.dim_value if d.HasField("dim_value") else d.dim_param or None
                                                 for d in i.type.tensor_type.shape.dim])
@@ -70,9 +79,23 @@ class Session:
 
     def run(self, names: Sequence[str] | None, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs `names` of one request, by default all."""
-        rows = self._rows(feed)
-        answers = self.ranker.score(self._state(feed), rows, {n: feed[n] for n in self.manifest.cross if n in feed})
+        state, rows, cross = self._state(feed), self._rows(feed), self._cross(feed)
+        count = self.ranker.count_of(rows, cross)
+        if self.batched and count:
+            (answers,) = self.ranker.in_one_run([state.arrays], rows.arrays, [cross], [count])
+        else:
+            answers = self.ranker.score(state, rows, cross)
         return [answers[name] for name in names or answers]
+
+    def run_several(
+        self, names: Sequence[str] | None, feeds: Sequence[Mapping[str, np.ndarray]]
+    ) -> list[list[np.ndarray]]:
+        """For each request its outputs `names`, by default all, of one run."""
+        answers = self.ranker.score_many([(self._state(feed), self._rows(feed), self._cross(feed)) for feed in feeds])
+        return [[answer[name] for name in names or answer] for answer in answers]
+
+    def _cross(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {n: feed[n] for n in self.manifest.cross if n in feed}
 
     def _state(self, feed: Mapping[str, np.ndarray]) -> UserState:
         """The user's state; made once."""
@@ -93,10 +116,12 @@ class Session:
         read = {n: feed[n] for n in [*(part.inputs if part else ()), *passed_on]}
         along = {n: inputs[n].axis for n in read if inputs[n].axis is not None}
         counts = {np.shape(read[n])[axis] for n, axis in along.items() if axis is not None}
-        if part is None or len(counts) != 1 or 0 in counts:
+        if part is None or len(counts) != 1:
             return self.ranker.items(feed)
         (n,) = counts
         others = self._foreign.setdefault(_alike(read, inputs), read)
+        if not n:  # there is nothing to make; on some models onnxruntime would end the process
+            return self.ranker.items(others).take([])
         more = min(FOREIGN, *(np.shape(others[k])[axis] for k, axis in along.items() if axis is not None))
         order = np.random.default_rng(n).permutation(n + more)
         batch = {
@@ -126,7 +151,7 @@ def _identity(array: np.ndarray) -> Any:
 
 def merged(folder: Path, manifest: Manifest) -> onnx.ModelProto:
     """The models of a split as one graph, with the source's inputs and outputs; inner names get their part's prefix."""
-    parts = {name: load(folder / part.file) for name, part in manifest.parts.items()}
+    parts = {name: load(folder / part.file) for name, part in manifest.parts.items() if name != "batched"}
     score = parts["score"]
     model = onnx.ModelProto(ir_version=score.ir_version)
     model.opset_import.extend(score.opset_import)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
@@ -24,10 +25,18 @@ from mari_onnx.sides.resolve import resolve
 from mari_onnx.splitting.assembly import Assembly, Session
 from mari_onnx.splitting.left import Rest
 from mari_onnx.splitting.residual import item_residual
+from mari_onnx.splitting.together import joined
 
 SHOWN = 5
 """Nodes of what is left that are listed."""
-RATES = {"user": "once per user", "item": "once per item", "score": "for each candidate"}
+RATES = {
+    "user": "once per user",
+    "item": "once per item",
+    "score": "for each candidate",
+    "batched": "for each candidate of several requests",
+}
+REQUESTS = 4
+"""In the run of score.batched.onnx whose FLOPs are counted."""
 
 
 def rates(source: Source, folder: str | Path, measure: bool = False) -> dict[str, Any]:
@@ -35,9 +44,9 @@ def rates(source: Source, folder: str | Path, measure: bool = False) -> dict[str
 
     "item_left" says what score.onnx computes of the item alone, and why (`mari_onnx.splitting.left`).
 
-    FLOPs are per candidate for `score` and for the source, per item for `item`, and per user for `user`; None where the
-    shapes of products are not known. With `measure`, "item_residual" is what score.onnx computes of the item alone
-    (`mari_onnx.splitting.residual`).
+    FLOPs are per candidate for `score`, `batched` and the source, per item for `item`, and per user for `user`; None
+    where the shapes of products are not known. With `measure`, "item_residual" is what score.onnx computes of the item
+    alone (`mari_onnx.splitting.residual`).
 
     Raises:
         ModelError: the folder is no split, or a model cannot run.
@@ -56,9 +65,11 @@ def rates(source: Source, folder: str | Path, measure: bool = False) -> dict[str
     feeds = {**feed, **state.arrays, **rows.arrays}
     found: dict[str, Any] = {}
     for name, part in said.parts.items():
-        model = load(parts.folder / part.file)
-        cost = work(model, {k: feeds[k] for k in part.inputs if k in feeds})
-        per = 1 if name == "user" else n
+        model, given, per = load(parts.folder / part.file), feeds, 1 if name == "user" else n
+        if name == "batched":
+            many = rows.take(np.tile(np.arange(rows.count), REQUESTS)).arrays
+            given, per = joined(said, [feeds] * REQUESTS, many, [feeds] * REQUESTS, [n] * REQUESTS), REQUESTS * n
+        cost = work(model, {k: given[k] for k in part.inputs if k in given})
         found[name] = {
             "rate": RATES[name],
             "nodes": len(model.graph.node),
@@ -92,7 +103,7 @@ def blocks(found: dict[str, Any]) -> list[Block]:
     for name in ("input", "side", "type", "shape", "read by"):
         inputs.add_column(name, overflow="fold")
     for each in said["inputs"]:
-        read = [f"{k}.onnx" for k, part in said["parts"].items() if each["name"] in part["inputs"]]
+        read = [part["file"] for part in said["parts"].values() if each["name"] in part["inputs"]]
         inputs.add_row(escape(each["name"]), each["side"], each["dtype"], escape(_text(each["shape"])), ", ".join(read))
     parts = Table(box=None, pad_edge=False)
     parts.add_column("part")
@@ -101,7 +112,8 @@ def blocks(found: dict[str, Any]) -> list[Block]:
         parts.add_column(name, justify="right")
     for name, part in found["parts"].items():
         flops = "?" if part["flops"] is None else quantity(part["flops"])
-        parts.add_row(f"{name}.onnx", part["rate"], str(part["nodes"]), flops, f"{part['bytes'] / 1e6:.2f}")
+        size = f"{part['bytes'] / 1e6:.2f}"
+        parts.add_row(said["parts"][name]["file"], part["rate"], str(part["nodes"]), flops, size)
     handed = Table(box=None, pad_edge=False)
     for name in ("handed over", "of", "type", "shape"):
         handed.add_column(name, overflow="fold")
@@ -111,6 +123,10 @@ def blocks(found: dict[str, Any]) -> list[Block]:
             name = each["name"] if each["made"] else f"{each['name']} (an input)"
             handed.add_row(escape(name), what, each["dtype"], escape(_text(each["shape"])), str(each["bytes"]))
     lines: list[Block] = [inputs, "", parts]
+    if said["batched"] is not None:
+        index = said["batched"]["index"]
+        by = f", by the input {index}" if index else ""
+        lines.append(f"several requests in one run: {said['batched']['form']}{by}")
     if found["source_flops"] is not None:
         lines.append(f"the source takes {quantity(found['source_flops'])} FLOPs for each candidate")
     alone = found["item_left"]

@@ -22,9 +22,10 @@ from mari_onnx.parity.guard import Checked, optimize_checked
 from mari_onnx.parity.requests.recorded import as_requests
 from mari_onnx.parity.result import CANNOT_COMPARE, CheckResult
 from mari_onnx.parity.settings import Settings
-from mari_onnx.parity.several.check import check
+from mari_onnx.parity.several.check import check, form_in
 from mari_onnx.sides.resolve import Sides
 from mari_onnx.splitting import half as halves
+from mari_onnx.splitting.batched import batched_part, pays_until, refuse_mixing
 from mari_onnx.splitting.choices import SplitChoices, Stored, stored_as
 from mari_onnx.splitting.files import put
 from mari_onnx.splitting.folder import free_folder, write
@@ -55,6 +56,7 @@ class Split:
         left: what score.onnx still computes of the item alone, and why.
         choices: with which the same split is made again.
         check: of the parts together against the source; None where none was asked for.
+        together: of several requests in one run; None where that was not asked for.
         notes: what a reader should know.
     """
 
@@ -66,6 +68,7 @@ class Split:
     left: list[Left]
     choices: SplitChoices
     check: CheckResult | None = None
+    together: CheckResult | None = None
     notes: list[str] = field(default_factory=list)
     _kept: Any = None
 
@@ -96,6 +99,7 @@ class Split:
             "left": [each.to_dict() for each in self.left],
             "notes": self.notes,
             "check": self.check.to_dict() if self.check is not None else None,
+            "together": self.together.to_dict() if self.together is not None else None,
         }
 
     def ranker(self, provider: str = "cpu", threads: int = 1) -> Ranker:
@@ -127,6 +131,7 @@ def split(
     rest: str | None = None,
     shapes: Mapping[str, Sequence[int | str | None]] | None = None,
     count: Iterable[str] = (),
+    batched: str | None = None,
     candidates: int = 500,
     item_bytes: int | None = None,
     user_bytes: int | None = None,
@@ -143,6 +148,8 @@ def split(
     Args:
         model, sides, user, item, cross, rest, shapes, count, requests, providers, threads, prices: as for `optimize`.
             Inputs that nothing tags count as cross.
+        batched: make score.batched.onnx, too, which scores several requests in one run: "grid", "index" or "offsets"
+            (docs/batching.md).
         candidates: N per request, for which the cut is chosen.
         item_bytes, user_bytes: how much may be handed over for an item, and for a user.
         choices: of an earlier split (`Split.choices`): the same split is made, whatever is faster now.
@@ -155,11 +162,13 @@ def split(
         SidesUnknown, UsageError: see `mari_onnx.sides.resolve`; a budget is too small; `state` contradicts `choices`.
         ModelError: the model cannot be read or run, or cannot be split.
         Unchanged: nothing can be computed beforehand.
+        CannotBatch: several requests cannot be scored in one run.
         OutputsDiffer, CannotCompare: the check failed, or could not be made.
     """
     source = as_source(model)
     given = {name: tuple(shape) for name, shape in (shapes or {}).items()}
-    found = sides_of(source, sides, True, user=user, item=item, cross=cross, rest=rest, shapes=given, count=count)
+    tags = {"user": user, "item": item, "cross": cross, "rest": rest, "shapes": given, "count": count}
+    found = sides_of(source, sides, True, batched=batched, **tags)
     options = options_for(candidates, threads=threads, prices=prices, choices=choices.choices if choices else None)
     return split_source(
         source, found, options, Budget(item_bytes, user_bytes), choices=choices, clock=threads if clock else None,
@@ -183,18 +192,24 @@ def split_source(
 ) -> Split:
     """`split` of a source that was read. clock: threads with which close plans are timed; None for none. changes:
     fields of the check's `Settings`. Raises as `split` does.
+
+    If `sides.batched` says so, score.batched.onnx is made, too.
     """
     from mari_onnx.runtime import require
 
-    if sides.several:
-        flag = "--index" if sides.indices else "--batched"
-        raise UsageError("a model for several requests cannot be split", f"leave {flag} out")
+    if sides.indices:
+        raise UsageError("a model for several requests cannot be split", "leave --index out")
+    if form_in(source.model) is not None:
+        raise UsageError("a model for several requests cannot be split", "split the model that it was made of")
+    several, sides = sides, dataclasses.replace(sides, batched=None, index_name=None)
     half = stored_as(state, choices) == "float16"
     source = with_given_shapes(source, sides)
     options = at_its_number(options, source.model, sides)
     recorded = as_requests(requests, signature(source.model), sides)
     for provider in providers:
         require(provider)
+    if several.batched:
+        refuse_mixing(source, several)
     notes: list[str] = []
     for items in (True, False):
         work = Work(source, sides, options, budget or Budget(), items, choices.cut if choices else None, clock, half)
@@ -230,7 +245,23 @@ def split_source(
         )  # fmt: skip
         _refuse_half(answer.result)
         contract = Contract("float16", settings.multiple * settings.coarser, answer.result.max_error)
-    return _finished(work, answer, notes, contract)
+    done = _finished(work, answer, notes, contract)
+    if several.batched:
+        changes = {**changes, "coarser": halves.COARSER if half else 1.0, "providers": tuple(providers)}
+        _add_batched(done, work, several, clock, requests=recorded, progress=progress, **changes)
+    return done
+
+
+def _add_batched(done: Split, work: Work, sides: Sides, clock: int | None, **check: Any) -> None:
+    """Adds score.batched.onnx, checked. sides: of the source, which say how. check: arguments of `optimize_checked`."""
+    draft = done.plan.way.rewrite.draft
+    assert draft is not None
+    made, answer = batched_part(done.folder, done.manifest, draft.outputs, work.source, sides, work.options, **check)
+    _refuse(answer)
+    done.manifest, done.together = made, answer.result
+    done.notes += [f"undone for several requests: {each}" for each in answer.incidents]
+    if clock is not None:
+        done.notes.append(pays_until(done.folder, done.manifest, clock))
 
 
 def unchecked(
@@ -271,7 +302,8 @@ def _finished(work: Work, answer: Checked, notes: list[str], contract: Contract)
         for name, part in (("user", plan.user), ("item", plan.item), ("score", plan.score))
         if part is not None
     }
-    return Split(folder, manifest, plan, work.points, rates, work.left, choices, answer.result, notes, work.folder)
+    left, kept = work.left, work.folder
+    return Split(folder, manifest, plan, work.points, rates, left, choices, answer.result, notes=notes, _kept=kept)
 
 
 def _refuse(answer: Checked) -> None:

@@ -17,6 +17,7 @@ from mari_onnx.errors import ModelError, ModelNotFound
 from mari_onnx.model.load import load
 from mari_onnx.model.signature import signature
 from mari_onnx.parity.settings import MULTIPLE
+from mari_onnx.sides.resolve import BATCHED
 from mari_onnx.splitting.choices import Stored
 from mari_onnx.version import __version__
 
@@ -80,6 +81,24 @@ class PartInfo:
 
 
 @dataclass(frozen=True)
+class BatchedInfo:
+    """How score.batched.onnx takes several requests in one run (docs/batching.md).
+
+    Tensors of a user have the requests in front: `[1, H]` is `[R, 1, H]`.
+
+    Attributes:
+        form: "grid", "index" or "offsets".
+        index: the input that says whose candidates are whose; None in a grid.
+        axes: output -> the axis of the candidates in the source; None where there is one output for each request, which
+            has the requests in front.
+    """
+
+    form: str
+    index: str | None
+    axes: Mapping[str, int | None]
+
+
+@dataclass(frozen=True)
 class Contract:
     """How near the parts come to the source.
 
@@ -102,10 +121,12 @@ class Manifest:
     Attributes:
         source: "file" and "sha256". sides: as in a side file.
         inputs, outputs: of the source, in order.
-        parts: "user", "item" and "score"; the first two only where they compute something.
+        parts: "user", "item", "score" and "batched"; the first two only where they compute something, the last one
+            where it was asked for: score for several requests in one run.
         state: what score reads of the user. rows: what it reads of the item, and outputs of the item alone.
         cross: inputs that score reads for each request.
         candidates: the N that the cut was chosen for. seconds: estimated, of score and of handing over, at that N.
+        batched: how the part "batched" is fed; None without it.
     """
 
     source: Mapping[str, str]
@@ -120,6 +141,7 @@ class Manifest:
     seconds: float
     contract: Contract = Contract()
     version: str = __version__
+    batched: BatchedInfo | None = None
 
     @property
     def state_key(self) -> str:
@@ -176,6 +198,7 @@ def read(folder: str | Path) -> Manifest:
             float(said["seconds"]),
             Contract(**said["contract"]),
             str(said["mari_onnx"]),
+            _batched(said.get("batched")),
         )  # fmt: skip
         again = json.loads(found.to_json())
         wrong = [key for key in {**said, **again} if said.get(key) != again.get(key)]
@@ -195,6 +218,17 @@ def _shaped(said: Mapping[str, Any]) -> dict[str, Any]:
     if not right or not (axis is None or (isinstance(axis, int) and 0 <= axis < len(shape))):
         raise ValueError(f"{said['name']} has the shape {shape} and the axis {axis}")
     return {**said, "shape": tuple(shape)}
+
+
+def _batched(said: Any) -> BatchedInfo | None:
+    if said is None:
+        return None
+    found = BatchedInfo(said["form"], said["index"], dict(said["axes"]))
+    if found.form not in BATCHED or (found.index is None) != (found.form == "grid"):
+        raise ValueError(f"the form {found.form} has the index {found.index}")
+    if not all(axis is None or (isinstance(axis, int) and axis >= 0) for axis in found.axes.values()):
+        raise ValueError(f"axes of outputs are {found.axes}")
+    return found
 
 
 def files(folder: Path, name: str) -> list[Path]:
@@ -235,11 +269,18 @@ def verify(folder: Path, manifest: Manifest) -> None:
                 f"{', '.join(part.outputs)}; it has {', '.join(has[0])} and {', '.join(has[1])}",
                 again,
             )
-    made = {o for name, part in manifest.parts.items() if name != "score" for o in part.outputs}
+    made = {o for name, part in manifest.parts.items() if name in ("user", "item") for o in part.outputs}
     tensors, inputs = [*manifest.state, *manifest.rows], {i.name for i in manifest.inputs}
     known = {*manifest.cross, *(t.name for t in tensors)}
     wrong = [t.name for t in tensors if t.name not in (made if t.made else inputs)]
     wrong += [n for n in manifest.parts["score"].inputs if n not in known]
+    batched, several = manifest.batched, manifest.parts.get("batched")
+    if batched is not None and several is not None:
+        wrong += [n for n in several.inputs if n not in {*known, batched.index}]
+    if (batched is None) != (several is None) or (
+        batched is not None and several is not None and {*batched.axes} != {*several.outputs}
+    ):
+        raise ModelError(f"{FILE} does not say how several requests are scored in one run", again)
     if wrong:
         raise ModelError(f"{FILE} does not say where these tensors come from: {', '.join(wrong)}", again)
 

@@ -1,74 +1,25 @@
 """Runs a split model in a service: a user's state, items' rows, and scores from both.
 
 In: features as arrays by input name. Out: arrays by output name. A `Ranker` holds one onnxruntime session per part.
-States and rows carry the hash of the model that made them; `Ranker.score` refuses those of another model.
+States and rows carry the hash of the model that made them; `Ranker.score` refuses those of another model. Several
+requests are scored in one run where the split has a file for that (`together`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mari_onnx import runtime
-from mari_onnx.errors import BadFeatures, OtherModel
+from mari_onnx.errors import BadFeatures, MariError, ModelError, OtherModel
 from mari_onnx.splitting import manifest as manifests
+from mari_onnx.splitting import together
 from mari_onnx.splitting.manifest import InputInfo, Manifest, TensorInfo
-
-Arrays = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class UserState:
-    """What score.onnx reads of one user. arrays: as the manifest's `state` says. key: `Manifest.state_key`."""
-
-    arrays: Arrays
-    key: str
-
-
-@dataclass(frozen=True)
-class ItemRows:
-    """What score.onnx reads of some items, one row per item.
-
-    arrays: as the manifest's `rows` says. axes: name -> the axis of the rows, None where a tensor has none.
-    count: how many items. key: `Manifest.rows_key`.
-    """
-
-    arrays: Arrays
-    axes: Mapping[str, int | None]
-    count: int
-    key: str
-
-    def take(self, places: Sequence[int] | np.ndarray, out: ItemRows | None = None) -> ItemRows:
-        """The rows of some items, in that order; a place may come several times.
-
-        Args:
-            out: an earlier answer for as many places, which is no longer needed: its memory is filled anew. For large
-                rows that is faster, since memory that is freed and taken again has to be mapped again.
-
-        Raises:
-            BadFeatures: a place that is not there; `out` has another shape.
-        """
-        at = np.asarray(places, np.int64)
-        # Where score.onnx reads nothing of the item, there are no rows, and any place will do.
-        if self.arrays and at.size and not (at.min() >= 0 and at.max() < self.count):
-            raise BadFeatures(f"there are rows of {self.count} items, not of item {int(at.max())}", "count from 0")
-        into: Arrays = out.arrays if out is not None else {}
-        found = {}
-        for name, array in self.arrays.items():
-            axis, room = self.axes[name], into.get(name)
-            if axis is None:
-                found[name] = array
-                continue
-            try:
-                # Places are in range, so "clip" changes none; with "raise" numpy would fill a copy of `out` first.
-                found[name] = np.take(array, at, axis=axis, out=room, mode="clip")
-            except (TypeError, ValueError) as error:
-                raise BadFeatures(f"out: {name} is no room for the rows of {len(at)} items: {error}") from error
-        return ItemRows(found, self.axes, len(at), self.key)
+from mari_onnx.splitting.rows import Arrays, ItemRows, UserState
 
 
 class Ranker:
@@ -133,31 +84,130 @@ class Ranker:
             OtherModel: the state or the rows were made by another model.
             BadFeatures: a tensor is missing, or has another element type or number of rows.
         """
-        for what, key, mine in (
-            ("the user's state was", state.key, self.manifest.state_key),
-            ("the items' rows were", rows.key, self.manifest.rows_key),
-        ):
-            if key != mine:
-                raise OtherModel(
-                    f"{what} made by the model {key[:12]}, and this one reads those of {mine[:12]}",
-                    "make them anew with the models of this folder",
-                )
-        part, cross = self.manifest.parts["score"], dict(cross or {})
-        handed = {t.name: t for t in (*self.manifest.state, *self.manifest.rows)}
-        count = rows.count if rows.arrays else self._count(cross, [n for n in self.manifest.cross if n in cross])
-        feed = {}
-        for name in part.inputs:
-            if name in handed:
-                feed[name] = _checked(state.arrays if name in state.arrays else rows.arrays, handed[name], "score")
-            else:
-                feed[name] = self._given(cross, name, "score", count)
-        self._count({**rows.arrays, **cross}, [n for n in part.inputs if n not in state.arrays], count)
-        answers = runtime.run(self.sessions["score"], feed, part.file)
+        part = self.manifest.parts["score"]
+        given = dict(cross or {})
+        feed = {**self._state(state), **self._rows(rows)}
+        count = self.count_of(rows, given)
+        feed |= self._cross(given, count)
+        self._count(rows.arrays, list(rows.arrays), count)
+        answers = runtime.run(self.sessions["score"], {name: feed[name] for name in part.inputs}, part.file)
         return dict(zip(part.outputs, answers, strict=True))
 
-    def score_each(self, requests: Sequence[tuple[UserState, ItemRows, Arrays | None]]) -> list[dict[str, np.ndarray]]:
-        """`score` for several requests, one after the other."""
-        return [self.score(*request) for request in requests]
+    def score_many(self, requests: Sequence[tuple[UserState, ItemRows, Arrays | None]]) -> list[dict[str, np.ndarray]]:
+        """`score` for several requests: in one run, if the split has score.batched.onnx (`mari-onnx split --batched`).
+
+        Args:
+            requests: for each the state, the rows `[n, ..]` of its candidates, and cross inputs `[n, ..]`. Requests may
+                have different n, and none.
+
+        Raises:
+            OtherModel, BadFeatures: of the first request that is wrong; see `score`.
+        """
+        if self.manifest.batched is None or len(requests) < 2:
+            return [self.score(*request) for request in requests]
+        for _, rows, _ in requests:
+            self._rows(rows)
+        given = [dict(cross or {}) for _, _, cross in requests]
+        counts = [self.count_of(rows, cross) for (_, rows, _), cross in zip(requests, given, strict=True)]
+        try:
+            whole = ItemRows.joined([rows for _, rows, _ in requests])
+        except ValueError:  # they differ in another dimension
+            return [self.score(*request) for request in requests]
+        answers = self.score_together([state for state, _, _ in requests], whole, counts, given)
+        for answer in answers:
+            if isinstance(answer, MariError):
+                raise answer
+        return [answer for answer in answers if not isinstance(answer, MariError)]
+
+    def score_together(
+        self, states: Sequence[UserState], rows: ItemRows, counts: Sequence[int], cross: Sequence[Arrays]
+    ) -> list[dict[str, np.ndarray] | MariError]:
+        """`score_many` for rows that were gathered for all requests at once. What is wrong with a request is its own
+        answer, and the others get their outputs.
+
+        Args:
+            states, cross: for each request. counts: its number of candidates.
+            rows: of the candidates of all requests, those of a request together, in the order of the requests.
+
+        Raises:
+            OtherModel, BadFeatures: all rows are those of another model, or are not as many as `counts` says.
+        """
+        self._rows(rows)
+        if rows.arrays and rows.count != sum(counts):
+            raise BadFeatures(f"there are rows of {rows.count} items for {sum(counts)} candidates")
+        self._count(rows.arrays, list(rows.arrays), sum(counts) if rows.arrays else None)
+        found: dict[int, dict[str, np.ndarray] | MariError] = {}
+        ready: dict[int, tuple[Arrays, Arrays]] = {}
+        groups: dict[Any, list[int]] = {}
+        for at, (state, given, count) in enumerate(zip(states, cross, counts, strict=True)):
+            try:
+                ready[at] = self._state(state), self._cross(given, count)
+                groups.setdefault(together.alike(self.manifest, *ready[at]), []).append(at)
+            except MariError as error:
+                found[at] = error
+        ends = np.cumsum([0, *counts])
+        places = [np.arange(end - count, end) for end, count in zip(ends[1:], counts, strict=True)]
+        for group in groups.values():
+            if len(group) > 1 and self.manifest.batched is not None and any(counts[at] for at in group):
+                own = rows if len(group) == len(counts) else rows.take(np.concatenate([places[at] for at in group]))
+                mine = [ready[at] for at in group]
+                with suppress(ModelError):  # whose id is in no table is found by running each alone
+                    answers = self.in_one_run(
+                        [of for of, _ in mine], own.arrays, [of for _, of in mine], [counts[at] for at in group]
+                    )
+                    found.update(zip(group, answers, strict=True))
+            for at in group:
+                if at not in found:
+                    found[at] = self._answer(states[at], rows.take(places[at]), cross[at])
+        return [found[at] for at in range(len(counts))]
+
+    def count_of(self, rows: ItemRows, cross: Arrays) -> int:
+        """How many candidates a request has.
+
+        Raises:
+            BadFeatures: cross inputs differ in how many rows they have, where score.onnx reads nothing of items.
+        """
+        return rows.count if rows.arrays else self._count(cross, [n for n in self.manifest.cross if n in cross])
+
+    def _answer(self, state: UserState, rows: ItemRows, cross: Arrays) -> dict[str, np.ndarray] | MariError:
+        try:
+            return self.score(state, rows, cross)
+        except MariError as error:
+            return error
+
+    def in_one_run(
+        self, states: Sequence[Arrays], rows: Arrays, cross: Sequence[Arrays], counts: Sequence[int]
+    ) -> list[dict[str, np.ndarray]]:
+        """The outputs of several requests, by one run of score.batched.onnx, which the split has.
+
+        Args:
+            see `mari_onnx.splitting.together.joined`. Nothing is looked at whether it is right.
+
+        Raises:
+            ModelError: the run fails.
+        """
+        part = self.manifest.parts["batched"]
+        feed = together.joined(self.manifest, states, rows, cross, counts)
+        answers = runtime.run(self.sessions["batched"], feed, part.file)
+        outputs = dict(zip(part.outputs, answers, strict=True))
+        return together.apart(self.manifest, outputs, states, rows, counts)
+
+    def _state(self, state: UserState) -> dict[str, np.ndarray]:
+        """What score.onnx reads of the user."""
+        _same("the user's state was", state.key, self.manifest.state_key)
+        return {t.name: _checked(state.arrays, t, "score") for t in self.manifest.state}
+
+    def _rows(self, rows: ItemRows) -> dict[str, np.ndarray]:
+        """What score.onnx reads of items."""
+        _same("the items' rows were", rows.key, self.manifest.rows_key)
+        read = self.manifest.parts["score"].inputs
+        return {t.name: _checked(rows.arrays, t, "score") for t in self.manifest.rows if t.name in read}
+
+    def _cross(self, cross: Arrays, count: int) -> dict[str, np.ndarray]:
+        """The further inputs of score.onnx, for so many candidates."""
+        found = {name: self._given(cross, name, "score", count) for name in self.manifest.cross}
+        self._count(found, list(found), count)
+        return found
 
     def _run(self, name: str, features: Arrays, count: int) -> dict[str, np.ndarray]:
         part = self.manifest.parts.get(name)
@@ -189,8 +239,18 @@ class Ranker:
         counts = set(found.values()) | ({known} if known is not None else set())
         if len(counts) > 1:
             rows = ", ".join(f"{name} {count}" for name, count in found.items())
+            rows += f" for {known} candidates" if known is not None else ""
             raise BadFeatures(f"inputs differ in how many rows they have: {rows}", "each has one for every item")
         return counts.pop() if counts else 0
+
+
+def _same(what: str, key: str, mine: str) -> None:
+    """Refuses what was made by another model. Raises OtherModel."""
+    if key != mine:
+        raise OtherModel(
+            f"{what} made by the model {key[:12]}, and this one reads those of {mine[:12]}",
+            "make them anew with the models of this folder",
+        )
 
 
 def _checked(arrays: Arrays, info: InputInfo | TensorInfo, to: str) -> np.ndarray:

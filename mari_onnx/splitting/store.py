@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
-from mari_onnx.splitting.ranker import Arrays, ItemRows, Ranker
+from mari_onnx.splitting.ranker import Ranker
+from mari_onnx.splitting.rows import Arrays, ItemRows
 
 ITEMS = 20_000
 """Items in the store: more than the caches of a core hold, as in a service."""

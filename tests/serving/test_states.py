@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mari_onnx.serving.states import StateCache, fingerprint
-from mari_onnx.splitting.ranker import UserState
+from mari_onnx.splitting.rows import UserState
 
 
 def state(value: float = 0.0, size: int = 10) -> UserState:

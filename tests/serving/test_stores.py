@@ -13,7 +13,7 @@ from mari_onnx.serving.opening import open_store
 from mari_onnx.serving.redis_store import RedisStore, load
 from mari_onnx.serving.row_format import Column, RowFormat, ids_to_numpy
 from mari_onnx.serving.store import ArrowStore
-from mari_onnx.splitting.ranker import ItemRows
+from mari_onnx.splitting.rows import ItemRows
 
 KEY = "a" * 64
 COLUMNS = (

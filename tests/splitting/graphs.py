@@ -72,10 +72,11 @@ def split(
     budget: Budget | None = None,
     counts: Sequence[int] = (1, 2, 7),
     half: bool = False,
+    batched: str | None = None,
 ) -> Split:
     """A split, checked on a few requests."""
     loaded = as_source(source)
-    found = sides_of(loaded, {name: sides[name] for name in sides if name in _names(source)})
+    found = sides_of(loaded, {name: sides[name] for name in sides if name in _names(source)}, batched=batched)
     checked = {"candidates": counts, "coverage": 0, "count": 1, "providers": ("cpu",)}
     return split_source(loaded, found, options_for(500), budget, state="float16" if half else None, **checked)
 

@@ -26,7 +26,9 @@ def test_the_walk_through(tmp_path, monkeypatch):
         "cross_features": {k: v[candidates] for k, v in recorded.items() if k.startswith("cross_")},
     }
     code = re.findall(r"```python\n(.*?)```", (ROOT / "docs/splitting.md").read_text(), re.DOTALL)
-    assert len(code) == 4
+    assert len(code) == 5
+    features["other_user_features"] = {k: v[:, ::-1].copy() for k, v in features["user_features"].items()}
+    features["other_cross_features"] = {k: v[:2] for k, v in features["cross_features"].items()}
     names = {**features, "candidates": candidates}
     exec("\n".join(code), names)
     whole = onnxruntime.InferenceSession(ROOT / "models/coarse_mlp.onnx", providers=["CPUExecutionProvider"])

@@ -48,7 +48,7 @@ def test_rows_of_a_catalogue_score_for_several_users_and_calls(ranker):
             requests.append((state, catalogue.take(places), {"c": cross}))
             feed = {"u": np.repeat(features(1, seed)["u"], n, 0), "x": features(50)["x"][places], "c": cross}
             expected.append(source.run(None, feed)[0])
-    for got, want in zip(ranker.score_each(requests), expected, strict=True):
+    for got, want in zip(ranker.score_many(requests), expected, strict=True):
         np.testing.assert_allclose(got["score"], want, rtol=1e-4, atol=1e-4)
 
 

@@ -59,7 +59,8 @@ def check(
     progress: Progress | None = None,
     **changes: Any,
 ) -> CheckResult:
-    """As `parity.check.check`, also of an output of `optimize --batched`, which its metadata tells.
+    """As `parity.check.check`, also of an output of `optimize --batched`, which its metadata tells, and of an
+    `Assembly` that takes several requests.
 
     Raises: as `parity.check.check`.
     """
@@ -79,16 +80,17 @@ def check(
     given = source if shaped is loaded else shaped
     sides = replace(with_axes(shaped, sides, given), batched=batched)
     plain = replace(sides, batched=None, indices=(), index_name=None)
+    parts = isinstance(optimized, runtime.Assembly)
     if sides.indices:
         form, given = with_index(shaped, sides, other)
     else:
-        form = Form(Layout(signature(shaped), sides), other)
-    single = for_one(other, form)
+        form = Form(Layout(signature(shaped), sides), None if parts else other)
+    single = optimized if parts else for_one(other, form)
     recorded = as_requests(requests, signature(shaped), sides)
     result = check_one(given, single, plain, requests=recorded, drawing=drawing, settings=chosen, progress=progress)
     result.source, result.optimized = (_name(m, k) for m, k in ((source, "source"), (optimized, "optimized")))
     if result.verdict != DIFFERENT:
-        _Several(given, other, form, result, progress).run(recorded, drawing)
+        _Several(given, optimized if parts else other, form, result, progress).run(recorded, drawing)
     return result
 
 
@@ -118,19 +120,21 @@ class _Several:
     def __init__(
         self,
         source: ModelLike,
-        optimized: onnx.ModelProto,
+        optimized: ModelLike,
         form: Form,
         result: CheckResult,
         progress: Progress | None,
     ):
         self.source, self.optimized, self.form, self.result = source, optimized, form, result
-        loaded = float64.light(source)
+        # Of parts, the caller pads what a grid needs.
+        self.uneven = form.flat or isinstance(optimized, runtime.Assembly)
+        loaded, other = float64.light(source), float64.light(optimized)
         self.found = _another(result)
-        signatures = {"source": signature(loaded), "optimized": signature(optimized)}
+        signatures = {"source": signature(loaded), "optimized": signature(other)}
         self.outputs = signatures["source"].outputs
         models = {"source": source, "optimized": optimized}
         names = {"source": result.source, "optimized": result.optimized}
-        both = {"source": loaded, "optimized": optimized}
+        both = {"source": loaded, "optimized": other}
         self.phases = Phases(models, both, names, signatures, self.found, progress)
         self.domains, _ = domains_of(loaded, form.layout)
 
@@ -139,7 +143,8 @@ class _Several:
         requests = [request for batch in batches for request in batch]
         for provider in self.result.providers:
             self._on(provider, batches, requests)
-        self._empty()
+        if not isinstance(self.optimized, runtime.Assembly):
+            self._empty(self.optimized)
         sizes = ", ".join(str(n) for n in sorted({len(batch) for batch in batches}))
         if self.found.failures or not all(o.ok for o in self.found.outputs):
             self.result.failures += [f"several requests in one run: {reason}" for reason in self.found.reasons]
@@ -157,7 +162,7 @@ class _Several:
         found = []
         for k, (size, n) in enumerate(SIZES):
             near = sorted(counts, key=lambda c: (abs(c - n), c))
-            near = near[: 3 if self.form.flat else 1]
+            near = near[: 3 if self.uneven else 1]
             n = near[0]
             free = {name: 4 + (k + place) % 3 for place, name in enumerate(layout.free)}
             batch = [
@@ -200,8 +205,7 @@ class _Several:
         for batch in batches:
             try:
                 fed = self._with_a_bare_one(batch)
-                answer = runtime.run(made, self.form.feed(fed), name, names)
-                parts = self.form.apart(values.arrays(answer, self.outputs), fed)
+                parts = self._answers(made, fed, name, names)
                 found += [part for part, request in zip(parts, fed, strict=True) if any(request is r for r in batch)]
             except MariError as error:
                 found += [error] * len(batch)
@@ -209,15 +213,25 @@ class _Several:
                 found += [MariError(str(error))] * len(batch)
         return found
 
+    def _answers(self, made: Any, fed: Sequence[Request], name: str, names: list[str]) -> list[list[np.ndarray]]:
+        """The outputs of each request by one run. Raises MariError, ValueError."""
+        if isinstance(self.optimized, runtime.Assembly):
+            answers = made.run_several(names, [request.feed(made.get_inputs()) for request in fed])
+            return [values.arrays(answer, self.outputs) for answer in answers]
+        answer = runtime.run(made, self.form.feed(fed), name, names)
+        return self.form.apart(values.arrays(answer, self.outputs), fed)
+
     def _with_a_bare_one(self, batch: Sequence[Request]) -> list[Request]:
         """The requests, and where they need not have equally many candidates one more without any."""
-        if not self.form.flat or not batch or self.form.layout.fixed_n is not None or batch[0].n == 0:
+        # Without candidates a packed input has no row, and so no columns of the user.
+        no_user = isinstance(self.optimized, runtime.Assembly) and self.form.sides.columns
+        if not self.uneven or no_user or not batch or self.form.layout.fixed_n is not None or batch[0].n == 0:
             return [*batch]
         bare = replace(batch[0].of_candidates([]), n=0)
         bare.counts = {name: np.zeros_like(value) for name, value in bare.counts.items()}
         return [*batch[:1], bare, *batch[1:]]
 
-    def _empty(self) -> None:
+    def _empty(self, optimized: ModelLike) -> None:
         """Runs without a request and with requests without candidates, where onnxruntime may end the process."""
         layout = self.form.layout
         drawer = Drawer(layout, self.domains, [self.result.settings.seed, 4])
@@ -232,7 +246,7 @@ class _Several:
             source = float64.light(self.source)
             if request is not None and ran(source, request.feed(layout.signature.inputs), self.phases.threads) != "ran":
                 continue
-            answer = ran(self.optimized, feed, self.phases.threads)
+            answer = ran(float64.light(optimized), feed, self.phases.threads)
             if answer != "ran":
                 does = "fails" if answer == "failed" else "ends the process (in onnxruntime)"
                 self.result.notes.append(f"the output {does} on {what}")
