@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from mari_onnx.errors import ModelError, UsageError
 from mari_onnx.splitting.manifest import Manifest
-from mari_onnx.splitting.ranker import ItemRows
+from mari_onnx.splitting.rows import ItemRows
 
 FORMAT = 1
 ID, HASH = "id", "features"
@@ -139,6 +139,8 @@ def ids_to_numpy(ids: Sequence[Id] | np.ndarray) -> np.ndarray:
         UsageError: ids are neither integers of 64 bits nor texts, or a text ends in a NUL character.
     """
     array = np.asarray(ids)
+    if isinstance(ids, np.ndarray) and array.dtype.kind == "S":  # as this function answers them
+        return array.reshape(-1)
     if array.dtype.kind in "iu" or (array.size == 0 and array.dtype.kind not in "OUS"):
         if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
             raise UsageError("an id is above 2^63 - 1", "give such ids as texts")

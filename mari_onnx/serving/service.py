@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mari_onnx.errors import BadFeatures, MariError, OtherModel
-from mari_onnx.serving.row_format import Id
+from mari_onnx.errors import BadFeatures, MariError, OtherModel, StoreUnavailable
+from mari_onnx.serving.row_format import Id, ids_to_numpy, shown
 from mari_onnx.serving.states import StateCache, fingerprint
 from mari_onnx.serving.store import ItemStore
-from mari_onnx.splitting.ranker import Arrays, ItemRows, Ranker, UserState
+from mari_onnx.splitting.ranker import Ranker
+from mari_onnx.splitting.rows import Arrays, ItemRows, UserState
 
 
 @dataclass(frozen=True)
@@ -101,18 +102,50 @@ class Service:
         return self._score(self._model, request)
 
     def score_many(self, requests: Sequence[Request]) -> list[Answer | MariError]:
-        """The outputs for each request, or its error; one model answers all of them."""
-        model, answers = self._model, []
-        for request in requests:
-            answer: Answer | MariError
+        """The outputs for each request, or its error; one model answers all of them.
+
+        If the split has score.batched.onnx, rows are fetched for all requests at once, and one run scores them.
+        """
+        model = self._model
+        if len(requests) > 1 and model.ranker.manifest.batched is not None:
             try:
-                answer = self._score(model, request)
+                return self._merged(model, requests)
+            except Exception:  # each by itself tells whose fault it is
+                pass
+        answers: list[Answer | MariError] = []
+        for request in requests:
+            try:
+                answers.append(self._score(model, request))
             except MariError as error:
-                answer = error
+                answers.append(error)
             except Exception as error:  # whatever it is, the other requests get their scores
-                answer = MariError(f"a defect of mari-onnx: {type(error).__name__}: {error}", "please report it")
-            answers.append(answer)
+                answers.append(MariError(f"a defect of mari-onnx: {type(error).__name__}: {error}", "please report it"))
         return answers
+
+    def _merged(self, model: _Model, requests: Sequence[Request]) -> list[Answer | MariError]:
+        """The same by one run for all requests that are right."""
+        failed: dict[int, MariError] = {}
+        states: dict[int, tuple[UserState, bool]] = {}
+        for at, request in enumerate(requests):
+            try:
+                states[at] = self._state(model, request)
+            except MariError as error:
+                failed[at] = error
+        found = _rows_of_all(model, {at: requests[at] for at in states}, failed)
+        answers: dict[int, Answer | MariError] = {**failed}
+        if found is not None:
+            ranker, version = model.ranker, model.ranker.manifest.source["sha256"]
+            cross = [requests[at].cross for at in found.counts]
+            whole, counts = found.rows, [*found.counts.values()]
+            if not whole.arrays:
+                counts = [ranker.count_of(whole, given) for given in cross]
+            outputs = ranker.score_together([states[at][0] for at in found.counts], whole, counts, cross)
+            for at, made in zip(found.counts, outputs, strict=True):
+                if isinstance(made, MariError):
+                    answers[at] = made
+                else:
+                    answers[at] = Answer(made, found.missing.get(at, ()), states[at][1], version)
+        return [answers[at] for at in range(len(requests))]
 
     def _score(self, model: _Model, request: Request) -> Answer:
         state, cached = self._state(model, request)
@@ -138,14 +171,79 @@ class Service:
 
 
 def _rows(model: _Model, request: Request) -> tuple[ItemRows, tuple[Id, ...]]:
-    if request.item_ids is None:
+    store = _store(model, request)
+    if store is None or request.item_ids is None:
         return model.ranker.items(request.items), ()
+    found = store.get_many(request.item_ids)
+    return found.rows, found.missing
+
+
+def _store(model: _Model, request: Request) -> ItemStore | None:
+    """Where a request's rows are; None where it has features of items.
+
+    Raises:
+        BadFeatures: it has both, or there is no store.
+    """
+    if request.item_ids is None:
+        return None
     if request.items:
         raise BadFeatures("the request has item ids and items' features", "send one of them")
     if model.store is None:
         raise BadFeatures("the request has item ids, and there is no store of rows", "send the items' features")
-    found = model.store.get_many(request.item_ids)
-    return found.rows, found.missing
+    return model.store
+
+
+@dataclass
+class _Gathered:
+    """Rows of several requests, those of a request together.
+
+    Attributes:
+        counts: request -> how many it has, in the order of the rows. missing: request -> `Answer.missing`.
+    """
+
+    rows: ItemRows
+    counts: dict[int, int]
+    missing: dict[int, tuple[Id, ...]]
+
+
+def _rows_of_all(model: _Model, requests: Mapping[int, Request], failed: dict[int, MariError]) -> _Gathered | None:
+    """The rows of all requests, by one look-up in the store if all are there; None where no request has rows.
+
+    Args:
+        requests: by number. failed: gets the errors of requests that have none.
+    """
+    ids: dict[int, np.ndarray] = {}
+    single: dict[int, ItemRows] = {}
+    missing: dict[int, tuple[Id, ...]] = {}
+    for at, request in requests.items():
+        try:
+            if _store(model, request) is not None and request.item_ids is not None:
+                ids[at] = ids_to_numpy(request.item_ids)
+            else:
+                single[at] = model.ranker.items(request.items)
+        except MariError as error:
+            failed[at] = error
+    whole = None
+    try:
+        if ids and model.store is not None and len({each.dtype.kind for each in ids.values() if each.size}) < 2:
+            found = model.store.get_many(np.concatenate([*ids.values()]))
+            whole, absent = found.rows, {*found.missing}
+            missing = {at: tuple(x for x in dict.fromkeys(shown(i)) if x in absent) for at, i in ids.items() if absent}
+    except StoreUnavailable as error:
+        failed.update(dict.fromkeys(ids, error))
+        ids = {}
+    except MariError:  # each by itself tells whose fault it is
+        pass
+    if whole is None:
+        for at in ids:
+            try:
+                single[at], missing[at] = _rows(model, requests[at])
+            except MariError as error:
+                failed[at] = error
+        ids = {}
+    counts = {at: len(each) for at, each in ids.items()} | {at: rows.count for at, rows in single.items()}
+    parts = [*([whole] if whole is not None else []), *single.values()]
+    return _Gathered(ItemRows.joined(parts), counts, missing) if parts else None
 
 
 def _matched(ranker: Ranker, store: ItemStore | None) -> _Model:

@@ -48,15 +48,21 @@ def ranking_model(seed: int = 0):
 SIDES = {"u": "user", "x": "item", "genre": "item", "c": "cross"}
 
 
-def make_split(folder: Path, seed: int = 0) -> Path:
+def make_split(folder: Path, seed: int = 0, batched: str | None = None) -> Path:
     """The folder of a split of `ranking_model`."""
-    split(ranking_model(seed), sides=SIDES, counts=(2,)).save(folder)
+    split(ranking_model(seed), sides=SIDES, counts=(2,), batched=batched).save(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     return make_split(tmp_path_factory.mktemp("split") / "model")
+
+
+@pytest.fixture(scope="session")
+def batched_folder(tmp_path_factory):
+    """The same split, which scores several requests in one run; rows of one are those of the other."""
+    return make_split(tmp_path_factory.mktemp("batched") / "model", batched="offsets")
 
 
 @pytest.fixture(scope="session")

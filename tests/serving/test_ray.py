@@ -21,7 +21,7 @@ httpx = pytest.importorskip("httpx")
 
 
 @pytest.fixture(scope="module")
-def url(folder, ranker, tmp_path_factory):
+def url(batched_folder, ranker, tmp_path_factory):
     from ray import serve
 
     from mari_onnx.serving.ray import app
@@ -35,7 +35,7 @@ def url(folder, ranker, tmp_path_factory):
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        settings = {"folder": str(folder), "store": str(path / "s.arrow"), "batch": "8", "wait_ms": "20"}
+        settings = {"folder": str(batched_folder), "store": str(path / "s.arrow"), "batch": "8", "wait_ms": "20"}
         serve.run(app(settings), name="test")
         yield f"http://127.0.0.1:{port}"
         serve.shutdown()

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from mari_onnx.errors import BadFeatures, MissingItems, OtherModel
+from mari_onnx.errors import BadFeatures, MissingItems, OtherModel, StoreUnavailable
 from mari_onnx.serving import ArrowStore, Ranker, Request, Service, StateCache
 from mari_onnx.serving.catalogue import Catalogue
 from mari_onnx.serving.precompute import precompute
@@ -25,6 +25,11 @@ def store_of(ranker, path):
     write_catalogue(path.with_suffix(".parquet"), np.arange(ITEMS), features(ITEMS))
     precompute(ranker, Catalogue(path.with_suffix(".parquet"), ranker.manifest), path)
     return ArrowStore(path)
+
+
+@pytest.fixture(scope="module", params=["each by itself", "in one run"])
+def ranker(request, folder, batched_folder):
+    return Ranker(folder if request.param == "each by itself" else batched_folder)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +86,68 @@ def test_a_bad_request_does_not_harm_its_neighbours(ranker, store):
         assert words in str(answer)
     for answer in (answers[0], answers[-1]):
         close(answer.outputs["score"], expected(good, session))
+
+
+def test_requests_that_are_right_are_scored_in_one_run(batched_folder, tmp_path, monkeypatch):
+    """Their rows are fetched at once; features instead of ids, missing items and bad requests are among them."""
+    ranker = Ranker(batched_folder)
+    store = store_of(ranker, tmp_path / "items.arrow")
+    runs, asked, whole, look_up = [], [], ranker.in_one_run, store.get_many
+    monkeypatch.setattr(ranker, "in_one_run", lambda *given: runs.append(given[3]) or whole(*given))
+    monkeypatch.setattr(store, "get_many", lambda ids: asked.append(len(ids)) or look_up(ids))
+    service, session = Service(ranker, store, StateCache()), source()
+    features_alone = request(item_ids=None, items={k: v[:7] for k, v in features(ITEMS).items()})
+    requests = [request(5, 1), request(cross={}), features_alone, request(0, 2), request(3, 3)]
+    answers = service.score_many(requests)
+    assert asked == [5 + 7 + 0 + 3]
+    assert runs == [[5, 0, 3, 7]]
+    assert isinstance(answers[1], BadFeatures)
+    for at in (0, 3, 4):
+        close(answers[at].outputs["score"], expected(requests[at], session))
+    close(answers[2].outputs["score"], expected(request(item_ids=np.arange(7)), session))
+    assert [a.cached for a in service.score_many([requests[0], request(2, 9)])] == [True, False]
+
+
+def test_items_that_are_missing_are_those_of_their_request(batched_folder, tmp_path):
+    ranker = Ranker(batched_folder)
+    path, session = tmp_path / "items.arrow", source()
+    store_of(ranker, path)
+    one = {k: v[:1] for k, v in features(ITEMS).items()}
+    requests = [request(3, 1), request(item_ids=[4, ITEMS + 1, 4, 5, 6, 7, ITEMS + 1]), request(4, 2)]
+    answers = Service(ranker, ArrowStore(path), StateCache()).score_many(requests)
+    assert isinstance(answers[1], MissingItems)
+    assert answers[1].ids == (ITEMS + 1,)
+    for at in (0, 2):
+        close(answers[at].outputs["score"], expected(requests[at], session))
+    lenient = Service(ranker, ArrowStore(path, default=ranker.items(one)), StateCache())
+    answers = lenient.score_many(requests)
+    assert [each.missing for each in answers] == [(), (ITEMS + 1,), ()]
+    for at in (0, 2):
+        close(answers[at].outputs["score"], expected(requests[at], session))
+    stands_for = request(item_ids=[4, 0, 4, 5, 6, 7, 0])
+    close(answers[1].outputs["score"], expected(stands_for, session))
+    text = request(item_ids=["a", "b"], cross={"c": np.zeros((2, 4), np.float32)})
+    answers = lenient.score_many([requests[0], text, requests[2]])
+    assert isinstance(answers[1], BadFeatures)
+    close(answers[2].outputs["score"], expected(requests[2], session))
+
+
+def test_a_store_that_does_not_answer_is_asked_once(batched_folder, tmp_path, monkeypatch):
+    ranker = Ranker(batched_folder)
+    store = store_of(ranker, tmp_path / "items.arrow")
+    asked = []
+
+    def gone(ids):
+        asked.append(len(ids))
+        raise StoreUnavailable("the server does not answer", "")
+
+    monkeypatch.setattr(store, "get_many", gone)
+    by_features = request(item_ids=None, items={k: v[:7] for k, v in features(ITEMS).items()})
+    answers = Service(ranker, store, StateCache()).score_many([request(2, 1), by_features, request(3, 2)])
+    assert asked == [5]
+    assert isinstance(answers[0], StoreUnavailable)
+    assert isinstance(answers[2], StoreUnavailable)
+    close(answers[1].outputs["score"], expected(request(item_ids=np.arange(7)), source()))
 
 
 def test_features_instead_of_ids(ranker):

@@ -29,8 +29,9 @@ def store(ranker, tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def server(tmp_path, folder, store):
+@pytest.fixture(params=["folder", "batched_folder"])
+def server(request, tmp_path, store):
+    folder = request.getfixturevalue(request.param)
     write(tmp_path / "repository", [service(folder, "ranking", Settings(str(store)))], force=False)
     saved(ranking_model(), tmp_path / "source.onnx")
     write(tmp_path / "repository", [one_file(tmp_path / "source.onnx", "source")], force=False)
