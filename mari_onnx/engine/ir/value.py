@@ -319,8 +319,8 @@ def rename(body: Body, mapping: dict[Axis, Axis]) -> Body:
 
 
 def fresh(value: Value) -> Value:
-    """The same value over new axes, so that it can stand beside another value that has its axes. The requests stay: what
-    one value has of a request belongs to what another has of it.
+    """The same value over new axes, so that it can stand beside another value that has its axes. The requests stay:
+    what one value has of a request belongs to what another has of it.
     """
     mapping = {axis: Axis(axis.size) for axis in value.axes if not axis.only}
     groups = tuple(tuple(mapping.get(a, a) for a in group) for group in value.known)
