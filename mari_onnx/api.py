@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mari_onnx import lossy
 from mari_onnx.choices import CHOICES_KEY, Choices, choices_of, options_for
 from mari_onnx.errors import CannotBatch, CannotCompare, OutputsDiffer, SidesUnknown, UsageError, first_line
 from mari_onnx.model.load import Source, read
@@ -20,6 +21,7 @@ from mari_onnx.model.save import Staged, stage, stage_copy
 from mari_onnx.model.signature import signature
 from mari_onnx.model.upgrade import upgraded
 from mari_onnx.parity.candidates import with_axes
+from mari_onnx.parity.loss import MAX_TAU_LOSS
 from mari_onnx.sides.guess import guessed_flags
 from mari_onnx.sides.resolve import METADATA_KEY, Sides, resolve, side_file_beside
 from mari_onnx.sides.row_index import row_indices
@@ -124,6 +126,8 @@ def optimize(
     prices: Path | None = None,
     choices: Choices | None = None,
     if_slower: str | None = None,
+    user_weights: str | None = None,
+    max_tau_loss: float = MAX_TAU_LOSS,
 ) -> Optimized:
     """Rewrites a model so that what depends on the user alone is computed once per request.
 
@@ -146,6 +150,8 @@ def optimize(
         threads, prices, choices: see `mari_onnx.choices.options_for`.
         if_slower: also time source and output against each other after the check, and where the output is slower
             "warn" in the report, "undo" what makes it so, or "fail".
+        user_weights: "int8": 8-bit weights for products of the user that are faster so. The output is then not equal to
+            the source; it is judged on `requests` by the order of candidates, of which `max_tau_loss` may be lost.
 
     Raises:
         SidesUnknown, UsageError: see `mari_onnx.sides.resolve`.
@@ -162,6 +168,8 @@ def optimize(
     if not check and found.several:
         what = "index" if found.indices else "batched"
         raise UsageError(f"{what} needs the check", "only running the model shows whether its requests mix")
+    if user_weights is not None:
+        lossy.refuse(found, target, check, requests is not None)
     if not check:
         return rewritten(source, found, options)
     with (
@@ -175,6 +183,7 @@ def optimize(
             providers=providers,
             if_slower=if_slower,
             threads=threads,
+            max_tau_loss=max_tau_loss if user_weights is not None else None,
         ) as (done, _),
     ):
         return done
@@ -276,12 +285,14 @@ def checked(
     providers: Sequence[str] = ("auto",),
     if_slower: str | None = None,
     threads: int = 1,
+    max_tau_loss: float | None = None,
     progress: Any = None,
 ) -> Iterator[tuple[Optimized, Staged]]:
     """The rewrite of `source`, checked on what is staged for `path`; the caller may commit it.
 
     A rewrite with which outputs differ is dropped and all is done again; the report's incidents
-    tell. Then source and output are timed, where `if_slower` says so, on so many threads.
+    tell. Then source and output are timed, where `if_slower` says so, on so many threads. With `max_tau_loss`, the
+    user's products get 8-bit weights (`optimize`, user_weights).
 
     Raises:
         Slower: the output is slower, and `if_slower` is "fail".
@@ -356,6 +367,8 @@ def checked(
             staged.append(done.stage(path))
         else:
             done.report.check = answer.result.to_dict()
+        if max_tau_loss is not None:
+            done = lossy.with_user_weights(done, staged, path, recorded, max_tau_loss, threads)
         yield done, staged[0]
     finally:
         while staged:

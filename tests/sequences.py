@@ -35,6 +35,10 @@ class Form:
             sequence is added.
         end: what is done with the scores: "" nothing, "softmax" over candidates, "rank" less their mean.
         places: positions of candidates: "same" or "own".
+        heads: of each attention. layout: how heads are made: "apart" from three products, "joined" from one that is
+            split, "flat" with heads as the first of three dimensions, "einsum" with labels.
+        write: a position that is written over: "" none, "history" the first event, "sequence" the first of both, by
+            ScatterElements; "nd" the first event by ScatterND.
     """
 
     length: int = 6
@@ -52,6 +56,9 @@ class Form:
     leak: str = ""
     end: str = ""
     places: str = "same"
+    heads: int = HEADS
+    layout: str = "apart"
+    write: str = ""
     opset: int = 18
     seed: int = 0
     dtype: type = np.float32
@@ -133,10 +140,14 @@ def build(form: Form) -> onnx.ModelProto:
     history, candidates = "history", "candidates"
     if form.flat:
         history, candidates = (m.Unsqueeze(x, m.const([0])) for x in (history, candidates))
+    if form.write in ("history", "nd"):
+        history = _written(m, history)
     zero, one = m.const(0), m.const(1)
     t, n = (m.Gather(m.Shape(x), one, axis=0) for x in (history, candidates))
     size = m.Add(t, n)
     x = m.Concat(*((candidates, history) if form.first else (history, candidates)), axis=1)
+    if form.write == "sequence":
+        x = _written(m, x)
     place = m.Range(zero, size, one)
     row, column = m.Unsqueeze(place, m.const([1])), m.Unsqueeze(place, m.const([0]))
     keep = _mask(m, size, t, n, row, column)
@@ -204,16 +215,37 @@ def _mask(m: Model, size: str, t: str, n: str, row: str, column: str) -> str:
     return keep
 
 
+def _written(m: Model, x: str) -> str:
+    """x with other numbers at its first position, as select_scatter and an assignment to a slice are exported."""
+    if m.form.write == "nd":
+        return str(m.ScatterND(x, m.const([[0, 0]]), m.weight(1, WIDTH)))
+    updates = m.weight(1, 1, WIDTH)
+    return str(m.ScatterElements(x, m.Expand(m.const([[[0]]]), m.Shape(updates)), updates, axis=1))
+
+
+def _heads(m: Model, z: str) -> list[str]:
+    """Query, key and value: [1, H, S, d], or [H, S, d] where the layout is flat."""
+    form, head = m.form, WIDTH // m.form.heads
+    if form.layout == "joined":
+        whole = m.Reshape(m.MatMul(z, m.weight(WIDTH, 3 * WIDTH)), m.const([1, -1, 3, form.heads, head]))
+        turned = m.Transpose(whole, perm=[2, 0, 3, 1, 4])
+        return [m.Gather(turned, m.const(i), axis=0) for i in range(3)]
+    split = m.const([-1, form.heads, head] if form.layout == "flat" else [1, -1, form.heads, head])
+    perm = [1, 0, 2] if form.layout == "flat" else [0, 2, 1, 3]
+    return [m.Transpose(m.Reshape(m.MatMul(z, m.weight(WIDTH, WIDTH)), split), perm=perm) for _ in range(3)]
+
+
 def _layer(m: Model, x: str, keep: str, row: str, column: str, spot: str) -> str:
     form = m.form
     z = _norm(m, x)
-    split = m.const([1, -1, HEADS, WIDTH // HEADS])
-    q, k, v = (
-        m.Transpose(m.Reshape(m.MatMul(z, m.weight(WIDTH, WIDTH)), split), perm=[0, 2, 1, 3]) for _ in range(3)
-    )
-    if form.rope:
+    q, k, v = _heads(m, z)
+    flat = form.layout == "flat"
+    if form.rope and not flat:
         q, k = (_rope(m, a, spot) for a in (q, k))
-    s = m.MatMul(q, m.Transpose(k, perm=[0, 1, 3, 2]))
+    if form.layout == "einsum":
+        s = m.Einsum(q, k, equation="bhqd,bhkd->bhqk")
+    else:
+        s = m.MatMul(q, m.Transpose(k, perm=[0, 2, 1] if flat else [0, 1, 3, 2]))
     s = m.Mul(s, m.real(0.5))
     if form.bias:
         far = m.Sub(m.Unsqueeze(spot, m.const([1])), m.Unsqueeze(spot, m.const([0])))
@@ -234,7 +266,8 @@ def _layer(m: Model, x: str, keep: str, row: str, column: str, spot: str) -> str
         if form.how == "factor":
             p = m.Mul(p, factor)
         p = m.Mul(p, m.real(1 / (form.length + 1)))
-    o = m.Reshape(m.Transpose(m.MatMul(p, v), perm=[0, 2, 1, 3]), m.const([1, -1, WIDTH]))
+    mixed = m.Einsum(p, v, equation="bhqk,bhkd->bhqd") if form.layout == "einsum" else m.MatMul(p, v)
+    o = m.Reshape(m.Transpose(mixed, perm=[1, 0, 2] if flat else [0, 2, 1, 3]), m.const([1, -1, WIDTH]))
     x = m.Add(x, m.MatMul(o, m.weight(WIDTH, WIDTH)))
     inner = m.Relu(m.Add(m.MatMul(_norm(m, x), m.weight(WIDTH, WIDTH)), m.weight(WIDTH)))
     return str(m.Add(x, m.MatMul(inner, m.weight(WIDTH, WIDTH))))
@@ -252,7 +285,7 @@ def _norm(m: Model, x: str) -> str:
 
 def _rope(m: Model, x: str, spot: str) -> str:
     """Each half of a head turned by the position: [1, H, S, d]."""
-    half = WIDTH // HEADS // 2
+    half = WIDTH // m.form.heads // 2
     angle = m.Mul(
         m.Unsqueeze(m.Cast(spot, to=helper.np_dtype_to_tensor_dtype(np.dtype(m.form.dtype))), m.const([1])),
         m.real(0.5 ** np.arange(half)[None]),

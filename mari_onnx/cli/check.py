@@ -151,11 +151,13 @@ def check(
     """
     from dataclasses import replace
 
+    from mari_onnx.errors import UsageError
     from mari_onnx.model.signature import signature
     from mari_onnx.parity import Settings
     from mari_onnx.parity import check as compare
     from mari_onnx.parity.check import find_sides
     from mari_onnx.parity.float64 import light
+    from mari_onnx.parity.loss import contract_of
     from mari_onnx.parity.result import DIFFERENT
     from mari_onnx.report import summary
     from mari_onnx.report.terminal import console
@@ -172,9 +174,21 @@ def check(
         from mari_onnx.sides.shapes import reshaped
 
         requests = load(data, signature(reshaped(model, sides.shapes)), sides, request_id)
+    loss = contract_of(other) if compared is optimized else None
+    if loss is not None and requests is None:
+        raise UsageError(
+            f"{optimized} has 8-bit weights for the user, and only recorded requests tell what they cost",
+            "give --data FILE, requests as they were served",
+        )
     del model, other
     known = set(Settings.__dataclass_fields__)
     settings = Settings(**{k: v for k, v in rest.items() if k in known and v is not None})
+    if loss is not None:
+        settings = replace(settings, max_tau_loss=float(loss["max_tau_loss"]))
+        notes.append(
+            f"{len(loss.get('products', ()))} products of the user have 8-bit weights: outputs need not be equal; the "
+            f"order of candidates may change by {loss['max_tau_loss']:g} (1 - Kendall's tau)"
+        )
     contract = compared.manifest.contract if compared is not optimized else None
     if contract is not None and contract.state != "float32" and settings.multiple == Settings.multiple:
         settings = replace(settings, coarser=contract.multiple / settings.multiple)

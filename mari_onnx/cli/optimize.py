@@ -92,6 +92,21 @@ if TYPE_CHECKING:
 @request_id_option
 @provider_option
 @click.option(
+    "--user-weights",
+    type=click.Choice(["int8"]),
+    help="Give 8-bit weights to what is computed once per request, where that is faster. OUT is then not equal to IN: "
+    "what it loses is measured on the requests in --data (docs/quantization.md).  [default: weights as in IN]",
+)
+@click.option(
+    "--max-tau-loss",
+    type=click.FloatRange(min=0, max=1),
+    default=0.001,
+    show_default=True,
+    metavar="LOSS",
+    help="With --user-weights: write nothing if the order of candidates changes by more, 1 less the mean of Kendall's "
+    "tau.",
+)
+@click.option(
     "--report",
     "report_file",
     type=click.Path(path_type=Path),
@@ -118,6 +133,8 @@ def optimize(
     data: Path | None,
     request_id: str,
     providers: tuple[str, ...],
+    user_weights: str | None,
+    max_tau_loss: float,
     report_file: Path | None,
     html_file: Path | None,
     dry_run: bool,
@@ -149,6 +166,10 @@ def optimize(
         raise click.UsageError(f"{what} needs the check: only running the model shows whether its requests mix")
     if not check and (data is not None or providers != ("auto",)):
         raise click.UsageError("--data and --provider configure the check, but --no-check skips it")
+    if user_weights is not None:
+        from mari_onnx import lossy
+
+        lossy.refuse(found, target, check, data is not None)
     requests = None
     if data is not None:
         from mari_onnx.model.signature import signature
@@ -157,10 +178,11 @@ def optimize(
         requests = load(data, signature(loaded.model), found, request_id)
     given = read_choices(choices_file, loaded.sha256) if choices_file is not None and choices_file.exists() else None
     options = options_for(candidates, target=target, threads=threads, prices=prices, choices=given)
-    checking = None
+    checking: dict[str, Any] | None = None
     if check:
         timed = if_slower if target == "cpu" else None
         checking = {"requests": requests, "providers": providers, "if_slower": timed, "threads": threads}
+        checking["max_tau_loss"] = max_tau_loss if user_weights is not None else None
     with _staged(loaded, found, output, options, checking, dry_run, quiet) as (done, staged):
         summary.write(out, summary.of_optimize(done.report, show_inputs=sides["guess"], target=target))
         if not dry_run:

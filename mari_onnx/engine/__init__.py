@@ -35,6 +35,7 @@ from mari_onnx.engine.ir.value import Decline, Tensor, Value, kind
 from mari_onnx.engine.outcome import Draft, NodeReport, Rewrite
 from mari_onnx.engine.output.assemble import assemble, fuse_gemm, live
 from mari_onnx.engine.output.cpu import for_cpu
+from mari_onnx.engine.output.integer_kernels import with_integer_kernels
 from mari_onnx.engine.output.names import name_outputs, restore_names, tensor_map
 from mari_onnx.engine.output.per_candidate import PerCandidate
 from mari_onnx.engine.session import Options, Session
@@ -204,7 +205,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
         nodes = live(outputs)
         of_requests = len(per_candidate.of_requests & {id(node) for node in nodes})
     if not options.split:
-        nodes = fuse_gemm(nodes, outputs)
+        nodes = with_integer_kernels(b, fuse_gemm(nodes, outputs), outputs)
     if not options.split and options.target == "cpu":
         kept = sum(report.action != "folded" for report in state.reports)
         # what tells candidates their requests has no counterpart in the source

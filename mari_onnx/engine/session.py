@@ -17,7 +17,7 @@ from mari_onnx.engine.cost.flops import Cost
 from mari_onnx.engine.lookahead.masked_rows import Unread
 from mari_onnx.engine.lookahead.read_positions import ReadPositions
 from mari_onnx.model.dims import Size
-from mari_onnx.model.nodes import captures
+from mari_onnx.model.nodes import captures, producers
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.prices.table import Prices
 
@@ -67,7 +67,7 @@ class Session:
 
     opsets: versions by domain, ai.onnx as "". inputs: shapes of inputs of known rank, with the symbol N.
     declared: element type and shape, as the file has them, of inner tensors and of outputs.
-    several: tensors that more than one node reads.
+    several: tensors that more than one node reads. made: tensor -> the node that computes it.
     masked: which rows of attentions are masked; nothing is computed until a rule asks.
     read: which positions of the inputs of its nodes are read, likewise.
     before: what the source took before `isolation` rewrote it, if it did; a rewrite has to take less.
@@ -85,6 +85,7 @@ class Session:
         self.graph, self.inputs, self.opsets, self.options = graph, inputs, dict(opsets), options
         self.declared, self.before = declared or {}, before
         self.several = _several_readers(graph)
+        self.made = producers(graph.node)
         self.masked = Unread(graph, inputs, self.opsets[""])
         self.read = ReadPositions(graph, inputs, self.opsets[""])
 

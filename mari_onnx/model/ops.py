@@ -52,6 +52,7 @@ class Fact(Flag):
     PRODUCT = auto()  # a contraction of data with weights or other data
     MATMUL = auto()  # a PRODUCT of its first two inputs as matrices, transposed by transA and transB, plus its third
     CONV = auto()  # a PRODUCT over windows
+    INTEGER_KERNEL = auto()  # onnxruntime runs it on integers between DequantizeLinear and QuantizeLinear
     QUANTIZED = auto()  # a PRODUCT of quantized numbers: its second input is packed, or not of floats
     ITERATES = auto()  # its inputs go to a subgraph that runs many times
     RANDOM = auto()  # two runs differ
@@ -180,7 +181,7 @@ def _table() -> None:
     _rows("Abs", finite | f.NO_LARGER | f.NONNEGATIVE, kinks=(0.0,))
     _rows("Neg", finite | f.LINEAR | f.NO_LARGER, function=operator.neg)
     _rows("Relu", finite | f.NO_LARGER | f.NONNEGATIVE, activation=(), kinks=(0.0,))
-    _rows("LeakyRelu", finite, flops=2.0, activation=("alpha",), kinks=(0.0,))
+    _rows("LeakyRelu", finite | f.INTEGER_KERNEL, flops=2.0, activation=("alpha",), kinks=(0.0,))
     _rows("PRelu", finite, flops=2.0, kinks=(0.0,))
     _rows("ThresholdedRelu", asks | f.NO_LARGER | f.SATURATES, activation=("alpha",))
     _rows("Shrink", asks | f.SATURATES)
@@ -189,7 +190,8 @@ def _table() -> None:
     _rows("Clip", finite | f.SATURATES, flops=2.0, acts_where="Less")
     _rows("HardSigmoid", finite | f.NONNEGATIVE | f.SATURATES, flops=2.0, bound=1.0, activation=("alpha", "beta"))
     _rows("HardSwish", finite | f.STEEP | f.NO_LARGER | f.SATURATES | f.TAKEN_APART, flops=2.0, kinks=(-3.0, 3.0))
-    _rows("Sigmoid", finite | f.STEEP | f.NONNEGATIVE | f.SATURATES, flops=slow, price=40.0, bound=1.0, activation=())
+    gate = finite | f.STEEP | f.NONNEGATIVE | f.SATURATES | f.INTEGER_KERNEL
+    _rows("Sigmoid", gate, flops=slow, price=40.0, bound=1.0, activation=())
     _rows("Tanh", finite | f.STEEP | f.SATURATES, flops=slow, price=40.0, bound=1.0, activation=())
     _rows("Erf", finite | f.STEEP | f.SATURATES, flops=slow, price=40.0, bound=1.0)
     _rows("Softsign", finite, flops=2.0, bound=1.0, activation=())
@@ -215,9 +217,9 @@ def _table() -> None:
     _rows("BitwiseNot", asks)
 
     # ---- element-wise, of several inputs
-    _rows("Add", finite | f.ADDS | f.COMMUTES, neutral=0.0, function=operator.add)
+    _rows("Add", finite | f.ADDS | f.COMMUTES | f.INTEGER_KERNEL, neutral=0.0, function=operator.add)
     _rows("Sub", finite | f.ADDS | f.RELATES, neutral=0.0, function=operator.sub)
-    _rows("Mul", finite | f.MULTIPLIES | f.COMMUTES | f.LINEAR, neutral=1.0, function=operator.mul)
+    _rows("Mul", finite | f.MULTIPLIES | f.COMMUTES | f.LINEAR | f.INTEGER_KERNEL, neutral=1.0, function=operator.mul)
     _rows("Div", finite | f.MULTIPLIES | f.LINEAR | f.NEEDS_NONZERO, price=15.0, neutral=1.0)
     _rows("Mod", asks | f.NEEDS_NONZERO | f.SATURATES, acts_where="GreaterOrEqual")
     _rows("Pow", element & ~f.KEEPS_NAN | f.STEEP, flops=slow, price=40.0)
@@ -237,7 +239,7 @@ def _table() -> None:
     _rows("Xor", logic | f.RELATES)
     _rows("BitwiseAnd BitwiseOr BitwiseXor", asks | f.COMMUTES)
     _rows("BitShift", asks | f.SATURATES)
-    _rows("Where", asks, flops=0.0)
+    _rows("Where", asks | f.INTEGER_KERNEL, flops=0.0)
     _rows("Cast", asks | f.CONVERTS | f.SATURATES, flops=0.0, type_attribute="to")
     _rows("CastLike", asks | f.CONVERTS, flops=0.0)
     _rows("Identity", finite | f.SAME | f.FREE | f.NO_LARGER | f.KEEPS_SIGN | f.KEEPS_POSITIVE, flops=0.0)
@@ -260,7 +262,7 @@ def _table() -> None:
     _rows("DepthToSpace SpaceToDepth ReverseSequence", moves, flops=0.0)
     _rows("Pad", f.MOVES | f.FILLS | f.KEEPS_NAN, flops=0.0)
     _rows("Trilu", f.MOVES | f.FILLS, flops=0.0)
-    _rows("Concat", f.JOINS | f.TOTAL | f.KEEPS_NAN, flops=0.0)
+    _rows("Concat", f.JOINS | f.TOTAL | f.KEEPS_NAN | f.INTEGER_KERNEL, flops=0.0)
     _rows("Compress", part, flops=0.0)
     _rows("ScatterElements ScatterND Scatter", f.WRITES | f.KEEPS_NAN, flops=0.0)
     _rows("Unique SplitToSequence ConcatFromSequence "
@@ -299,8 +301,9 @@ def _table() -> None:
     _rows("CumSum CumProd", f.KEEPS_NAN, per_input=True)
     _rows("TopK", f.SATURATES | f.RANKS, flops=4.0, per_input=True)
     weights = f.ROWS | f.SOFTMAX | f.STEEP | f.KEEPS_NAN
-    _rows("Softmax", weights | f.NONNEGATIVE | f.SATURATES, flops=slow + 4, per_input=True, price=25.0, bound=1.0,
-          flattened_before=13, evaluated_since=13)  # fmt: skip
+    shares = weights | f.NONNEGATIVE | f.SATURATES | f.INTEGER_KERNEL
+    _rows("Softmax", shares, flops=slow + 4, per_input=True, price=25.0, bound=1.0, flattened_before=13,
+          evaluated_since=13)  # fmt: skip
     _rows("LogSoftmax", weights | f.DOUBTFUL, flops=slow + 4, per_input=True, flattened_before=13)
     _rows("Hardmax", f.ROWS | f.NONNEGATIVE | f.SATURATES | f.MISCONVERTED, per_input=True, bound=1.0,
           flattened_before=13, evaluated_since=13)  # fmt: skip
@@ -320,13 +323,13 @@ def _table() -> None:
     _rows("DFT", flops=20.0, per_input=True)
 
     # ---- products and recurrences (formulas: engine/cost/flops.py)
-    _rows("MatMul Gemm", f.KEEPS_NAN | f.PRODUCT | f.MATMUL)
+    _rows("MatMul Gemm", f.KEEPS_NAN | f.PRODUCT | f.MATMUL | f.INTEGER_KERNEL)
     _rows("FusedMatMul FusedMatMulActivation TransposeMatMul FusedGemm", f.KEEPS_NAN | f.PRODUCT | f.MATMUL, MICROSOFT)
     _rows("MatMulInteger QLinearMatMul", f.PRODUCT | f.QUANTIZED)
     _rows("DynamicQuantizeMatMul MatMulIntegerToFloat QGemm", f.PRODUCT | f.QUANTIZED, MICROSOFT)
     _rows("MatMulNBits", f.PRODUCT | f.QUANTIZED, MICROSOFT)
     _rows("Einsum", f.KEEPS_NAN | f.PRODUCT)
-    _rows("Conv", f.KEEPS_NAN | f.PRODUCT | f.CONV)
+    _rows("Conv", f.KEEPS_NAN | f.PRODUCT | f.CONV | f.INTEGER_KERNEL)
     _rows("FusedConv NhwcFusedConv", f.PRODUCT | f.CONV, MICROSOFT)
     _rows("ConvTranspose", f.PRODUCT | f.CONV | f.DOUBTFUL)
     _rows("ConvInteger QLinearConv", f.PRODUCT | f.CONV | f.QUANTIZED)

@@ -12,6 +12,7 @@ import numpy as np
 from mari_onnx.errors import MariError, WriteError, first_line
 from mari_onnx.model.signature import Input
 from mari_onnx.parity.judge import metrics, values
+from mari_onnx.parity.judge.order import OrderVerdict
 from mari_onnx.parity.judge.rounding import Rounding, rounding
 from mari_onnx.parity.judge.verdict import Verdict
 from mari_onnx.parity.phases import Phases, Runs
@@ -99,8 +100,13 @@ class Outputs:
         """The verdict on one output, whose arrays are at `place`.
 
         One that is rounded is judged with its steps taken out: the source's own steps against float64 would excuse
-        any of the optimized model's.
+        any of the optimized model's. One that may lose something is judged by the order of candidates alone.
         """
+        if self.settings.max_tau_loss is not None:
+            order = OrderVerdict(output.name, output.type, provider, self.settings, self.axis)
+            for index in range(place.start, place.stop):
+                order.judge(index, requests, [s.outputs for s in sources], [r.outputs for r in optimized.values()])
+            return order.result
 
         def judged(rounded: Rounding | None) -> metrics.OutputResult:
             verdict = Verdict(output.name, output.type, provider, self.settings, self.axis, drawn, rounded)

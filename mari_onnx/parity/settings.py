@@ -25,6 +25,8 @@ class Settings:
         multiple: how many times the source's own error is allowed.
         coarser: how many times coarser than the outputs something in between is rounded on purpose (states in half
             precision); all that is allowed counts so many times.
+        max_tau_loss: not equality is asked for, but that the order of candidates changes by no more than this
+            (`judge/order.py`).
         coverage: at most so many further requests, to reach what the drawn ones do not.
         extremes: further requests with floats of 0, 1e-6, 1e3 and 1e4.
         threads: within an operator; None for one, and two for a model of more than 256 MiB of weights.
@@ -39,6 +41,7 @@ class Settings:
     atol: float | None = None
     multiple: float = MULTIPLE
     coarser: float = 1.0
+    max_tau_loss: float | None = None
     top_k: Sequence[int] = (10, 50)
     coverage: int = 10_000
     extremes: bool = False

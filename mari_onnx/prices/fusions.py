@@ -151,6 +151,37 @@ def _bias_and_activation(g: Loaded, node: NodeProto) -> None:
         g.joined.add(id(after))
 
 
+def _between_quantizations(g: Loaded, node: NodeProto) -> None:
+    """An operator whose operands are dequantized and whose result is quantized: one kernel, of integers. A product is
+    one without the quantization too.
+    """
+    facts = row(node.op_type).facts
+    data = [g.producers.get(name) for name in node.input if name] if Fact.INTEGER_KERNEL in facts else []
+    given = [made for made in data if made is not None and made.op_type == "DequantizeLinear"]
+    if not data or len(given) < len(data) - (node.op_type == "Where"):
+        return
+    after = g.only_reader(node)
+    if after is not None and row(after.op_type).activation == () and Fact.NO_LARGER in row(after.op_type).facts:
+        last = g.only_reader(after)  # a Relu, which the quantization does too
+        if last is not None and last.op_type == "QuantizeLinear":
+            g.gone.add(id(after))
+            after = last
+    if after is not None and after.op_type == "QuantizeLinear":
+        g.gone.add(id(after))
+    elif Fact.MATMUL not in facts:
+        return
+    for made in given:
+        if all(Fact.INTEGER_KERNEL in row(r.op_type).facts for r in g.consumers.get(made.output[0], [])):
+            g.gone.add(id(made))
+    if Fact.PRODUCT not in facts:
+        op, inputs = f"QLinear{node.op_type}", list(node.input)
+    else:
+        op = "QGemm" if len(node.input) > 2 else "QLinearMatMul"
+        inputs = [node.input[0], "", "", node.input[1], "", "", *node.input[2:]]
+    g.stands_for[id(node)] = onnx.helper.make_node(op, inputs, list(node.output))
+    g.stands_for[id(node)].attribute.extend(node.attribute)
+
+
 def _scaled_integers(g: Loaded, node: NodeProto) -> None:
     """A product of integers, its Cast and scale, the bias that is added, and the quantization before it."""
     if Fact.QUANTIZED not in row(node.op_type).facts or Fact.CONV in row(node.op_type).facts:
@@ -316,6 +347,6 @@ def _takes_norm(node: NodeProto) -> bool:
 
 
 FUSIONS: Sequence[Callable[[Loaded, NodeProto], None]] = (
-    _pieces, _layer_norm, _norm_of_sum, _gelu, _norm_into_product, _bias_and_activation, _scaled_integers,
-    _turned_operand, _scaled,
+    _between_quantizations, _pieces, _layer_norm, _norm_of_sum, _gelu, _norm_into_product, _bias_and_activation,
+    _scaled_integers, _turned_operand, _scaled,
 )  # fmt: skip

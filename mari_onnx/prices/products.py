@@ -57,6 +57,17 @@ def _integers(call: Call) -> list[Use]:
             for u in _matmul(call)]  # fmt: skip
 
 
+@kernel_of("QLinearMatMul", "QGemm")
+def _quantized(call: Call) -> list[Use]:
+    """As of floats, with less time per multiply-add. A third operand, of integers, is where the sums start from."""
+    plain = replace(call, ins=[call.ins[k] if k < len(call.ins) else None for k in (0, 3)],
+                    constant=[call.fixed(0), call.fixed(3)])  # fmt: skip
+    found = _integers(plain)
+    if call.shape(6):
+        found.append(Use("Expand", {"elements": float(size(call.out))}))
+    return found
+
+
 @kernel_of("MatMul", "FusedMatMul", "TransposeMatMul")
 def _matmul(call: Call) -> list[Use]:
     a, b, out = call.shape(0), call.shape(1), call.out

@@ -48,6 +48,8 @@ class Report:
         choices: parts that were left as they are (`mari_onnx.choices`).
         estimated: N -> the source's time over the output's, by prices of kernels; empty where work decided.
         speed: the same measured, and from which N on the output is faster; None where nothing was timed.
+        user_weights: products of the user with 8-bit weights, and what they lose (`parity.loss`); None where all are
+            floats.
         residual: what `report.explain_rest.measured` found, None where nothing was measured.
         separation: what a model retrained without reads of the candidate by the user's part would save
             (`mari_onnx.separation`), None where nobody asked.
@@ -73,6 +75,7 @@ class Report:
     speed: dict[str, Any] | None = None
     residual: dict[str, Any] | None = None
     separation: dict[str, Any] | None = None
+    user_weights: dict[str, Any] | None = None
 
     @property
     def actions(self) -> dict[str, int]:
@@ -140,6 +143,7 @@ class Report:
             "choices": self.choices,
             "estimated_speedup": {str(n): ratio for n, ratio in self.estimated.items()},
             "speed": self.speed,
+            "user_weights": self.user_weights,
             "assumptions": [
                 {"node": each.node, "what": each.what, "why": each.why, "candidates": each.candidates}
                 | {"verified": self.check is not None}

@@ -52,6 +52,7 @@ def of_optimize(report: Report, *, show_inputs: bool = False, target: str = "cpu
     blocks += totals(report)
     if report.check is not None:
         blocks += of_equal(report.check, target)
+    blocks += _user_weights(report)
     blocks += _speed(report)
     if not report.sides and report.sides.candidate_axis == 0:
         blocks.append(
@@ -59,6 +60,25 @@ def of_optimize(report: Report, *, show_inputs: bool = False, target: str = "cpu
             "user's row N times, name those inputs with --user and the others with --item, or try --guess"
         )
     return blocks
+
+
+def _user_weights(report: Report) -> list[Block]:
+    """What 8-bit weights lose, and of how many products they are."""
+    found = report.user_weights
+    if found is None:
+        return []
+    products = found["products"]
+    fastest = max(each["speedup"] for each in products)
+    lines: list[Block] = [
+        f"8-bit weights for {len(products)} products of the user (up to {fastest:.2g}x faster each): not equal to the "
+        f"source. On {found['requests']} recorded requests:"
+    ]
+    for name, each in found["outputs"].items():
+        top = "".join(f", {share:.1%} of the top {k} at least" for k, share in each["top_k"].items())
+        loss = "" if each["tau_loss"] is None else f"1 - Kendall's tau {each['tau_loss']:.2g} (allowed "
+        loss += f"{found['max_tau_loss']:g}; worst tau of a request {each['worst_tau']:.4f})" if loss else ""
+        lines.append(f"  {name}: {loss}{top}; error {each['error']:.2g} of the largest score")
+    return lines
 
 
 def _speed(report: Report) -> list[Block]:

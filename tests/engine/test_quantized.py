@@ -67,14 +67,14 @@ def test_the_range_is_that_of_both_sides() -> None:
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products are taken apart however few their columns are."""
-    monkeypatch.setattr(quantized, "_apart", lambda *_: True)
+    monkeypatch.setattr(quantized, "apart", lambda *_: True)
     monkeypatch.setattr(quantized, "_enough", lambda *_: True)
 
 
 @given(layers())
 def test_layers_in_parts_are_the_same(g: Graph) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantized, "_apart", lambda *_: True)
+        patch.setattr(quantized, "apart", lambda *_: True)
         patch.setattr(quantized, "_enough", lambda *_: True)
         check(g, tolerance=1e-4)
 
@@ -97,7 +97,7 @@ def exact(draw: Draw) -> Graph:
 @given(exact())
 def test_integers_are_equal(g: Graph) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantized, "_apart", lambda *_: True)
+        patch.setattr(quantized, "apart", lambda *_: True)
         patch.setattr(quantized, "_enough", lambda *_: True)
         result = check(g, tolerance=0)
     assert actions(result)["MatMulInteger"] == ["split"]

@@ -215,6 +215,56 @@ def dynamic(f: Forge) -> Made:
     return f.put(made, (*shape[:-1], columns))
 
 
+def static(f: Forge) -> Made:
+    """A product as onnxruntime quantizes it statically: integers between DequantizeLinear and QuantizeLinear."""
+    if f.smooth or f.g.dtype is not np.float32 or f.g.opset < 13:
+        return None
+    x, shape = f.x(lambda s: len(s) > 1 and isinstance(s[-1], int))
+    if len(shape) < 2 or not isinstance(shape[-1], int):
+        return None
+    f.g.plain_constants = True
+    kind, columns, step = f.one(np.uint8, np.int8), f.int(1, 3), np.array(2.0**-5)
+
+    def around(t: str, scale: np.ndarray) -> str:
+        given = f.g.const(scale, np.float32), f.g.const(np.array(3), kind)
+        return f.g.DequantizeLinear(f.g.QuantizeLinear(t, *given), *given)
+
+    by_column = f.flag()
+    scale = step * 2.0 ** (np.arange(columns) % 3) if by_column else step
+    zero = np.zeros(columns if by_column else (), int)
+    codes = f.g.const(f.g.rng.integers(-100, 100, (shape[-1], columns)), np.int8)
+    w = f.g.DequantizeLinear(codes, f.g.const(scale, np.float32), f.g.const(zero, np.int8), axis=1)
+    inner = around(x, step)
+    if len(shape) == 2 and f.flag():
+        sums = f.g.const(f.g.rng.integers(-500, 500, columns), np.int32)
+        how = {"axis": 0} if by_column else {}
+        made = f.g.Gemm(inner, w, f.g.DequantizeLinear(sums, f.g.const(step * scale, np.float32), **how))
+    else:
+        made = f.g.MatMul(inner, w)
+    if f.flag():
+        made = around(f.g.Relu(made) if f.flag() else made, 8 * step)
+    f.g.plain_constants = False
+    return f.put(made, (*shape[:-1], columns))
+
+
+def write_slice(f: Forge) -> Made:
+    """Tokens written over by ScatterND, as the older exporter writes an assignment to a slice."""
+    if f.g.opset < 13:
+        return None
+    x, shape = f.tokens()
+    n = shape[1]
+    if not known(n):
+        return None
+    start = f.int(0, int(n) - 1)  # type: ignore[arg-type]
+    stop = f.int(start + 1, int(n))  # type: ignore[arg-type]
+    turned = f.g.Transpose(x, perm=[1, 0, 2])
+    updates = f.g.Transpose(f.get((N, stop - start, shape[2])), perm=[1, 0, 2])
+    f.g.plain_constants = True
+    index = f.g.const(np.arange(start, stop)[:, None], np.int64)
+    f.g.plain_constants = False
+    return f.put(f.g.Transpose(f.g.ScatterND(turned, index, updates), perm=[1, 0, 2]), shape)
+
+
 def constant_tensor(f: Forge) -> Made:
     """ConstantOfShape of the candidates, with an operand beside it."""
     x, shape = f.x(lambda s: len(s) == 2 and s[0] == N)

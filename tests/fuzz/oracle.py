@@ -18,7 +18,7 @@ import pytest
 
 from mari_onnx import engine
 from mari_onnx.engine import Options, Rewrite, interpreter, rewrite
-from mari_onnx.engine.rules import quantized
+from mari_onnx.engine.rules import dequantized, quantized
 from mari_onnx.parity.assumptions import Refuted, settle
 from mari_onnx.parity.float64 import float64
 from tests.engine.checks import unweighed
@@ -58,7 +58,9 @@ def kept() -> Iterator[None]:
 
     with unweighed(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "outcome", moved)
-        patch.setattr(quantized, "_apart", lambda *_: True)  # however few columns there are
+        patch.setattr(quantized, "apart", lambda *_: True)  # however few columns there are
+        patch.setattr(dequantized, "apart", lambda *_: True)
+        patch.setattr(dequantized, "start_pays", lambda *_: True)
         patch.setattr(quantized, "_enough", lambda *_: True)
         yield
 

@@ -16,9 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
 
 from tests.fuzz.case import Case, cases, load
 from tests.fuzz.oracle import Fault, judge
+from tests.fuzz.sequence import SequenceCase, judge_sequence, sequence_cases
 from tests.fuzz.several import judge_several
 
 CHUNK = 250
@@ -30,16 +32,16 @@ SHRINK = 40.0
 class Search:
     """Chunks of examples until the number asked for is reached."""
 
-    def __init__(self, keep: Path, first: int, several: str | None = None):
-        self.keep, self.next, self.several = keep, first, several
+    def __init__(self, keep: Path, first: int, several: str | None = None, sequences: float = 0.0):
+        self.keep, self.next, self.several, self.sequences = keep, first, several, sequences
         self.tally: Counter[str] = Counter()
         self.operators: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
-        self.best: Case | None = None
+        self.best: Case | SequenceCase | None = None
         self.found: Fault | None = None
         self.until = 0.0
 
-    def one(self, case: Case) -> None:
+    def one(self, case: Case | SequenceCase) -> None:
         self.tally["drawn"] += 1
         if self.found is None:
             self.tally["graphs"] += 1
@@ -48,7 +50,10 @@ class Search:
             return
         try:
             tally = self.tally if self.found is None else None
-            judge(case, tally) if self.several is None else judge_several(case, self.several, tally)
+            if isinstance(case, SequenceCase):
+                judge_sequence(case, tally)
+            else:
+                judge(case, tally) if self.several is None else judge_several(case, self.several, tally)
         except Fault as fault:
             if self.found is None:
                 self.faults[fault.signature] += 1
@@ -63,7 +68,8 @@ class Search:
 
     def chunk(self, examples: int) -> None:
         self.best = self.found = None
-        search = given(cases())(lambda case: self.one(case))
+        drawn = st.floats(0, 1).flatmap(lambda x: sequence_cases() if x < self.sequences else cases())
+        search = given(drawn if self.sequences else cases())(lambda case: self.one(case))
         search = settings(
             max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck),
             phases=[Phase.generate, Phase.shrink],
@@ -106,10 +112,12 @@ def main() -> int:
     parser.add_argument("--report", type=Path, default=None)
     parser.add_argument("--replay", type=Path, nargs="+", help="kept cases, instead of drawing")
     parser.add_argument("--batched", default=None, help="several requests in one run, in this form")
+    parser.add_argument("--sequences", type=float, default=0.1, help="share of history and candidates in one sequence")
     args = parser.parse_args()
     if args.replay:
         return replay(args.replay)
-    search, begin = Search(args.keep, args.seed, args.batched), time.monotonic()
+    sequences = args.sequences if args.batched is None else 0.0
+    search, begin = Search(args.keep, args.seed, args.batched, sequences), time.monotonic()
     with suppress(KeyboardInterrupt):
         while search.tally["graphs"] < args.examples:
             if args.minutes is not None and time.monotonic() - begin > args.minutes * 60:

@@ -75,6 +75,8 @@ STEPS: list[Step] = [
     bodies.one_hot,
     bodies.scatter,
     bodies.write,
+    bodies.write_slice,
     bodies.dynamic,
+    bodies.static,
     bodies.constant_tensor,
 ]

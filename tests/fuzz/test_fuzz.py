@@ -14,6 +14,7 @@ from mari_onnx.engine import Rewrite, rewrite
 from tests.fuzz import oracle
 from tests.fuzz.case import CASES, Case, cases, load
 from tests.fuzz.oracle import Fault, judge
+from tests.fuzz.sequence import SequenceCase, judge_sequence, sequence_cases
 
 SHARDS = 10
 """The 500 examples in as many tests, so that they run side by side."""
@@ -28,6 +29,13 @@ def test_random_graphs(shard: int) -> None:
         judge(case)
 
     right()
+
+
+@seed(0)
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@given(sequence_cases())
+def test_random_sequences(case: SequenceCase) -> None:
+    judge_sequence(case)
 
 
 @pytest.mark.parametrize("path", sorted(CASES.glob("*.json")), ids=lambda path: path.stem)

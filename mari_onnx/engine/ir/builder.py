@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,21 @@ from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.ir.nodes import RANDOM, evaluate, is_random
 from mari_onnx.engine.ir.value import Axis, Node, Tensor
 from mari_onnx.model.dims import Dim, Size, product, static, symbols
-from mari_onnx.model.nodes import graphs, is_standard, rename_captures
+from mari_onnx.model.nodes import attribute, graphs, is_standard, rename_captures
 from mari_onnx.model.ops import Fact, row
 
 FOLD_LIMIT = 1 << 16
 """A node on constants is computed at build time if its result has no more elements; a large Expand stays a node."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A constant as ``(codes - zero) * scale``. scale, zero: one number, or one for each position along ``axis``."""
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    axis: int | None
 
 
 class Builder:
@@ -70,6 +81,8 @@ class Builder:
         self.transposed: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
         self.cuts: dict[str, tuple[Tensor, int, int]] = {}
         self.picked: dict[str, tuple[Tensor, int, tuple[int, ...]]] = {}
+        self.quantized: dict[str, Quantized] = {}
+        """Constants of floats that the source has as integers and a scale."""
         self._reserved = set(reserved)
         self._used: set[str] = set()
         self._nodes_used: set[str] = set()
@@ -253,7 +266,45 @@ class Builder:
             return None
         if array.size > limit:
             return None
-        return self.const(array, dtype)
+        out = self.const(array, dtype)
+        if proto.op_type == "DequantizeLinear" or (inputs[0] is not None and inputs[0].name in self.quantized):
+            self._remember(proto, inputs, out)
+        return out
+
+    def _remember(self, proto: NodeProto, inputs: Sequence[Tensor | None], out: Tensor) -> None:
+        """What a constant is as integers, where its node is a DequantizeLinear or moves elements of another one."""
+        first = inputs[0]
+        assert first is not None
+        if proto.op_type == "DequantizeLinear":
+            given = [t for t in inputs[1:] if t is not None]
+            if all(len(t.known) < 2 for t in given) and not attribute(proto, "block_size", 0):
+                one = all(product(t.known) == 1 for t in given)
+                axis = None if one else attribute(proto, "axis", 1) % max(1, len(first.known))
+                self.quantized[out.name] = Quantized(first, given[0], given[1] if len(given) > 1 else None, axis)
+            return
+        source = self.quantized[first.name]
+        if Fact.MOVES not in row(proto.op_type).facts or len(proto.output) != 1:
+            return
+        codes = self._fold(proto, [source.codes, *inputs[1:]], source.codes.dtype)
+        if codes is None:
+            return
+        if source.axis is None:
+            self.quantized[out.name] = replace(source, codes=codes)
+            return
+        # which position of the axis each element comes from
+        shape = [1] * len(first.known)
+        shape[source.axis] = -1
+        at = np.arange(static(first.known[source.axis])).reshape(shape)
+        places = evaluate(proto, [np.broadcast_to(at, source.codes.array.shape).copy(),
+                                  *(t.array if t else None for t in inputs[1:])], self.opset)  # fmt: skip
+        for axis in range(places.ndim):
+            along = places[tuple(slice(None) if i == axis else slice(0, 1) for i in range(places.ndim))]
+            if places.size and np.array_equal(np.broadcast_to(along, places.shape), places):
+                chosen = [t if t is None or t.known == (1,) else self.const(t.array[along.reshape(-1)], t.dtype)
+                          for t in (source.scale, source.zero)]  # fmt: skip
+                assert chosen[0] is not None
+                self.quantized[out.name] = Quantized(codes, chosen[0], chosen[1], axis)
+                return
 
     # ---- axes ------------------------------------------------------------------------------------------------------
     def axis(self, size: Size, used: Iterable[Axis] = ()) -> Axis:

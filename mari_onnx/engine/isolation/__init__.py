@@ -28,11 +28,12 @@ from mari_onnx.engine.isolation.layout import Layouts
 from mari_onnx.engine.isolation.sizes import Sizes
 from mari_onnx.engine.lookahead.shapes import needed
 from mari_onnx.engine.outcome import NodeReport, Rewrite
-from mari_onnx.model.dims import Size
+from mari_onnx.model.dims import Size, symbols
 from mari_onnx.model.nodes import captures, constant, graphs, is_standard
 from mari_onnx.model.tensors import array
 
 WHAT = "a candidate is scored as without the others: weights between candidates are 0"
+HIDDEN = "what masks hide in a history and one more position is hidden at every length"
 WHY = "weights were looked at for a few numbers of candidates and lengths of the history"
 
 
@@ -43,7 +44,7 @@ class Apart:
     graph: the new source. shapes: of the source's own tensors, with sizes that were found here. origins: the new
     source's tensors that were written -> the node of the source. refused: why nodes that count candidates were not
     written in blocks, by their names. joins: nodes that join history and candidates.
-    candidates: N at which a run tells whether what was found of weights holds.
+    candidates: N at which a run tells whether what was found of weights holds. what: is assumed.
     """
 
     graph: onnx.GraphProto
@@ -52,6 +53,7 @@ class Apart:
     refused: dict[str, str]
     joins: list[str]
     candidates: list[int]
+    what: str
 
     def merged(self, source: onnx.GraphProto, plain: Rewrite, made: Rewrite) -> Rewrite:
         """The rewrite of `graph`, as one of the source.
@@ -60,7 +62,7 @@ class Apart:
         """
         names = {o for node in source.node for o in node.output} | {i.name for i in source.input}
         node, output = self.joins[0], next(n.output[0] for n in source.node if label(n) == self.joins[0])
-        assumed = [Assumption(node, output, WHAT, WHY, n) for n in self.candidates]
+        assumed = [Assumption(node, output, self.what, WHY, n) for n in self.candidates]
         inner = {label(n): self.origins[n.output[0]] for n in self.graph.node if n.output[0] in self.origins}
         return replace(
             made,
@@ -98,7 +100,7 @@ class Apart:
 def joins(graph: onnx.GraphProto, known: Rewrite) -> list[str]:
     """Nodes that join history and candidates."""
     try:
-        return Layouts(needed(graph), known.shapes).joins
+        return Layouts(needed(graph), known.shapes, _once(known)).joins
     except Decline:
         return []
 
@@ -111,7 +113,7 @@ def apart(graph: onnx.GraphProto, known: Rewrite, opset: int) -> Apart | None:
     Refuses a graph in which a sequence is laid out in two ways, or no input has a size.
     """
     nodes = needed(graph)
-    layouts = Layouts(nodes, known.shapes)
+    layouts = Layouts(nodes, known.shapes, _once(known))
     if not layouts.sequences:
         return None
     constants = {**{p.name: array(p) for p in graph.initializer if _few(p)}, **_held(nodes)}
@@ -128,7 +130,13 @@ def apart(graph: onnx.GraphProto, known: Rewrite, opset: int) -> Apart | None:
     del made.node[:]
     made.node.extend(_live(writer, graph))
     origins = {o: writer.origins[n.name] for n in made.node for o in n.output if n.name in writer.origins}
-    return Apart(made, told.shapes, origins, refused, layouts.joins, sorted({s["N"] for s in facts.at}))
+    what = WHAT if any("N" in symbols(size) for size in layouts.sequences) else HIDDEN
+    return Apart(made, told.shapes, origins, refused, layouts.joins, sorted({s["N"] for s in facts.at}), what)
+
+
+def _once(known: Rewrite) -> set[str]:
+    """Tensors that the user alone, or nothing, decides."""
+    return {name for name, kind in known.kinds.items() if kind in ("Shared", "Const")}
 
 
 def _visit(w: Writer, node: NodeProto, refused: dict[str, str]) -> None:

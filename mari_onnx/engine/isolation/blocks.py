@@ -23,7 +23,7 @@ from mari_onnx.engine.ir.value import Decline
 from mari_onnx.engine.isolation.facts import Facts
 from mari_onnx.engine.isolation.layout import Key, Layouts, N
 from mari_onnx.engine.isolation.sizes import Sizes
-from mari_onnx.model.dims import Dim, Size, symbols
+from mari_onnx.model.dims import Dim, Size
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -198,13 +198,13 @@ class Writer:
 
     def counts(self, name: str) -> bool:
         """Whether a dimension of the tensor counts candidates, or its shape is not known."""
-        return name not in self.shapes or any("N" in symbols(size) for size in self.shapes[name])
+        return name not in self.shapes or any(map(self.layouts.counts, self.shapes[name]))
 
     def plain(self, name: str) -> bool:
         """Whether the tensor is its own only block."""
         if name not in self.shapes:
             return False
-        sizes = [size for size in self.shapes[name] if "N" in symbols(size)]
+        sizes = [size for size in self.shapes[name] if self.layouts.counts(size)]
         return sizes in ([], [N]) and name not in self.known
 
     def whole(self, name: str) -> str:

@@ -28,7 +28,7 @@ def _product(w: Writer, x: str, y: str, dims: tuple[Size, ...]) -> Blocks:
     if min(len(a), len(b)) < 2:
         raise Decline("a product with a vector")
     inner = a[-1]
-    segments = range(len(w.layouts.known[inner])) if "N" in symbols(inner) else [None]
+    segments = range(len(w.layouts.known[inner])) if inner in w.layouts.known else [None]
     if "N" in symbols(inner) and inner not in w.layouts.known:
         raise Decline(f"a contraction over {inner}")
     found: dict[Key, Block] = {}

@@ -10,7 +10,7 @@ from mari_onnx.engine.ir.value import Decline
 from mari_onnx.engine.isolation.blocks import Block, Blocks, Writer, rule, written
 from mari_onnx.engine.isolation.layout import Key, N
 from mari_onnx.engine.isolation.sizes import never_negative, place
-from mari_onnx.model.dims import Size, product, symbols
+from mari_onnx.model.dims import Size, product
 from mari_onnx.model.nodes import attribute
 from mari_onnx.model.ops import Fact, having, row
 
@@ -157,7 +157,7 @@ def count(w: Writer, node: NodeProto) -> list[Blocks | None]:
 
 def positions(w: Writer, size: Size, segment: int) -> str:
     """Where the elements of a segment stand, as a tensor of shape [its size]."""
-    if "N" not in symbols(size):
+    if not w.layouts.counts(size):
         return w.places(size)
     places, offset = w.places(w.layouts.known[size][segment]), w.layouts.offsets(size)[segment]
     return places if offset == 0 else w.add("Add", [places, w.size(offset)])
@@ -254,7 +254,7 @@ def cut(w: Writer, node: NodeProto) -> list[Blocks | None]:
     starts, ends, axes, steps = w.slices(node)
     cuts = {}
     for start, end, i, step in zip(starts, ends, axes, steps, strict=True):
-        if ("N" in symbols(old[i]) or "N" in symbols(dims[i])) and old[i] != dims[i]:
+        if (w.layouts.counts(old[i]) or w.layouts.counts(dims[i])) and old[i] != dims[i]:
             if step != 1:
                 raise Decline("a Slice of every so many positions")
             cuts[i] = (place(start, old[i]), place(end, old[i]))
@@ -266,7 +266,7 @@ def cut(w: Writer, node: NodeProto) -> list[Blocks | None]:
         own = []
         for i in w.layouts.at(old):
             own.append(by[i] if i not in cuts else _segment(w, old[i], dims[i], cuts[i], by.get(i, 0)))
-        if not w.counts(data) or any("N" not in symbols(old[i]) for i in cuts):
+        if not w.counts(data) or any(not w.layouts.counts(old[i]) for i in cuts):
             found[key] = _of_constant(w, data, old, dims, cuts, key)
         else:
             found[key] = w.blocks(data).of[tuple(own)]
@@ -288,7 +288,7 @@ def _segment(w: Writer, old: Size, new: Size, cut: tuple[Size, Size], which: int
         raise Decline(f"positions {cut[0]} to {cut[1]} of a sequence of {old} are cut, not whole segments")
     first, last = offsets.index(cut[0]), offsets.index(cut[1])
     kept = w.layouts.known[old][first:last]
-    if (w.layouts.known[new] if "N" in symbols(new) else (new,)) != kept:
+    if w.layouts.known.get(new, (new,)) != kept:
         raise Decline(f"segments {kept} are not a sequence of {new}")
     return first + which
 
@@ -334,9 +334,33 @@ def split(w: Writer, node: NodeProto) -> list[Blocks | None]:
     return [Blocks(w.dims(o), out) for o, out in zip(node.output, outs, strict=True)]
 
 
+def _of_segment(
+    w: Writer, x: Blocks, axis: int, indices: Sequence[Size], at: Size, dims: tuple[Size, ...]
+) -> Blocks:
+    """One position of a sequence, which is a segment. Refuses positions within segments, and several."""
+    offsets = w.layouts.offsets(x.dims[axis])
+    if product(indices) != 1 or at not in offsets[:-1] or w.layouts.known[x.dims[axis]][offsets.index(at)] != 1:
+        raise Decline("positions of a sequence are looked up")
+    across = w.layouts.at(x.dims)
+    found = {}
+    for key, block in x.of.items():
+        by = dict(zip(across, key, strict=True))
+        if by.pop(axis) == offsets.index(at):
+            name = written(block.name)
+            stands_at = block.at
+            if len(indices) != 1:
+                stands_at = None if stands_at is None else stands_at - (stands_at > axis)
+                axes = w.ints(axis)
+                name = w.add("Squeeze", [name, axes]) if w.opset >= 13 else w.add("Squeeze", [name], axes=[axis])
+            found[tuple(by.values())] = Block(name, stands_at)
+    return Blocks(dims, found)
+
+
 @rule("Gather")
 def gather(w: Writer, node: NodeProto) -> list[Blocks | None]:
-    """Rows of a table by indices in blocks, or of blocks by plain indices. Refuses positions of a sequence."""
+    """Rows of a table by indices in blocks, or of blocks by plain indices. Refuses positions of a sequence that are no
+    segment.
+    """
     data, indices = node.input[:2]
     dims = w.dims(node.output[0])
     axis = attribute(node, "axis", 0) % len(w.dims(data))
@@ -344,7 +368,7 @@ def gather(w: Writer, node: NodeProto) -> list[Blocks | None]:
         raise Decline("rows of candidates are looked up by candidates")
     which, here = (0, w.blocks(data)) if w.counts(data) else (1, w.blocks(indices))
     if which == 0 and axis in w.layouts.at(here.dims):
-        raise Decline("positions of a sequence are looked up")
+        return [_of_segment(w, here, axis, w.dims(indices), place(w.listed(indices)[0], here.dims[axis]), dims)]
     grown = len(w.dims(indices)) - 1
     found = {}
     for key, block in here.of.items():

@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from mari_onnx.engine.algebra.contract import contract
@@ -18,16 +20,21 @@ from mari_onnx.engine.axes.blockwise import zip_bodies
 from mari_onnx.engine.batching import Through, run
 from mari_onnx.engine.ir.value import Axis, Body, Decline, Group, Value, axes_of, fresh
 from mari_onnx.engine.rule import Context, from_array, rule
+from mari_onnx.engine.rules.dequantized import on_integers
 from mari_onnx.engine.rules.slices import positions
 from mari_onnx.model.tensors import FLOATS
 
 
 @rule("MatMul", splits=True)
-def matmul(ctx: Context) -> list[Value]:
+def matmul(ctx: Context) -> Sequence[Value | None]:
     """The sum over k of A[.., m, k] B[.., k, n], block by block of k; the batch axes broadcast.
 
     Refuses integers, which wrap around or saturate, and scalars, which MatMul does not take.
     """
+    return on_integers(ctx, _matmul)
+
+
+def _matmul(ctx: Context) -> list[Value]:
     x, y = ctx.input(0), fresh(ctx.input(1))
     if x.dtype not in FLOATS:
         raise Decline("it multiplies integers")
@@ -57,8 +64,12 @@ def contracted(ctx: Context, x: Body, y: Body, k: frozenset[Axis], groups: list[
 
 
 @rule("Gemm", splits=True)
-def gemm(ctx: Context) -> list[Value]:
+def gemm(ctx: Context) -> Sequence[Value | None]:
     """``(alpha A') B' + (beta C)``, where C is added to the terms that vary along the fewest axes. Refuses integers."""
+    return on_integers(ctx, _gemm)
+
+
+def _gemm(ctx: Context) -> list[Value]:
     x, y = ctx.input(0), fresh(ctx.input(1))
     if x.dtype not in FLOATS:
         raise Decline("it multiplies integers")

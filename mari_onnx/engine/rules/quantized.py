@@ -7,7 +7,7 @@
 
 The user's row is quantized once per request, with the range of all candidates, and multiplied once. onnxruntime fuses
 DynamicQuantizeLinear, MatMulInteger, Cast and Mul into one kernel, but not with a sum between them; the two more passes
-over the result cost less than the user's columns do, unless these are few (`_apart`).
+over the result cost less than the user's columns do, unless these are few (`apart`).
 """
 
 from __future__ import annotations
@@ -24,15 +24,11 @@ from mari_onnx.engine.batching import MAPPED, run
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.value import Body, Cat, Leaf, Tensor, Value, axes_of, leaves
 from mari_onnx.engine.rule import Context, from_tensor, lowered, rule
+from mari_onnx.engine.rules.dequantized import ELEMENT, INTEGER, apart, vary
 from mari_onnx.engine.rules.microsoft.fused import differs
 from mari_onnx.engine.rules.microsoft.shapes import MICROSOFT
 from mari_onnx.engine.rules.slices import HUGE
 from mari_onnx.model.dims import Size, product
-
-INTEGER = 0.2
-"""Time of a multiply-add of 8-bit integers, in multiply-adds of floats (measured on AVX-512 VNNI: 6 ps)."""
-ELEMENT = 30.0
-"""Time per element of a product that is added up, as it is not fused with the Cast and the Mul (measured: 0.9 ns)."""
 
 
 @rule("DynamicQuantizeLinear", splits=True)
@@ -41,17 +37,11 @@ def dynamic(ctx: Context) -> list[Value]:
     x = ctx.input(0)
     body = coalesce(ctx.b, x.body) if isinstance(x.body, Cat) else x.body
     kinds = [TensorProto.UINT8, TensorProto.FLOAT, TensorProto.UINT8]
-    if isinstance(body, Cat) and _vary(body) and _enough(x, body):
+    if isinstance(body, Cat) and vary(body) and _enough(x, body):
         return _together(ctx, x, body, kinds)
     leaf = as_leaf(ctx.b, body, [a for group in x.known for a in group])
     y, scale, zero = ctx.b.copy(ctx.node, [leaf.tensor], kinds, [leaf.tensor.shape, (), ()])
     return [ctx.value(x.known, Leaf(y, leaf.axes), y.dtype), from_tensor(scale), from_tensor(zero)]
-
-
-def _vary(cat: Cat) -> bool:
-    """Whether parts vary along different axes."""
-    kinds = [axes_of(part.body) - {part.axis} for part in cat.parts]
-    return any(kind != kinds[0] for kind in kinds) or any(isinstance(p.body, Cat) and _vary(p.body) for p in cat.parts)
 
 
 def _enough(x: Value, cat: Cat) -> bool:
@@ -96,7 +86,8 @@ def matmul(ctx: Context) -> Sequence[Value | None]:
     a = ctx.input(0)
     x, axis = single(ctx.b, a, a.rank - 1)
     body = coalesce(ctx.b, x.body) if isinstance(x.body, Cat) else x.body
-    if not isinstance(body, Cat) or body.axis is not axis or not _vary(body) or not _apart(ctx, body):
+    parts = isinstance(body, Cat) and body.axis is axis and vary(body)
+    if not parts or not isinstance(body, Cat) or not apart(ctx, body, ctx.input(1).shape[1]):
         return run(ctx, rows)
     weights, along = single(ctx.b, ctx.input(1), 0)
     assert along is not None
@@ -111,16 +102,6 @@ def matmul(ctx: Context) -> Sequence[Value | None]:
     bodies, groups = align(ctx.b, products)
     order = [axis for group in groups for axis in group]
     return [ctx.value(groups, add(ctx.b, bodies, order), products[0].dtype)]
-
-
-def _apart(ctx: Context, cat: Cat) -> bool:
-    """Whether products by parts take less time than one product over all columns."""
-    time, columns = ctx.b.time, ctx.input(1).shape[1]
-    kinds = [axes_of(part.body) - {part.axis} for part in cat.parts]
-    full = time.volume(frozenset().union(*kinds)) * time.length(columns)
-    each = [time.volume(kind) * time.length(columns) for kind in kinds]
-    saved = INTEGER * sum(len(p.positions) * (full - n) for p, n in zip(cat.parts, each, strict=True))
-    return saved > 2 * len(cat.parts) * time.node + ELEMENT * full
 
 
 @rule("DynamicQuantizeMatMul", domain=MICROSOFT, splits=True)

@@ -132,6 +132,7 @@ class OutputResult:
         values: elements compared, each as often as the optimized model was run on them.
         numbers: of the source's elements those that are no NaN.
         stepped: rows of a rounded output that are one step away, with nothing near the boundary of two steps.
+        tau_loss: how far the order of candidates changed (`order.py`), where that is what is judged.
         dumped: file with the inputs of the worst request.
     """
 
@@ -153,6 +154,7 @@ class OutputResult:
     numbers: int = 0
     worst: Worst | None = None
     ranking: Ranking | None = None
+    tau_loss: float | None = None
     dumped: str | None = None
 
     def fail(self, reason: str) -> None:

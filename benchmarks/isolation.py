@@ -1,0 +1,203 @@
+"""Models with history and candidates in one sequence: source against output, and against one written by hand.
+
+    python -m benchmarks.isolation [--heads 1,2,4,8] [--length 200] [--candidates 500] [--profile]
+
+Two layers of width 64, softmax (a transformer) or SiLU (HSTU) attention, written node by node. One thread, thread time,
+in turns. By hand: the history's rows once, and for each candidate a product with them and a row-wise one with itself,
+in the fewest nodes. --profile: what nodes of the output take, by the name of the operator in the source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from mari_onnx import api, runtime
+from mari_onnx.choices import options_for
+from mari_onnx.sides.resolve import Sides
+from mari_onnx.timing.clock import interleaved
+
+SIDES = Sides({"history": "user", "candidates": "item"}, candidate_axis=1, axes={"history": None})
+
+
+class Writer:
+    """``w.MatMul(a, b)`` is a node; its answer is the name of the output."""
+
+    def __init__(self, seed: int = 0):
+        self.nodes: list[onnx.NodeProto] = []
+        self.initial: list[onnx.TensorProto] = []
+        self.rng = np.random.default_rng(seed)
+
+    def __getattr__(self, op: str) -> Any:
+        if not op[0].isupper():
+            raise AttributeError(op)
+
+        def write(*inputs: str, **attributes: Any) -> str:
+            name = f"{op}_{len(self.nodes)}"
+            self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
+            return name
+
+        return write
+
+    def const(self, value: Any, dtype: Any = np.int64) -> str:
+        name = f"c{len(self.initial)}"
+        self.initial.append(numpy_helper.from_array(np.asarray(value, dtype), name))
+        return name
+
+    def weight(self, *shape: int) -> str:
+        return self.const(self.rng.standard_normal(shape) / np.sqrt(shape[0]), np.float32)
+
+    def model(self, length: int, width: int, output: str) -> onnx.ModelProto:
+        self.nodes.append(helper.make_node("Identity", [output], ["score"], name="score"))
+        inputs = [helper.make_tensor_value_info("history", TensorProto.FLOAT, [1, length, width]),
+                  helper.make_tensor_value_info("candidates", TensorProto.FLOAT, [1, "N", width])]  # fmt: skip
+        out = helper.make_tensor_value_info("score", TensorProto.FLOAT, [1, "N", 1])
+        graph = helper.make_graph(self.nodes, "sequence", inputs, [out], self.initial)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def source(heads: int, length: int, silu: bool, width: int = 64, layers: int = 2) -> onnx.ModelProto:
+    """The model as an exporter writes it: one sequence, and a mask by comparisons."""
+    w = Writer()
+    t, n = (w.Gather(w.Shape(x), w.const(1), axis=0) for x in ("history", "candidates"))
+    size = w.Add(t, n)
+    x = w.Concat("history", "candidates", axis=1)
+    place = w.Range(w.const(0), size, w.const(1))
+    row, column = w.Unsqueeze(place, w.const([1])), w.Unsqueeze(place, w.const([0]))
+    keep = w.And(w.LessOrEqual(column, row), w.Or(w.Less(column, t), w.Equal(row, column)))
+    for _ in range(layers):
+        z = w.LayerNormalization(x, w.weight(width), w.weight(width), axis=-1)
+        q, k, v = (w.Transpose(w.Reshape(w.MatMul(z, w.weight(width, width)), w.const([1, -1, heads, width // heads])),
+                               perm=[0, 2, 1, 3]) for _ in range(3))  # fmt: skip
+        s = w.Mul(w.MatMul(q, w.Transpose(k, perm=[0, 1, 3, 2])), w.const((width // heads) ** -0.5, np.float32))
+        if silu:
+            p = w.Mul(w.Mul(s, w.Sigmoid(s)), w.Cast(keep, to=TensorProto.FLOAT))
+            p = w.Mul(p, w.const(1 / length, np.float32))
+        else:
+            p = w.Softmax(w.Where(keep, s, w.const(-np.inf, np.float32)), axis=-1)
+        o = w.Reshape(w.Transpose(w.MatMul(p, v), perm=[0, 2, 1, 3]), w.const([1, -1, width]))
+        x = w.Add(x, w.MatMul(o, w.weight(width, width)))
+        z = w.LayerNormalization(x, w.weight(width), w.weight(width), axis=-1)
+        x = w.Add(x, w.MatMul(w.Relu(w.Add(w.MatMul(z, w.weight(width, 4 * width)), w.weight(4 * width))),
+                              w.weight(4 * width, width)))  # fmt: skip
+    begin, end = (w.Unsqueeze(v, w.const([0])) for v in (t, size))
+    return w.model(length, width, w.MatMul(w.Slice(x, begin, end, w.const([1])), w.weight(width, 1)))
+
+
+def by_hand(heads: int, length: int, silu: bool, width: int = 64, layers: int = 2) -> onnx.ModelProto:
+    """The same with the history's rows once, and scores of a candidate with itself row by row."""
+    w = Writer()
+    head = width // heads
+    rows = {"h": w.Reshape("history", w.const([-1, width])), "c": w.Reshape("candidates", w.const([-1, width]))}
+    scale = head**-0.5
+    causal = np.where(np.tril(np.ones((length, length), bool)), 0, -np.inf)
+    for layer in range(layers):
+        last = layer == layers - 1
+        gain, bias = w.weight(width), w.weight(width)
+        z = {s: w.LayerNormalization(x, gain, bias, axis=-1) for s, x in rows.items()}
+        weights = [w.weight(width, width) for _ in range(3)]
+        q, k, v = ({s: w.MatMul(x, m) for s, x in z.items()} for m in weights)
+        of_heads = w.const([-1, heads, head])
+        split = {}
+        for name, part in (("q", q), ("k", k), ("v", v)):
+            for s, x in part.items():
+                split[name, s] = w.Reshape(x, of_heads)
+        kt = w.Transpose(split["k", "h"], perm=[1, 2, 0])  # [H, d, T]
+        vt = w.Transpose(split["v", "h"], perm=[1, 0, 2])  # [H, T, d]
+        mixed = {}
+        for s in ("h", "c") if not last else ("c",):
+            scores = w.Mul(w.MatMul(w.Transpose(split["q", s], perm=[1, 0, 2]), kt), w.const(scale, np.float32))
+            if s == "h":
+                if silu:
+                    p = w.Mul(w.Mul(scores, w.Sigmoid(scores)), w.const(np.isfinite(causal) / length, np.float32))
+                else:
+                    p = w.Softmax(w.Add(scores, w.const(causal, np.float32)), axis=-1)
+                mixed[s] = w.MatMul(p, vt)
+                continue
+            own = w.ReduceSum(w.Mul(split["q", "c"], split["k", "c"]), w.const([2]), keepdims=1)  # [N, H, 1]
+            own = w.Mul(w.Transpose(own, perm=[1, 0, 2]), w.const(scale, np.float32))
+            if silu:
+                both = [w.Mul(w.Mul(each, w.Sigmoid(each)), w.const(1 / length, np.float32)) for each in (scores, own)]
+            else:
+                row = w.Softmax(w.Concat(scores, own, axis=-1), axis=-1)
+                both = [w.Slice(row, w.const([a]), w.const([b]), w.const([-1]))
+                        for a, b in ((0, length), (length, length + 1))]  # fmt: skip
+            itself = w.Mul(both[1], w.Transpose(split["v", "c"], perm=[1, 0, 2]))
+            mixed[s] = w.Add(w.MatMul(both[0], vt), itself)
+        out, gain, bias = w.weight(width, width), w.weight(width), w.weight(width)
+        one, two, three = w.weight(width, 4 * width), w.weight(4 * width), w.weight(4 * width, width)
+        for s, m in mixed.items():
+            x = w.Add(rows[s], w.MatMul(w.Reshape(w.Transpose(m, perm=[1, 0, 2]), w.const([-1, width])), out))
+            z = w.LayerNormalization(x, gain, bias, axis=-1)
+            rows[s] = w.Add(x, w.MatMul(w.Relu(w.Add(w.MatMul(z, one), two)), three))
+    return w.model(length, width, w.Reshape(w.MatMul(rows["c"], w.weight(width, 1)), w.const([1, -1, 1])))
+
+
+def request(length: int, n: int, width: int = 64) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return {"history": rng.standard_normal((1, length, width), np.float32),
+            "candidates": rng.standard_normal((1, n, width), np.float32)}  # fmt: skip
+
+
+def profile(model: onnx.ModelProto, feed: dict[str, np.ndarray], runs: int = 30) -> list[tuple[str, float]]:
+    """Milliseconds of a run by node, the longest first."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = runtime.session(model, threads=1, profile=str(Path(folder, "p")))
+        for _ in range(runs):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    total: Counter[str] = Counter()
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            shapes = [next(iter(s.values())) for s in event["args"].get("output_type_shape", [])]
+            total[f"{event['args']['op_name']:24s} {event['name'][:-12]:60s} {shapes}"] += event["dur"]
+    return [(name, t / runs / 1e3) for name, t in total.most_common()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--heads", default="1,2,4,8")
+    parser.add_argument("--length", type=int, default=200)
+    parser.add_argument("--candidates", default="500")
+    parser.add_argument("--forms", default="softmax,silu")
+    parser.add_argument("--profile", action="store_true")
+    args = parser.parse_args()
+    print("| form | heads | N | source | output | by hand | faster | by hand |\n|---|---|---|---|---|---|---|---|")
+    for form in args.forms.split(","):
+        for heads in map(int, args.heads.split(",")):
+            model = source(heads, args.length, form == "silu")
+            hand = by_hand(heads, args.length, form == "silu")
+            done = api.rewritten(api.as_source(model), SIDES, options_for(assume=True))
+            sessions = {name: runtime.session(m, threads=1)
+                        for name, m in (("source", model), ("output", done.model), ("hand", hand))}  # fmt: skip
+            for n in map(int, args.candidates.split(",")):
+                feed = request(args.length, n)
+                answers = {name: s.run(None, feed)[0] for name, s in sessions.items()}
+                scale = np.abs(answers["source"]).max()
+                for name, answer in answers.items():
+                    far = np.abs(answer - answers["source"]).max() / scale
+                    assert far < 1e-4, f"{name} is {far:.1e} from the source"
+                runs = {name: partial(lambda s, f, _: s.run(None, f), s, feed) for name, s in sessions.items()}
+                timing = interleaved(runs, seconds=2.0, most=200, clock=time.thread_time)
+                took = " | ".join(f"{timing.median(name) * 1e3:.2f} ms" for name in runs)
+                ratios = " | ".join(f"{timing.ratio('source', name):.2f}x" for name in ("output", "hand"))
+                print(f"| {form} | {heads} | {n} | {took} | {ratios} |", flush=True)
+            if args.profile:
+                for name, made in (("output", done.model), ("by hand", hand)):
+                    print(name)
+                    for node, took_ in profile(made, feed)[:40]:
+                        print(f"  {took_:7.3f} ms  {node}")
+
+
+if __name__ == "__main__":
+    main()
