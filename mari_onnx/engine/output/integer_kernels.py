@@ -98,7 +98,8 @@ class _Rewriter:
         if not table and not any(self._dequantized(t) for t in data):
             return False
         readers = self.readers.get(out.name, [])
-        if not table and node.proto.op_type in LARGER and not all(self._takes_integers(r) for r in readers):
+        grows = node.proto.op_type in LARGER or node.proto.op_type in JOINED
+        if not table and grows and not all(self._takes_integers(r) for r in readers):
             return False
         whole = [each[0] for each in found if each is not None]
         moved = self._add(node, node.proto, [*whole, *node.inputs[len(data) :]], whole[0].dtype, out.shape, "codes")
@@ -196,9 +197,15 @@ class _Rewriter:
         given = [t for t in node.inputs if t is not None]
         return self._kernel(node) and any(map(self._dequantized, given))
 
-    def _takes_integers(self, node: Node) -> bool:
-        op = node.proto.op_type
-        return op == "QuantizeLinear" or self._kernel(node) or Fact.VIEW in row(op).facts
+    def _takes_integers(self, node: Node, depth: int = 4) -> bool:
+        """Whether a node of dequantized operands is part of a kernel of integers, or moves what goes into one."""
+        op, facts = node.proto.op_type, row(node.proto.op_type).facts
+        if op == "QuantizeLinear" or (self._kernel(node) and Fact.MATMUL in facts):
+            return True
+        if not depth or not (self._kernel(node) or facts & (Fact.MOVES | Fact.JOINS)):
+            return False
+        readers = self.readers.get(node.outputs[0].name, [])
+        return bool(readers) and all(self._takes_integers(r, depth - 1) for r in readers)
 
     def _read_inside(self, t: Tensor) -> bool:
         """Whether a subgraph reads it, under its name."""
