@@ -344,6 +344,33 @@ def test_candidates_are_multiplied_by_request_with_a_matrix_of_the_users(form: s
             np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_of_the_users_is_added_before_rows_are_gathered(form: str) -> None:
+    """As in attention: `x M[r]` of 24 columns is 4 positions of 6, to which `c[r]` is added."""
+    nodes = [node("Unsqueeze", "x one", "x3"), node("MatMul", "x3 m", "p"), node("Reshape", "p apart", "q")]
+    nodes += [node("Add", "q c", "s"), node("Relu", "s", "r"), node("Reshape", "r flat", "f")]
+    nodes.append(node("MatMul", "f V", "y"))
+    weights = [tensor("V", 24, 1)]
+    for name, value in (("one", [1]), ("apart", [-1, 4, 6]), ("flat", [-1, 24])):
+        weights.append(numpy_helper.from_array(np.array(value), name))
+    source = model(nodes, [("m", FLOAT, ("N", 16, 24)), ("c", FLOAT, ("N", 4, 6)), ("x", FLOAT, ("N", 16))], weights)
+    done = optimize(source, {"m": "user", "c": "user", "x": "item"}, batched=form, candidates=500)
+    users = {"m", "c"}  # and what is computed of them alone
+    for each in done.model.graph.node:
+        if each.input and each.input[0] in users:
+            assert each.op_type != "Gather"
+            users.update(each.output if each.op_type in ("Reshape", "Unsqueeze") else ())
+    rng = np.random.default_rng(0)
+    for counts in COUNTS:
+        feed, owner = feed_of(form, counts)
+        m, c = (rng.standard_normal((len(counts), *shape)).astype(np.float32) for shape in ((16, 24), (4, 6)))
+        x = rng.standard_normal((len(owner), 16)).astype(np.float32)
+        (have,) = run(done.model, {"m": m, "c": c, "x": x, f"request_{form}": feed[f"request_{form}"]})
+        if len(owner):
+            (want,) = run(source, {"m": m[owner], "c": c[owner], "x": x})
+            np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-4)
+
+
 def test_an_index_may_count_from_the_last_user() -> None:
     nodes = [node("Unsqueeze", "x one", "x3"), node("Gather", "m row", "mr"), node("MatMul", "x3 mr", "p")]
     nodes += [node("Flatten", "p", "f"), node("MatMul", "f V", "y")]

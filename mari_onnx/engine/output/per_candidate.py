@@ -16,6 +16,7 @@ is cut to one entry if there is one request: then a run takes about as long as o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -56,8 +57,9 @@ class PerCandidate:
         self._gathered: dict[tuple[str, bool], Tensor] = {}
         self._standing: Standing | None = None
         self._few: Tensor | None = None
-        # what has been computed in a grid of requests, by the tensor that has its rows
+        # what has been computed in a grid of requests, by the tensor that has its rows, and by a Reshape of that
         self._grids: dict[str, Tensor] = {}
+        self._reshaped: dict[str, Tensor] = {}
         self.write = Nodes(b, self._written)
 
     def rewrite(self, nodes: Sequence[Node]) -> list[Node]:
@@ -85,6 +87,7 @@ class PerCandidate:
                 self._reads(node, self.of_candidates)
                 for t in node.outputs:
                     t.shape = _by_candidate(t.shape)
+                self._follow(node)
             self._add(node)
         return self.nodes
 
@@ -176,22 +179,39 @@ class PerCandidate:
         if grid is None or self._standing is None:
             return False
         rows = rows_of(self.write, self._standing, grid)
-        out.node = self.write.with_axes("Unsqueeze", rows, [len(grid.known) - 2], ()).node
-        out.shape = _by_candidate(out.shape)
+        out.shape = shape = _by_candidate(out.shape)
+        if len(shape or ()) == len(grid.known):
+            self._grids[out.name] = grid
+            out.node = self.write.with_axes("Unsqueeze", rows, [len(grid.known) - 2], ()).node
+        else:
+            self._reshaped[out.name] = grid
+            out.node = self.write("Reshape", [rows, self.b.ints([0, *_fixed(shape)])], ()).node
         assert out.node is not None
         out.node.outputs = [out]
-        self._grids[out.name] = grid
         return True
+
+    def _follow(self, node: Node) -> None:
+        """Remembers rows of a grid `[P, 1, H]` that are reshaped to `[P, 1, T, H / T]`."""
+        x, out = node.inputs[0] if node.inputs else None, node.outputs[0]
+        grid = self._grids.get(x.name) if x is not None else None
+        if grid is None or node.proto.op_type != "Reshape" or out.shape is None or len(grid.known) != 3:
+            return
+        rest = _fixed(out.shape)
+        if len(rest) == len(out.shape) - 1 and rest[:1] == [1] and math.prod(rest) == grid.known[-1]:
+            self._reshaped[out.name] = grid
 
     def _with_row(self, node: Node, *pair: Tensor) -> Tensor | None:
         """What combines a product per request with a row of the user's, before its rows are gathered."""
-        grids = [self._grids.get(t.name) for t in pair]
+        grids = [self._grids.get(t.name) or self._reshaped.get(t.name) for t in pair]
         theirs = [t for t, grid in zip(pair, grids, strict=True) if grid is None and self.half(t) == "users"]
         wanted = _by_candidate(node.outputs[0].shape)
         if len(theirs) != 1 or grids.count(None) != 1 or wanted is None or theirs[0].shape != (R, *wanted[1:]):
             return None
         (have,) = (grid for grid in grids if grid is not None)
-        inputs = [t if grid is None else grid for t, grid in zip(pair, grids, strict=True)]
+        (row,) = theirs
+        if len(wanted) != len(have.known):
+            row = self.write("Reshape", [row, self.b.ints([0, 1, math.prod(_fixed(wanted))])], (R, 1, have.known[-1]))
+        inputs = [row if grid is None else grid for grid in grids]
         made = self.write(node.proto.op_type, inputs, have.known, node.outputs[0].dtype)
         assert made.node is not None
         made.node.proto.attribute.extend(node.proto.attribute)
@@ -251,6 +271,11 @@ class PerCandidate:
     def _add(self, node: Node) -> None:
         node.index = len(self.nodes)
         self.nodes.append(node)
+
+
+def _fixed(shape: Sequence[Size] | None) -> list[int]:
+    """The dimensions that are numbers."""
+    return [size for size in shape or () if isinstance(size, int)]
 
 
 def _by_candidate(shape: tuple[Size, ...] | None) -> tuple[Size, ...] | None:
