@@ -425,3 +425,24 @@ def test_the_summary_says_where_one_request_per_run_is_faster() -> None:
     later = verdict({4: 2.0, 16: 1.1, 64: 0.8})
     assert later.endswith("from 64 candidates of each request on, one request per run is faster")
     assert verdict({4: 2.0, 16: 1.2}).endswith("it pays up to 16 candidates and more")
+
+
+@pytest.mark.parametrize("fields", [1, 3])
+def test_rows_of_one_request_are_repeated_by_what_reads_them(fields: int) -> None:
+    """`relu([u | x] W) V` for each field: `u W` is one row of fields if there is one request, which a Gemm of all
+    candidates' fields must not take for one row each."""
+    nodes = [node("Concat", "u x", "c", axis=2), node("MatMul", "c W", "h"), node("Relu", "h", "r")]
+    nodes += [node("MatMul", "r V", "z"), node("Reshape", "z flat", "y")]
+    weights = [tensor("W", 12, 64), tensor("V", 64, 1), numpy_helper.from_array(np.array([-1, fields]), "flat")]
+    source = model(nodes, [("u", FLOAT, ("N", fields, 8)), ("x", FLOAT, ("N", fields, 4))], weights)
+    done = optimize(source, SIDES, batched="index", candidates=500)
+    assert not done.report.incidents
+    assert any(n.op_type == "Slice" and n.input[0] == "request_index" for n in done.model.graph.node)
+    rng = np.random.default_rng(0)
+    for counts in COUNTS:
+        feed, owner = feed_of("index", counts)
+        u = rng.standard_normal((len(counts), fields, 8)).astype(np.float32)
+        x = rng.standard_normal((len(owner), fields, 4)).astype(np.float32)
+        (have,) = run(done.model, {"u": u, "x": x, "request_index": feed["request_index"]})
+        if len(owner):
+            np.testing.assert_allclose(have, run(source, {"u": u[owner], "x": x})[0], rtol=1e-4, atol=1e-4)

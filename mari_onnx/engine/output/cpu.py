@@ -146,8 +146,11 @@ def _is_layer(node: Node, bias: Tensor) -> bool:
 
 
 def _gathered(b: Builder, t: Tensor) -> bool:
-    """Whether these are rows of requests, one for each candidate."""
-    return b.index is not None and t.node is not None and any(t.node.inputs[-1] is x for x in (b.index, b.few))
+    """Whether these are rows of requests, one for each candidate; or one alone, which a Gemm repeats."""
+    if b.index is None or t.node is None:
+        return False
+    one = t.node.inputs[-1] is b.few and all(size == 1 for size in t.known[1:-1])
+    return t.node.inputs[-1] is b.index or one
 
 
 def _gemm_of_rows(b: Builder, source: Node, add: Node, bias: Tensor, last: Node) -> list[Node]:
