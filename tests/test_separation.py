@@ -80,6 +80,23 @@ def test_columns_that_stand_between_those_of_items_are_separated_too() -> None:
     assert found.layers[-1].after.flops / N == pytest.approx(by_hand, rel=0.1)
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_history_of_free_length_counts_as_fifty_events(residual: bool) -> None:
+    """Attention of [history | candidate] to itself: the events are the user's."""
+    g = Graph(18, np.float32)
+    h = g.Concat(g.user("T", D), g.item(1, D), axis=1)
+    q, k, v = (g.MatMul(h, g.weight(D, D)) for _ in range(3))
+    weights = g.Softmax(g.Mul(g.MatMul(q, g.Transpose(k, perm=[0, 2, 1])), g.const(np.array(0.5))), axis=-1)
+    mixed = g.MatMul(weights, v)
+    h = g.Add(h, mixed) if residual else mixed
+    h = g.MatMul(g.Relu(g.MatMul(h, g.weight(D, H))), g.weight(H, D))
+    found = looked_at(g.output(g.reduce("Mean", h, [1], 0)))
+    (layer,) = found.layers
+    assert layer.name == next(node.name for node in g.nodes if node.output[0] == mixed)
+    assert layer.mixes[-1].positions == tuple(range(50))
+    assert layer.after.flops < 0.1 * layer.before.flops
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 def test_what_is_counted_is_the_source_but_for_what_the_user_reads(layers: int) -> None:
     """Tokens of the user are the same whatever the candidate is; where it is 0, all is as in the source."""

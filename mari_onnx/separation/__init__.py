@@ -18,7 +18,9 @@ import onnx
 from mari_onnx.engine import Options, Rewrite, rewrite
 from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.dependence import CANDIDATE
+from mari_onnx.engine.inputs import input_shapes
 from mari_onnx.engine.ir.value import Decline
+from mari_onnx.model.dims import Dim, symbols
 from mari_onnx.model.functions import inlined
 from mari_onnx.prices import table
 from mari_onnx.separation.hypothetical import separated
@@ -116,7 +118,7 @@ def savings(model: onnx.ModelProto, sides: Sides, options: Options) -> Separatio
     """
     prices = options.prices or table.load()
     options = dataclasses.replace(options, prices=None, assume=True, depends=True)
-    source = inlined(model)
+    source = _of_known_lengths(inlined(model), sides)
     candidates = _of_candidates(source, sides)
 
     def tried(apart: list[Mix]) -> tuple[Rewrite, Work]:
@@ -176,6 +178,21 @@ def _next(graph: onnx.GraphProto, made: Rewrite, apart: list[Mix]) -> list[Mix]:
 def _reads_candidates(graph: onnx.GraphProto, made: Rewrite) -> bool:
     found = [made.depends.get(o.name) for o in graph.output]
     return all(bits is None or bool((bits & CANDIDATE).any()) for bits in found)
+
+
+def _of_known_lengths(model: onnx.ModelProto, sides: Sides) -> onnx.ModelProto:
+    """The model with histories of the length that a free one counts as, so that their positions are known."""
+    known = {name: shape for name, shape in input_shapes(model.graph, sides).items() if shape is not None}
+    free = [(name, i) for name, shape in known.items() for i, size in enumerate(shape)
+            if isinstance(size, Dim) and "N" not in symbols(size)]  # fmt: skip
+    if not free:
+        return model
+    found = _with(model, model.graph)
+    infos = {info.name: info for info in found.graph.input}
+    for name, i in free:
+        infos[name].type.tensor_type.shape.dim[i].dim_value = TimeModel().free
+    del found.graph.value_info[:]
+    return found
 
 
 def _of_candidates(model: onnx.ModelProto, sides: Sides) -> list[str]:
