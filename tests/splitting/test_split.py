@@ -52,11 +52,9 @@ def test_a_packed_input_without_candidates():
     weights = {"W": rng.standard_normal((96, 64)).astype(np.float32), "V": np.ones((64, 1), np.float32)}
     source = as_source(model(nodes, {"X": 96}, {"score": ["N", 1]}, weights))
     sides = sides_of(source, None, user=["X[:, 0:32]"], item=["X[:, 32:96]"])
-    made = split_source(source, sides, options_for(500), candidates=(0, 2), coverage=0, providers=("cpu",))
+    made = split_source(source, sides, options_for(500), candidates=(2,), coverage=0, providers=("cpu",))
     assert made.user is not None
     assert made.item is not None
-    assert made.check is not None
-    assert made.check.candidates == [0, 2]
     session = Assembly(made.folder).open("cpu", True, 1)
     (score,) = session.run(None, {"X": np.zeros((0, 96), np.float32)})
     assert score.shape == (0, 1)
