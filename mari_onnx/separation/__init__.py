@@ -119,14 +119,14 @@ def savings(model: onnx.ModelProto, sides: Sides, options: Options) -> Separatio
     prices = options.prices or table.load()
     options = dataclasses.replace(options, prices=None, assume=True, depends=True)
     source = _of_known_lengths(inlined(model), sides)
-    candidates = _of_candidates(source, sides)
+
+    made = rewrite(source, sides, options)
+    now, dtypes = _work(made, options.candidates, prices), made.dtypes
 
     def tried(apart: list[Mix]) -> tuple[Rewrite, Work]:
-        graph = separated(source.graph, candidates, apart) if apart else source.graph
-        made = rewrite(_with(source, graph), sides, options)
+        made = rewrite(_with(source, separated(source.graph, sides, apart, dtypes)), sides, options)
         return made, _work(made, options.candidates, prices)
 
-    made, now = tried([])
     layers: list[Layer] = []
     if why := _refused(sides, made):
         return Separation(options.candidates, now, layers, why)
@@ -193,13 +193,6 @@ def _of_known_lengths(model: onnx.ModelProto, sides: Sides) -> onnx.ModelProto:
         infos[name].type.tensor_type.shape.dim[i].dim_value = TimeModel().free
     del found.graph.value_info[:]
     return found
-
-
-def _of_candidates(model: onnx.ModelProto, sides: Sides) -> list[str]:
-    """Inputs that have something of the candidate."""
-    constants = {p.name for p in model.graph.initializer}
-    names = [i.name for i in model.graph.input if i.name not in constants]
-    return [name for name in names if sides.side(name) != "user" and name not in sides.counts]
 
 
 def _work(made: Rewrite, n: int, prices: table.Prices) -> Work:
