@@ -183,8 +183,9 @@ def optimize(
         timed = if_slower if target == "cpu" else None
         checking = {"requests": requests, "providers": providers, "if_slower": timed, "threads": threads}
         checking["max_tau_loss"] = max_tau_loss if user_weights is not None else None
-    with _staged(loaded, found, output, options, checking, dry_run, quiet) as (done, staged):
-        summary.write(out, summary.of_optimize(done.report, show_inputs=sides["guess"], target=target))
+    with _naming(loaded, output), _staged(loaded, found, output, options, checking, dry_run, quiet) as (done, staged):
+        tags = _what_tags_bring(loaded, done, options, output)
+        summary.write(out, summary.of_optimize(done.report, show_inputs=sides["guess"], target=target, tags=tags))
         if not dry_run:
             done.report.output = _facts(staged, output)
             staged.commit()
@@ -225,6 +226,36 @@ def _check_paths(
         if path is not None:
             check_beside(path, taken)
             taken[name] = path
+
+
+def _what_tags_bring(source: Source, done: Optimized, options: Options, output: Path) -> str | None:
+    """What tags would bring to a model that has none, counted with the sides that its names look like."""
+    from mari_onnx.api import rewritten, sides_of
+    from mari_onnx.errors import MariError
+    from mari_onnx.sides.row_index import row_indices
+    from mari_onnx.suggest import what_tags_bring
+
+    report = done.report
+    if report.sides or report.sides.candidate_axis or not report.changed:
+        return None
+    flops = None
+    with contextlib.suppress(MariError):
+        sides = sides_of(source, None, guess=True, indices=row_indices(source.model))
+        if "user" in sides.inputs.values():
+            flops = rewritten(source, sides, options).report.after.flops
+    return what_tags_bring(source, report.after.flops, flops, str(output))
+
+
+@contextlib.contextmanager
+def _naming(source: Source, output: Path) -> Iterator[None]:
+    """A refusal for lack of tags suggests the command with OUT as it was typed."""
+    from mari_onnx.errors import SidesUnknown
+    from mari_onnx.suggest import unknown_sides
+
+    try:
+        yield
+    except SidesUnknown:
+        raise unknown_sides(source, output=str(output)) from None
 
 
 @contextlib.contextmanager

@@ -13,12 +13,14 @@ from rich.text import Text
 from mari_onnx.report.report import Report
 from mari_onnx.report.terminal import (
     Block,
+    for_the_caller,
     inputs_table,
     products_table,
     quantity,
     reasons,
     residual,
     separation,
+    still_per_candidate,
     totals,
 )
 
@@ -35,10 +37,13 @@ def write(out: Console, blocks: Iterable[Block]) -> None:
             out.print(block)
 
 
-def of_optimize(report: Report, *, show_inputs: bool = False, target: str = "cpu") -> list[Block]:
+def of_optimize(
+    report: Report, *, show_inputs: bool = False, target: str = "cpu", tags: str | None = None
+) -> list[Block]:
     """What `optimize` did and what the check of it found.
 
     Args:
+        tags: what they would bring where there are none (`mari_onnx.suggest`).
         show_inputs: list the inputs with their sides.
         target: the kind of machine that rewrites were chosen for.
     """
@@ -53,13 +58,10 @@ def of_optimize(report: Report, *, show_inputs: bool = False, target: str = "cpu
     if report.check is not None:
         blocks += of_equal(report.check, target)
     blocks += _user_weights(report)
+    blocks += still_per_candidate(report)
+    blocks += for_the_caller(report)
     blocks += _speed(report)
-    if not report.sides and report.sides.candidate_axis == 0:
-        blocks.append(
-            "no input is tagged, so only rows that the graph itself repeats are now computed once. If you feed the\n"
-            "user's row N times, name those inputs with --user and the others with --item, or try --guess"
-        )
-    return blocks
+    return blocks + ([tags] if tags else [])
 
 
 def _user_weights(report: Report) -> list[Block]:
