@@ -11,6 +11,7 @@ from mari_onnx.cli.options import (
     common_options,
     custom_ops_option,
     data_option,
+    json_option,
     prices_option,
     provider_option,
     request_id_option,
@@ -69,13 +70,7 @@ if TYPE_CHECKING:
 @request_id_option
 @provider_option
 @custom_ops_option
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path, allow_dash=True),
-    metavar="FILE",
-    help="Write the summary as JSON (docs/splitting.md); - for standard output.",
-)
+@json_option("the summary (docs/splitting.md)")
 @click.option(
     "--choices",
     "choices_file",

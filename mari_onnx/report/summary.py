@@ -38,7 +38,12 @@ def write(out: Console, blocks: Iterable[Block]) -> None:
 
 
 def of_optimize(
-    report: Report, *, show_inputs: bool = False, target: str = "cpu", tags: str | None = None
+    report: Report,
+    *,
+    show_inputs: bool = False,
+    target: str = "cpu",
+    tags: str | None = None,
+    verbose: bool = False,
 ) -> list[Block]:
     """What `optimize` did and what the check of it found.
 
@@ -46,19 +51,21 @@ def of_optimize(
         tags: what they would bring where there are none (`mari_onnx.suggest`).
         show_inputs: list the inputs with their sides.
         target: the kind of machine that rewrites were chosen for.
+        verbose: list inputs, products, and all reasons.
     """
-    blocks: list[Block] = [inputs_table(report.inputs)] if show_inputs else []
+    blocks: list[Block] = [inputs_table(report.inputs)] if show_inputs or verbose else []
+    blocks += ["", products_table(report), ""] if verbose else []
     blocks += [f"undone: {incident}" for incident in report.incidents]
     if not report.changed:
         blocks.append("nothing to lift (to run once per request): the model is written unchanged")
         blocks += [f"  {report.reason}"] if report.reason else []
-        return blocks + [f"note: {note}" for note in report.notes] + reasons(report, most=3)
+        return blocks + [f"note: {note}" for note in report.notes] + reasons(report, most=None if verbose else 3)
     blocks += [f"note: {note}" for note in report.notes]
-    blocks += totals(report)
+    blocks += totals(report, most=None if verbose else 3)
     if report.check is not None:
         blocks += of_equal(report.check, target)
     blocks += _user_weights(report)
-    blocks += still_per_candidate(report)
+    blocks += still_per_candidate(report, most=10 if verbose else 3)
     blocks += for_the_caller(report)
     blocks += _speed(report)
     return blocks + ([tags] if tags else [])

@@ -44,7 +44,7 @@ def change(before: float, after: float) -> str:
     return "=" if abs(percent) < 0.5 else f"{percent:+.0f}%"
 
 
-def totals(report: Report) -> list[Block]:
+def totals(report: Report, most: int | None = 3) -> list[Block]:
     """Before and after, what was lifted, and the most frequent reasons why not more."""
     table = Table(box=None, pad_edge=False)
     table.add_column("")
@@ -52,7 +52,7 @@ def totals(report: Report) -> list[Block]:
         table.add_column(name, justify="right")
     for row in total_rows(report):
         table.add_row(*row)
-    return [table, summary_line(report), *report.assumed, *reasons(report, most=3)]
+    return [table, summary_line(report), *report.assumed, *reasons(report, most)]
 
 
 def total_rows(report: Report) -> list[tuple[str, str, str, str]]:
