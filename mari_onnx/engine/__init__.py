@@ -194,7 +194,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
             reason = f"the input {both[0]!r} is also an output, which would be two tensors of one name"
         return Rewrite(model, False, [], reason=reason)
     one_bag = bags.interpret(state, sides, stored)
-    wanted = [(o.name, stored.get(o.name) or _output(b, o.name, env[o.name])) for o in graph.output]
+    wanted = [(o.name, stored.get(o.name) or _output(b, o.name, env[o.name], session)) for o in graph.output]
     outputs = name_outputs(b, wanted, inputs | {i.name for i in graph.initializer})
     nodes = live(outputs)
     once = requests.for_requests(outputs) if b.flat else set()
@@ -254,10 +254,12 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     return result
 
 
-def _output(b: Builder, name: str, value: Value) -> Tensor:
-    """A graph output as a tensor. Raises `Decline` where its rank is not known."""
+def _output(b: Builder, name: str, value: Value, session: Session) -> Tensor:
+    """A graph output as a tensor. Raises `Decline` for several requests where its rank is not known."""
     try:
-        return materialise(b, value) if b.requests is None else requests.leave(b, name, value)
+        if b.requests is None:
+            return materialise(b, value)
+        return requests.leave(b, name, value, session.declared.get(name, (0, None))[1])
     except KeyError as error:
         raise Decline(f"the dimension {error} of an output cannot be computed from the inputs at run time") from error
 

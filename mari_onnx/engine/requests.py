@@ -23,7 +23,7 @@ import onnx
 from onnx import TensorProto, TypeProto
 
 from mari_onnx.engine.axes.align import split
-from mari_onnx.engine.axes.materialize import write
+from mari_onnx.engine.axes.materialize import materialise, write
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Axis, Cat, Decline, Group, Leaf, Part, Tensor, Value, axes_of, depends
@@ -224,11 +224,17 @@ def _packed(
     return Cat(axes[2], tuple(parts))
 
 
-def leave(b: Builder, name: str, value: Value) -> Tensor:
+def leave(b: Builder, name: str, value: Value, declared: tuple[Size | None, ...] | None = None) -> Tensor:
     """An output with the requests in front: `[R, N, ..]` where the source has `[N, ..]`.
+
+    declared: the shape that the file says it has, which is believed where nothing else tells the rank.
 
     Refuses one whose rank is not known, and one in which the requests cannot be told apart, as in a mean over rows.
     """
+    if value.groups is None and declared is not None and value.items is None and value.listed is None:
+        tensor = materialise(b, value)
+        tensor.shape = tuple(b.fresh(tensor, i) if size is None else size for i, size in enumerate(declared))
+        value = from_tensor(tensor)
     if value.groups is None or value.items is not None or value.listed is not None:
         raise Decline(f"the number of dimensions of the output {name} is not known, or it is no tensor")
     assert b.requests is not None

@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper
 
 from mari_onnx.api import inspect, optimize
 from mari_onnx.engine import rewrite
+from mari_onnx.errors import CannotBatch
 from mari_onnx.model.signature import signature
 from mari_onnx.parity import check
 from mari_onnx.sides.resolve import BATCHED, Sides
@@ -122,3 +123,23 @@ def test_a_number_of_ids_that_the_file_fixes_is_refused() -> None:
     sides = Sides(SIDES, axes={"ids": None}, bags={"offsets": ("ids",)}, batched="grid")
     made = rewrite(source, sides)
     assert (made.changed, "fixes the number of ids in ids at 6" in made.reason) == (False, True)
+
+
+@pytest.mark.parametrize("form", ["grid", "index"])
+def test_an_output_of_unknown_rank_has_the_shape_that_the_file_declares(form: str) -> None:
+    source = pruned(scored(IDIOMS["Loop with a state"]))
+    sides = {"ids": "item", "offsets": "item", "x": "user"}
+    del source.graph.output[:]
+    source.graph.output.add(name="y").type.tensor_type.elem_type = FLOAT
+    with pytest.raises(CannotBatch, match="number of dimensions of the output y"):
+        optimize(source, sides, batched=form)
+    source.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", FLOAT, ["N", "one"]))
+    done = optimize(source, sides, batched=form)
+    counts = [2, 2] if form == "grid" else [1, 3]
+    owner, more = counted(form, counts)
+    _, feed = bags((2, 0, 1, 3))
+    x = np.random.default_rng(4).standard_normal((2, 4)).astype(np.float32)
+    offsets = feed["offsets"].reshape(2, 2) if form == "grid" else feed["offsets"]
+    (have,) = run(done.model, {**feed, **more, "offsets": offsets, "x": x})
+    (want,) = run(source, {**feed, "x": x[owner]})
+    np.testing.assert_allclose(have.reshape(-1, 1), want, rtol=1e-4, atol=1e-4)

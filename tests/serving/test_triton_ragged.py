@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ pytest.importorskip("tritonclient")
 
 from mari_onnx.cli.main import cli
 from mari_onnx.errors import CannotServe
-from mari_onnx.serving.triton.batched import Waiting, served
+from mari_onnx.serving.triton.batched import Waiting, form_of, served
 from mari_onnx.serving.triton.onnx_backend import one_file
 from mari_onnx.serving.triton.ragged import Form
 from mari_onnx.serving.triton.readme import Call
 from mari_onnx.serving.triton.repository import write
+from mari_onnx.sides.resolve import METADATA_KEY
 from tests.serving.conftest import ranking_model
 from tests.serving.test_triton import a_request, answer_of_source, close, run_readme, saved
 from tests.serving.triton_server import Server
@@ -168,3 +170,13 @@ def test_a_file_that_optimize_wrote(name, tmp_path):
     for answer, arrays in zip(server.infer_together(name, sent), want, strict=True):
         for output, array in zip(session.get_outputs(), arrays, strict=True):
             close(answer[output.name], array[None])
+
+
+def test_bags_of_several_requests_are_refused() -> None:
+    """Triton would put the offsets of requests, each from 0 on, behind each other."""
+    model = offsets_model()
+    said = {"user": ["u"], "item": ["x", "genre"], "cross": ["c"], "batched": "offsets", "bags": {"genre": "x"}}
+    model.metadata_props.add(key=METADATA_KEY, value=json.dumps(said))
+    with pytest.raises(CannotServe) as error:
+        form_of(model)
+    assert "genre says where bags of x begin" in str(error.value)

@@ -80,6 +80,15 @@ def survived(
     return kept, list(dict.fromkeys(faults)), list(dict.fromkeys(notes))
 
 
+def survivors(model: onnx.ModelProto, requests: Sequence[Request]) -> list[Request]:
+    """Those on which a model runs, tried in another process, if it has a recurrence and is not too large; else all."""
+    from mari_onnx import runtime
+
+    if not fragile([model]) or runtime.weight_bytes(model) > _BYTES:
+        return [*requests]
+    return survived({"source": model, "optimized": model}, requests)[0]
+
+
 def tried(
     models: Mapping[str, onnx.ModelProto], requests: Sequence[Request], threads: int = 1
 ) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from mari_onnx.parity import float64
 from mari_onnx.parity.candidates import with_axes
 from mari_onnx.parity.check import check as check_one
 from mari_onnx.parity.check import find_sides
-from mari_onnx.parity.coverage.empty import ran
+from mari_onnx.parity.coverage.empty import ran, survivors
 from mari_onnx.parity.domains.domains import domains as domains_of
 from mari_onnx.parity.judge import values
 from mari_onnx.parity.layout import Layout, symbol_of
@@ -129,7 +129,7 @@ class _Several:
         # Of parts, the caller pads what a grid needs.
         self.uneven = form.flat or isinstance(optimized, runtime.Assembly)
         loaded, other = float64.light(source), float64.light(optimized)
-        self.found = _another(result)
+        self.found, self.loaded = _another(result), loaded
         signatures = {"source": signature(loaded), "optimized": signature(other)}
         self.outputs = signatures["source"].outputs
         models = {"source": source, "optimized": optimized}
@@ -170,7 +170,7 @@ class _Several:
             ]
             if not k:
                 batch += [drawer.request(n, free=free, edge=edge) for edge in edges(layout, self.domains)]
-            found.append(batch)
+            found.append(survivors(self.loaded, batch))
         return found
 
     def _lengths(self, place: int) -> dict[str, int]:

@@ -17,6 +17,7 @@ import onnx
 
 from mari_onnx import runtime
 from mari_onnx.parity import float64
+from mari_onnx.parity.coverage.empty import fragile, survivors
 from mari_onnx.parity.requests.bags import joined
 from mari_onnx.parity.requests.draw import Drawer
 from mari_onnx.parity.requests.request import Request
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from mari_onnx.parity.layout import Layout
     from mari_onnx.runtime import ModelLike
 
-COUNTS = (5, 3)
-"""Candidates of the two requests that are run together and apart."""
+COUNTS = ((5, 3), (5, 3), (2, 1), (1, 1))
+"""Candidates of the two requests that are run together and apart. Many may have the same largest element (by which
+a dynamic quantization scales) apart and together, few have not; one alone is not what every source runs on, and last.
+"""
 CLOSE = 1e-4
 """How far apart, of the largest element, outputs of a float64 run may be; beyond, candidates mix."""
 
@@ -39,9 +42,13 @@ def mixes(source: ModelLike, layout: Layout, domains: Domains) -> str | None:
     drawer = Drawer(layout, domains, [0, 5])
     free = {name: 5 + k for k, name in enumerate(layout.free)}
     model = float64.light(source)
+    tries = 5 if fragile([model]) else 1
     pairs: list[tuple[Request, Request, str]] = []
-    for _ in range(3):
-        first, second = (drawer.request(n, free=free) for n in COUNTS)
+    for counts in COUNTS:
+        found = [survivors(model, [drawer.request(n, free=free) for _ in range(tries)]) for n in counts]
+        if not all(found):
+            continue
+        first, second = (requests[0] for requests in found)
         own = {name for name in second.user if _has_rows(layout, name) or name in layout.sides.listed}
         theirs = {k: v if k in own else first.user[k] for k, v in second.user.items()}
         pairs.append((first, replace(second, user=first.user, literal=first.literal), ""))

@@ -50,10 +50,17 @@ def form_of(model: onnx.ModelProto) -> tuple[Form, list[Call]]:
     """Which input is what, by the metadata of a file that `--batched offsets` wrote.
 
     Raises:
-        CannotServe: candidates are not the first dimension of an input. SideFileError: the metadata cannot be read.
+        CannotServe: candidates are not the first dimension of an input, or there are bags of ids.
+        SideFileError: the metadata cannot be read.
     """
     known = signature(model)
     sides = resolve(known, metadata=json.dumps(said_sides(model)))
+    for offsets, ids in sides.bags.items():
+        raise CannotServe(
+            f"{offsets} says where bags of {', '.join(ids)} begin among those of all requests, and Triton puts the "
+            "offsets of requests behind each other as they are",
+            "serve one request at a time",
+        )
     rows = {*sides.of("item"), *sides.of("cross"), *sides.columns}
     if turned := [name for name in rows if sides.axis_of(name) != 0]:
         raise CannotServe(
