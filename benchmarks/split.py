@@ -4,7 +4,7 @@
         [--write]
 
 By default the sample models and the public ones in tests/data/interop; models that FILE has are not measured again.
-Beside a model is its side file, and where lengths have a range, ``X.draw.json`` (see `benchmarks.speed`). Source,
+Beside a model is its side file, and where lengths have a range, ``X.draw.json`` (see `benchmarks.speed`).
 `optimize`'s output, score.onnx, and score.onnx with the gathering of its rows from a store of 20,000 items run in
 turns on one thread, in thread time; a ratio is the median of the pairs'. Each model has a process of its own. What the
 prices predict is for the shapes of the first request. The parts are not checked here; tests and
@@ -69,13 +69,9 @@ def one(path: Path, candidates: int, seconds: float) -> dict[str, Any]:
     stages = Stages(split.folder)
     draw, fixed = drawer(path, source.model, sides)
     requests = [draw(fixed or candidates, seed) for seed in (0, 1)]
-    runs: dict[str, Any] = {}
-    for name, model in (("source", source.model), ("optimize", whole.model)):
-        session = runtime.session(model, "cpu", threads=1)
-        runs[name] = partial(_run, session, [r.feed(session.get_inputs()) for r in requests])
-        if name == "optimize":
-            feed = requests[0].feed(session.get_inputs())
-    runs |= stages.runs(requests)
+    session = runtime.session(whole.model, "cpu", threads=1)
+    feed, *others = [r.feed(session.get_inputs()) for r in requests]
+    runs: dict[str, Any] = {"optimize": partial(_run, session, [feed, *others]), **stages.runs(requests)}
     timing = interleaved(runs, seconds=seconds, least=20, clock=time.thread_time, wall=time.perf_counter)
     assert options.prices is not None
     plan, ranker, own = split.plan, stages.ranker, stages.feed(requests[0])
@@ -93,7 +89,6 @@ def one(path: Path, candidates: int, seconds: float) -> dict[str, Any]:
         "us": {name: 1e6 * timing.median(name) for name in runs},
         "score": timing.ratio("optimize", "score.onnx"),
         "gathered": timing.ratio("optimize", GATHERED),
-        "source": timing.ratio("source", GATHERED),
         "predicted": expected["optimize"] / expected[GATHERED],
         "bytes_per_item": split.plan.way.item_bytes,
         "bytes_per_user": split.plan.way.user_bytes,
