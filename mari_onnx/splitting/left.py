@@ -86,7 +86,9 @@ class Rest:
         if k is None:
             return ""
         gather = self._gathering(self._graph.node[k].output[:1])
-        return f"in one operator with what depends on the user: {_why(share * self._seconds[k], gather)}"
+        seconds = share * self._seconds[k]
+        kept = "" if gather is None or seconds <= gather else ", which is not taken apart"
+        return f"in one operator with what depends on the user{kept}: {_why(seconds, gather)}"
 
     def _left(self) -> list[Left]:
         """Most FLOPs first."""
