@@ -92,9 +92,9 @@ class Work:
         if not sides and not self.plan.user and not self.plan.item:
             raise unknown_sides(self.source)
         if self.plan.user is None and self.plan.item is None:
-            left = "" if not options.skip else ", once the rewrites that change the outputs are undone"
+            undone = "" if not options.skip else ", once the rewrites that change the outputs are undone"
             raise Unchanged(
-                f"nothing in {self._name} can be computed before a request{left}: no operator reads inputs of the user "
+                f"nothing in {self._name} can be computed before a request{undone}: no operator reads inputs of the user "
                 "alone or of the item alone with a result that is worth handing over",
                 "mari-onnx optimize computes the user's part once per request",
             )
