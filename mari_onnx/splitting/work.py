@@ -94,8 +94,8 @@ class Work:
         if self.plan.user is None and self.plan.item is None:
             undone = "" if not options.skip else ", once the rewrites that change the outputs are undone"
             raise Unchanged(
-                f"nothing in {self._name} can be computed before a request{undone}: no operator reads inputs of the user "
-                "alone or of the item alone with a result that is worth handing over",
+                f"nothing in {self._name} can be computed before a request{undone}: no operator reads inputs of the "
+                "user alone or of the item alone with a result that is worth handing over",
                 "mari-onnx optimize computes the user's part once per request",
             )
         self.left = self.planner.left(self.plan)
