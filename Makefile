@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest fuzz same limits reached mutants steady kills models interop bench splits scoreboard providers bench-gpu audit pins wheel clean
+.PHONY: help demo test lint types pytest fuzz same limits reached mutants steady kills models interop bench splits scoreboard providers serve-demo bench-gpu audit pins wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -74,6 +74,9 @@ scoreboard: $(STAMPS)/test ## ours beside other optimizers, OpenVINO and IKBO; d
 
 providers: $(STAMPS)/test ## execution providers that load our outputs and agree with the CPU; docs/benchmarks.md
 	$(BIN)/python -m benchmarks.providers $(ARGS)
+
+serve-demo: $(STAMPS)/test ## a model in four ways behind HTTP: source, optimized, split, split with merged requests; docs/serving.md
+	$(BIN)/python -m benchmarks.serve $(ARGS)
 
 bench-gpu: $(STAMPS)/gpu $(STAMPS)/models ## on CUDA in ten minutes, parity first, float32 and float16; docs/gpu.json
 	$(BIN)/python -m benchmarks.gpu $(ARGS)

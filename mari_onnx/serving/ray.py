@@ -71,16 +71,20 @@ class Scoring:
     """A replica: the models, the store, a cache of states."""
 
     def __init__(self, settings: Settings):
-        self._service = Service(
-            Ranker(settings.folder, threads=settings.threads),
-            open_store(settings.store) if settings.store else None,
-            StateCache(int(settings.cache_mb * (1 << 20)), settings.cache_seconds),
-        )
+        self._service = self.service(settings)
         limits = Limits(int(settings.body_mb * (1 << 20)), settings.candidates)
         self._metrics = Metrics()
         self._api = Api(self._service, settings.name, self._one, limits, self._metrics)
         self._many.set_max_batch_size(settings.batch)
         self._many.set_batch_wait_timeout_s(settings.wait_ms / 1000)
+
+    def service(self, settings: Settings) -> Service:
+        """What scores."""
+        return Service(
+            Ranker(settings.folder, threads=settings.threads),
+            open_store(settings.store) if settings.store else None,
+            StateCache(int(settings.cache_mb * (1 << 20)), settings.cache_seconds),
+        )
 
     async def __call__(self, http: HttpRequest) -> Response:
         """Answers over HTTP."""

@@ -184,18 +184,23 @@ def refused(form: str | None, reason: str | None) -> CannotBatch:
     )
 
 
-def pays_until(folder: Path, manifest: Manifest, threads: int) -> str:
-    """From how many candidates on one run for several requests stops paying, by the clock; or why none was timed."""
-    from mari_onnx.timing.several import until
+def timed(folder: Path, manifest: Manifest, threads: int) -> tuple[Manifest, str]:
+    """The manifest with the number of candidates up to which one run for several requests pays, by the clock; and in
+    words for what it pays, or why that was not timed.
+    """
+    from mari_onnx.timing.several import pays_to, ratios, verdict
 
     files = [folder / manifest.parts[name].file for name in ("score", PART)]
     source = as_source(files[0])
     assert manifest.batched is not None
     sides = sides_of_score(manifest, source.model, manifest.batched.form, manifest.batched.index)
     try:
-        return until(source.model, sides, *files, threads=threads)
+        found = ratios(source.model, sides, *files, threads=threads)
     except MariError as error:
-        return f"it was not timed whether several requests in one run pay: {first_line(error)}"
+        return manifest, f"it was not timed whether several requests in one run pay: {first_line(error)}"
+    made = dataclasses.replace(manifest, batched=dataclasses.replace(manifest.batched, most=pays_to(found)))
+    put(folder, made)
+    return made, verdict(found)
 
 
 def _axis(t: Tensor, form: str) -> int | None:

@@ -25,7 +25,7 @@ from mari_onnx.parity.settings import Settings
 from mari_onnx.parity.several.check import check, form_in
 from mari_onnx.sides.resolve import Sides
 from mari_onnx.splitting import half as halves
-from mari_onnx.splitting.batched import batched_part, pays_until, refuse_mixing
+from mari_onnx.splitting.batched import batched_part, refuse_mixing, timed
 from mari_onnx.splitting.choices import SplitChoices, Stored, stored_as
 from mari_onnx.splitting.files import put
 from mari_onnx.splitting.folder import free_folder, write
@@ -261,7 +261,8 @@ def _add_batched(done: Split, work: Work, sides: Sides, clock: int | None, **che
     done.manifest, done.together = made, answer.result
     done.notes += [f"undone for several requests: {each}" for each in answer.incidents]
     if clock is not None:
-        done.notes.append(pays_until(done.folder, done.manifest, clock))
+        done.manifest, said = timed(done.folder, done.manifest, clock)
+        done.notes.append(said)
 
 
 def unchecked(

@@ -91,11 +91,14 @@ class BatchedInfo:
         index: the input that says whose candidates are whose; None in a grid.
         axes: output -> the axis of the candidates in the source; None where there is one output for each request, which
             has the requests in front.
+        most: candidates of one run, up to which it was measured to be faster than a run for each request; None where
+            no number is too large, or none was measured.
     """
 
     form: str
     index: str | None
     axes: Mapping[str, int | None]
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,8 @@ def _shaped(said: Mapping[str, Any]) -> dict[str, Any]:
 def _batched(said: Any) -> BatchedInfo | None:
     if said is None:
         return None
-    found = BatchedInfo(said["form"], said["index"], dict(said["axes"]))
+    most = said["most"]
+    found = BatchedInfo(said["form"], said["index"], dict(said["axes"]), None if most is None else int(most))
     if found.form not in BATCHED or (found.index is None) != (found.form == "grid"):
         raise ValueError(f"the form {found.form} has the index {found.index}")
     if not all(axis is None or (isinstance(axis, int) and axis >= 0) for axis in found.axes.values()):

@@ -146,20 +146,34 @@ class Ranker:
             except MariError as error:
                 found[at] = error
         ends = np.cumsum([0, *counts])
-        places = [np.arange(end - count, end) for end, count in zip(ends[1:], counts, strict=True)]
-        for group in groups.values():
-            if len(group) > 1 and self.manifest.batched is not None and any(counts[at] for at in group):
-                own = rows if len(group) == len(counts) else rows.take(np.concatenate([places[at] for at in group]))
-                mine = [ready[at] for at in group]
+        for run in [run for group in groups.values() for run in self._runs(group, counts)]:
+            mine, first, last = [ready[at] for at in run], run[0], run[-1]
+            if len(run) > 1 and any(counts[at] for at in run):
+                if last - first == len(run) - 1:
+                    own = rows.between(ends[first], ends[last + 1])
+                else:
+                    own = rows.take(np.concatenate([np.arange(ends[at], ends[at + 1]) for at in run]))
                 with suppress(ModelError):  # whose id is in no table is found by running each alone
                     answers = self.in_one_run(
-                        [of for of, _ in mine], own.arrays, [of for _, of in mine], [counts[at] for at in group]
+                        [of for of, _ in mine], own.arrays, [of for _, of in mine], [counts[at] for at in run]
                     )
-                    found.update(zip(group, answers, strict=True))
-            for at in group:
+                    found.update(zip(run, answers, strict=True))
+            for at in run:
                 if at not in found:
-                    found[at] = self._answer(states[at], rows.take(places[at]), cross[at])
+                    found[at] = self._answer(states[at], rows.between(ends[at], ends[at + 1]), cross[at])
         return [found[at] for at in range(len(counts))]
+
+    def _runs(self, requests: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
+        """Which requests are scored in one run: as many as pay, in their order."""
+        batched = self.manifest.batched
+        if batched is None:
+            return [[at] for at in requests]
+        found: list[list[int]] = [[]]
+        for at in requests:
+            if batched.most is not None and found[-1] and sum(counts[k] for k in [*found[-1], at]) > batched.most:
+                found.append([])
+            found[-1].append(at)
+        return found
 
     def count_of(self, rows: ItemRows, cross: Arrays) -> int:
         """How many candidates a request has.

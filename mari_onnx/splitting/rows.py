@@ -64,6 +64,14 @@ class ItemRows:
                 raise BadFeatures(f"out: {name} is no room for the rows of {len(at)} items: {error}") from error
         return ItemRows(found, self.axes, len(at), self.key)
 
+    def between(self, start: int, stop: int) -> ItemRows:
+        """The rows from `start` to `stop`, which share the memory of these."""
+        found = {
+            name: array if (axis := self.axes[name]) is None else array[(*[slice(None)] * axis, slice(start, stop))]
+            for name, array in self.arrays.items()
+        }
+        return ItemRows(found, self.axes, stop - start, self.key)
+
     @staticmethod
     def joined(several: Sequence[ItemRows]) -> ItemRows:
         """The rows of several, of one model, one behind the other. Tensors without rows are those of the first."""

@@ -112,7 +112,14 @@ REQUESTS = 16
 def until(
     source: onnx.ModelProto, sides: Sides, single: Path, several: Path, *, threads: int = 1, seconds: float = 0.3
 ) -> str:
-    """From which N on one run for several requests stops paying, in a sentence, by the clock.
+    """From which N on one run for several requests stops paying, in a sentence, by the clock. As `ratios`."""
+    return verdict(ratios(source, sides, single, several, threads=threads, seconds=seconds))
+
+
+def ratios(
+    source: onnx.ModelProto, sides: Sides, single: Path, several: Path, *, threads: int = 1, seconds: float = 0.3
+) -> dict[int, float]:
+    """Candidates of each of `REQUESTS` requests -> the time of one request per run over that of all in one.
 
     Args:
         source, sides: see `measure_together`. single, several: the outputs for one request per run and for several.
@@ -125,7 +132,14 @@ def until(
     found = measure_together(
         source, sides, {"one": single}, {"all": several}, sizes, threads=threads, seconds=seconds, least=3
     )
-    return verdict({each.n: each.timing.ratio("one", "all") for each in found})
+    return {each.n: each.timing.ratio("one", "all") for each in found}
+
+
+def pays_to(ratios: Mapping[int, float]) -> int | None:
+    """Up to how many candidates of all requests one run for several is faster; None where no number is too large."""
+    slower = [n for n in ratios if all(ratios[m] < 1 + MARGIN for m in ratios if m >= n)]
+    faster = [n for n in ratios if n not in slower]
+    return REQUESTS * max(faster, default=0) if slower else None
 
 
 def verdict(ratios: Mapping[int, float]) -> str:

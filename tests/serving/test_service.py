@@ -187,7 +187,7 @@ def test_switching_under_load_never_mixes_versions(ranker, store, tmp_path):
         worker.start()
     for turn in range(200):
         service.switch(*((other, other_store) if turn % 2 else (ranker, store)))
-        service.score(asked)
+        seen.add(service.score(asked).version)
     stop.set()
     for worker in workers:
         worker.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -89,6 +90,19 @@ def test_rows_that_were_gathered_for_all_requests_at_once(ranker, runs):
     with pytest.raises(BadFeatures, match="there are rows of 50 items for 11 candidates"):
         ranker.score_together(states, rows, counts, cross)
     assert runs == [3]
+
+
+def test_no_more_candidates_are_in_a_run_than_pay(made, monkeypatch):
+    """Requests with more run by themselves."""
+    limited = replace(made.manifest, batched=replace(made.manifest.batched, most=10))
+    ranker, found = made.ranker(), []
+    ranker.manifest, whole = limited, ranker.in_one_run
+    monkeypatch.setattr(ranker, "in_one_run", lambda *given: found.append(given[3]) or whole(*given))
+    given = [features(n, seed) for seed, n in enumerate([4, 6, 1, 20, 3, 2, 11])]
+    answers = ranker.score_many([handed(ranker, each) for each in given])
+    for each, answer in zip(given, answers, strict=True):
+        np.testing.assert_allclose(answer["score"], expected(each), rtol=1e-4, atol=1e-4)
+    assert found == [[4, 6], [3, 2]]
 
 
 def test_what_is_wrong_with_a_request_is_its_own_answer(ranker):
@@ -184,6 +198,7 @@ def test_the_manifest_says_how_it_is_fed(made):
         "form": form,
         "index": {"index": "request_index", "offsets": "request_offsets"}.get(form),
         "axes": {"score": 0},
+        "most": None,
     }
     file = onnx.load(made.folder / FILE)
     assert [i.name for i in file.graph.input] == said["parts"]["batched"]["inputs"]
