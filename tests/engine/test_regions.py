@@ -42,18 +42,60 @@ def test_what_is_chosen_is_the_same(g: Graph) -> None:
     check(g)
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_a_mask_that_keeps_the_users_tokens_free_of_items(turned: bool) -> None:
+@st.composite
+def masks(draw: Draw) -> Graph:
+    """A mask of 0 and 1 in blocks times a tensor of embeddings, or of numbers, which may be NaN."""
+    g = Graph(draw(st.sampled_from((14, 18, 21))), seed=draw(st.integers(0, 3)))
+    rows, columns = draw(st.integers(1, 4)), draw(st.integers(2, 5))
+    mask = np.ones((rows, columns))
+    mask[draw(st.integers(0, rows - 1)) :, draw(st.integers(0, columns - 1)) :] = 0
+    mask = mask[::-1] if draw(st.booleans()) else mask
+    mask = mask * 2 if draw(st.integers(0, 3)) == 0 else mask
+    if draw(st.booleans()):
+        ids = g.Concat(g.user(rows, high=9), g.item(rows, high=9), axis=1)
+        x = g.slice(g.Gather(g.weight(9, columns), ids, axis=0), draw(st.integers(0, rows)), 2 * rows, 1)
+        mask = np.tile(mask, (2, 1))[-1:] if draw(st.booleans()) else mask[:1]
+    else:
+        x = tensor(draw, g, (N, rows, columns), 3)
+    y = g.Mul(*((x, g.const(mask)) if draw(st.booleans()) else (g.const(mask), x)))
+    return g.output(g.Sin(y), g.reduce("Sum", y, [draw(st.sampled_from((1, 2)))]))
+
+
+@given(masks())
+def test_what_is_masked_is_the_same(g: Graph) -> None:
+    check(g)
+
+
+@pytest.mark.parametrize("how", ["where", "turned", "times"])
+def test_a_mask_that_keeps_the_users_tokens_free_of_items(how: str) -> None:
     """Tokens exchange columns; what the user's get of the item's is set to 0, and they are computed once."""
     g = Graph(18)
-    h = g.Concat(g.user(4, 10), g.item(1, 10), axis=1)
+    if how == "times":  # 0 times NaN is NaN, so no number of an input may be in it
+        ids = g.Concat(g.user(4, high=9), g.item(1, high=9), axis=1)
+        h = g.Gather(g.weight(9, 10), ids, axis=0)
+    else:
+        h = g.Concat(g.user(4, 10), g.item(1, 10), axis=1)
     exchanged = g.reshape(g.Transpose(g.reshape(h, -1, 5, 5, 2), perm=[0, 2, 1, 3]), -1, 5, 10)
     mask = np.zeros((5, 10), bool)
     mask[:4, 8:] = True
     zero = g.const(np.array(0.0))
-    kept = g.Where(g.const(~mask), exchanged, zero) if turned else g.Where(g.const(mask), zero, exchanged)
+    kept = {
+        "where": lambda: g.Where(g.const(mask), zero, exchanged),
+        "turned": lambda: g.Where(g.const(~mask), exchanged, zero),
+        "times": lambda: g.Mul(exchanged, g.const(1.0 - mask)),
+    }[how]()
     h = g.Sin(g.Add(h, kept))
     lifted(g.output(g.MatMul(h, g.weight(10, 6))), per_candidate=10 * 6)
+
+
+def test_numbers_times_a_mask_stay_whole() -> None:
+    """A NaN of one candidate makes all that it is multiplied with NaN."""
+    g = Graph(18)
+    mask = np.ones((4, 6))
+    mask[:3, 2:] = 0
+    y = g.Mul(g.item(4, 6), g.const(mask))
+    result = check(g.output(g.MatMul(g.Sin(y), g.weight(6, 2)), g.user(1)))
+    assert [n.op_type for n in result.model.graph.node].count("Mul") == 1
 
 
 def test_a_choice_between_two_that_differ_between_candidates_stays_whole() -> None:

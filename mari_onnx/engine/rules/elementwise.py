@@ -17,7 +17,7 @@ from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.forms import with_form
 from mari_onnx.engine.ir.value import Axis, Body, Decline, Leaf, Prod, Sum, Tensor, Value, axes_of
 from mari_onnx.engine.rule import Context, from_array, rule
-from mari_onnx.engine.rules.regions import by_regions
+from mari_onnx.engine.rules.regions import by_regions, times_mask
 from mari_onnx.model.dims import Size
 from mari_onnx.model.ops import MICROSOFT, STANDARD, Fact, having
 from mari_onnx.model.tensors import INDICES
@@ -80,8 +80,12 @@ def arithmetic(ctx: Context) -> list[Value]:
     (bx, by), groups = align(ctx.b, [x, y])
     order = [a for g in groups for a in g]
     op = ctx.node.op_type
-    body = zip_bodies(ctx.b, [bx, by], lambda ls: binary(ctx.b, op, ls[0], ls[1], order), order=order)
-    return [ctx.value(groups, body, x.dtype)]
+
+    def visit(leaves: list[Leaf]) -> Body:
+        found = times_mask(ctx.b, *leaves) if op == "Mul" else None
+        return found if found is not None else binary(ctx.b, op, leaves[0], leaves[1], order)
+
+    return [ctx.value(groups, zip_bodies(ctx.b, [bx, by], visit, order=order), x.dtype)]
 
 
 @rule("Where")

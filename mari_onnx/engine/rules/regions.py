@@ -1,6 +1,6 @@
 """A choice by a constant condition of few regions, as a concatenation of what is chosen in each.
 
-    where([1 0], [x_1 x_2], y) = [x_1 | y_2]
+    where([1 0], [x_1 x_2], y) = [x_1 | y_2]      [1 0] * [x_1 x_2] = [x_1 | 0], x finite
 
 So a mask that takes the items' columns off the user's tokens leaves tokens that are computed once per request.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mari_onnx.engine.analysis.finite import given
 from mari_onnx.engine.axes.select import take
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Axis, Body, Cat, Leaf, Part, axes_of
@@ -39,11 +40,28 @@ def by_regions(b: Builder, condition: Leaf, x: Leaf, y: Leaf) -> Body | None:
     """
     if not condition.tensor.const or condition.tensor.array.size > LARGEST or _dynamic(x) == _dynamic(y):
         return None
-    array = condition.tensor.array.astype(bool)
-    split = _split(array, condition.axes)
+    return _pieces(b, condition.tensor.array.astype(bool), condition.axes, x, y)
+
+
+def times_mask(b: Builder, x: Leaf, y: Leaf) -> Body | None:
+    """``x * y`` where one is a constant of 0 and 1 in few regions, as a Cat; None where it is not, where the other may
+    hold NaN or infinity, or where the pieces cost more than one Mul.
+    """
+    for this, mask in ((x, y), (y, x)):
+        if mask.tensor.const and _dynamic(this) and 1 < mask.tensor.array.size <= LARGEST and not given(b, this):
+            array = mask.tensor.array
+            if array.dtype.kind == "f" and np.all((array == 0) | (array == 1)):
+                zero = Leaf(b.const(0, mask.tensor.dtype), ())
+                return _pieces(b, array != 0, mask.axes, this, zero)
+    return None
+
+
+def _pieces(b: Builder, array: np.ndarray, axes: tuple[Axis | None, ...], x: Leaf, y: Leaf) -> Body | None:
+    split = _split(array, axes)
     if not isinstance(split, _Split):
         return None
-    whole, most = axes_of(condition) | axes_of(x) | axes_of(y), _dynamic(x) | _dynamic(y)
+    whole = axes_of(x) | axes_of(y) | {axis for axis in axes if axis is not None}
+    most = _dynamic(x) | _dynamic(y)
     cost = 0.0
     for choice, leaf in ((True, x), (False, y)):
         if _dynamic(leaf) == most:
