@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mari_onnx import lossy
 from mari_onnx.choices import CHOICES_KEY, Choices, choices_of, options_for
-from mari_onnx.errors import CannotBatch, CannotCompare, OutputsDiffer, SidesUnknown, UsageError, first_line
+from mari_onnx.errors import CannotBatch, CannotCompare, OutputsDiffer, UsageError, first_line
 from mari_onnx.model.load import Source, read
 from mari_onnx.model.provenance import carry_over, differences, set_metadata
 from mari_onnx.model.save import Staged, stage, stage_copy
@@ -22,10 +22,9 @@ from mari_onnx.model.signature import signature
 from mari_onnx.model.upgrade import upgraded
 from mari_onnx.parity.candidates import with_axes
 from mari_onnx.parity.loss import MAX_TAU_LOSS
-from mari_onnx.sides.guess import guessed_flags
 from mari_onnx.sides.resolve import METADATA_KEY, Sides, resolve, side_file_beside
-from mari_onnx.sides.row_index import row_indices
 from mari_onnx.sides.shapes import reshaped
+from mari_onnx.suggest import unknown_sides
 from mari_onnx.version import __version__
 
 if TYPE_CHECKING:
@@ -499,23 +498,6 @@ def _not_batched(sides: Sides, reason: str | None) -> CannotBatch:
     )
 
 
-def unknown_sides(source: Source) -> SidesUnknown:
-    """The refusal, with a command to paste."""
-    sig = signature(source.model)
-    flags = " ".join(guessed_flags(sig, indices=row_indices(source.model)))
-    name = str(source.path)
-    # str(Path()) is "."; a model given as a message has no name to paste.
-    command = f"mari-onnx optimize {'IN.onnx' if name == '.' else _quoted(name)} OUT.onnx {flags}"
-    names = ", ".join(each.name for each in sig.inputs[:30])
-    return SidesUnknown(
-        f"nothing says which inputs belong to the user: {names}",
-        "going by the names alone this would be\n\n"
-        f"    {command}\n\n"
-        "  Look at it first: an input tagged user that is not equal for all candidates of a "
-        "request makes a wrong model. (--guess takes it as it is.)",
-    )
-
-
 def sides_of(
     source: Source, sides: Sides | Mapping[str, str] | str | Path | None, run: bool = True, **flags: Any
 ) -> Sides:
@@ -546,9 +528,3 @@ def _could_be_tagged(model: onnx.ModelProto) -> bool:
 def _file_facts(source: Source) -> dict[str, Any]:
     facts: dict[str, Any] = {"sha256": source.sha256, "bytes": source.size}
     return {"path": str(source.path), **facts} if source.path.name else facts
-
-
-def _quoted(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)

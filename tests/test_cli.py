@@ -454,3 +454,48 @@ def test_without_tags_it_says_what_was_lifted_and_what_tags_would_bring(tmp_path
     save.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9), path)
     assert run(["optimize", str(path), str(out)]) == 0
     assert "1 of 1 products split" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["optimize", "IN", "OUT", *TAGS, "--no-check", "--json", "-"],
+        ["optimize", "IN", "OUT", *TAGS, "--no-check", "--report", "-"],
+        ["split", "IN", "DIR", *TAGS, "--json", "-", "--no-clock"],
+        ["check", "IN", "IN", *TAGS, "--json", "-"],
+        ["inspect", "IN", *TAGS, "--json"],
+        ["inspect", "--json", "IN", *TAGS],
+        ["inspect", "IN", *TAGS, "--json", "-"],
+        ["bench", "IN", "IN", *TAGS, "--json", "-", "--candidates", "4", "--seconds", "0.05"],
+    ],
+    ids=" ".join,
+)
+def test_json_on_standard_output_is_all_there_is(command, source, tmp_path, capsys):
+    places = {"IN": str(source), "OUT": str(tmp_path / "out.onnx"), "DIR": str(tmp_path / "parts")}
+    assert run([places.get(word, word) for word in command]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert isinstance(told, dict)
+
+
+def test_inspect_writes_json_beside_its_tables(source, tmp_path, capsys):
+    assert run(["inspect", str(source), *TAGS, "--json", str(tmp_path / "report.json")]) == 0
+    assert "depends on" in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text())["schema"] == "mari-onnx/report"
+
+
+def test_verbose_lists_products_and_quiet_nothing(source, tmp_path, capsys):
+    out = str(tmp_path / "out.onnx")
+    assert run(["optimize", str(source), out, *TAGS, "--no-check", "-v"]) == 0
+    assert "why not more" in capsys.readouterr().out
+    assert run(["optimize", str(source), out, *TAGS, "--no-check", "-q"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_failed_check_says_why_once(source, tmp_path, capsys):
+    model = onnx.load(source)
+    for weight in model.graph.initializer:
+        if weight.data_type == onnx.TensorProto.FLOAT:
+            weight.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(weight), weight.name))
+    onnx.save(model, tmp_path / "other.onnx")
+    assert run(["check", str(source), str(tmp_path / "other.onnx"), *TAGS, "-q"]) == 1
+    assert capsys.readouterr().err.count("worst") == 1

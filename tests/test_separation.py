@@ -80,6 +80,23 @@ def test_columns_that_stand_between_those_of_items_are_separated_too() -> None:
     assert found.layers[-1].after.flops / N == pytest.approx(by_hand, rel=0.1)
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_history_of_free_length_counts_as_fifty_events(residual: bool) -> None:
+    """Attention of [history | candidate] to itself: the events are the user's."""
+    g = Graph(18, np.float32)
+    h = g.Concat(g.user("T", D), g.item(1, D), axis=1)
+    q, k, v = (g.MatMul(h, g.weight(D, D)) for _ in range(3))
+    weights = g.Softmax(g.Mul(g.MatMul(q, g.Transpose(k, perm=[0, 2, 1])), g.const(np.array(0.5))), axis=-1)
+    mixed = g.MatMul(weights, v)
+    h = g.Add(h, mixed) if residual else mixed
+    h = g.MatMul(g.Relu(g.MatMul(h, g.weight(D, H))), g.weight(H, D))
+    found = looked_at(g.output(g.reduce("Mean", h, [1], 0)))
+    (layer,) = found.layers
+    assert layer.name == next(node.name for node in g.nodes if node.output[0] == mixed)
+    assert layer.mixes[-1].positions == tuple(range(50))
+    assert layer.after.flops < 0.1 * layer.before.flops
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 def test_what_is_counted_is_the_source_but_for_what_the_user_reads(layers: int) -> None:
     """Tokens of the user are the same whatever the candidate is; where it is 0, all is as in the source."""
@@ -89,7 +106,7 @@ def test_what_is_counted_is_the_source_but_for_what_the_user_reads(layers: int) 
     apart = [Mix(node.name, "Add", node.output[0], 1, (0, 1, 2), 4) for node in adds]
     made = onnx.ModelProto()
     made.CopyFrom(source)
-    made.graph.CopyFrom(separated(source.graph, ["x1"], apart))
+    made.graph.CopyFrom(separated(source.graph, g.sides, apart, dict.fromkeys(["x1", *(m.tensor for m in apart)], 1)))
     last = adds[-1].output[0]
     for model in (source, made):
         model.graph.output.append(onnx.ValueInfoProto(name=last))
@@ -105,6 +122,28 @@ def test_what_is_counted_is_the_source_but_for_what_the_user_reads(layers: int) 
     want, got = before.run(None, one)[1], after.run(None, one)[1]
     if layers == 1:
         np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_columns_of_a_packed_input_and_doubles() -> None:
+    """Columns of both sides in one input: the user's stay the user's where the item's are taken for 0."""
+    g = Graph(18, np.float64)
+    x0 = g.packed(user=[0, 1, 2, 3, 6, 7], item=[4, 5])
+    x = g.Mul(x0, g.Add(g.MatMul(x0, g.weight(8, 8)), g.weight(8)))
+    g.output(g.MatMul(g.Relu(x), g.weight(8, 1)))
+    found = looked_at(g)
+    (layer,) = found.layers
+    assert layer.mixes[-1].positions == (0, 1, 2, 3, 6, 7)
+    # two columns of an item: two weights each, the user's sum, the product, Relu; the score
+    assert layer.after.flops / N == pytest.approx(2 * (2 * 2 + 1 + 1 + 1) + 2 * 2 + 1, rel=0.1)
+    model = g.model()
+    model.graph.CopyFrom(separated(model.graph, g.sides, layer.mixes, {"p0": 11, layer.mixes[-1].tensor: 11}))
+    model.graph.output.append(onnx.ValueInfoProto(name=layer.mixes[-1].tensor))
+    one, two = g.feeds(5), g.feeds(5, request=1)
+    two["p0"][:, [0, 1, 2, 3, 6, 7]] = one["p0"][:, [0, 1, 2, 3, 6, 7]]
+    a, b = (ReferenceEvaluator(model).run(None, each)[1] for each in (one, two))
+    np.testing.assert_array_equal(a[:, [0, 1, 2, 3, 6, 7]], b[:, [0, 1, 2, 3, 6, 7]])
+    assert np.abs(a[:, 4:6] - b[:, 4:6]).max() > 0.01
+    assert np.abs(a[:, 0]).max() > 0.01
 
 
 def nothing() -> list[tuple[str, Graph]]:

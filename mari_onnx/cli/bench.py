@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mari_onnx.cli.options import common_options, custom_ops_option, side_options, sides_from
+from mari_onnx.cli.options import common_options, custom_ops_option, json_option, side_options, sides_from
 from mari_onnx.cli.streams import write_json
 
 if TYPE_CHECKING:
@@ -89,13 +89,7 @@ def _optional_numbers(context: click.Context, parameter: click.Parameter, value:
     help="Also time the optimized model without its user part: no lossless rewrite can be faster.",
 )
 @click.option("--memory/--no-memory", default=True, help="Measure peak memory, each model in its own process.")
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path, allow_dash=True),
-    metavar="FILE",
-    help="Write the figures as JSON (docs/bench.md); - for standard output.",
-)
+@json_option("the figures (docs/bench.md)")
 @click.option(
     "--plot",
     "plot_file",

@@ -13,6 +13,7 @@ import click
 from mari_onnx.cli.options import (
     common_options,
     custom_ops_option,
+    json_option,
     provider_option,
     request_id_option,
     side_options,
@@ -115,13 +116,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
     help="If outputs differ, find the first tensor that differs. Needs the report that "
     "`optimize --report` wrote.",
 )
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path, allow_dash=True),
-    metavar="FILE",
-    help="Write the result as JSON (docs/parity.md); - for standard output.",
-)
+@json_option("the result (docs/parity.md)")
 @click.option(
     "--junit",
     type=click.Path(path_type=Path),
@@ -215,8 +210,6 @@ def check(
         _write(junit, result.to_junit())
     if not quiet:
         summary.write(console(), summary.of_check(result))
-    if not result.ok and json_file is None and quiet:
-        click.echo("\n".join(result.reasons), err=True)
     result.raise_if_different()
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mari_onnx.cli.options import (
+    WithJson,
     check_beside,
     common_options,
     custom_ops_option,
@@ -16,12 +17,13 @@ from mari_onnx.cli.options import (
     sides_from,
     weighted_numbers,
 )
+from mari_onnx.cli.streams import write_json
 
 if TYPE_CHECKING:
     from mari_onnx.model.load import Source
 
 
-@click.command()
+@click.command(cls=WithJson)
 @click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
 @side_options
@@ -31,7 +33,13 @@ if TYPE_CHECKING:
     metavar="N | N:WEIGHT,...",
     help="Numbers of candidates for which rewrites are chosen, as for `optimize`.  [default: 16, 64 and 500 alike]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON (docs/report.md).")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="[FILE.json]",
+    help="Write the report as JSON (docs/report.md); without a file to standard output, in place of the tables.",
+)
 @click.option(
     "--measure",
     is_flag=True,
@@ -53,7 +61,7 @@ def inspect(
     model: Path,
     folder: Path | None,
     candidates: int | dict[int, float] | None,
-    as_json: bool,
+    json_file: Path | None,
     measure: bool,
     what_if: str | None,
     html_file: Path | None,
@@ -74,24 +82,25 @@ def inspect(
     from mari_onnx.report import summary
     from mari_onnx.report.terminal import console, inputs_table
 
-    if html_file is not None:
-        check_beside(html_file, {"MODEL": model})
+    for file in (html_file, json_file):
+        if file is not None and str(file) != "-":
+            check_beside(file, {"MODEL": model})
     source = read(model)
     out = console()
+    out.quiet = str(json_file) == "-"
     if folder is not None:
         if html_file is not None:
             raise click.UsageError("--html is for a model, not for the folder of a split one")
         if what_if is not None:
             raise click.UsageError("--what-if is for a model, not for the folder of a split one: leave DIR out")
-        _inspect_split(source, folder, as_json, measure)
+        _inspect_split(source, folder, json_file, measure)
         return
     try:
         found = sides_from(sides, source.model, model)
         source = with_given_shapes(source, found)
         done = rewritten(source, found, options_for(candidates, assume=True))
     except SidesUnknown:
-        if not as_json:
-            summary.write(out, [inputs_table(_untagged(source.model))])
+        summary.write(out, [inputs_table(_untagged(source.model))])
         raise
     report = done.report
     if measure:
@@ -102,25 +111,22 @@ def inspect(
         from mari_onnx.model.save import write_text
 
         write_text(html_file, done.html())
-    if as_json:
-        click.echo(report.to_json(), nl=False)
-        return
+    if json_file is not None:
+        write_json(json_file, report.to_dict())
     blocks = summary.of_inspect(report)
-    summary.write(out, [*blocks, *([f"wrote {html_file}"] if html_file is not None else [])])
+    summary.write(out, [*blocks, *(f"wrote {file}" for file in (html_file, json_file) if file is not None)])
 
 
-def _inspect_split(source: Source, folder: Path, as_json: bool, measure: bool) -> None:
+def _inspect_split(source: Source, folder: Path, json_file: Path | None, measure: bool) -> None:
     from mari_onnx.report import summary
     from mari_onnx.report.terminal import console
     from mari_onnx.splitting import describe
 
     found = describe.rates(source, folder, measure)
-    if as_json:
-        import json
-
-        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
-        return
-    summary.write(console(), describe.blocks(found))
+    if json_file is not None:
+        write_json(json_file, found)
+    if str(json_file) != "-":
+        summary.write(console(), describe.blocks(found))
 
 
 def _untagged(model: Any) -> Any:

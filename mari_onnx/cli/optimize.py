@@ -24,6 +24,7 @@ from mari_onnx.cli.options import (
     threads_option,
     weighted_numbers,
 )
+from mari_onnx.cli.streams import write_json
 
 if TYPE_CHECKING:
     from mari_onnx.api import Optimized
@@ -108,16 +109,19 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--report",
+    "--json",
     "report_file",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, allow_dash=True),
     metavar="FILE.json",
-    help="Write what became of each node, and why, as JSON (docs/report.md).",
+    help="Write what became of each node, and why, as JSON (docs/report.md); - for standard output, in place of the "
+    "summary.",
 )
 @html_option
 @click.option("--dry-run", is_flag=True, help="Do everything except writing OUT.")
 @click.option("--force", is_flag=True, help="Allow OUT to be the same file as IN.")
 @click.option("--fail-unchanged", is_flag=True, help="Exit with code 4 if nothing could be computed once per request.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="Print every input and every matrix product too, and all reasons.")
 @common_options
 @custom_ops_option
 def optimize(
@@ -141,6 +145,7 @@ def optimize(
     force: bool,
     fail_unchanged: bool,
     quiet: bool,
+    verbose: bool,
     **sides: Any,
 ) -> None:
     """Rewrite IN so that what depends on the user alone is computed once per request, into OUT.
@@ -160,7 +165,7 @@ def optimize(
     found = sides_from(sides, loaded.model, source)
     loaded = with_given_shapes(loaded, found)
     out = console()
-    out.quiet = quiet
+    out.quiet = quiet or str(report_file) == "-"
     if not check and found.several:
         what = "--index" if found.indices else "--batched"
         raise click.UsageError(f"{what} needs the check: only running the model shows whether its requests mix")
@@ -183,15 +188,17 @@ def optimize(
         timed = if_slower if target == "cpu" else None
         checking = {"requests": requests, "providers": providers, "if_slower": timed, "threads": threads}
         checking["max_tau_loss"] = max_tau_loss if user_weights is not None else None
-    with _staged(loaded, found, output, options, checking, dry_run, quiet) as (done, staged):
-        summary.write(out, summary.of_optimize(done.report, show_inputs=sides["guess"], target=target))
+    with _naming(loaded, output), _staged(loaded, found, output, options, checking, dry_run, quiet) as (done, staged):
+        tags = _what_tags_bring(loaded, done, options, output)
+        shown = summary.of_optimize(done.report, show_inputs=sides["guess"], target=target, tags=tags, verbose=verbose)
+        summary.write(out, shown)
         if not dry_run:
             done.report.output = _facts(staged, output)
             staged.commit()
     from mari_onnx.model.save import write_text
 
     if report_file is not None:
-        write_text(report_file, done.report.to_json())
+        write_json(report_file, done.report.to_dict())
     if html_file is not None:
         write_text(html_file, done.html())
     if choices_file is not None and given is None:
@@ -222,9 +229,39 @@ def _check_paths(
         raise OutputInTheWay(f"OUT {output} is the input file itself", "name another OUT, or give --force")
     taken = {"IN": source, "OUT": output}
     for name, path in reports.items():
-        if path is not None:
+        if path is not None and str(path) != "-":
             check_beside(path, taken)
             taken[name] = path
+
+
+def _what_tags_bring(source: Source, done: Optimized, options: Options, output: Path) -> str | None:
+    """What tags would bring to a model that has none, counted with the sides that its names look like."""
+    from mari_onnx.api import rewritten, sides_of
+    from mari_onnx.errors import MariError
+    from mari_onnx.sides.row_index import row_indices
+    from mari_onnx.suggest import what_tags_bring
+
+    report = done.report
+    if report.sides or report.sides.candidate_axis or not report.changed:
+        return None
+    flops = None
+    with contextlib.suppress(MariError):
+        sides = sides_of(source, None, guess=True, indices=row_indices(source.model))
+        if "user" in sides.inputs.values():
+            flops = rewritten(source, sides, options).report.after.flops
+    return what_tags_bring(source, report.after.flops, flops, str(output))
+
+
+@contextlib.contextmanager
+def _naming(source: Source, output: Path) -> Iterator[None]:
+    """A refusal for lack of tags suggests the command with OUT as it was typed."""
+    from mari_onnx.errors import SidesUnknown
+    from mari_onnx.suggest import unknown_sides
+
+    try:
+        yield
+    except SidesUnknown:
+        raise unknown_sides(source, output=str(output)) from None
 
 
 @contextlib.contextmanager

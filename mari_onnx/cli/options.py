@@ -251,6 +251,29 @@ def custom_ops_option(command: F) -> F:
     return wrapped  # type: ignore[no-any-return]
 
 
+class WithJson(click.Command):
+    """A command whose `--json` may stand without a file: then it is standard output, whatever comes next."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        after = [*args[1:], ""]
+        told = [
+            "--json=-" if word == "--json" and following != "-" and not following.endswith(".json") else word
+            for word, following in zip(args, after, strict=True)
+        ]
+        return super().parse_args(ctx, told)
+
+
+def json_option(what: str) -> Callable[[F], F]:
+    """--json, as `json_file`; what: what is written."""
+    return click.option(
+        "--json",
+        "json_file",
+        type=click.Path(path_type=Path, allow_dash=True),
+        metavar="FILE",
+        help=f"Write {what} as JSON; - for standard output, in place of the summary.",
+    )
+
+
 def html_option(command: F) -> F:
     """--html, as `html_file`."""
     option = click.option(

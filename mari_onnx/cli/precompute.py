@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mari_onnx.cli.options import common_options
+from mari_onnx.cli.options import common_options, json_option
 from mari_onnx.cli.streams import write_json
 
 if TYPE_CHECKING:
@@ -45,13 +45,7 @@ if TYPE_CHECKING:
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, metavar="T", help="onnxruntime's threads."
 )
 @click.option("--provider", default="cpu", show_default=True, metavar="NAME", help="onnxruntime's execution provider.")
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path, allow_dash=True),
-    metavar="FILE",
-    help="Write what was done as JSON; - for standard output.",
-)
+@json_option("what was done")
 @click.option("--force", is_flag=True, help="Replace a store that is there.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @common_options

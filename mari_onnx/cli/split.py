@@ -11,6 +11,7 @@ from mari_onnx.cli.options import (
     common_options,
     custom_ops_option,
     data_option,
+    json_option,
     prices_option,
     provider_option,
     request_id_option,
@@ -69,13 +70,7 @@ if TYPE_CHECKING:
 @request_id_option
 @provider_option
 @custom_ops_option
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path, allow_dash=True),
-    metavar="FILE",
-    help="Write the summary as JSON (docs/splitting.md); - for standard output.",
-)
+@json_option("the summary (docs/splitting.md)")
 @click.option(
     "--choices",
     "choices_file",
@@ -123,6 +118,7 @@ def split(
     """
     from mari_onnx.choices import options_for
     from mari_onnx.cli.check import progress_bar
+    from mari_onnx.errors import SidesUnknown
     from mari_onnx.model.load import read
     from mari_onnx.report import summary
     from mari_onnx.report.terminal import console
@@ -130,6 +126,7 @@ def split(
     from mari_onnx.splitting.folder import free_folder
     from mari_onnx.splitting.make import split_source
     from mari_onnx.splitting.ways import Budget
+    from mari_onnx.suggest import unknown_sides
 
     free_folder(folder, force)
     loaded = read(source)
@@ -143,12 +140,15 @@ def split(
         requests = load(data, signature(reshaped(loaded.model, found.shapes)), found, request_id)
     given = read_choices(choices_file, loaded.sha256) if choices_file is not None and choices_file.exists() else None
     options = options_for(candidates, threads=threads, prices=prices, choices=given.choices if given else None)
-    with progress_bar(quiet) as progress:
-        done = split_source(
-            loaded, found, options, Budget(item_bytes, user_bytes),
-            choices=given, clock=threads if clock else None, state=state,
-            requests=requests, providers=providers, progress=progress,
-        )  # fmt: skip
+    try:
+        with progress_bar(quiet) as progress:
+            done = split_source(
+                loaded, found, options, Budget(item_bytes, user_bytes),
+                choices=given, clock=threads if clock else None, state=state,
+                requests=requests, providers=providers, progress=progress,
+            )  # fmt: skip
+    except SidesUnknown:
+        raise unknown_sides(loaded, "split", str(folder)) from None
     out = console()
     out.quiet = quiet or str(json_file) == "-"
     summary.write(out, _lines(done))

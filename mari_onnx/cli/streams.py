@@ -66,7 +66,7 @@ def write_json(file: str | Path, said: object) -> None:
 
     from mari_onnx.model.save import write_text
 
-    text = json.dumps(said, indent=1, ensure_ascii=False)
+    text = json.dumps(said, indent=1, ensure_ascii=False, default=str)
     if str(file) == "-":
         click.echo(text)
     else:

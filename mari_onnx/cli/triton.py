@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mari_onnx.cli.options import common_options, custom_ops_option
+from mari_onnx.cli.options import common_options, custom_ops_option, json_option
+from mari_onnx.cli.streams import write_json
 
 if TYPE_CHECKING:
     from mari_onnx.serving.triton.batched import Waiting
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     help="How long a request waits for others.",
 )
 @click.option("--force", is_flag=True, help="Replace a model of that name in REPOSITORY.")
+@json_option("what was written")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @custom_ops_option
 @common_options
@@ -77,6 +79,7 @@ def triton(
     most: int,
     delay: int,
     force: bool,
+    json_file: Path | None,
     quiet: bool,
 ) -> None:
     """Write a model of a repository for NVIDIA Triton Inference Server: config.pbtxt, the files, and a README.md with a
@@ -103,7 +106,9 @@ def triton(
     else:
         served = _served(source, model, waiting)
     written = write(repository, served, force)
-    if not quiet:
+    if json_file is not None:
+        write_json(json_file, {"repository": repository, "models": written, "called": served[-1].config.name})
+    if not quiet and str(json_file) != "-":
         lines = [f"wrote {folder}" for folder in written]
         summary.write(console(), [*lines, f"clients call {served[-1].config.name}: see {written[-1] / 'README.md'}"])
 

@@ -127,7 +127,9 @@ def _side(name: str, sides: Sides) -> str | None:
     return "packed" if name in sides.columns else sides.inputs.get(name)
 
 
-DEPS = {"user": {"user"}, "item": {"item"}, "cross": {"user", "item"}, "packed": {"user", "item"}, None: {"item"}}
+_BOTH = {"user", "item"}
+# Of an input without a side nobody said that it is the item's alone.
+DEPS = {"user": {"user"}, "item": {"item"}, "cross": _BOTH, "packed": _BOTH, None: _BOTH}
 
 
 def _input(
@@ -154,8 +156,6 @@ def _input(
     # an input that no one tagged is the user's where it has no row for each candidate
     once = side is None and not any(isinstance(size, Dim) and "N" in size.symbols for size in shape)
     deps = DEPS["user" if once else side]
-    if b.time.apart and side is None and not once:
-        deps = DEPS["cross"]  # nobody said that it is the item's alone
     tensor = b.input(info.name, info.type.tensor_type.elem_type, stored, frozenset(deps))
     for i, size in enumerate(stored):
         if isinstance(size, Dim) and len(size.symbols) == 1:

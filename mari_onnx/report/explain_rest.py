@@ -13,12 +13,11 @@ from mari_onnx.model.ops import Fact, having
 from mari_onnx.report.records import Node
 from mari_onnx.report.report import Report
 from mari_onnx.report.residual import NodeResidual, Residual, measure
-from mari_onnx.report.stops import flat, label
+from mari_onnx.report.stops import NOT_WORTH, flat, label, source_of, written_out
 
 if TYPE_CHECKING:
     import onnx
 
-NOT_WORTH = "splitting it would not save time"
 TOGETHER = "combines user-only values with candidate values"
 _WRITES_OUT = having(Fact.REPEATS) | {"Concat"}
 _DONE = {
@@ -49,16 +48,6 @@ def measured(
         "before": explained(before, source, report, done=True),
         "after": explained(after, output, report),
     }
-
-
-def source_of(name: str, sources: Iterable[str] | Mapping[str, Any]) -> str | None:
-    """The source node that an output node computes, by its name; None where there is none."""
-    known = sources if isinstance(sources, Mapping) else set(sources)
-    while name:
-        if name in known:
-            return name
-        name = name.rpartition("/")[0]
-    return None
 
 
 def explained(found: Residual, model: onnx.ModelProto, report: Report, done: bool = False) -> dict[str, Any]:
@@ -106,8 +95,3 @@ def _why(name: str | None, origin: str | None, written: bool, nodes: Mapping[str
         return f"{own.op} {f'runs on all N rows: {NOT_WORTH}' if written else TOGETHER}"
     before = nodes[origin]
     return written_out(before) if written else f"{before.op} {before.name!r} {TOGETHER}"
-
-
-def written_out(stop: Node) -> str:
-    """The reason of a node that comes after `stop`."""
-    return f"{stop.op} {stop.name!r} before it runs on all N rows: {stop.reason or NOT_WORTH}"

@@ -27,6 +27,7 @@ class Node:
         stopped_by: of a node left without a reason of its own, the name of the nearest operator
             before it that has one; from there on everything has N rows.
         flops, bytes: a candidate's share, None where unknown.
+        why: why it still runs per candidate (`report/why.py`), None where it does not.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Node:
     stopped_by: str | None = None
     flops: float | None = None
     bytes: float | None = None
+    why: str | None = None
 
 
 @dataclass(frozen=True)

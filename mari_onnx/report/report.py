@@ -7,12 +7,14 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.report.kinds import once, output_kinds, source_kinds
 from mari_onnx.report.records import Input, Node, Stop, Totals
 from mari_onnx.report.stops import flat, stopped_by, stops_here
+from mari_onnx.report.why import Left, left, whys
+from mari_onnx.report.why import to_dict as left_dict
 from mari_onnx.sides.resolve import Sides
 from mari_onnx.version import __version__
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
     from mari_onnx.engine import Rewrite
     from mari_onnx.engine.assumptions import Assumption
+    from mari_onnx.model.signature import Input as Given
+
+Shape: TypeAlias = "tuple[int | str | None, ...]"
 
 SCHEMA = "mari-onnx/report"
 SCHEMA_VERSION = 1
@@ -53,6 +58,8 @@ class Report:
         residual: what `report.explain_rest.measured` found, None where nothing was measured.
         separation: what a model retrained without reads of the candidate by the user's part would save
             (`mari_onnx.separation`), None where nobody asked.
+        left: what the output still computes per candidate, and why, the most expensive first.
+        reshaped: input whose dimensions differ -> those of source and output.
     """
 
     changed: bool
@@ -76,6 +83,8 @@ class Report:
     residual: dict[str, Any] | None = None
     separation: dict[str, Any] | None = None
     user_weights: dict[str, Any] | None = None
+    left: Sequence[Left] = ()
+    reshaped: Mapping[str, tuple[Shape, Shape]] = field(default_factory=dict)
 
     @property
     def actions(self) -> dict[str, int]:
@@ -132,6 +141,8 @@ class Report:
             "before": _totals(self.before),
             "after": _totals(self.after),
             "actions": self.actions,
+            "reshaped_inputs": {name: {"before": a, "after": b} for name, (a, b) in self.reshaped.items()},
+            "per_candidate": [left_dict(each) for each in self.left],
             "inputs": [_plain(each) for each in self.inputs],
             "nodes": [_plain(each) for each in self.nodes],
             "residual": self.residual,
@@ -181,7 +192,12 @@ def build(source: onnx.ModelProto, rewrite: Rewrite, sides: Sides, candidates: i
         cost = costs.get(first)
         own = (None, None) if cost is None else (cost.flops, cost.bytes)
         nodes.append(Node(n.name, n.op, n.kind, n.action, n.rule, n.reason, stopped.get(first), *own))
+    reasons = whys(graph.node, nodes, inputs)
+    nodes = [dataclasses.replace(node, why=why) for node, why in zip(nodes, reasons, strict=True)]
     output = rewrite.model.graph
+    out_shapes = concrete(rewrite.out_shapes, candidates)
+    single, kinds = once(output, rewrite.out_shapes, inputs), output_kinds(output, rewrite, inputs)
+    spent = [cost.flops / candidates for _, cost in node_costs(output, out_shapes)]
     return Report(
         changed=rewrite.changed,
         candidates=candidates,
@@ -189,17 +205,20 @@ def build(source: onnx.ModelProto, rewrite: Rewrite, sides: Sides, candidates: i
         inputs=inputs,
         nodes=nodes,
         before=totals(graph, shapes, candidates, once(graph, rewrite.shapes, inputs), source_kinds(graph, rewrite)),
-        after=totals(
-            output,
-            concrete(rewrite.out_shapes, candidates),
-            candidates,
-            once(output, rewrite.out_shapes, inputs),
-            output_kinds(output, rewrite, inputs),
-        ),
+        after=totals(output, out_shapes, candidates, single, kinds),
+        reshaped=_reshaped(signature(source).inputs, signature(rewrite.model).inputs),
+        left=left(graph.node, output, spent, single, kinds, nodes),
         tensors=dict(rewrite.tensor_map),
         reason=rewrite.reason,
         assumptions=rewrite.assumptions,
     )
+
+
+def _reshaped(before: Sequence[Given], after: Sequence[Given]) -> dict[str, tuple[Shape, Shape]]:
+    """The inputs of both models that differ in a dimension."""
+    now = {each.name: each.shape for each in after}
+    both = {each.name: (each.shape, now[each.name]) for each in before if each.name in now}
+    return {name: shapes for name, shapes in both.items() if shapes[0] != shapes[1]}
 
 
 def totals(

@@ -7,11 +7,14 @@ after it. The nodes after it have no reason of their own; theirs is that node.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import onnx
 
+    from mari_onnx.report.records import Node
+
+NOT_WORTH = "splitting it would not save time"
 LEFT = frozenset({"kept", "barrier"})
 
 
@@ -70,3 +73,18 @@ def stopped_by(nodes: Iterable[onnx.NodeProto], done: Mapping[str, Done]) -> dic
                 found[first] = name
         near.update(dict.fromkeys(node.output, nearest))
     return found
+
+
+def source_of(name: str, sources: Iterable[str] | Mapping[str, Any]) -> str | None:
+    """The source node that an output node computes, by its name; None where there is none."""
+    known = sources if isinstance(sources, Mapping) else set(sources)
+    while name:
+        if name in known:
+            return name
+        name = name.rpartition("/")[0]
+    return None
+
+
+def written_out(stop: Node) -> str:
+    """The reason of a node that comes after `stop`."""
+    return f"{stop.op} {stop.name!r} before it runs on all N rows: {stop.reason or NOT_WORTH}"

@@ -13,12 +13,14 @@ from rich.text import Text
 from mari_onnx.report.report import Report
 from mari_onnx.report.terminal import (
     Block,
+    for_the_caller,
     inputs_table,
     products_table,
     quantity,
     reasons,
     residual,
     separation,
+    still_per_candidate,
     totals,
 )
 
@@ -35,31 +37,38 @@ def write(out: Console, blocks: Iterable[Block]) -> None:
             out.print(block)
 
 
-def of_optimize(report: Report, *, show_inputs: bool = False, target: str = "cpu") -> list[Block]:
+def of_optimize(
+    report: Report,
+    *,
+    show_inputs: bool = False,
+    target: str = "cpu",
+    tags: str | None = None,
+    verbose: bool = False,
+) -> list[Block]:
     """What `optimize` did and what the check of it found.
 
     Args:
+        tags: what they would bring where there are none (`mari_onnx.suggest`).
         show_inputs: list the inputs with their sides.
         target: the kind of machine that rewrites were chosen for.
+        verbose: list inputs, products, and all reasons.
     """
-    blocks: list[Block] = [inputs_table(report.inputs)] if show_inputs else []
+    blocks: list[Block] = [inputs_table(report.inputs)] if show_inputs or verbose else []
+    blocks += ["", products_table(report), ""] if verbose else []
     blocks += [f"undone: {incident}" for incident in report.incidents]
     if not report.changed:
         blocks.append("nothing to lift (to run once per request): the model is written unchanged")
         blocks += [f"  {report.reason}"] if report.reason else []
-        return blocks + [f"note: {note}" for note in report.notes] + reasons(report, most=3)
+        return blocks + [f"note: {note}" for note in report.notes] + reasons(report, most=None if verbose else 3)
     blocks += [f"note: {note}" for note in report.notes]
-    blocks += totals(report)
+    blocks += totals(report, most=None if verbose else 3)
     if report.check is not None:
         blocks += of_equal(report.check, target)
     blocks += _user_weights(report)
+    blocks += still_per_candidate(report, most=10 if verbose else 3)
+    blocks += for_the_caller(report)
     blocks += _speed(report)
-    if not report.sides and report.sides.candidate_axis == 0:
-        blocks.append(
-            "no input is tagged, so only rows that the graph itself repeats are now computed once. If you feed the\n"
-            "user's row N times, name those inputs with --user and the others with --item, or try --guess"
-        )
-    return blocks
+    return blocks + ([tags] if tags else [])
 
 
 def _user_weights(report: Report) -> list[Block]:

@@ -44,7 +44,7 @@ def change(before: float, after: float) -> str:
     return "=" if abs(percent) < 0.5 else f"{percent:+.0f}%"
 
 
-def totals(report: Report) -> list[Block]:
+def totals(report: Report, most: int | None = 3) -> list[Block]:
     """Before and after, what was lifted, and the most frequent reasons why not more."""
     table = Table(box=None, pad_edge=False)
     table.add_column("")
@@ -52,7 +52,7 @@ def totals(report: Report) -> list[Block]:
         table.add_column(name, justify="right")
     for row in total_rows(report):
         table.add_row(*row)
-    return [table, summary_line(report), *report.assumed, *reasons(report, most=3)]
+    return [table, summary_line(report), *report.assumed, *reasons(report, most)]
 
 
 def total_rows(report: Report) -> list[tuple[str, str, str, str]]:
@@ -110,6 +110,31 @@ def reasons(report: Report, most: int | None = None) -> list[Block]:
     if left > 0:
         lines.append(f"  and {left} more reasons; --report or inspect --json has them all")
     return lines
+
+
+def still_per_candidate(report: Report, most: int = 3) -> list[Block]:
+    """The most expensive work that the output does for each candidate, each with its reason."""
+    found = report.left[:most]
+    lines = [f"  {each.share:.0%} {each.op} {each.node}: {each.why}" for each in found]
+    head = f"still per candidate, in shares of the output's {quantity(report.after.flops)} FLOPs:"
+    return [head, *lines] if found else []
+
+
+def for_the_caller(report: Report, most: int = 6) -> list[Block]:
+    """Which inputs take other dimensions than before: the user's, of which there is one row."""
+    alike: dict[str, list[str]] = {}
+    for name, (before, after) in report.reshaped.items():
+        alike.setdefault(f"{dims(before)} -> {dims(after)}", []).append(name)
+    told = [
+        f"{', '.join(names[:most])}{f' and {len(names) - most} more' if len(names) > most else ''} {how}"
+        for how, names in alike.items()
+    ]
+    return [f"for the caller: {'; '.join(told)}"] if told else []
+
+
+def dims(shape: Sequence[int | str | None]) -> str:
+    """`[N, 32]`; an unknown dimension is `?`."""
+    return "[" + ", ".join("?" if d is None else str(d) for d in shape) + "]"
 
 
 def residual(report: Report, most: int = 15) -> list[Block]:
@@ -187,12 +212,11 @@ def inputs_table(inputs: Sequence[Input]) -> Table:
     for name in ("input", "side", "type", "shape"):
         table.add_column(name, overflow="fold")
     for each in inputs:
-        shape = "[" + ", ".join("?" if d is None else str(d) for d in each.shape) + "]"
         if each.columns:
             side = ", ".join(f"{len(c)} {name}" for name, c in each.columns.items()) + " columns"
         else:
             side = each.side or "not tagged"
-        table.add_row(escape(each.name), side, each.dtype, escape(shape))
+        table.add_row(escape(each.name), side, each.dtype, escape(dims(each.shape)))
     return table
 
 
@@ -210,7 +234,6 @@ def products_table(report: Report) -> Table:
     table.add_column("why not more", overflow="fold")
     for node in report.products:
         flops = "" if node.flops is None else quantity(node.flops)
-        after = f"after {node.stopped_by}" if node.stopped_by else ""
-        reason = escape(node.reason or after)
-        table.add_row(escape(node.name), node.op, _DEPENDS.get(node.kind, node.kind), node.action, flops, reason)
+        why = escape(node.why or "")
+        table.add_row(escape(node.name), node.op, _DEPENDS.get(node.kind, node.kind), node.action, flops, why)
     return table

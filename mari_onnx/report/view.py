@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mari_onnx.report.explain_rest import source_of
 from mari_onnx.report.kinds import input_kinds, output_kinds
 from mari_onnx.report.records import Node
 from mari_onnx.report.report import Report, concrete, rounded
-from mari_onnx.report.stops import flat, label
+from mari_onnx.report.stops import flat, label, source_of
 
 if TYPE_CHECKING:
     import onnx
@@ -88,7 +87,7 @@ def _node(node: onnx.NodeProto, told: Node | None) -> dict[str, Any]:
     }
     if told:
         found |= {"action": told.action, "rule": told.rule, "reason": told.reason}
-        found["stopped_by"] = told.stopped_by
+        found |= {"stopped_by": told.stopped_by, "why": told.why}
     return found
 
 

@@ -18,7 +18,9 @@ import onnx
 from mari_onnx.engine import Options, Rewrite, rewrite
 from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.engine.dependence import CANDIDATE
+from mari_onnx.engine.inputs import input_shapes
 from mari_onnx.engine.ir.value import Decline
+from mari_onnx.model.dims import Dim, symbols
 from mari_onnx.model.functions import inlined
 from mari_onnx.prices import table
 from mari_onnx.separation.hypothetical import separated
@@ -116,15 +118,15 @@ def savings(model: onnx.ModelProto, sides: Sides, options: Options) -> Separatio
     """
     prices = options.prices or table.load()
     options = dataclasses.replace(options, prices=None, assume=True, depends=True)
-    source = inlined(model)
-    candidates = _of_candidates(source, sides)
+    source = _of_known_lengths(inlined(model), sides)
+
+    made = rewrite(source, sides, options)
+    now, dtypes = _work(made, options.candidates, prices), made.dtypes
 
     def tried(apart: list[Mix]) -> tuple[Rewrite, Work]:
-        graph = separated(source.graph, candidates, apart) if apart else source.graph
-        made = rewrite(_with(source, graph), sides, options)
+        made = rewrite(_with(source, separated(source.graph, sides, apart, dtypes)), sides, options)
         return made, _work(made, options.candidates, prices)
 
-    made, now = tried([])
     layers: list[Layer] = []
     if why := _refused(sides, made):
         return Separation(options.candidates, now, layers, why)
@@ -178,11 +180,19 @@ def _reads_candidates(graph: onnx.GraphProto, made: Rewrite) -> bool:
     return all(bits is None or bool((bits & CANDIDATE).any()) for bits in found)
 
 
-def _of_candidates(model: onnx.ModelProto, sides: Sides) -> list[str]:
-    """Inputs that have something of the candidate."""
-    constants = {p.name for p in model.graph.initializer}
-    names = [i.name for i in model.graph.input if i.name not in constants]
-    return [name for name in names if sides.side(name) != "user" and name not in sides.counts]
+def _of_known_lengths(model: onnx.ModelProto, sides: Sides) -> onnx.ModelProto:
+    """The model with histories of the length that a free one counts as, so that their positions are known."""
+    known = {name: shape for name, shape in input_shapes(model.graph, sides).items() if shape is not None}
+    free = [(name, i) for name, shape in known.items() for i, size in enumerate(shape)
+            if isinstance(size, Dim) and "N" not in symbols(size)]  # fmt: skip
+    if not free:
+        return model
+    found = _with(model, model.graph)
+    infos = {info.name: info for info in found.graph.input}
+    for name, i in free:
+        infos[name].type.tensor_type.shape.dim[i].dim_value = TimeModel().free
+    del found.graph.value_info[:]
+    return found
 
 
 def _work(made: Rewrite, n: int, prices: table.Prices) -> Work:

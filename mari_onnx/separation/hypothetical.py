@@ -8,7 +8,7 @@ user alone, as the user's stream of a separated model does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -17,33 +17,45 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from mari_onnx.engine.ir.value import Decline
 from mari_onnx.model.nodes import captures, rename_captures
 from mari_onnx.separation.mixes import Mix
+from mari_onnx.sides.resolve import Sides
 
 ALONE, WHOLE = "/without candidates", "/as it was"
 """Behind names: of a tensor of the copy, and of a tensor of the source before positions of it are replaced."""
 
 
-def separated(graph: onnx.GraphProto, candidates: Iterable[str], apart: Sequence[Mix]) -> onnx.GraphProto:
+def separated(
+    graph: onnx.GraphProto, sides: Sides, apart: Sequence[Mix], dtypes: Mapping[str, int]
+) -> onnx.GraphProto:
     """The graph in which the positions of each mix do not read the candidate.
 
-    candidates: inputs that depend on the candidate.
+    dtypes: element types of inputs and of the tensors that are mixes.
 
     Refuses an input of strings.
     """
-    return _Copy(graph, frozenset(candidates), apart).made()
+    return _Copy(graph, sides, apart, dtypes).made()
 
 
 class _Copy:
-    def __init__(self, graph: onnx.GraphProto, candidates: frozenset[str], apart: Sequence[Mix]):
-        self.graph, self.candidates = graph, candidates
+    def __init__(self, graph: onnx.GraphProto, sides: Sides, apart: Sequence[Mix], dtypes: Mapping[str, int]):
+        self.graph, self.sides, self.dtypes = graph, sides, dtypes
         self.apart = {mix.tensor: mix for mix in apart}
-        self.dtypes = {i.name: i.type.tensor_type.elem_type for i in graph.input}
+        constants = {p.name for p in graph.initializer}
+        names = [i.name for i in graph.input if i.name not in constants]
+        self.candidates = [name for name in names if sides.side(name) != "user" and name not in sides.counts]
         self.nodes: list[NodeProto] = []
-        self.differs = set(candidates)
+        self.differs = set(self.candidates)
         """Tensors that depend on the candidate, all of which have a counterpart that does not."""
 
     def made(self) -> onnx.GraphProto:
-        for name in sorted(self.candidates):
-            self._zeros(name, name + ALONE, self.dtypes[name])
+        for name in self.candidates:
+            columns = self.sides.columns.get(name, {})
+            if columns.get("user"):
+                size = sum(map(len, columns.values()))
+                mix = Mix(name, "", name, 1 - self.sides.candidate_axis, tuple(columns["user"]), size)
+                own, rest = self._parts(mix, name, name)
+                self._join(mix, own, self._zeros(rest, f"{name}/zeros", self.dtypes[name]), name + ALONE)
+            else:
+                self._zeros(name, name + ALONE, self.dtypes[name])
         for node in self.graph.node:
             self._node(node)
         found = onnx.GraphProto()
@@ -76,19 +88,26 @@ class _Copy:
 
     def _replace(self, mix: Mix) -> None:
         """Positions of the copy, then the others; in the copy, then zeros."""
-        others = sorted(set(range(mix.size)) - set(mix.positions))
-        order = np.argsort([*mix.positions, *others])
-        own = self._add("Gather", mix, "own", [mix.tensor + ALONE + WHOLE, self._ints(mix.positions)])
-        rest = self._add("Gather", mix, "rest", [mix.tensor + WHOLE, self._ints(others)])
-        zeros = self._zeros(rest, f"{mix.tensor}/zeros")
-        for end, part in (("", rest), (ALONE, zeros)):
-            joined = self._add("Concat", mix, "joined" + end, [own, part])
-            self.nodes.append(helper.make_node("Gather", [joined, self._ints(order)], [mix.tensor + end],
-                                               name=f"{mix.tensor}{end}/ordered", axis=mix.axis))  # fmt: skip
+        own, rest = self._parts(mix, mix.tensor + ALONE + WHOLE, mix.tensor + WHOLE)
+        self._join(mix, own, rest, mix.tensor)
+        self._join(mix, own, self._zeros(rest, f"{mix.tensor}/zeros", self.dtypes[mix.tensor]), mix.tensor + ALONE)
 
-    def _add(self, op: str, mix: Mix, what: str, inputs: Sequence[str]) -> str:
-        name = f"{mix.tensor}/{what}"
-        self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, axis=mix.axis))
+    def _parts(self, mix: Mix, own: str, rest: str) -> tuple[str, str]:
+        """The positions of one tensor, and the others of another one."""
+        others = sorted(set(range(mix.size)) - set(mix.positions))
+        return (
+            self._add("Gather", mix, f"{mix.tensor}/own", [own, self._ints(mix.positions)]),
+            self._add("Gather", mix, f"{mix.tensor}/rest", [rest, self._ints(others)]),
+        )
+
+    def _join(self, mix: Mix, own: str, rest: str, name: str) -> None:
+        """Both parts in the order of the tensor that they are of."""
+        others = sorted(set(range(mix.size)) - set(mix.positions))
+        joined = self._add("Concat", mix, f"{name}/joined", [own, rest])
+        self._add("Gather", mix, name, [joined, self._ints(np.argsort([*mix.positions, *others]))])
+
+    def _add(self, op: str, mix: Mix, name: str, inputs: Sequence[str]) -> str:
+        self.nodes.append(helper.make_node(op, list(inputs), [name], name=f"{name}/{op}", axis=mix.axis))
         return name
 
     def _ints(self, values: Iterable[int]) -> str:
@@ -99,7 +118,7 @@ class _Copy:
             self.nodes.append(helper.make_node("Constant", [], [name], name=name, value=value))
         return name
 
-    def _zeros(self, like: str, name: str, dtype: int = TensorProto.FLOAT) -> str:
+    def _zeros(self, like: str, name: str, dtype: int) -> str:
         """Zeros of the tensor's shape."""
         if dtype == TensorProto.STRING:
             raise Decline(f"{like} is an input of strings, for which there is no 0")

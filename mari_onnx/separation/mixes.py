@@ -1,10 +1,10 @@
 """Where user and candidate mix for good: a node whose operand has tokens or columns of the user's own, and whose result
 has none left there.
 
-Only element-wise operators and norms are looked at: that is where what a layer computed from all tokens comes back to
-those of the user (a residual, a gate, the columns of a cross layer). So one operand is computed from the other. Where
-it is not, as for products of pairs of fields, or where the item's own tokens are added to what they get of the user,
-there is nothing that the user's part could do without.
+That is where what a layer computed from all tokens comes back to those of the user: an attention's product with the
+values, a residual, a gate, the product of a cross layer, a norm over columns. Of two operands one is computed from the
+other then. Where it is not, as for products of pairs of fields, or where the item's own tokens are added to what they
+get of the user, there is nothing that the user's part could do without.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from mari_onnx.model.nodes import producers, reads
 from mari_onnx.model.ops import Fact, having
 
 BY_ELEMENT, ROWS = having(Fact.ELEMENT), having(Fact.ROWS) - having(Fact.SOFTMAX)
+SOFTMAX, MATMUL = having(Fact.SOFTMAX), having(Fact.MATMUL)
 MOVES = having(Fact.MOVES) - having(Fact.VIEW)
 
 
@@ -46,24 +47,57 @@ def mixes(nodes: Sequence[NodeProto], depends: Mapping[str, np.ndarray]) -> Iter
     depends: of each tensor, what its elements depend on (`engine.dependence`).
     """
     made = producers(nodes)
+    queries: dict[str, tuple[int, ...]] = {}
+    """Weights of an attention -> the rows of the user's own queries, which weigh the candidate too."""
     for node in nodes:
         result = depends.get(next(iter(node.output), ""))
-        if node.op_type not in BY_ELEMENT | ROWS or result is None:
+        if result is None:
             continue
-        found: dict[Mix, None] = {}
-        for name in node.input if node.op_type in BY_ELEMENT else node.input[:1]:
-            operand = depends.get(name)
-            if operand is None:
-                continue
-            more = result.ndim - operand.ndim
-            for axis in range(max(0, -more), operand.ndim):
-                if operand.shape[axis] > 1 and operand.shape[axis] == result.shape[axis + more]:
-                    lost = _lost(_by_position(operand, axis), _by_position(result, axis + more))
-                    if lost and (node.op_type in ROWS or _made_from(name, node, made, depends)):
-                        what = (node.name or node.output[0], node.op_type, node.output[0])
-                        found[Mix(*what, axis + more, lost, operand.shape[axis])] = None
-        if found:
-            yield list(found)
+        ways: list[tuple[int, tuple[int, ...]]] = []
+        if node.op_type in SOFTMAX:
+            queries[node.output[0]] = _queries(depends.get(node.input[0]))
+        elif node.op_type in MATMUL:
+            rows, after = queries.get(node.input[0], ()), _by_position(result, max(0, result.ndim - 2))
+            if rows and len(after) > max(rows) and (after[list(rows)] & CANDIDATE).any():
+                ways = [(result.ndim - 2, rows)]
+        elif node.op_type in BY_ELEMENT | ROWS:
+            queries[node.output[0]] = next((queries[x] for x in node.input if queries.get(x)), ())
+            ways = _kept_apart(node, result, made, depends)
+        if ways:
+            what = (node.name or node.output[0], node.op_type, node.output[0])
+            yield [Mix(*what, axis, positions, result.shape[axis]) for axis, positions in dict.fromkeys(ways)]
+
+
+def _kept_apart(
+    node: NodeProto, result: np.ndarray, made: Mapping[str, NodeProto], depends: Mapping[str, np.ndarray]
+) -> list[tuple[int, tuple[int, ...]]]:
+    """Of an element-wise operator or a norm: axes, and positions that an operand has to the user alone, and the result
+    has not.
+    """
+    found = []
+    for name in node.input if node.op_type in BY_ELEMENT else node.input[:1]:
+        operand = depends.get(name)
+        if operand is None:
+            continue
+        more = result.ndim - operand.ndim
+        for axis in range(max(0, -more), operand.ndim):
+            if operand.shape[axis] > 1 and operand.shape[axis] == result.shape[axis + more]:
+                lost = _lost(_by_position(operand, axis), _by_position(result, axis + more))
+                if lost and (node.op_type in ROWS or _made_from(name, node, made, depends)):
+                    found.append((axis + more, lost))
+    return found
+
+
+def _queries(scores: np.ndarray | None) -> tuple[int, ...]:
+    """Rows of scores [.., queries, keys] that have some of the user's alone and some of the candidate's, beside others
+    that are all the candidate's.
+    """
+    if scores is None or scores.ndim < 2:
+        return ()
+    others = tuple(i for i in range(scores.ndim) if i != scores.ndim - 2)
+    own, differs = (scores == USER).any(axis=others), (scores & CANDIDATE > 0).any(axis=others)
+    rows = np.flatnonzero(own & differs)
+    return tuple(rows.tolist()) if (differs & ~own).any() else ()
 
 
 def _made_from(

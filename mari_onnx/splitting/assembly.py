@@ -99,7 +99,7 @@ class Session:
 
     def _state(self, feed: Mapping[str, np.ndarray]) -> UserState:
         """The user's state; made once."""
-        part = self.manifest.parts.get("user")
+        part, feed = self.manifest.parts.get("user"), self._with_a_row(feed)
         read = [*(part.inputs if part else ()), *(t.name for t in self.manifest.state if not t.made)]
         key = tuple(_identity(feed[name]) for name in read)
         if key not in self._states:
@@ -107,6 +107,18 @@ class Session:
                 self._states.clear()
             self._states[key] = self.ranker.user(feed)
         return self._states[key]
+
+    def _with_a_row(self, feed: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """A request with a row of zeros in packed inputs that have none: without candidates they say nothing of the
+        user, and there is nothing to score that could tell users apart.
+        """
+        empty = {
+            i.name: tuple(1 if k == i.axis else d for k, d in enumerate(np.shape(feed[i.name])))
+            for i in self.manifest.inputs
+            if i.side == "packed" and i.axis is not None and i.name in feed and not np.shape(feed[i.name])[i.axis]
+        }
+        nothing = {name: "" if feed[name].dtype.kind in "OUS" else 0 for name in empty}
+        return {**feed, **{name: np.full(shape, nothing[name], feed[name].dtype) for name, shape in empty.items()}}
 
     def _rows(self, feed: Mapping[str, np.ndarray]) -> ItemRows:
         """The candidates' rows, made in a foreign batch and in another order."""

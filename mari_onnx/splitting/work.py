@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mari_onnx.api import unknown_sides
 from mari_onnx.errors import ModelError, Unchanged
 from mari_onnx.model.load import Source
 from mari_onnx.model.upgrade import upgraded
@@ -26,6 +25,7 @@ from mari_onnx.splitting.manifest import Manifest
 from mari_onnx.splitting.plan import Planner
 from mari_onnx.splitting.timed import LARGEST, contenders, fastest
 from mari_onnx.splitting.ways import Budget, Plan, Point, Way
+from mari_onnx.suggest import unknown_sides
 
 if TYPE_CHECKING:
     import onnx

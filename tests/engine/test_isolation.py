@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mari_onnx.engine import Options, Rewrite, rewrite
-from tests.engine.graphs import runner
+from mari_onnx.engine.isolation.rules import LAST
+from tests.engine.graphs import Graph, runner
 from tests.sequences import HEADS, WIDTH, Form, build, feeds, sides
 
 LOWEST = float(np.finfo(np.float32).min)
@@ -167,3 +168,45 @@ def test_a_table_that_ends_before_a_number_of_candidates_tells_nothing_of_it() -
 def test_any_form_is_the_same(form: Form) -> None:
     model, result = rewritten(form)
     compare(form, model, result.model, (1, 3))
+
+
+# ---- a history of free length and one more position
+
+
+def _with_a_target(length: int | str, masked: bool, gathered: bool) -> Graph:
+    """[history | target] through two layers of attention, of which the target's row is scored."""
+    g, width = Graph(18), 8
+    x = g.Concat(g.user(length, width), g.item(1, width), axis=1)
+    split = g.const([0, 0, 2, width // 2])
+    for _ in range(2):
+        q, k, v = (
+            g.Transpose(g.Reshape(g.MatMul(x, g.weight(width, width)), split), perm=[0, 2, 1, 3]) for _ in range(3)
+        )
+        s = g.MatMul(q, g.Transpose(k, perm=[0, 1, 3, 2]))
+        if masked:
+            place = g.Range(g.const(0), g.squeeze(g.size(x, 1), [0]), g.const(1))
+            s = g.Where(g.LessOrEqual(g.unsqueeze(place, 0), g.unsqueeze(place, 1)), s, g.const(-np.inf))
+        mixed = g.Transpose(g.MatMul(g.Softmax(s, axis=-1), v), perm=[0, 2, 1, 3])
+        x = g.Add(x, g.MatMul(g.Reshape(mixed, g.const([0, 0, width])), g.weight(width, width)))
+    y = g.Gather(x, g.const(-1), axis=1) if gathered else g.squeeze(g.slice(x, -1, LAST, 1), [1])
+    return g.output(g.MatMul(y, g.weight(width, 1)))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("gathered", [False, True])
+def test_a_free_history_is_computed_apart_from_one_more_position(masked: bool, gathered: bool) -> None:
+    g = _with_a_target("T", masked, gathered)
+    model = g.model()
+    result = rewrite(model, g.sides, Options(assume=True))
+    assert result.changed, result.reason
+    source, output = runner(model), runner(result.model)
+    for n in (1, 5):
+        for length in (1, 2, 9):
+            feeds, once = g.feeds(n), g.feeds(n, once=True)
+            history = np.random.default_rng(length).standard_normal((1, length, 8))
+            name = next(iter(g.inputs))
+            feeds[name], once[name] = np.repeat(history, n, axis=0), history
+            np.testing.assert_allclose(output(once)[0], source(feeds)[0], rtol=1e-9, atol=1e-9)
+    if masked:  # else the history's rows see the target
+        fixed = _with_a_target(50, masked, gathered)  # a free length counts as 50
+        assert result.flops < 1.1 * rewrite(fixed.model(), fixed.sides, Options(assume=True)).flops

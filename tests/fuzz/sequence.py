@@ -17,7 +17,7 @@ from mari_onnx.engine import Options, Rewrite, rewrite
 from mari_onnx.parity.assumptions import Refuted, settle
 from tests import sequences
 from tests.engine.graphs import Draw, runner
-from tests.fuzz.oracle import Fault, differs, session
+from tests.fuzz.oracle import ROUNDING, Fault, differs, session
 from tests.sequences import Form, build, feeds
 
 SCALES = (1.0, 1.0, 30.0, 1e6)
@@ -99,13 +99,24 @@ def judge_sequence(case: SequenceCase, tally: Counter[str] | None = None) -> Non
     def lengths() -> tuple[int, ...]:
         return (form.length, 1, 3) if form.free else (form.length,)
 
+    tolerance = 1e-9 if form.dtype is np.float64 else 1e-4
+
+    def shaky(feed: dict[str, np.ndarray], want: np.ndarray) -> bool:
+        """Whether rounding alone moves the source's scores: large numbers that cancel."""
+        rng, by = np.random.default_rng(0), 4 * ROUNDING[np.dtype(form.dtype).name]
+        moved = {
+            k: (v * (1 + by * rng.standard_normal(v.shape))).astype(v.dtype) if v.dtype.kind == "f" else v
+            for k, v in feed.items()
+        }
+        return differs(want, source(moved)[0], tolerance / 50) is not None
+
     def difference(made: onnx.ModelProto, n: int) -> str | None:
         output = runner(made)
         for length in lengths():
             feed = request(n, length)
             (want,), (have,) = source(feed), output(feed)
-            bad = differs(want, have, 1e-9 if form.dtype is np.float64 else 1e-4)
-            if bad is not None:
+            bad = differs(want, have, tolerance)
+            if bad is not None and not shaky(feed, want):
                 return f"{bad} at N={n}, T={length}"
         return None
 

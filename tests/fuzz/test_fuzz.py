@@ -32,7 +32,7 @@ def test_random_graphs(shard: int) -> None:
 
 
 @seed(0)
-@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, suppress_health_check=list(HealthCheck))
 @given(sequence_cases())
 def test_random_sequences(case: SequenceCase) -> None:
     judge_sequence(case)

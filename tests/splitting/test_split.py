@@ -34,11 +34,31 @@ def test_the_parts_of_every_model_are_equal_to_it(path):
     assert made.check.ok, str(made.check)
     assert made.check.candidates == list(counts)
     assert made.user is not None or path.name.startswith("request_grid")
-    # Of the first two, gathering what an item part would make takes as long as making it; the others stay one sequence.
-    assert made.item is not None or path.name.startswith(("autoint", "dcnmix", "hstu", "phoenix"))
+    # Of the first two, gathering what an item part would make takes as long as making it; the next two stay one
+    # sequence; of the last nobody said which inputs are the item's.
+    assert made.item is not None or path.name.startswith(("autoint", "dcnmix", "hstu", "phoenix", "request_grid"))
     for part in (made.user, made.item, made.score):
         if part is not None:
             onnx.checker.check_model(part, full_check=True)
+
+
+def test_a_packed_input_without_candidates():
+    """It has no row of the user, and there is nothing to score."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("MatMul", ["X", "W"], ["p"]),
+        helper.make_node("Relu", ["p"], ["h"]),
+        helper.make_node("MatMul", ["h", "V"], ["score"]),
+    ]
+    weights = {"W": rng.standard_normal((96, 64)).astype(np.float32), "V": np.ones((64, 1), np.float32)}
+    source = as_source(model(nodes, {"X": 96}, {"score": ["N", 1]}, weights))
+    sides = sides_of(source, None, user=["X[:, 0:32]"], item=["X[:, 32:96]"])
+    made = split_source(source, sides, options_for(500), candidates=(2,), coverage=0, providers=("cpu",))
+    assert made.user is not None
+    assert made.item is not None
+    session = Assembly(made.folder).open("cpu", True, 1)
+    (score,) = session.run(None, {"X": np.zeros((0, 96), np.float32)})
+    assert score.shape == (0, 1)
 
 
 def test_parts_have_their_own_rates():

@@ -390,7 +390,7 @@
     if (item.kind === "Shared") return ["it has one row per request already"];
     if (item.kind === "Item") return ["it depends on item inputs only"];
     if (item.kind === "Const") return ["it depends on no input"];
-    return ["it combines user and candidate values, here or before; no rule gave a reason"];
+    return [item.why || "splitting it would not save time"];
   }
   function row(list, name, ...content) {
     list.append(make("dt", {}, name), make("dd", {}, ...content));
