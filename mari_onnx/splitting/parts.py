@@ -18,6 +18,7 @@ from mari_onnx.engine.ir.value import Node, Tensor
 from mari_onnx.engine.outcome import Draft
 from mari_onnx.engine.output.assemble import assemble, fuse_gemm
 from mari_onnx.engine.output.cpu import for_cpu
+from mari_onnx.engine.output.integer_kernels import with_integer_kernels
 from mari_onnx.model.dims import Dim, Size, product, symbols
 from mari_onnx.splitting.rates import reads_sizes, sizes_read
 
@@ -47,7 +48,7 @@ def part(
     """
     nodes, leaves, instead = _needed(source, draft, wanted, given)
     copies = [_copied(node, instead) for node in nodes]
-    copies = fuse_gemm(copies, wanted)
+    copies = with_integer_kernels(draft.b, fuse_gemm(copies, wanted), wanted)
     if target == "cpu":
         copies = for_cpu(draft.b, copies, wanted, most=2 * max(1, len(copies)))
     whole = draft.model

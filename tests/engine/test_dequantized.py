@@ -30,14 +30,23 @@ def around(g: Graph, x: str, dtype: type = np.uint8, scale: float = STEP, zero: 
     return g.DequantizeLinear(g.QuantizeLinear(x, *parameters), *parameters)
 
 
-def matrix(g: Graph, rows: int, columns: int, by_column: bool = False, turned: bool = False) -> str:
+def matrix(
+    g: Graph,
+    rows: int,
+    columns: int,
+    by_column: bool = False,
+    turned: bool = False,
+    zero: int = 0,
+    kind: type = np.int8,
+) -> str:
     """Weights of integers, dequantized."""
-    codes = g.rng.integers(-100, 100, (columns, rows) if turned else (rows, columns))
+    low = 0 if kind is np.uint8 else -100
+    codes = g.const(g.rng.integers(low, low + 200, (columns, rows) if turned else (rows, columns)), kind)
     if not by_column:
-        return g.DequantizeLinear(g.const(codes, np.int8), g.const(np.array(STEP), np.float32), g.const(0, np.int8))
+        return g.DequantizeLinear(codes, g.const(np.array(STEP), np.float32), g.const(zero, kind))
     scales = g.const(STEP * 2.0 ** (np.arange(columns) % 3), np.float32)
-    zeros = g.const(np.zeros(columns), np.int8)
-    return g.DequantizeLinear(g.const(codes, np.int8), scales, zeros, axis=0 if turned else 1)
+    zeros = g.const(np.full(columns, zero) + (np.arange(columns) % 2 if zero else 0), kind)
+    return g.DequantizeLinear(codes, scales, zeros, axis=0 if turned else 1)
 
 
 def bias(g: Graph, columns: int, by_column: bool = False) -> str:
@@ -68,12 +77,14 @@ def layers(draw: Draw) -> Graph:
         width += size
     x = around(g, g.Concat(*parts, axis=len(tokens) + 1), dtype)
     columns, by_column = draw(st.integers(1, 4)), draw(st.booleans())
+    kind = draw(st.sampled_from(TYPES)) if dtype is np.uint8 else np.int8
+    zero = draw(st.sampled_from((0, 7)))
     if not tokens and draw(st.booleans()):
         turned = draw(st.booleans())
         added = [bias(g, columns, by_column)] if draw(st.booleans()) else []
-        y = g.Gemm(x, matrix(g, width, columns, by_column, turned), *added, transB=int(turned))
+        y = g.Gemm(x, matrix(g, width, columns, by_column, turned, zero, kind), *added, transB=int(turned))
     else:
-        y = g.MatMul(x, matrix(g, width, columns, by_column))
+        y = g.MatMul(x, matrix(g, width, columns, by_column, False, zero, kind))
     if draw(st.booleans()):
         y = g.Relu(y)
     return g.output(around(g, y, dtype, STEP * 4) if draw(st.booleans()) else y)
@@ -86,6 +97,29 @@ def test_layers_have_the_sources_own_numbers(g: Graph) -> None:
         patch.setattr(dequantized, "start_pays", lambda *_: True)
         check(g, tolerance=0)
     check(g, tolerance=0, weighed=True)
+
+
+def answers(made: onnx.ModelProto, feeds: dict[str, np.ndarray], optimized: bool) -> list[np.ndarray]:
+    """By onnxruntime."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)  # type: ignore[no-any-return]
+
+
+@given(layers())
+def test_onnxruntime_answers_as_for_the_source(g: Graph) -> None:
+    """With its optimizations, which make kernels of integers, and without. It may move the source itself by a step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dequantized, "apart", lambda *_: True)
+        patch.setattr(dequantized, "start_pays", lambda *_: True)
+        result = check(g, tolerance=0)
+    source = [answers(g.model(), g.feeds(5), on) for on in (False, True)]
+    for on in (False, True):
+        for k, have in enumerate(answers(result.model, g.feeds(5, once=result.changed), on)):
+            assert any(np.allclose(have, want[k], rtol=1e-5, atol=1e-6) for want in source)
 
 
 def ranker(user: int = 400, item: int = 200, hidden: int = 64, by_column: bool = False, opset: int = 19) -> Graph:
