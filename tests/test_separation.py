@@ -208,6 +208,14 @@ def test_the_sample_of_ug_sep_takes_what_was_said_of_the_one_of_rankmixer(suffix
     assert found.layers[-1].after.flops / 500 == pytest.approx(made.flops / 500 - compensation, rel=0.1)
 
 
+def test_an_output_for_several_requests_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out.onnx")
+    assert run(["optimize", str(MODELS / "coarse_mlp.onnx"), out, "--batched", "grid"]) == 0
+    capsys.readouterr()
+    assert run(["inspect", out, "--what-if", "separation"]) == 0
+    assert "what if separated: separation is looked at for one request per run" in capsys.readouterr().out
+
+
 def test_inspect_names_the_best_layers(capsys: pytest.CaptureFixture[str]) -> None:
     path = str(MODELS / "rankmixer.onnx")
     assert run(["inspect", path, "--what-if", "separation"]) == 0

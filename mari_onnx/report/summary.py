@@ -127,7 +127,7 @@ def of_equal(check: Mapping[str, Any], target: str) -> list[Block]:
 def of_inspect(report: Report) -> list[Block]:
     """Inputs, products, totals, and what was measured; of an output for several requests what it takes."""
     if report.sides.batched and not report.nodes:
-        return [inputs_table(report.inputs), "", f"{report.reason}", *report.notes]
+        return [inputs_table(report.inputs), "", f"{report.reason}", *report.notes, *separation(report)]
     blocks: list[Block] = [inputs_table(report.inputs), "", products_table(report), "", *totals(report)]
     return [*blocks, *residual(report), *separation(report)]
 
