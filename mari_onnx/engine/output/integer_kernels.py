@@ -136,8 +136,8 @@ class _Rewriter:
         """A Concat of one tensor between a DequantizeLinear and a QuantizeLinear of another scale: onnxruntime has a
         kernel for these, and would make one of two pairs that follow each other, with another scale.
         """
-        x = node.inputs[0]
-        if node.proto.op_type == "QuantizeLinear" and x is not None and self._dequantized(x) and x.shape:
+        x = node.inputs[0] if node.proto.op_type == "QuantizeLinear" else None
+        if x is not None and self._dequantized(x) and x.shape:
             one = helper.make_node("Concat", [], [""], name=f"{node.proto.name}/Concat", axis=len(x.shape) - 1)
             node.inputs[0] = self._add(node, one, [x], x.dtype, x.shape, "apart")
 
