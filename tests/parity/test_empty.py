@@ -12,6 +12,7 @@ from onnx import TensorProto
 from mari_onnx.model.load import load
 from mari_onnx.model.tensors import is_external
 from mari_onnx.parity import check
+from mari_onnx.parity.coverage import empty
 from mari_onnx.parity.coverage.empty import fragile, nothing_in, survived
 from mari_onnx.parity.requests.draw import Request
 from mari_onnx.sides.resolve import Sides
@@ -146,3 +147,13 @@ def test_columns_that_may_be_lengths_of_nothing() -> None:
     assert nothing_in(request) == {("X", 0), ("X", 2)}
     assert fragile([fine(), dying()])
     assert not fragile([fine()])
+
+
+def test_what_ends_the_process_is_left_out_until_it_was_ended_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["ran", "died", "failed", "ran", *["died"] * empty.DEATHS, "ran"])
+    monkeypatch.setattr(empty, "ran", lambda *_: next(answers))
+    request = Request({}, {}, 1)
+    model = onnx.ModelProto()
+    assert len(empty.survivors(model, [request] * 9)) == 9
+    monkeypatch.setattr(empty, "fragile", lambda _: True)
+    assert len(empty.survivors(model, [request] * 9)) == 2

@@ -263,3 +263,13 @@ def test_bench_of_several_requests(tmp_path: Path) -> None:
     wrong = CliRunner().invoke(cli, ["bench", str(source), str(source), "--users-per-run", "2", *how])
     assert wrong.exit_code == 2
     assert "one request per run" in wrong.output
+
+
+def test_a_dynamic_quantization_of_few_values_mixes_candidates() -> None:
+    """Many candidates nearly always have the smallest and the largest row of a small table among them."""
+    nodes = [node("Gather", "E x", "e"), helper.make_node("DynamicQuantizeLinear", ["e"], ["q", "s", "z"])]
+    nodes += [node("DequantizeLinear", "q s z", "d"), node("Flatten", "d", "rows"), node("Add", "rows u", "y")]
+    inputs = [("u", FLOAT, ("N", 12)), ("x", INT64, ("N", 3))]
+    source = model(nodes, inputs, [tensor("E", 6, 4)])
+    with pytest.raises(CannotBatch, match="depends on other candidates"):
+        optimize(source, SIDES, batched="grid")

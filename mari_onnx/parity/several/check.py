@@ -171,7 +171,7 @@ class _Several:
             if not k:
                 batch += [drawer.request(n, free=free, edge=edge) for edge in edges(layout, self.domains)]
             found.append(survivors(self.loaded, batch))
-        return found
+        return [batch for batch in found if batch]
 
     def _lengths(self, place: int) -> dict[str, int]:
         """How many ids the user's bag has, in the request at this place: the first has none."""

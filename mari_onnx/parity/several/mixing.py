@@ -33,6 +33,8 @@ COUNTS = ((5, 3), (5, 3), (2, 1), (1, 1))
 """Candidates of the two requests that are run together and apart. Many may have the same largest element (by which
 a dynamic quantization scales) apart and together, few have not; one alone is not what every source runs on, and last.
 """
+TRIES = 5
+"""Requests that are drawn for one on which a recurrence does not end the process."""
 CLOSE = 1e-4
 """How far apart, of the largest element, outputs of a float64 run may be; beyond, candidates mix."""
 
@@ -42,13 +44,14 @@ def mixes(source: ModelLike, layout: Layout, domains: Domains) -> str | None:
     drawer = Drawer(layout, domains, [0, 5])
     free = {name: 5 + k for k, name in enumerate(layout.free)}
     model = float64.light(source)
-    tries = 5 if fragile([model]) else 1
+    tries = TRIES if fragile([model]) else 1
     pairs: list[tuple[Request, Request, str]] = []
     for counts in COUNTS:
-        found = [survivors(model, [drawer.request(n, free=free) for _ in range(tries)]) for n in counts]
-        if not all(found):
+        drawn = ((drawer.request(n, free=free) for _ in range(tries)) for n in counts)
+        found = [next((r for r in several if survivors(model, [r])), None) for several in drawn]
+        first, second = found
+        if first is None or second is None:
             continue
-        first, second = (requests[0] for requests in found)
         own = {name for name in second.user if _has_rows(layout, name) or name in layout.sides.listed}
         theirs = {k: v if k in own else first.user[k] for k, v in second.user.items()}
         pairs.append((first, replace(second, user=first.user, literal=first.literal), ""))
