@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -128,6 +129,7 @@ def host(folder: str, port: int) -> None:
     import ray
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     for line in sys.stdin:
@@ -144,7 +146,7 @@ def asked(port: int, way: str, given: argparse.Namespace) -> dict[str, Any]:
     arguments = [str(port), str(answers), *(str(getattr(given, k)) for k in ("requests", "candidates", "clients"))]
     arguments += [str(given.users), str(given.items), "features" if way in ways.WHOLE else "ids"]
     clients = [sys.executable, "-m", "benchmarks.serve.clients", *arguments]
-    said = subprocess.run(clients, check=True, stdout=subprocess.PIPE, text=True, timeout=300)
+    said = subprocess.run(clients, check=True, stdout=subprocess.PIPE, text=True, timeout=1200)
     found: dict[str, Any] = json.loads(said.stdout)
     with np.load(answers) as arrays:
         found["scores"] = arrays["scores"]

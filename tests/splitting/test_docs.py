@@ -27,7 +27,7 @@ def test_the_walk_through(tmp_path, monkeypatch):
     }
     code = re.findall(r"```python\n(.*?)```", (ROOT / "docs/splitting.md").read_text(), re.DOTALL)
     assert len(code) == 5
-    features["other_user_features"] = {k: v[:, ::-1].copy() for k, v in features["user_features"].items()}
+    features["other_user_features"] = {k: v[..., ::-1].copy() for k, v in features["user_features"].items()}
     features["other_cross_features"] = {k: v[:2] for k, v in features["cross_features"].items()}
     names = {**features, "candidates": candidates}
     exec("\n".join(code), names)
@@ -36,3 +36,7 @@ def test_the_walk_through(tmp_path, monkeypatch):
     (expected,) = whole.run(["score"], feed)
     np.testing.assert_allclose(names["outputs"]["score"], expected, rtol=1e-4, atol=1e-5)
     assert set(names["best"]) == set(candidates)
+    np.testing.assert_allclose(names["first"]["score"], expected, rtol=1e-4, atol=1e-5)
+    recorded |= features["other_user_features"]
+    feed = {k: np.repeat(v, 2, 0) if len(v) == 1 else v[candidates[:2]] for k, v in recorded.items()}
+    np.testing.assert_allclose(names["second"]["score"], whole.run(["score"], feed)[0], rtol=1e-4, atol=1e-5)
