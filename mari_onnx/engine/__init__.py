@@ -44,6 +44,7 @@ from mari_onnx.model.dims import Size
 from mari_onnx.model.functions import inlined
 from mari_onnx.model.nodes import all_names
 from mari_onnx.model.upgrade import OLDEST
+from mari_onnx.plugins import load_rules
 from mari_onnx.sides.resolve import Sides
 
 """Opsets before this one have other forms of Slice, Clip and Pad; such a model is left as it is."""
@@ -68,6 +69,7 @@ def rewrite(model: onnx.ModelProto, sides: Sides, options: Options | None = None
     Refuses nothing by an exception: where the model cannot be rewritten, `Rewrite.model` is the source, ``changed`` is
     False and ``reason`` says why (an opset before `OLDEST`, a user input that is also an output, nothing to save).
     """
+    load_rules()
     opsets = {o.domain or "": o.version for o in model.opset_import}
     opsets.setdefault("", opsets.get("ai.onnx", 1))
     if opsets[""] < OLDEST:

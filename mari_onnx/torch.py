@@ -1,0 +1,65 @@
+"""Export and rewrite in one call, for models in PyTorch. The only module that imports torch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mari_onnx.api import Optimized, optimize
+
+
+def export(
+    model: torch.nn.Module,
+    args: Sequence[Any],
+    path: str | Path | None = None,
+    *,
+    user: Iterable[str] = (),
+    item: Iterable[str] = (),
+    cross: Iterable[str] = (),
+    rest: str | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    options: dict[str, Any] | None = None,
+    **further: Any,
+) -> Optimized:
+    """`torch.onnx.export`, with the candidates' dimension free, then `mari_onnx.optimize` with its check.
+
+    Args:
+        model: in eval mode is what is exported; it is put back into the mode that it had.
+        args: example inputs, tensors `[N, ..]` with N >= 2, the user's too.
+        path: where the output is written; None: nowhere, `Optimized.save` does it later.
+        user, item, cross, rest: whose inputs these are, shell patterns on `input_names`.
+        input_names: by default the names of the parameters of `forward`. output_names: as for torch.
+        options: further arguments of `mari_onnx.optimize`. further: of `torch.onnx.export`.
+
+    Raises:
+        UsageError, OutputsDiffer, ..: see `mari_onnx.optimize`.
+    """
+    names = list(input_names) if input_names is not None else _parameters(model, len(args))
+    free = torch.export.Dim("N", min=1)
+    arguments: dict[str, Any] = {"input_names": names, "dynamo": True, "verbose": False}
+    if output_names is not None:
+        arguments["output_names"] = list(output_names)
+    arguments["dynamic_shapes"] = tuple({0: free} if getattr(each, "ndim", 0) else None for each in args)
+    training = model.training
+    with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder:
+        file = Path(folder, "model.onnx")
+        try:
+            torch.onnx.export(model.eval(), tuple(args), str(file), **{**arguments, **further})
+        finally:
+            model.train(training)
+        done = optimize(file, user=user, item=item, cross=cross, rest=rest, **(options or {}))
+        if path is not None:
+            done.save(path)
+    return done
+
+
+def _parameters(model: torch.nn.Module, count: int) -> list[str]:
+    """The names of the first parameters of `forward`."""
+    import inspect
+
+    return list(inspect.signature(model.forward).parameters)[:count]
