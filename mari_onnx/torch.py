@@ -5,11 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from mari_onnx.api import Optimized, optimize
+from mari_onnx.errors import needs
+
+if TYPE_CHECKING:
+    import torch
 
 
 def export(
@@ -37,8 +39,11 @@ def export(
         options: further arguments of `mari_onnx.optimize`. further: of `torch.onnx.export`.
 
     Raises:
-        UsageError, OutputsDiffer, ..: see `mari_onnx.optimize`.
+        UsageError, OutputsDiffer, ..: see `mari_onnx.optimize`; and where torch is not installed.
     """
+    with needs("torch"):
+        import torch
+
     names = list(input_names) if input_names is not None else _parameters(model, len(args))
     free = torch.export.Dim("N", min=1)
     arguments: dict[str, Any] = {"input_names": names, "dynamo": True, "verbose": False}
