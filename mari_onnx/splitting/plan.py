@@ -44,7 +44,7 @@ EQUAL = 0.05
 """Ways whose times differ by this share count as equally fast, as prices are no nearer: then the one that leaves least
 work is taken, unless the clock says that another is faster.
 """
-AS_LITTLE = 0.01
+AS_LITTLE = 0.005
 """Scoring whose FLOPs differ by this share counts as equally little work: then fewer bytes per item decide."""
 
 

@@ -37,7 +37,7 @@ def test_of_ways_that_take_as_long_the_one_that_leaves_least_work_then_the_one_o
     ways = [
         replace(way, seconds=1.00, flops=120.0, item_bytes=100),
         replace(way, seconds=1.01, flops=100.0, item_bytes=800),
-        replace(way, seconds=1.02, flops=100.5, item_bytes=400),
+        replace(way, seconds=1.02, flops=100.4, item_bytes=400),
         replace(way, seconds=1.06, flops=50.0, item_bytes=50),
     ]
     first, *others = choose(planner, monkeypatch, ways)
