@@ -114,7 +114,7 @@ def _best(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeMode
 def _isolated(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeModel, plain: Rewrite) -> Rewrite:
     """The rewrite of the source in blocks (`isolation`), if history and candidates share a sequence and it pays."""
     options, graph = session.options, session.graph
-    if sides.batched or options.split or not plain.shapes:
+    if sides.batched or not plain.shapes:
         return plain
     try:
         found = isolation.apart(graph, plain, session.opsets[""])
