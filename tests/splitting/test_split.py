@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,11 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from mari_onnx.api import as_source, sides_of
+from mari_onnx.api import as_source, rewritten, sides_of
 from mari_onnx.choices import options_for
 from mari_onnx.errors import Unchanged, UsageError
 from mari_onnx.splitting.assembly import Assembly
-from mari_onnx.splitting.make import split_source
+from mari_onnx.splitting.make import split_source, unchecked
 from mari_onnx.splitting.ways import Budget
 from tests.splitting.graphs import model, split, three_sides
 
@@ -40,6 +41,15 @@ def test_the_parts_of_every_model_are_equal_to_it(path):
     for part in (made.user, made.item, made.score):
         if part is not None:
             onnx.checker.check_model(part, full_check=True)
+
+
+def test_a_history_in_one_sequence_with_candidates_is_the_users_state():
+    source = as_source(ROOT / "models" / "hstu.onnx")
+    sides, options = sides_of(source, None), options_for(500)
+    made = unchecked(source, sides, options)
+    assert made.user is not None
+    whole = rewritten(source, sides, replace(options, assume=True))
+    assert made.plan.way.flops <= 1.01 * whole.flops / 500
 
 
 def test_a_packed_input_without_candidates():
