@@ -11,7 +11,8 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from mari_onnx.api import as_source, rewritten, sides_of
+from mari_onnx import engine
+from mari_onnx.api import as_source, sides_of
 from mari_onnx.choices import options_for
 from mari_onnx.errors import Unchanged, UsageError
 from mari_onnx.splitting.assembly import Assembly
@@ -35,8 +36,7 @@ def test_the_parts_of_every_model_are_equal_to_it(path):
     assert made.check.ok, str(made.check)
     assert made.check.candidates == list(counts)
     assert made.user is not None or path.name.startswith("request_grid")
-    # Of the first two, gathering what an item part would make takes as long as making it; the next two stay one
-    # sequence; of the last nobody said which inputs are the item's.
+    # Of the first four, gathering what an item part would make takes as long as making it; of the last nobody said which inputs are the item's.
     assert made.item is not None or path.name.startswith(("autoint", "dcnmix", "hstu", "phoenix", "request_grid"))
     for part in (made.user, made.item, made.score):
         if part is not None:
@@ -48,7 +48,7 @@ def test_a_history_in_one_sequence_with_candidates_is_the_users_state():
     sides, options = sides_of(source, None), options_for(500)
     made = unchecked(source, sides, options)
     assert made.user is not None
-    whole = rewritten(source, sides, replace(options, assume=True))
+    whole = engine.rewrite(source.model, sides, replace(options, assume=True))
     assert made.plan.way.flops <= 1.01 * whole.flops / 500
 
 
