@@ -34,9 +34,10 @@ def test_the_parts_of_every_model_are_equal_to_it(path):
     )
     assert made.check is not None
     assert made.check.ok, str(made.check)
-    assert made.check.candidates == list(counts)
+    assert set(counts) <= set(made.check.candidates)  # what is assumed is checked at further ones
     assert made.user is not None or path.name.startswith("request_grid")
-    # Of the first four, gathering what an item part would make takes as long as making it; of the last nobody said which inputs are the item's.
+    # Of the first four, gathering what an item part would make takes as long as making it; of the last nobody said
+    # which inputs are the item's.
     assert made.item is not None or path.name.startswith(("autoint", "dcnmix", "hstu", "phoenix", "request_grid"))
     for part in (made.user, made.item, made.score):
         if part is not None:
