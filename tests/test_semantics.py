@@ -225,7 +225,14 @@ def test_qlinear_products() -> None:
         node("DequantizeLinear", "yq ys yz", "score"),
     ]
     small = {"xs": np.float32(0.03), "xz": np.uint8(128), "wz": np.int8(0), "ys": np.float32(0.3), "yz": np.uint8(128)}
-    right(model(nodes, wq=weights, ws=scale, **small), 1e-6)
+    source = model(nodes, wq=weights, ws=scale, **small)
+    sides = {"user": "user", "item": "item"}
+    # onnxruntime makes the integer kernel of what is written, and it rounds as the source's does. Without its
+    # optimizations a few values lie on the next step, so that the check takes the rewrite back where nothing follows.
+    for done in (mari_onnx.optimize(source, sides, check=False), mari_onnx.optimize(source, sides)):
+        for rows in (1, 2, 7, 500):
+            (want,), (have,) = outputs(source, rows, False), outputs(done.model, rows, done.changed)
+            np.testing.assert_array_equal(have, want)
 
 
 def test_products_with_weights_of_four_bits() -> None:

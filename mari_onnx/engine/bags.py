@@ -21,7 +21,8 @@ from mari_onnx.engine.inputs import N
 from mari_onnx.engine.interpreter import Interpreter, visit
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
-from mari_onnx.engine.ir.value import WRITTEN, Axis, Decline, Group, Leaf, Tensor, Value
+from mari_onnx.engine.ir.forms import written_only
+from mari_onnx.engine.ir.value import Axis, Decline, Group, Leaf, Tensor, Value
 from mari_onnx.engine.rule import from_tensor
 from mari_onnx.engine.session import Session
 from mari_onnx.model.dims import Size, symbols
@@ -127,7 +128,7 @@ def _of_requests(b: Builder, value: Value, bag: Value, name: str) -> Value:
     if not shape or (rows != many and not all(symbol.startswith("?") for symbol in symbols(rows) or ("",))):
         raise Decline(f"{name}, which is computed from bags, has no row for each of them")
     tensor = materialise(b, value)
-    tensor.alternatives = WRITTEN  # no other way to compute it may be taken for some of its rows alone
+    written_only(tensor)  # no other way to compute it may be taken for some of its rows alone
     tensor.shape = (many, *shape[1:])  # only a run tells, where the number of rows was not known
     b.of_bags.discard(tensor.name)
     axes = tuple(None if size == 1 else Axis(size) for size in tensor.known[1:])

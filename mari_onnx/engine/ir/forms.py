@@ -22,6 +22,7 @@ from mari_onnx.engine.ir.value import (
     Leaf,
     Prod,
     Sum,
+    Tensor,
     axes_of,
     is_const,
     leaves,
@@ -119,6 +120,11 @@ def settle(body: Body) -> None:
     """
     for leaf in leaves(body):
         leaf.tensor.alternatives = replace(leaf.tensor.alternatives, add_later=None, rescale=None)
+
+
+def written_only(tensor: Tensor) -> None:
+    """Forgets all other ways to compute a tensor, for good."""
+    tensor.alternatives = WRITTEN
 
 
 @contextmanager
