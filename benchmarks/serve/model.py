@@ -1,6 +1,6 @@
 """A ranking model of a size that is served, with random weights, and requests for it; no torch needed.
 
-A user of 159 ids, a history of 100 items and 64 numbers (5,184 columns of the first layer), an item of 5 ids and 32
+A user of 255 ids, a history of 100 items and 64 numbers (8,256 columns of the first layer), an item of 5 ids and 32
 numbers (192 columns), 8 cross features, layers of 1024, 256 and 64. Scores are near 0.5, as far from 0 and 1 as a
 model's that is not trained.
 """
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from onnx import TensorProto, helper, numpy_helper
 
-USER_IDS, ITEM_IDS, DIM, ROWS, HISTORY = 159, 5, 32, 2000, 100
+USER_IDS, ITEM_IDS, DIM, ROWS, HISTORY = 255, 5, 32, 2000, 100
 USER_STATS, ITEM_STATS, CROSS = 64, 32, 8
 LAYERS = (1024, 256, 64)
 SIDES: Any = {"user": ["user_*"], "item": ["item_*"], "rest": "cross"}
