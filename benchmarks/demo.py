@@ -94,17 +94,17 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the ratios as JSON")
     args = parser.parse_args()
-    out, found, failed = console(), {}, []
+    out, found, failed, live = console(), {}, [], sys.stderr.isatty()
     paths = args.models or sorted(MODELS.glob("*.onnx"))
     with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder:
         for index, path in enumerate(paths, 1):
-            if sys.stderr.isatty():
-                print(f"\r\x1b[K{index}/{len(paths)} {path.name}", end="", file=sys.stderr)
+            line = f"{index}/{len(paths)} {path.name}"
+            print(f"\r\x1b[K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
             try:
                 found[path.name] = measured(path, Path(folder, path.name), args.candidates, args.burners)
             except MariError as error:
                 failed.append(f"{path.name}: {error}")
-    if sys.stderr.isatty():
+    if live:
         print("\r\x1b[K", end="", file=sys.stderr)
     _show(out, found, args.candidates or TYPICAL, args.burners)
     for each in failed:

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
+from benchmarks.graphs import Graph
 from mari_onnx import api, runtime
 from mari_onnx.choices import options_for
 from mari_onnx.sides.resolve import Sides
@@ -31,40 +32,22 @@ MOST = 1000
 SIDES = Sides({"history": "user", "candidates": "item"}, candidate_axis=1, axes={"history": None})
 
 
-class Writer:
+class Writer(Graph):
     """``w.MatMul(a, b)`` is a node; its answer is the name of the output."""
-
-    def __init__(self, seed: int = 0):
-        self.nodes: list[onnx.NodeProto] = []
-        self.initial: list[onnx.TensorProto] = []
-        self.rng = np.random.default_rng(seed)
 
     def __getattr__(self, op: str) -> Any:
         if not op[0].isupper():
             raise AttributeError(op)
+        return partial(self.op, op)
 
-        def write(*inputs: str, **attributes: Any) -> str:
-            name = f"{op}_{len(self.nodes)}"
-            self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
-            return name
+    def const(self, value: Any, dtype: Any = None) -> str:
+        return super().const(np.asarray(value, dtype))
 
-        return write
-
-    def const(self, value: Any, dtype: Any = np.int64) -> str:
-        name = f"c{len(self.initial)}"
-        self.initial.append(numpy_helper.from_array(np.asarray(value, dtype), name))
-        return name
-
-    def weight(self, *shape: int) -> str:
-        return self.const(self.rng.standard_normal(shape) / np.sqrt(shape[0]), np.float32)
-
-    def model(self, length: int, width: int, output: str) -> onnx.ModelProto:
-        self.nodes.append(helper.make_node("Identity", [output], ["score"], name="score"))
-        inputs = [helper.make_tensor_value_info("history", TensorProto.FLOAT, [1, length, width]),
-                  helper.make_tensor_value_info("candidates", TensorProto.FLOAT, [1, "N", width])]  # fmt: skip
-        out = helper.make_tensor_value_info("score", TensorProto.FLOAT, [1, "N", 1])
-        graph = helper.make_graph(self.nodes, "sequence", inputs, [out], self.initial)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    def sequence(self, length: int, width: int) -> onnx.ModelProto:
+        """The model, whose last node writes the scores."""
+        self.input("history", [1, length, width])
+        self.input("candidates", [1, "N", width])
+        return self.model("score", [1, "N", 1])
 
 
 def source(
@@ -97,7 +80,8 @@ def source(
             h = w.Relu(w.Add(w.MatMul(z, w.weight(width, inner)), w.weight(inner)))
             x = w.Add(x, w.MatMul(h, w.weight(inner, width)))
     begin, end = (w.Unsqueeze(v, w.const([0])) for v in (t, size))
-    return w.model(length, width, w.MatMul(w.Slice(x, begin, end, w.const([1])), w.weight(width, 1)))
+    w.MatMul(w.Slice(x, begin, end, w.const([1])), w.weight(width, 1))
+    return w.sequence(length, width)
 
 
 def by_hand(
@@ -152,7 +136,8 @@ def by_hand(
                 z = w.LayerNormalization(x, gain, bias, axis=-1)
                 x = w.Add(x, w.MatMul(w.Relu(w.Add(w.MatMul(z, one), two)), three))
             rows[s] = x
-    return w.model(length, width, w.Reshape(w.MatMul(rows["c"], w.weight(width, 1)), w.const([1, -1, 1])))
+    w.Reshape(w.MatMul(rows["c"], w.weight(width, 1)), w.const([1, -1, 1]))
+    return w.sequence(length, width)
 
 
 def request(length: int, n: int, width: int = 64) -> dict[str, np.ndarray]:

@@ -135,6 +135,16 @@ def all_names(graph: GraphProto) -> set[str]:
     return found
 
 
+def free_name(base: str, taken: set[str]) -> str:
+    """`base`, or the first of `base_1`, `base_2`, .. that is not taken; from then on it is."""
+    name, k = base, 0
+    while name in taken:
+        k += 1
+        name = f"{base}_{k}"
+    taken.add(name)
+    return name
+
+
 def captures(node: NodeProto) -> list[str]:
     """Names that the graphs within a node read from outside."""
     found: dict[str, None] = {}

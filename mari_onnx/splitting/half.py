@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from mari_onnx.engine.ir.value import Tensor
-from mari_onnx.model.nodes import all_names, rename_captures
+from mari_onnx.model.nodes import all_names, free_name, rename_captures
 
 COARSER = 2.0**13
 """How many times coarser half precision rounds than float32: so many times farther off may outputs be."""
@@ -35,7 +35,7 @@ def rounded(model: onnx.ModelProto, names: Collection[str], made: bool) -> onnx.
     inner = {}
     for info in graph.output if made else graph.input:
         if info.name in names:
-            inner[info.name] = _free(f"{info.name}/float32", taken)
+            inner[info.name] = free_name(f"{info.name}/float32", taken)
             info.type.tensor_type.elem_type = TensorProto.FLOAT16
     for node in graph.node:
         node.input[:] = [inner.get(x, x) for x in node.input]
@@ -50,10 +50,3 @@ def rounded(model: onnx.ModelProto, names: Collection[str], made: bool) -> onnx.
     graph.node.extend(nodes)
     del graph.value_info[:]
     return copy
-
-
-def _free(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name

@@ -79,8 +79,9 @@ def fastest(
             session = Assembly(placed(way)).open("cpu", True, threads)
             _, runs[str(k)] = scoring(session.ranker, [request.feed(session.get_inputs()) for request in drawn])
         timing = interleaved(
-            runs, seconds=SECONDS * len(runs), least=LEAST, most=MOST, clock=clock, wall=time.perf_counter
-        )
+            runs, seconds=SECONDS * len(runs), least=LEAST, most=MOST, clock=clock, wall=time.perf_counter,
+            threads=threads,
+        )  # fmt: skip
     except (MariError, RuntimeError):  # drawn requests may not suit the model; the check tells
         return None
     ratios = {k: timing.ratio("0", name) for k, name in enumerate(runs)}

@@ -100,7 +100,7 @@ def measure_together(
             for name, mine in outputs.items()
         }
         runs = {name: _Turn(sessions[name], feeds[name]) for name in feeds}
-        timing = interleaved(runs, seconds=seconds, least=least, clock=clock, wall=time.perf_counter)
+        timing = interleaved(runs, seconds=seconds, least=least, clock=clock, wall=time.perf_counter, threads=threads)
         yield Together(count, n, threads, kind, timing, apart)
 
 

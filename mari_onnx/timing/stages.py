@@ -135,7 +135,7 @@ def measure_split(
             for each in variants
         }
         runs |= stages.runs(drawn)
-        timing = interleaved(runs, seconds=seconds, least=least, clock=clock, wall=time.perf_counter)
+        timing = interleaved(runs, seconds=seconds, least=least, clock=clock, wall=time.perf_counter, threads=threads)
         yield Measured(n, threads, timing, kind)
 
 
@@ -181,7 +181,7 @@ def measure_merging(
         runs = {**wholes, **runs}
         base = found[next(iter(runs))]
         apart = {name: _apart(base, found[name]) for name in runs}
-        timing = interleaved(runs, seconds=seconds, least=least, clock=clock, wall=time.perf_counter)
+        timing = interleaved(runs, seconds=seconds, least=least, clock=clock, wall=time.perf_counter, threads=threads)
         yield Together(count, n, threads, kind, timing, apart)
 
 

@@ -19,7 +19,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from mari_onnx import runtime
 from mari_onnx.engine.cost.time_model import TimeModel
 from mari_onnx.model.dims import Size
-from mari_onnx.model.nodes import all_names, attribute, is_standard, reads
+from mari_onnx.model.nodes import all_names, attribute, free_name, is_standard, reads
 from mari_onnx.model.ops import MICROSOFT, Fact, row
 from mari_onnx.model.tensors import array
 from mari_onnx.timing.clock import clock_for, interleaved
@@ -167,7 +167,7 @@ def _speedup(matrix: np.ndarray, coded: Coded, rows: int, threads: int) -> float
     _, clock = clock_for(threads)
     timing = interleaved(
         {"float": lambda _: sessions[0].run(None, feed), "int8": lambda _: sessions[1].run(None, feed)},
-        seconds=SECONDS, most=200, clock=clock,
+        seconds=SECONDS, most=200, clock=clock, threads=threads,
     )  # fmt: skip
     return timing.ratio("float", "int8")
 
@@ -176,7 +176,7 @@ def _named(tensor: TensorProto, base: str, taken: set[str]) -> TensorProto:
     """The tensor under a name that nothing has."""
     copy = TensorProto()
     copy.CopyFrom(tensor)
-    copy.name = _free(f"{base}/{tensor.name.removeprefix('w').strip('_')}", taken)
+    copy.name = free_name(f"{base}/{tensor.name.removeprefix('w').strip('_')}", taken)
     return copy
 
 
@@ -187,16 +187,7 @@ def _written(node: NodeProto, coded: Coded, names: Sequence[str], taken: set[str
     product.name = node.name
     product.input[:] = [node.input[0], *names]
     added = node.input[2] if len(node.input) > 2 else ""
-    product.output[:] = [_free(f"{node.output[0]}/product", taken) if added else node.output[0]]
+    product.output[:] = [free_name(f"{node.output[0]}/product", taken) if added else node.output[0]]
     if not added:
         return [product]
     return [product, helper.make_node("Add", [product.output[0], added], list(node.output), name=f"{node.name}/Add")]
-
-
-def _free(base: str, taken: set[str]) -> str:
-    name, k = base, 0
-    while name in taken:
-        k += 1
-        name = f"{base}_{k}"
-    taken.add(name)
-    return name

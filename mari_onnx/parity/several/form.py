@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from mari_onnx.model.nodes import all_names, rename_captures
+from mari_onnx.model.nodes import all_names, free_name, rename_captures
 from mari_onnx.model.signature import Input, signature
 from mari_onnx.parity.layout import Layout
 from mari_onnx.parity.requests.bags import joined, picked
@@ -170,7 +170,7 @@ def for_one(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     before: list[onnx.NodeProto] = []
     if form.index is not None:
         before += _all_of_one(made, form, opset, taken)
-    renamed = {name: _free(f"{name}/several", taken) for name in (*sorted(names), *sorted(outer))}
+    renamed = {name: free_name(f"{name}/several", taken) for name in (*sorted(names), *sorted(outer))}
     for node in graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         node.output[:] = [renamed.get(name, name) for name in node.output]
@@ -185,7 +185,7 @@ def for_one(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
         if axis is not None:
             shape.insert(axis, 1)
             if axis:
-                name = _free(f"{info.name}/row", taken)
+                name = free_name(f"{info.name}/row", taken)
                 before += _reshaped(made, "Squeeze", info.name, name, axis, opset)
         _declare(info, shape)
         last = "Identity" if axis == 0 else "Unsqueeze"
@@ -227,19 +227,19 @@ def _all_of_one(model: onnx.ModelProto, form: Form, opset: int, taken: set[str])
     dtype = graph.input[kept].type.tensor_type.elem_type
     del graph.input[kept]
     rows = next(i.name for i in graph.input if _has_rows(form, i.name))
-    shape, many = _free(f"{index.name}/shape", taken), _free(f"{index.name}/many", taken)
-    at, zero = _free(f"{index.name}/at", taken), _free(f"{index.name}/zero", taken)
+    shape, many = free_name(f"{index.name}/shape", taken), free_name(f"{index.name}/many", taken)
+    at, zero = free_name(f"{index.name}/at", taken), free_name(f"{index.name}/zero", taken)
     graph.initializer.append(helper.make_tensor(at, TensorProto.INT64, [1], [form.layout.axis_at(rows)]))
     graph.initializer.append(helper.make_tensor(zero, dtype, [1], [0]))
     nodes = [helper.make_node("Shape", [rows], [shape]), helper.make_node("Gather", [shape, at], [many])]
     if form.kind == "offsets":
-        end = _free(f"{index.name}/end", taken)
+        end = free_name(f"{index.name}/end", taken)
         nodes.append(helper.make_node("Cast", [many], [end], to=dtype))
         nodes.append(helper.make_node("Concat", [zero, end], [index.name], axis=0))
         return nodes
     sizes = many
     if len(index.shape) > 1:
-        sizes, one = _free(f"{index.name}/sizes", taken), _free(f"{index.name}/one", taken)
+        sizes, one = free_name(f"{index.name}/sizes", taken), free_name(f"{index.name}/one", taken)
         graph.initializer.append(helper.make_tensor(one, TensorProto.INT64, [1], [1]))
         nodes.append(helper.make_node("Concat", [many, one], [sizes], axis=0))
     nodes.append(helper.make_node("Expand", [zero, sizes], [index.name]))
@@ -262,12 +262,3 @@ def _reshaped(
 def _declare(info: onnx.ValueInfoProto, shape: Sequence[int | str | None]) -> None:
     kind = helper.make_tensor_type_proto(info.type.tensor_type.elem_type, list(shape))
     info.type.CopyFrom(kind)
-
-
-def _free(base: str, taken: set[str]) -> str:
-    name, k = base, 0
-    while name in taken:
-        k += 1
-        name = f"{base}_{k}"
-    taken.add(name)
-    return name
