@@ -14,10 +14,14 @@ order.
                      is empty, as an empty history. A Reshape keeps them apart
     Transpose(x)     two blocks of axes that are swapped are copied by moving one outwards, row by row. With a dimension
                      of 1 between the blocks, one is moved inwards, which is up to four times as fast
+    Transpose(x)     of many small matrices: a session of several threads asks for help with each matrix, which takes
+                     twenty times as long as copying it. An Einsum copies them on one thread
 """
 
 from __future__ import annotations
 
+import math
+import string
 from collections.abc import Sequence
 
 from onnx import NodeProto, TensorProto, helper
@@ -39,6 +43,12 @@ NARROW = 8
 """SkipLayerNormalization is slower from this width on; at 4 columns it takes half as long."""
 MIN_ELEMENTS = 8192
 """For tensors of fewer elements, the two Reshapes cost more than they save."""
+MATRIX = 1024
+"""Elements of a matrix up to which asking for help takes longer than turning it."""
+EINSUM = 12
+"""The opset that brought Einsum."""
+CACHED = 1 << 18
+"""An Einsum copies its result once more, which is felt in tensors of more elements."""
 
 
 def for_cpu(b: Builder, nodes: list[Node], outputs: Sequence[Tensor], most: int) -> list[Node]:
@@ -69,6 +79,8 @@ def for_cpu(b: Builder, nodes: list[Node], outputs: Sequence[Tensor], most: int)
             if _ends_the_process(b, node, readers.get(node.outputs[0].name, [])):
                 out += _kept_apart(b, node)
                 continue
+            if _many_matrices(b, node) and not _with_a_product(node, readers.get(node.outputs[0].name, [])):
+                _as_einsum(node)
         out.append(node)
     return out
 
@@ -271,6 +283,44 @@ def _fused(node: Node, readers: Sequence[Node | None]) -> bool:
     perm = attribute(node.proto, "perm")
     rows_first = perm == [*range(1, rank - 1), 0, rank - 1]
     return rows_first and all(reader is not None and reader.proto.op_type == "MatMul" for reader in readers)
+
+
+def _many_matrices(b: Builder, node: Node) -> bool:
+    """Whether the Transpose turns many small matrices, as many as there are candidates or more."""
+    x, perm = node.inputs[0], attribute(node.proto, "perm")
+    if x is None or x.shape is None or perm is None or b.opset < EINSUM or x.dtype not in FROM_32_BITS:
+        return False
+    order = [p for p in perm if x.shape[p] != 1]
+    plain = sorted(order)
+    front = next((i for i, (p, q) in enumerate(zip(order, plain, strict=True)) if p != q), len(plain))
+    moved = order[front:]
+    if not moved or moved[-1] == plain[-1] or not (_one_moved(moved, plain[front:])):
+        return False
+    matrix, volume = [x.shape[p] for p in moved], b.time.volume([Axis(s) for s in x.shape])
+    known = [size for size in matrix if isinstance(size, int)]
+    return len(known) == len(matrix) and 0 < math.prod(known) <= min(MATRIX, volume // 16) and volume <= CACHED
+
+
+def _one_moved(moved: list[int], plain: list[int]) -> bool:
+    """Whether the axes ``plain`` have become ``moved`` by moving the first to the end or the last to the front."""
+    return moved in ([*plain[1:], plain[0]], [plain[-1], *plain[:-1]])
+
+
+def _with_a_product(node: Node, readers: Sequence[Node | None]) -> bool:
+    """Whether onnxruntime lets a product read the matrices turned, without a copy."""
+    rank, perm = len(node.outputs[0].known), attribute(node.proto, "perm")
+    last_two = perm == [*range(rank - 2), rank - 1, rank - 2]
+    return last_two and all(reader is not None and reader.proto.op_type == "MatMul" for reader in readers)
+
+
+def _as_einsum(node: Node) -> None:
+    """The Transpose as an Einsum that only orders the axes."""
+    perm = attribute(node.proto, "perm")
+    axes = string.ascii_lowercase[: len(perm)]
+    node.proto.op_type = "Einsum"
+    del node.proto.attribute[:]
+    equation = f"{axes}->{''.join(axes[p] for p in perm)}"
+    node.proto.attribute.append(helper.make_attribute("equation", equation))
 
 
 def _ends_the_process(b: Builder, node: Node, readers: Sequence[Node | None]) -> bool:
