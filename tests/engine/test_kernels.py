@@ -80,7 +80,35 @@ def test_neighbours_change_places_inwards(perm: tuple[int, ...], reshapes: int) 
     g = Graph(18)
     ops = _ops(g.output(g.Transpose(_mixed(g, 4, 2, 3), perm=list(perm))))
     assert ops.count("Reshape") == reshapes
-    assert ops.count("Transpose") == 1
+    assert ops.count("Transpose") + ops.count("Einsum") == 1
+
+
+@pytest.mark.parametrize(
+    ("opset", "shape", "perm", "op"),
+    [
+        (18, (4, 3), (0, 2, 1), "Einsum"),
+        (18, (2, 4, 3), (0, 3, 1, 2), "Einsum"),
+        (18, (2, 4, 3), (0, 2, 3, 1), "Einsum"),
+        (18, (4, 1, 3), (0, 3, 2, 1), "Einsum"),  # a dimension of 1 is moved for nothing
+        (11, (4, 3), (0, 2, 1), "Transpose"),  # there is no Einsum
+        (18, (64, 64), (0, 2, 1), "Transpose"),  # help is worth asking for
+        (18, (2, 4, 3), (0, 2, 1, 3), "Transpose"),  # rows are copied, not single elements
+        (18, (4, 3), (1, 0, 2), "Transpose"),
+    ],
+)
+def test_many_small_matrices_are_turned_by_one_thread(
+    opset: int, shape: tuple[int, ...], perm: tuple[int, ...], op: str
+) -> None:
+    g = Graph(opset)
+    ops = _ops(g.output(g.Transpose(_mixed(g, *shape), perm=list(perm))))
+    assert {"Einsum": 0, "Transpose": 0, op: 1}.items() <= {k: ops.count(k) for k in ("Einsum", "Transpose")}.items()
+
+
+def test_what_a_product_reads_turned_stays_a_transpose() -> None:
+    g = Graph(18)
+    x = _mixed(g, 4, 3)
+    ops = _ops(g.output(g.MatMul(x, g.Transpose(g.Relu(x), perm=[0, 2, 1]))))
+    assert ops.count("Einsum") == 0
 
 
 def test_a_bias_of_many_rows_is_a_gemms() -> None:
