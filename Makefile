@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 SETUP := setup.cfg pyproject.toml
-EXTRAS := test peers plot parquet serving ray triton
+EXTRAS := test docs peers plot parquet serving ray triton
 comma := ,
 space := $(subst ,, )
 # One worker a core, up to four: models are small, and so may be the machine.
@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest fuzz same limits reached mutants steady kills models interop bench splits scoreboard providers serve-demo bench-gpu audit pins wheel clean
+.PHONY: help demo test lint types pytest docs fuzz same limits reached mutants steady kills models interop bench splits scoreboard providers serve-demo bench-gpu audit pins wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -31,6 +31,10 @@ types: $(STAMPS)/test ## mypy
 
 pytest: $(STAMPS)/test ## the tests alone
 	$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
+
+docs: $(STAMPS)/test ## the documentation as a site, in build/site; links and anchors are checked
+	$(BIN)/mkdocs build --strict -q -f docs/site/mkdocs.yml
+	@echo "open build/site/index.html; with search: $(BIN)/mkdocs serve -f docs/site/mkdocs.yml"
 
 models: $(STAMPS)/models ## train and export the sample models anew (needs torch)
 	$(BIN)/python models/build.py
@@ -51,10 +55,10 @@ speed: $(STAMPS)/test ## source against output, measured and predicted: make spe
 limits: $(STAMPS)/test ## time and memory of graphs as large, wide and deep as they get; docs/reliability.md
 	$(BIN)/python -m benchmarks.limits $(ARGS)
 
-reached: $(STAMPS)/test ## what the default check reaches of the sample models; docs/parity.md
+reached: $(STAMPS)/test ## what the default check reaches of the sample models; docs/parity-details.md
 	$(BIN)/python -m benchmarks.parity.coverage $(ARGS)
 
-mutants: $(STAMPS)/test ## what the check finds of each wrong model; docs/parity.md
+mutants: $(STAMPS)/test ## what the check finds of each wrong model; docs/parity-mutants.md
 	$(BIN)/python -m benchmarks.parity.mutants $(ARGS)
 
 steady: $(STAMPS)/test ## 20 checks of a right, a wrong and a mended model, with and without four processes that burn the processors

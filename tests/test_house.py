@@ -224,8 +224,8 @@ def options() -> set[str]:
     return found
 
 
-OTHERS = {"--hypothesis-profile", "--no-deps", "--strict", "--model-repository", "--cache-config"}
-"""Options of pytest, pip, mypy and Triton."""
+OTHERS = {"--hypothesis-profile", "--no-deps", "--strict", "--model-repository", "--cache-config", "--opset"}
+"""Options of pytest, pip, mypy, Triton and tf2onnx."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -1,4 +1,4 @@
-"""Errors against float64 of sources and outputs: the table and plot of `docs/parity.md`.
+"""Errors against float64 of sources and outputs: the table and plot of `docs/parity-details.md`.
 
     python -m benchmarks.parity.calibrate [FOLDER ...] [--results FILE.json]
 

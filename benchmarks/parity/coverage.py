@@ -1,4 +1,4 @@
-"""What the default check of models reaches: the table of `docs/parity.md`.
+"""What the default check of models reaches: the table of `docs/parity-details.md`.
 
     python -m benchmarks.parity.coverage [FOLDER ...] [--missed]
 

@@ -1,4 +1,4 @@
-"""What the check finds of each mutant: the table of docs/parity.md.
+"""What the check finds of each mutant: the table of docs/parity-mutants.md.
 
     python -m benchmarks.parity.mutants            # all of them, minutes
     python -m benchmarks.parity.mutants hidden     # those made from one pair, or of one module

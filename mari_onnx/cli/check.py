@@ -116,7 +116,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
     help="If outputs differ, find the first tensor that differs. Needs the report that "
     "`optimize --report` wrote.",
 )
-@json_option("the result (docs/parity.md)")
+@json_option("the result (docs/parity-details.md)")
 @click.option(
     "--junit",
     type=click.Path(path_type=Path),

@@ -122,7 +122,7 @@ class CheckResult:
         return self.verdict if self.ok else "; ".join(self.reasons[:5])
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form; docs/parity.md documents it."""
+        """The JSON form; docs/parity-details.md documents it."""
         settings = asdict(self.settings)
         settings["dump"] = None if self.settings.dump is None else os.fspath(self.settings.dump)
         settings["candidates"] = list(self.settings.counts)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# The optimized model's error may be this many times the source's own (measured: docs/parity.md).
+# The optimized model's error may be this many times the source's own (measured: docs/parity-details.md).
 MULTIPLE = 4.0
 # The N of drawn requests unless others are asked for. One of these at which the source fails is left out.
 CANDIDATES = (1, 2, 7, 64, 500)

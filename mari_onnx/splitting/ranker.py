@@ -194,8 +194,7 @@ class Ranker:
     ) -> list[dict[str, np.ndarray]]:
         """The outputs of several requests, by one run of score.batched.onnx, which the split has.
 
-        Args:
-            see `mari_onnx.splitting.together.joined`. Nothing is looked at whether it is right.
+        The arguments are those of `mari_onnx.splitting.together.joined`, and are not checked.
 
         Raises:
             ModelError: the run fails.

@@ -1,7 +1,7 @@
 """Single faults put into right optimized models: what `check` has to find.
 
 `MUTANTS` maps a name to the pair it is made from and the fault, a function that changes the
-optimized model in place. docs/parity.md lists them; a test keeps the list there in step.
+optimized model in place. docs/parity-mutants.md lists them; a test keeps the list there in step.
 """
 
 from __future__ import annotations

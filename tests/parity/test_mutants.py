@@ -25,7 +25,7 @@ SEVERAL = (
     mutants.MUTANTS, REACTING_MUTANTS, TYPED_MUTANTS, REACH_MUTANTS, HIDDEN_MUTANTS, CALCULATED_MUTANTS, DECIDED_MUTANTS
 )  # fmt: skip
 MUTANTS = {name: each for some in SEVERAL for name, each in some.items()}
-DOCS = Path(__file__).parents[2] / "docs" / "parity.md"
+DOCS = Path(__file__).parents[2] / "docs" / "parity-mutants.md"
 
 
 @functools.cache

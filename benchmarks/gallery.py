@@ -1,0 +1,122 @@
+"""Writes docs/gallery.md: what each sample model gains, and some public ones.
+
+    make demo ARGS='--json build/demo.json'      # optimizes, checks and times the sample models
+    python -m benchmarks.gallery build/demo.json
+
+Figures of public models are taken from docs/interop.md, which `make interop` writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mari_onnx.model.save import write_text
+from mari_onnx.timing.machine import machine
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/gallery.md"
+
+HEAD = """# Gallery: what models gain
+**{count} sample models: {mean:.2f}x in the geometric mean, {worst:.2f}x at least ({slowest}), {best:.1f}x at most
+({fastest}).** These are times of a request of 500 candidates, source over output, on one CPU thread. Each output was
+checked on drawn and on recorded requests before it was timed.
+
+How much a model gains depends on how much of its work is the user's alone. It is most for towers, and for long
+histories that are encoded before the candidate comes in; it is least where every layer mixes user and candidate.
+`mari-onnx inspect ranker.onnx` says it for your model.
+
+```sh
+make demo ARGS='--json build/demo.json'
+python -m benchmarks.gallery build/demo.json
+```
+
+make this table, here on {processor}, {cores} cores. [What the models are](sample-models.md).
+
+## Sample models
+`.torchscript` is the same model by PyTorch's older exporter. *FLOPs* are per candidate. *Error* is the largest absolute
+difference of any output.
+
+| model | | FLOPs | | products split | nodes | time | faster | error |
+|---|---|---:|---:|---:|---:|---:|---:|---:|
+"""
+
+PUBLIC = """
+## Public models
+Some of the 110 graphs of deepctr-torch, with one input per feature, by the newer exporter: FLOPs and time of the source
+over those of the output. [The table of all](interop.md) says which command makes it.
+
+| model | FLOPs | 64 candidates | 500 candidates |
+|---|---:|---:|---:|
+"""
+SHOWN = ("wdl", "deepfm", "din", "mmoe", "ple", "dcn_matrix", "autoint", "xdeepfm", "pnn", "pnn_outer", "ccpm")
+
+WHAT = re.compile(r"^\| `(\w+)` \| ([^|]+) \|", re.MULTILINE)
+CELL = r" ([^|]+) \|"
+INTEROP = re.compile(r"^\| (\w+)\.split\.dynamo \|" + 6 * CELL + "$", re.MULTILINE)
+
+
+def page(rows: Mapping[str, Mapping[str, Any]], readme: str, interop: str) -> str:
+    """The text of docs/gallery.md.
+
+    Args:
+        rows: what `make demo` writes as JSON: file -> cells. readme: models/README.md, for what each model is.
+        interop: docs/interop.md.
+    """
+    what = {name: told.strip() for name, told in WHAT.findall(readme)}
+    ratios = {name: row["faster"] for name, row in rows.items()}
+    fastest, slowest = max(ratios, key=ratios.__getitem__), min(ratios, key=ratios.__getitem__)
+    on = machine()
+    text = HEAD.format(
+        count=len(rows),
+        mean=math.exp(sum(map(math.log, ratios.values())) / len(ratios)),
+        worst=ratios[slowest],
+        slowest=slowest.removesuffix(".onnx"),
+        best=ratios[fastest],
+        fastest=fastest.removesuffix(".onnx"),
+        processor=on["processor"],
+        cores=on["cores"],
+    )
+    for name, row in sorted(rows.items()):
+        model = name.removesuffix(".onnx")
+        before, _, after = row["FLOPs per candidate"].partition(" -> ")
+        text += (
+            f"| {model} | {what.get(model.split('.')[0], '')} | {before} -> {after} | {_less(before, after)} | "
+            f"{row['products split']} | {row['nodes']} | {row['before_ms']:.2f} -> {row['after_ms']:.2f} ms | "
+            f"{row['faster']:.2f}x | {row['max error']} |\n"
+        )
+    found = {name: cells for name, *cells in INTEROP.findall(interop)}
+    text += PUBLIC
+    for name in SHOWN:
+        _, flops, _, _, few, many = found[name]
+        text += f"| {name} | {flops} | {few}x | {many}x |\n"
+    return text
+
+
+def _less(before: str, after: str) -> str:
+    old, new = map(_number, (before, after))
+    return f"{100 * (new / old - 1):+.0f}%" if old else ""
+
+
+def _number(text: str) -> float:
+    value, _, unit = text.partition(" ")
+    return float(value) * {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}[unit]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gallery", description=__doc__)
+    parser.add_argument("demo", type=Path, help="what make demo ARGS='--json FILE' wrote")
+    rows = json.loads(parser.parse_args().demo.read_text(encoding="utf-8"))
+    readme, interop = (
+        (ROOT / name).read_text(encoding="utf-8") for name in ("models/README.md", "docs/interop.md")
+    )
+    write_text(PAGE, page(rows, readme, interop))
+
+
+if __name__ == "__main__":
+    main()

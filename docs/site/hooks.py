@@ -1,0 +1,100 @@
+"""What the site has beyond the files of docs/: pages made from the package itself, and links into the repository.
+
+Pages (mkdocs reads them as if they lay in docs/):
+    reference-commands.md   every command and option, from click
+    reference-python.md     what mkdocstrings is to show of the Python API
+    sample-models.md        models/README.md
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import click
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+import mari_onnx
+from mari_onnx.cli.main import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PYTHON = """# The Python API
+Each name of `mari_onnx` loads what it needs when it is first used. Errors are subclasses of
+`mari_onnx.errors.MariError` ([errors.md](errors.md)).
+
+{}
+"""
+MORE = ["mari_onnx.torch.export", "mari_onnx.ir_pass.OncePerRequest", "mari_onnx.report.Report"]
+"""What is public beside the names of `mari_onnx`."""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages that are made."""
+    made = {
+        "reference-commands.md": commands(),
+        "reference-python.md": PYTHON.format("\n\n".join(f"::: {name}" for name in public())),
+        "sample-models.md": _moved((ROOT / "models/README.md").read_text(encoding="utf-8")),
+    }
+    for name, text in made.items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links from docs/ to models/README.md, as a reader of the repository follows them, lead to its page."""
+    return markdown.replace("](../models/README.md", "](sample-models.md")
+
+
+def commands() -> str:
+    """Every command with its help and its options."""
+    told = "What `mari-onnx COMMAND --help` prints. Files and exit codes: [cli.md](cli.md)."
+    parts = ["# Commands and options", told]
+    context = click.Context(cli, info_name="mari-onnx")
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        inner = click.Context(command, parent=context, info_name=name)
+        usage = " ".join(command.collect_usage_pieces(inner))
+        parts += [f"## mari-onnx {name} {{ #{name} }}", f"```text\nmari-onnx {name} {usage}\n```"]
+        parts += [re.sub(r"\n[ \t]*(?=\S)", "\n", command.help or ""), "| option | |\n|---|---|"]
+        rows = [each.get_help_record(inner) for each in command.params if isinstance(each, click.Option)]
+        parts[-1] += "".join(f"\n| `{_cell(left)}` | {_cell(_text(right))} |" for left, right in filter(None, rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def public() -> list[str]:
+    """What the page of the Python API shows, by the modules in which it is defined."""
+    named = [getattr(mari_onnx, name) for name in mari_onnx.__all__ if name != "__version__"]
+    homes = [f"{each.__module__}.{each.__qualname__}" for each in named]
+    answers = [f"{each.__module__}.{each.__qualname__}" for each in map(_answer, named) if each is not None]
+    return list(dict.fromkeys([*homes, *answers, *MORE]))
+
+
+def _answer(function: Any) -> type | None:
+    """The class of the package that a function answers, if it does."""
+    if isinstance(function, type):
+        return None
+    try:
+        found = get_type_hints(function).get("return")
+    except NameError:  # imported for types alone
+        home = importlib.import_module(function.__module__)
+        found = getattr(home, str(function.__annotations__.get("return")), None)
+    return found if isinstance(found, type) and found.__module__.startswith("mari_onnx") else None
+
+
+def _text(told: str) -> str:
+    """Help as markdown: what stands in single quotes or angle brackets is left as it is typed."""
+    return re.sub(r"([*_<\[\]])", r"\\\1", told)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _moved(text: str) -> str:
+    """models/README.md as a page of docs/: what it links to in its folder is text."""
+    return re.sub(r"\[([^\]]+)\]\((?!http)[^)]+\)", r"\1", text)
