@@ -36,7 +36,7 @@ make demo ARGS='--json build/demo.json'
 python -m benchmarks.gallery build/demo.json
 ```
 
-make this table, here on {processor}, {cores} cores. [What the models are](sample-models.md).
+make this table, here on {processor}, {cores} cores. [What the models are](../models/README.md).
 
 ## Sample models
 `.torchscript` is the same model by PyTorch's older exporter. *FLOPs* are per candidate. *Error* is the largest absolute
