@@ -202,6 +202,10 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     once = requests.for_requests(outputs) if b.flat else set()
     of_requests = 0
     if b.flat:
+        if b.gathered_up and b.users is None:
+            if once and not b.together:
+                raise Decline(f"nothing says how many requests there are, and {min(once)} has a row for each")
+            b.users = requests.counted(b)
         per_candidate = PerCandidate(b, once)
         per_candidate.rewrite(nodes)
         nodes = live(outputs)

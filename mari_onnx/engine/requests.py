@@ -20,13 +20,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import TensorProto, TypeProto
+from onnx import TensorProto, TypeProto, helper, numpy_helper
 
 from mari_onnx.engine.axes.align import split
 from mari_onnx.engine.axes.materialize import materialise, write
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Axis, Cat, Decline, Group, Leaf, Part, Tensor, Value, axes_of, depends
+from mari_onnx.engine.output.assemble import live
 from mari_onnx.engine.rule import from_sizes, from_tensor
 from mari_onnx.model.dims import Dim, Size, symbols
 from mari_onnx.model.nodes import captures
@@ -79,7 +80,8 @@ def enter(
     groups[at[0]] = (_requests(b), candidates)
     tensor, body = _of_items(b, info, side, axes, at[0], candidates)
     if side == "packed":
-        return Value(tuple(groups), _packed(b, body.tensor, body.axes, sides.columns[name]), dtype), tensor
+        told = sides.added is not None
+        return Value(tuple(groups), _packed(b, body.tensor, body.axes, sides.columns[name], told), dtype), tensor
     return Value(tuple(groups), body, dtype), tensor
 
 
@@ -206,22 +208,61 @@ def _count(b: Builder, info: onnx.ValueInfoProto, shape: tuple[Size, ...]) -> tu
 
 
 def _packed(
-    b: Builder, tensor: Tensor, axes: Sequence[Axis | None], columns: Mapping[str, Sequence[int]]
+    b: Builder,
+    tensor: Tensor,
+    axes: Sequence[Axis | None],
+    columns: Mapping[str, Sequence[int]],
+    told: bool,
 ) -> Cat:
-    """A packed input ``X[R, N, F]``: of each request row 0 of the user's columns, all rows of the others."""
+    """A packed input ``X[R, N, F]``: of each request row 0 of the user's columns, all rows of the others.
+
+    told: X is ``[P, F]``, and the graph has an input that tells the request of each candidate.
+    """
     if len(axes) != 3 or axes[2] is None:
         raise Decline("only an input of shape [N, F] can have columns of several sides")
-    first = emit.cut(b, tensor, 1, 0, 1, 1)
-    first.deps = frozenset({"user"})
+    first = tensor if told else emit.cut(b, tensor, 1, 0, 1, 1)
+    if not told:
+        first.deps = frozenset({"user"})
     parts = []
     for side, places in columns.items():
         if places:
             piece = emit.pick(b, first if side == "user" else tensor, 2, list(places))
+            if side == "user" and told:
+                piece = _gathered_up(b, piece, len(places))
             piece.deps = frozenset(DEPS[side])
             sub = Axis(len(places)) if len(places) > 1 else None
             own = (axes[0], None if side == "user" else axes[1], sub)
             parts.append(Part(tuple(places), sub, Leaf(piece, own)))
     return Cat(axes[2], tuple(parts))
+
+
+def _gathered_up(b: Builder, rows: Tensor, width: int) -> Tensor:
+    """The user's columns `[R, 1, width]`, from rows of candidates, of which those of a request are equal.
+
+    Each candidate writes his row to that of his request; a request without candidates has zeros, which nothing reads.
+    """
+    assert b.index is not None
+    index = b.emit("Cast", [b.index], b.index.known, TensorProto.INT64, {"to": TensorProto.INT64})
+    places = emit._axes(b, "Unsqueeze", index, [1], (*index.known, 1))
+    shape = b.emit("Concat", [b.size(R), b.ints([1, width])], (3,), attrs={"axis": 0})
+    zero = numpy_helper.from_array(np.zeros(1, helper.tensor_dtype_to_np_dtype(rows.dtype)))
+    empty = b.emit("ConstantOfShape", [shape], (R, 1, width), rows.dtype, {"value": zero})
+    found = b.emit("ScatterND", [empty, places, rows], (R, 1, width))
+    b.gathered_up.add(found.name)
+    return found
+
+
+def counted(b: Builder) -> Tensor:
+    """A tensor with a row for each request, of a graph of packed inputs alone, from what tells candidates theirs."""
+    assert b.index is not None
+    if b.together:
+        return next(node.outputs[0] for node in live([b.index]) if node.proto.op_type == "Sub")
+    many = Dim.symbol("?requests")
+    index = b.emit("Cast", [b.index], b.index.known, TensorProto.INT64, {"to": TensorProto.INT64})
+    one_more = b.emit("Concat", [index, b.ints([-1])], (many,), attrs={"axis": 0})
+    last = b.emit("ReduceMax", [one_more], (), attrs={"keepdims": 0})
+    zero, one = (b.const(np.asarray(k, np.int64)) for k in (0, 1))
+    return b.emit("Range", [zero, b.emit("Add", [last, one], ()), one], (many,))
 
 
 def leave(b: Builder, name: str, value: Value, declared: tuple[Size | None, ...] | None = None) -> Tensor:

@@ -63,7 +63,9 @@ class Builder:
         self.together = False
         """Whether the candidates of a request stand behind each other, in the order of the requests."""
         self.users: Tensor | None = None
-        """An input with a row for each request."""
+        """A tensor with a row for each request: an input, or what tells how many there are."""
+        self.gathered_up: set[str] = set()
+        """Columns of packed inputs that have a row for each request, put together from rows of candidates."""
         self.of_bags: set[str] = set()
         """Tensors within what is computed from bags of several requests: their rows are not those of bags alone."""
         self.shortest = 0

@@ -7,6 +7,7 @@ requests of as many candidates as the largest has,
     y[r, j] = x[slots[r, j]] M[r],     x[p] M[index[p]] = y[index[p], j],  j the place of p among its request's,
 
 so that rows of x and of y are gathered, and no matrices. Places that a request does not need hold other candidates.
+A candidate of S tokens is S rows of one request.
 """
 
 from __future__ import annotations
@@ -137,21 +138,44 @@ def saves(b: Builder, x: Tensor, matrix: Tensor, result: Tensor, found: bool) ->
 
 
 def fits(x: Tensor, matrix: Tensor, rows: Size) -> bool:
-    """Whether x `[P, .., 1, K]` times a matrix `[R, .., K, H]` for each request can be one product per request."""
+    """Whether x `[P, .., S, K]` times a matrix `[R, .., K, H]` for each request can be one product per request."""
     if x.shape is None or matrix.shape is None or not 3 <= len(x.shape) == len(matrix.shape) <= 4:
         return False
-    return x.shape[0] == rows and x.shape[-2] == 1 and matrix.shape[0] == R and x.shape[1:-2] == matrix.shape[1:-2]
+    fixed = isinstance(x.shape[-2], int) and x.shape[-2] > 0
+    return x.shape[0] == rows and fixed and matrix.shape[0] == R and x.shape[1:-2] == matrix.shape[1:-2]
 
 
 def multiplied(write: Nodes, standing: Standing, x: Tensor, matrix: Tensor) -> Tensor:
-    """The products `[R, .., M, H]`, of rows that `fits`."""
-    *_, k = x.known
-    heads = x.known[1:-2]
-    rows = write.with_axes("Squeeze", x, [len(x.known) - 2], (x.known[0], *heads, k))
-    grid = write("Gather", [rows, standing.slots], (R, N, *heads, k), axis=0)
+    """The products `[R, .., M, H]`, of rows x `[P, .., K]`."""
+    heads, k = x.known[1:-1], x.known[-1]
+    grid = write("Gather", [x, standing.slots], (R, N, *heads, k), axis=0)
     if heads:
         grid = write("Transpose", [grid], (R, *heads, N, k), perm=[0, 2, 1, 3])
     return write("MatMul", [grid, matrix], (R, *heads, N, matrix.known[-1]))
+
+
+def token_rows(write: Nodes, x: Tensor) -> Tensor:
+    """Tokens `[P, .., S, K]` as rows `[P S, .., K]`, those of a candidate behind each other."""
+    p, *heads, tokens, k = x.known
+    if tokens == 1:
+        return write.with_axes("Squeeze", x, [len(x.known) - 2], (p, *heads, k))
+    if heads:
+        x = write("Transpose", [x], (p, tokens, *heads, k), perm=[0, 2, 1, 3])
+    return write("Reshape", [x, write.b.ints([-1, *heads, k])], (p * tokens, *heads, k))
+
+
+def of_tokens(write: Nodes, index: Tensor, tokens: int) -> Tensor:
+    """The request of each token, from that of each candidate `[P]`."""
+    wide = write.with_axes("Unsqueeze", index, [1], (R * N, 1))
+    each = write("Expand", [wide, write.b.ints([1, tokens])], (R * N, tokens))
+    return write("Reshape", [each, write.b.ints([-1])], (R * N * tokens,))
+
+
+def tokens_back(write: Nodes, rows: Tensor, tokens: int) -> Tensor:
+    """Rows `[P S, .., H]` as tokens `[P, .., S, H]`."""
+    heads, columns = rows.known[1:-1], rows.known[-1]
+    found = write("Reshape", [rows, write.b.ints([-1, tokens, *heads, columns])], (R * N, tokens, *heads, columns))
+    return write("Transpose", [found], (R * N, *heads, tokens, columns), perm=[0, 2, 1, 3]) if heads else found
 
 
 def rows_of(write: Nodes, standing: Standing, grid: Tensor) -> Tensor:

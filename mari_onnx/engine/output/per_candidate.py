@@ -20,14 +20,27 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Axis, Decline, Node, Tensor
 from mari_onnx.engine.output.assemble import live
-from mari_onnx.engine.output.by_request import N, Nodes, R, Standing, fits, multiplied, rows_of, saves, standing
+from mari_onnx.engine.output.by_request import (
+    N,
+    Nodes,
+    R,
+    Standing,
+    fits,
+    multiplied,
+    of_tokens,
+    rows_of,
+    saves,
+    standing,
+    token_rows,
+    tokens_back,
+)
 from mari_onnx.model.dims import Dim, Size, symbols
-from mari_onnx.model.nodes import is_standard, rename_captures
+from mari_onnx.model.nodes import attribute, is_standard, rename_captures
 from mari_onnx.model.ops import Fact, having, row
 
 P = R * N
@@ -55,7 +68,7 @@ class PerCandidate:
         self._half = {self.requests.name: "sizes", self.index.name: "candidates"}
         self._half |= {t.name: "candidates" for node in live([self.index]) for t in node.outputs}
         self._gathered: dict[tuple[str, bool], Tensor] = {}
-        self._standing: Standing | None = None
+        self._standings: dict[int, Standing] = {}
         self._few: Tensor | None = None
         # what has been computed in a grid of requests, by the tensor that has its rows, and by a Reshape of that
         self._grids: dict[str, Tensor] = {}
@@ -66,12 +79,16 @@ class PerCandidate:
         """The nodes in their new order. Refuses what cannot be gathered, and an output for requests that depends on
         candidates.
         """
-        first = live([self.index])
+        first = live([self.index, *([self.users] if self.b.gathered_up and self.users is not None else [])])
         for node in first:
             self._add(node)
         self.of_requests.update(map(id, first))
         for node in nodes:
             if node in first:
+                continue
+            if node.outputs[0].name in self.b.gathered_up:
+                self._half[node.outputs[0].name] = "users"
+                self._add(node)
                 continue
             halves = {self.half(t) for t in [*node.inputs, *node.captured] if t is not None}
             half = next((h for h in ("candidates", "users", "sizes") if h in halves), "any")
@@ -131,8 +148,32 @@ class PerCandidate:
                 return made.outputs[0]
             if t.node is None:
                 raise Decline(f"the rows of {t.name} are not those of requests")
+            sizes = self._sizes(t)
+            if sizes is not None:
+                self._gathered[t.name, False] = sizes
+                return sizes
             self._again(t.node)
         return self._gathered[t.name, False]
+
+    def _sizes(self, t: Tensor) -> Tensor | None:
+        """The Shape of a user's tensor, as that of its rows would be, without the rows; None for other tensors."""
+        node = t.node
+        x = node.inputs[0] if node is not None and node.inputs else None
+        if node is None or x is None or x.shape is None or node.proto.op_type != "Shape" or x is self.requests:
+            return None
+        if not x.shape or x.shape[0] != R or any("R" in symbols(size) for size in x.shape[1:]):
+            return None
+        rank = len(x.shape)
+        begin, end, _ = slice(attribute(node.proto, "start", 0), attribute(node.proto, "end", rank)).indices(rank)
+        if begin > 0:
+            return t
+        if end < 1:
+            return None
+        candidates = self.write("Shape", [self.index], (1,), TensorProto.INT64)
+        if end == 1:
+            return candidates
+        rest = self.write("Slice", [t, *(self.b.ints([k]) for k in (1, ALL, 0))], (end - 1,))
+        return self.write("Concat", [candidates, rest], (end,), axis=0)
 
     def few(self) -> Tensor:
         """The index; its first entry alone if there is one request. The reader of what it gathers has to repeat it."""
@@ -158,6 +199,14 @@ class PerCandidate:
         others = [x for x in node.inputs if x is not None and x is not t and self.half(x) == "candidates"]
         return any(x.shape is not None and len(x.shape) >= at and x.shape[-at] == P for x in others)
 
+    def _standing(self, tokens: int) -> Standing:
+        """Where candidates of so many tokens stand."""
+        if tokens not in self._standings:
+            assert self.users is not None
+            index = of_tokens(self.write, self.index, tokens) if tokens > 1 else self.index
+            self._standings[tokens] = standing(self.write, index, self.users, self.b.together)
+        return self._standings[tokens]
+
     def _by_request(self, node: Node) -> bool:
         """Writes a product with a matrix of the user's as one product per request, if that is faster; so what combines
         such a product with a row of the user's.
@@ -171,14 +220,22 @@ class PerCandidate:
         grid: Tensor | None = None
         if node.proto.op_type == "MatMul":
             theirs = self.half(x) == "candidates" and self.half(other) == "users" and fits(x, other, P)
-            if theirs and other.name not in self.b.of_bags and saves(self.b, x, other, out, self._standing is not None):
-                self._standing = self._standing or standing(self.write, self.index, self.users, self.b.together)
-                grid = multiplied(self.write, self._standing, x, other)
+            tokens = x.known[-2] if theirs else 1
+            known = tokens in self._standings
+            if theirs and other.name not in self.b.of_bags and saves(self.b, x, other, out, known):
+                grid = multiplied(self.write, self._standing(tokens), token_rows(self.write, x), other)
+                if tokens > 1:
+                    rows = rows_of(self.write, self._standing(tokens), grid)
+                    out.shape = _by_candidate(out.shape)
+                    out.node = tokens_back(self.write, rows, tokens).node
+                    assert out.node is not None
+                    out.node.outputs = [out]
+                    return True
         elif node.proto.op_type in having(Fact.ELEMENT) and Fact.BOOLEAN not in row(node.proto.op_type).facts:
             grid = self._with_row(node, x, other)
-        if grid is None or self._standing is None:
+        if grid is None:
             return False
-        rows = rows_of(self.write, self._standing, grid)
+        rows = rows_of(self.write, self._standing(1), grid)
         out.shape = shape = _by_candidate(out.shape)
         if len(shape or ()) == len(grid.known):
             self._grids[out.name] = grid
