@@ -182,9 +182,7 @@ def _own_rows(b: Builder, info: onnx.ValueInfoProto) -> tuple[Value, Tensor]:
     return value, tensor
 
 
-def _ids(
-    b: Builder, info: onnx.ValueInfoProto, side: str | None, shape: tuple[Size, ...]
-) -> tuple[Value, Tensor]:
+def _ids(b: Builder, info: onnx.ValueInfoProto, side: str | None, shape: tuple[Size, ...]) -> tuple[Value, Tensor]:
     """The ids of the bags of all requests, behind each other. Refuses a number of ids that the file fixes."""
     if isinstance(shape[0], int):
         raise Decline(f"the file fixes the number of ids in {info.name} at {shape[0]}; --shape frees it")
@@ -376,6 +374,3 @@ def _in_front(kind: TypeProto, symbol: str, gone: Iterable[int | None] = ()) -> 
     del kind.tensor_type.shape.dim[:]
     kind.tensor_type.shape.dim.add().dim_param = symbol
     kind.tensor_type.shape.dim.extend(kept)
-
-
-

@@ -122,6 +122,32 @@ def standing(write: Nodes, index: Tensor, users: Tensor, together: bool) -> Stan
     return Standing(slots, back)
 
 
+class Standings:
+    """Where candidates stand, and tokens of candidates, each found when it is first asked for.
+
+    index: the request of each candidate; users: a tensor with a row for each request; together: as in `standing`.
+    """
+
+    def __init__(self, write: Nodes, index: Tensor, users: Tensor, together: bool):
+        self._write, self._index, self._users, self._together = write, index, users, together
+        self._found: dict[int, Standing] = {}
+
+    def __contains__(self, tokens: Size) -> bool:
+        return tokens in self._found
+
+    def of(self, tokens: int) -> Standing:
+        """Where each candidate stands, or each of so many tokens of it."""
+        if tokens not in self._found:
+            index = self._index
+            if tokens > 1:
+                write, b = self._write, self._write.b
+                wide = write.with_axes("Unsqueeze", index, [1], (R * N, 1))
+                wide = write("Expand", [wide, b.ints([1, tokens])], (R * N, tokens))
+                index = write("Reshape", [wide, b.ints([-1])], (R * N * tokens,))
+            self._found[tokens] = standing(self._write, index, self._users, self._together)
+        return self._found[tokens]
+
+
 def saves(b: Builder, x: Tensor, matrix: Tensor, result: Tensor, found: bool) -> bool:
     """Whether a product per request takes less time than matrices that are gathered. found: where candidates stand is
     known.
@@ -141,8 +167,10 @@ def fits(x: Tensor, matrix: Tensor, rows: Size) -> bool:
     """Whether x `[P, .., S, K]` times a matrix `[R, .., K, H]` for each request can be one product per request."""
     if x.shape is None or matrix.shape is None or not 3 <= len(x.shape) == len(matrix.shape) <= 4:
         return False
-    fixed = isinstance(x.shape[-2], int) and x.shape[-2] > 0
-    return x.shape[0] == rows and fixed and matrix.shape[0] == R and x.shape[1:-2] == matrix.shape[1:-2]
+    if x.shape[0] != rows or matrix.shape[0] != R or x.shape[1:-2] != matrix.shape[1:-2]:
+        return False
+    fixed = all(isinstance(size, int) and size > 0 for size in (*x.shape[1:], matrix.shape[-1]))
+    return x.shape[-2] == 1 or fixed
 
 
 def multiplied(write: Nodes, standing: Standing, x: Tensor, matrix: Tensor) -> Tensor:
@@ -154,28 +182,20 @@ def multiplied(write: Nodes, standing: Standing, x: Tensor, matrix: Tensor) -> T
     return write("MatMul", [grid, matrix], (R, *heads, N, matrix.known[-1]))
 
 
-def token_rows(write: Nodes, x: Tensor) -> Tensor:
-    """Tokens `[P, .., S, K]` as rows `[P S, .., K]`, those of a candidate behind each other."""
+def tokens_multiplied(write: Nodes, standings: Standings, x: Tensor, matrix: Tensor) -> Tensor:
+    """The products `[P, .., S, H]` of tokens x `[P, .., S, K]` that `fits`; a token is a row of its request."""
     p, *heads, tokens, k = x.known
-    if tokens == 1:
-        return write.with_axes("Squeeze", x, [len(x.known) - 2], (p, *heads, k))
+    columns, fixed = matrix.known[-1], [size for size in heads if isinstance(size, int)]
+    assert isinstance(tokens, int)
+    assert isinstance(k, int)
+    assert isinstance(columns, int)
     if heads:
         x = write("Transpose", [x], (p, tokens, *heads, k), perm=[0, 2, 1, 3])
-    return write("Reshape", [x, write.b.ints([-1, *heads, k])], (p * tokens, *heads, k))
-
-
-def of_tokens(write: Nodes, index: Tensor, tokens: int) -> Tensor:
-    """The request of each token, from that of each candidate `[P]`."""
-    wide = write.with_axes("Unsqueeze", index, [1], (R * N, 1))
-    each = write("Expand", [wide, write.b.ints([1, tokens])], (R * N, tokens))
-    return write("Reshape", [each, write.b.ints([-1])], (R * N * tokens,))
-
-
-def tokens_back(write: Nodes, rows: Tensor, tokens: int) -> Tensor:
-    """Rows `[P S, .., H]` as tokens `[P, .., S, H]`."""
-    heads, columns = rows.known[1:-1], rows.known[-1]
-    found = write("Reshape", [rows, write.b.ints([-1, tokens, *heads, columns])], (R * N, tokens, *heads, columns))
-    return write("Transpose", [found], (R * N, *heads, tokens, columns), perm=[0, 2, 1, 3]) if heads else found
+    rows = write("Reshape", [x, write.b.ints([-1, *fixed, k])], (p * tokens, *heads, k))
+    found = rows_of(write, standings.of(tokens), multiplied(write, standings.of(tokens), rows, matrix))
+    back = write.b.ints([-1, tokens, *fixed, columns])
+    found = write("Reshape", [found, back], (p, tokens, *heads, columns))
+    return write("Transpose", [found], (p, *heads, tokens, columns), perm=[0, 2, 1, 3]) if heads else found
 
 
 def rows_of(write: Nodes, standing: Standing, grid: Tensor) -> Tensor:

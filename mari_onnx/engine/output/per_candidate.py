@@ -29,15 +29,12 @@ from mari_onnx.engine.output.by_request import (
     N,
     Nodes,
     R,
-    Standing,
+    Standings,
     fits,
     multiplied,
-    of_tokens,
     rows_of,
     saves,
-    standing,
-    token_rows,
-    tokens_back,
+    tokens_multiplied,
 )
 from mari_onnx.model.dims import Dim, Size, symbols
 from mari_onnx.model.nodes import attribute, is_standard, rename_captures
@@ -68,12 +65,13 @@ class PerCandidate:
         self._half = {self.requests.name: "sizes", self.index.name: "candidates"}
         self._half |= {t.name: "candidates" for node in live([self.index]) for t in node.outputs}
         self._gathered: dict[tuple[str, bool], Tensor] = {}
-        self._standings: dict[int, Standing] = {}
         self._few: Tensor | None = None
         # what has been computed in a grid of requests, by the tensor that has its rows, and by a Reshape of that
         self._grids: dict[str, Tensor] = {}
         self._reshaped: dict[str, Tensor] = {}
         self.write = Nodes(b, self._written)
+        users = self.users if self.users is not None else self.index
+        self._standings = Standings(self.write, self.index, users, b.together)
 
     def rewrite(self, nodes: Sequence[Node]) -> list[Node]:
         """The nodes in their new order. Refuses what cannot be gathered, and an output for requests that depends on
@@ -199,14 +197,6 @@ class PerCandidate:
         others = [x for x in node.inputs if x is not None and x is not t and self.half(x) == "candidates"]
         return any(x.shape is not None and len(x.shape) >= at and x.shape[-at] == P for x in others)
 
-    def _standing(self, tokens: int) -> Standing:
-        """Where candidates of so many tokens stand."""
-        if tokens not in self._standings:
-            assert self.users is not None
-            index = of_tokens(self.write, self.index, tokens) if tokens > 1 else self.index
-            self._standings[tokens] = standing(self.write, index, self.users, self.b.together)
-        return self._standings[tokens]
-
     def _by_request(self, node: Node) -> bool:
         """Writes a product with a matrix of the user's as one product per request, if that is faster; so what combines
         such a product with a row of the user's.
@@ -220,29 +210,28 @@ class PerCandidate:
         grid: Tensor | None = None
         if node.proto.op_type == "MatMul":
             theirs = self.half(x) == "candidates" and self.half(other) == "users" and fits(x, other, P)
-            tokens = x.known[-2] if theirs else 1
-            known = tokens in self._standings
-            if theirs and other.name not in self.b.of_bags and saves(self.b, x, other, out, known):
-                grid = multiplied(self.write, self._standing(tokens), token_rows(self.write, x), other)
-                if tokens > 1:
-                    rows = rows_of(self.write, self._standing(tokens), grid)
+            standings = self._standings
+            if theirs and other.name not in self.b.of_bags and saves(self.b, x, other, out, x.known[-2] in standings):
+                if x.known[-2] != 1:
                     out.shape = _by_candidate(out.shape)
-                    out.node = tokens_back(self.write, rows, tokens).node
-                    assert out.node is not None
-                    out.node.outputs = [out]
-                    return True
+                    return self._takes(out, tokens_multiplied(self.write, standings, x, other))
+                x = self.write.with_axes("Squeeze", x, [len(x.known) - 2], (*x.known[:-2], x.known[-1]))
+                grid = multiplied(self.write, standings.of(1), x, other)
         elif node.proto.op_type in having(Fact.ELEMENT) and Fact.BOOLEAN not in row(node.proto.op_type).facts:
             grid = self._with_row(node, x, other)
         if grid is None:
             return False
-        rows = rows_of(self.write, self._standing(1), grid)
+        rows = rows_of(self.write, self._standings.of(1), grid)
         out.shape = shape = _by_candidate(out.shape)
         if len(shape or ()) == len(grid.known):
             self._grids[out.name] = grid
-            out.node = self.write.with_axes("Unsqueeze", rows, [len(grid.known) - 2], ()).node
-        else:
-            self._reshaped[out.name] = grid
-            out.node = self.write("Reshape", [rows, self.b.ints([0, *_fixed(shape)])], ()).node
+            return self._takes(out, self.write.with_axes("Unsqueeze", rows, [len(grid.known) - 2], ()))
+        self._reshaped[out.name] = grid
+        return self._takes(out, self.write("Reshape", [rows, self.b.ints([0, *_fixed(shape)])], ()))
+
+    def _takes(self, out: Tensor, made: Tensor) -> bool:
+        """Puts a tensor of the graph in the place of what a node just written computes."""
+        out.node = made.node
         assert out.node is not None
         out.node.outputs = [out]
         return True
