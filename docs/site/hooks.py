@@ -62,13 +62,14 @@ def commands() -> str:
         parts += [f"## mari-onnx {name} {{ #{name} }}", f"```text\nmari-onnx {name} {usage}\n```"]
         parts += [re.sub(r"\n[ \t]*(?=\S)", "\n", command.help or ""), "| option | |\n|---|---|"]
         rows = [each.get_help_record(inner) for each in command.params if isinstance(each, click.Option)]
-        parts[-1] += "".join(f"\n| `{_cell(left)}` | {_cell(_text(right))} |" for left, right in filter(None, rows))
+        parts[-1] += "".join(f"\n| <code>{_cell(left)}</code> | {_cell(_text(right))} |" for left, right in filter(None, rows))
     return "\n\n".join(parts) + "\n"
 
 
 def public() -> list[str]:
     """What the page of the Python API shows, by the modules in which it is defined."""
-    named = [getattr(mari_onnx, name) for name in mari_onnx.__all__ if name != "__version__"]
+    names = sorted(mari_onnx.__all__, key=lambda name: (name[0].isupper(), name != "optimize"))
+    named = [getattr(mari_onnx, name) for name in names if name != "__version__"]
     homes = [f"{each.__module__}.{each.__qualname__}" for each in named]
     answers = [f"{each.__module__}.{each.__qualname__}" for each in map(_answer, named) if each is not None]
     return list(dict.fromkeys([*homes, *answers, *MORE]))
@@ -92,7 +93,7 @@ def _text(told: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+    return " ".join(text.replace("|", "&#124;").split())
 
 
 def _moved(text: str) -> str:
