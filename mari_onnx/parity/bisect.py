@@ -1,12 +1,12 @@
-"""The first tensor that diverges, and the rewrite that made it.
+"""Inner tensors of both models beside each other: the first that diverges, and the rewrite that made it.
 
 Both models are run once more with their inner tensors as outputs, by the map from source to output
-tensors that the engine leaves; the source's values in float64 are the truth, as for the outputs.
+tensors that the engine leaves, or by their names; the source's values in float64 are the truth, as for the outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,52 @@ class Divergence:
         )
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A tensor of the source beside its counterpart; the fields are those of `Divergence`."""
+
+    tensor: str
+    counterpart: str
+    node: str
+    op: str
+    error: float
+    allowed: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether they agree."""
+        return self.error <= self.allowed
+
+
+def layers(
+    source: ModelLike, optimized: ModelLike, request: Request, tensors: Mapping[str, str] | None = None
+) -> Iterator[Layer]:
+    """Inner tensors of both models on one request, in the source's order.
+
+    Args:
+        tensors: source tensor -> optimized tensor of equal value (1 on the candidate axis allowed); by default those
+            that have one name in both, as tensors of equal value do in what `optimize` writes.
+
+    Raises:
+        ModelError: a model does not run.
+    """
+    model, other = float64.light(source), float64.light(optimized)
+    theirs = {o for n in other.graph.node for o in n.output}
+    inner = [(tensor, node) for node in model.graph.node for tensor in node.output if tensor]
+    found = {name: name for name, _ in inner} if tensors is None else tensors
+    order = [(tensor, node) for tensor, node in inner if found.get(tensor) in theirs]
+    for start in range(0, len(order), _CHUNK):
+        part = order[start : start + _CHUNK]
+        mine = [tensor for tensor, _ in part]
+        values = _inner(source, mine, request)
+        counterparts = _inner(optimized, [found[t] for t in mine], request)
+        truth = _truth(source, mine, request)
+        for tensor, node in part:
+            errors = _compare(values[tensor], counterparts[found[tensor]], truth.get(tensor))
+            if errors is not None:
+                yield Layer(tensor, found[tensor], node.name or node.output[0], node.op_type, *errors)
+
+
 def first_divergence(
     source: ModelLike,
     optimized: ModelLike,
@@ -77,35 +123,12 @@ def first_divergence(
     Raises:
         ModelError: a model does not run.
     """
-    model, other = float64.light(source), float64.light(optimized)
-    theirs = {o for n in other.graph.node for o in n.output}
-    order = [
-        (tensor, node)
-        for node in model.graph.node
-        for tensor in node.output
-        if tensor and tensors.get(tensor) in theirs
-    ]
     said = {_get(n, "name"): n for n in nodes}
-    for start in range(0, len(order), _CHUNK):
-        part = order[start : start + _CHUNK]
-        mine = [tensor for tensor, _ in part]
-        values = _inner(source, mine, request)
-        counterparts = _inner(optimized, [tensors[t] for t in mine], request)
-        truth = _truth(source, mine, request)
-        for tensor, node in part:
-            found = _compare(values[tensor], counterparts[tensors[tensor]], truth.get(tensor))
-            if found is None:
-                continue
-            report = said.get(node.name or node.output[0])
-            return Divergence(
-                tensor,
-                tensors[tensor],
-                node.name or node.output[0],
-                node.op_type,
-                *found,
-                _get(report, "action"),
-                _get(report, "rule"),
-            )
+    for each in layers(source, optimized, request, tensors):
+        if not each.ok:
+            report = said.get(each.node)
+            did = _get(report, "action"), _get(report, "rule")
+            return Divergence(each.tensor, each.counterpart, each.node, each.op, each.error, each.allowed, *did)
     return None
 
 
@@ -135,7 +158,7 @@ def _truth(source: ModelLike, tensors: list[str], request: Request) -> dict[str,
 
 
 def _compare(source: Any, optimized: Any, truth: np.ndarray | None) -> tuple[float, float] | None:
-    """(error, allowed) where they differ."""
+    """(error, allowed), relative to the tensor's scale; None of what is no tensor."""
     if not isinstance(source, np.ndarray) or not isinstance(optimized, np.ndarray):
         return None
     infinite = (float("inf"), 0.0)
@@ -146,7 +169,7 @@ def _compare(source: Any, optimized: Any, truth: np.ndarray | None) -> tuple[flo
     if optimized.dtype != source.dtype:
         return infinite
     if source.dtype.kind != "f" and source.dtype.name != "bfloat16":
-        return None if np.array_equal(source, theirs) else infinite
+        return (0.0, 0.0) if np.array_equal(source, theirs) else infinite
     mine, theirs = wide(source), wide(theirs)
     if unequal_nonfinite(mine, theirs).any():
         return infinite
@@ -155,8 +178,7 @@ def _compare(source: Any, optimized: Any, truth: np.ndarray | None) -> tuple[flo
     finite = np.isfinite(mine) & np.isfinite(exact)
     error = float(np.abs(theirs - exact)[finite].max(initial=0)) / scale
     own = float(np.abs(mine - exact)[finite].max(initial=0)) / scale
-    allowed = _MULTIPLE * own + _FLOOR_ULPS * epsilon(source.dtype)
-    return (error, allowed) if error > allowed else None
+    return error, _MULTIPLE * own + _FLOOR_ULPS * epsilon(source.dtype)
 
 
 def _get(node: Any, name: str) -> Any:

@@ -15,7 +15,7 @@ from mari_onnx import runtime
 from mari_onnx.cli.main import run
 from mari_onnx.errors import CannotCompare, ModelError, OutputsDiffer, ProviderError
 from mari_onnx.parity import check
-from mari_onnx.parity.bisect import first_divergence
+from mari_onnx.parity.bisect import first_divergence, layers
 from mari_onnx.parity.float64 import float64
 from mari_onnx.parity.guard import optimize_checked
 from mari_onnx.parity.judge.metrics import Ranking, unequal_nonfinite
@@ -251,6 +251,22 @@ def test_bisection_finds_the_first_tensor_that_diverges() -> None:
     assert (found.tensor, found.node, found.rule) == ("n", "n", "normalization")
     right = first_divergence(PAIR.source, PAIR.optimized, same, result.worst_request)
     assert right is None
+
+
+def test_layers_are_compared_by_their_names() -> None:
+    wrong = mutate(PAIR.optimized, MUTANTS["wrong epsilon in BatchNormalization"][1])
+    result = check(PAIR.source, wrong, PAIR.sides)
+    assert result.worst_request is not None
+    found = {each.tensor: each for each in layers(PAIR.source, wrong, result.worst_request)}
+    assert found["u"].ok
+    assert found["u"].error == 0
+    assert not found["n"].ok
+    assert found["n"].op == "BatchNormalization"
+    right = list(layers(PAIR.source, PAIR.optimized, result.worst_request))
+    assert [each.tensor for each in right] == [*found]
+    assert all(each.ok for each in right)
+    other = list(layers(PAIR.source, wrong, result.worst_request, {"u": "x"}))
+    assert [(each.counterpart, each.ok) for each in other] == [("x", False)]
 
 
 class _Engine:
