@@ -60,9 +60,9 @@ def commands() -> str:
         inner = click.Context(command, parent=context, info_name=name)
         usage = " ".join(command.collect_usage_pieces(inner))
         parts += [f"## mari-onnx {name} {{ #{name} }}", f"```text\nmari-onnx {name} {usage}\n```"]
-        parts += [re.sub(r"\n[ \t]*(?=\S)", "\n", command.help or ""), "| option | |\n|---|---|"]
-        rows = [each.get_help_record(inner) for each in command.params if isinstance(each, click.Option)]
-        parts[-1] += "".join(f"\n| <code>{_cell(left)}</code> | {_cell(_text(right))} |" for left, right in filter(None, rows))
+        records = [each.get_help_record(inner) for each in command.params if isinstance(each, click.Option)]
+        rows = [f"| <code>{_cell(left)}</code> | {_cell(_text(right))} |" for left, right in filter(None, records)]
+        parts += [re.sub(r"\n[ \t]*(?=\S)", "\n", command.help or ""), "\n".join(["| option | |\n|---|---|", *rows])]
     return "\n\n".join(parts) + "\n"
 
 
