@@ -206,7 +206,7 @@ def test_a_half_removed_onnxruntime_is_told_with_what_mends_it(source: Path, tmp
 
 def test_no_onnxruntime_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr(runtime, "installed", list)
+    monkeypatch.setattr("mari_onnx.runtime.packages.installed", list)
     with pytest.raises(BrokenRuntime, match="not installed") as caught:
         runtime.load()
     assert str(caught.value.hint).startswith("pip install onnxruntime")

@@ -144,6 +144,7 @@ def test_float64_of_a_large_model_uses_tables_where_they_are(
     path = tmp_path / "model.onnx"
     onnx.save(g.model(), path, save_as_external_data=outside, location="model.weights", size_threshold=0)
     monkeypatch.setattr(runtime, "STAGE_BYTES", 1000)
+    monkeypatch.setattr("mari_onnx.runtime.files.STAGE_BYTES", 1000)
     monkeypatch.setattr("mari_onnx.model.load.LAZY_TENSOR", 1000)
     monkeypatch.setattr("mari_onnx.parity.float64_weights._TABLE_BYTES", 1000)
     monkeypatch.setattr("mari_onnx.parity.float64_weights._PIECE", 7)

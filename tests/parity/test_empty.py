@@ -132,7 +132,7 @@ def test_recorded_requests_that_end_the_process_do_not_end_this_one() -> None:
 def test_a_model_with_its_weights_outside_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mari_onnx.model.load.LAZY_FILE", 1)
     monkeypatch.setattr("mari_onnx.model.load.LAZY_TENSOR", 1)
-    monkeypatch.setattr("mari_onnx.runtime._EXTERNAL_BYTES", 1)
+    monkeypatch.setattr("mari_onnx.runtime.files._EXTERNAL_BYTES", 1)
     path = tmp_path / "model.onnx"
     onnx.save(dying(), path, save_as_external_data=True, location="weights", size_threshold=0)
     request = Request({}, {"x": np.zeros((2, 3, 2), np.float32)}, 3)

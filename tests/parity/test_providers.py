@@ -156,7 +156,7 @@ def test_a_provider_asked_for_by_name_must_be_there(
 
 def test_out_of_memory_on_a_gpu_that_nobody_asked_for_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, [CUDA, CPU])
-    monkeypatch.setattr(runtime, "gpu_answers", lambda: True)
+    monkeypatch.setattr("mari_onnx.runtime.providers.gpu_answers", lambda: True)
     machine.fails = True
     result = check(PAIR.source, PAIR.optimized, PAIR.sides, candidates=(1, 3), coverage=0)
     assert (result.verdict, result.providers) == ("equal", ["cpu"])
