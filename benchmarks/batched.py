@@ -19,8 +19,10 @@ import numpy as np
 import onnx
 
 from mari_onnx import api, runtime
+from mari_onnx.api.several import refuse_mixing, refuse_taken
 from mari_onnx.choices import options_for
 from mari_onnx.errors import MariError, first_line
+from mari_onnx.model.load import Source
 from mari_onnx.model.signature import signature
 from mari_onnx.parity.coverage.empty import survivors
 from mari_onnx.parity.domains.domains import domains
@@ -30,11 +32,11 @@ from mari_onnx.parity.several.form import Form
 from mari_onnx.sides.resolve import BATCHED, Sides, side_file_beside
 
 
-def outcome(source: api.Source, sides: Sides) -> str:
+def outcome(source: Source, sides: Sides) -> str:
     """What becomes of a model for several requests: "equal", or why it is refused or what differs."""
     try:
-        api._refuse_taken(source.model, sides)
-        api._refuse_mixing(source.model, sides)
+        refuse_taken(source.model, sides)
+        refuse_mixing(source.model, sides)
         done = api.rewritten(source, sides, options_for(assume=True))
         if not done.changed:
             return f"refused: {done.rewrite.reason}"
@@ -43,7 +45,7 @@ def outcome(source: api.Source, sides: Sides) -> str:
         return f"refused: {first_line(error)}"
 
 
-def _compared(source: api.Source, output: onnx.ModelProto, sides: Sides) -> str:
+def _compared(source: Source, output: onnx.ModelProto, sides: Sides) -> str:
     """Whether runs of several requests equal separate runs of the source."""
     layout = Layout(signature(source.model), sides)
     form, drawer = Form(layout, output), Drawer(layout, domains(source.model, layout)[0], 1)

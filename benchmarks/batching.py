@@ -25,6 +25,8 @@ from onnx import TensorProto, helper, numpy_helper
 from mari_onnx import api, runtime
 from mari_onnx.choices import options_for
 from mari_onnx.errors import MariError, first_line
+from mari_onnx.model.load import Source
+from mari_onnx.model.signature import signature
 from mari_onnx.parity.candidates import with_axes
 from mari_onnx.sides.resolve import Sides, resolve, side_file_beside
 from mari_onnx.timing.several import measure_together
@@ -53,7 +55,7 @@ def ranker(*hidden: int, user: int = 1024, item: int = 256, seed: int = 0) -> on
 
 
 def rows(
-    source: api.Source,
+    source: Source,
     sides: Sides,
     sizes: Sequence[tuple[int, int]],
     seconds: float,
@@ -138,7 +140,7 @@ def main() -> None:
     for path in args.models:
         try:
             source = api.as_source(path)
-            sides = resolve(api.signature(source.model), file=side_file_beside(path))
+            sides = resolve(signature(source.model), file=side_file_beside(path))
             for row in rows(source, sides, sizes, args.seconds, forms, not args.unchecked):
                 print(f"| {path.stem} {row}", flush=True)
         except MariError as error:

@@ -31,7 +31,8 @@ from mari_onnx.model.save import write_text
 from mari_onnx.model.signature import signature
 from mari_onnx.parity import Request
 from mari_onnx.parity.requests.recorded import load
-from mari_onnx.report.terminal import change, console, quantity
+from mari_onnx.report.figures import change, quantity
+from mari_onnx.report.terminal import console
 from mari_onnx.sides.resolve import METADATA_KEY, Sides, resolve, side_file_beside
 from mari_onnx.timing.clock import LARGE, Timing, clock_for, interleaved
 from mari_onnx.timing.measure import prepared

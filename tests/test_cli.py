@@ -270,7 +270,7 @@ def test_a_defect_is_one_line_too(source, out, monkeypatch, capsys):
     def broken(*_, **__):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("mari_onnx.api._finished", broken)
+    monkeypatch.setattr("mari_onnx.api.rewriting.finished", broken)
     assert run(["optimize", str(source), str(out), *TAGS]) == 70
     said = capsys.readouterr().err
     assert "a defect of mari-onnx: ZeroDivisionError: oh" in said

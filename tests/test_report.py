@@ -12,9 +12,10 @@ from onnx import numpy_helper, parser
 
 import mari_onnx
 from mari_onnx import api, engine
+from mari_onnx.api.optimized import finished
 from mari_onnx.cli.main import run
+from mari_onnx.report.figures import change, quantity
 from mari_onnx.report.kinds import once
-from mari_onnx.report.terminal import change, quantity
 from mari_onnx.report.view import FEW, grouped
 from mari_onnx.sides.resolve import Sides
 
@@ -40,7 +41,7 @@ def normal(*shape: int) -> np.ndarray:
 def leaving(source: onnx.ModelProto, name: str) -> api.Optimized:
     """The rewrite in which the node of that name is what no rule could take apart."""
     options = engine.Options(skip=frozenset({name}))
-    return api._finished(api.as_source(source), UX, options, engine.rewrite(source, UX, options))
+    return finished(api.as_source(source), UX, options, engine.rewrite(source, UX, options))
 
 
 @pytest.fixture(scope="module")

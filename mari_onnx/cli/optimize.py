@@ -238,7 +238,6 @@ def _what_tags_bring(source: Source, done: Optimized, options: Options, output: 
     """What tags would bring to a model that has none, counted with the sides that its names look like."""
     from mari_onnx.api import rewritten, sides_of
     from mari_onnx.errors import MariError
-    from mari_onnx.sides.row_index import row_indices
     from mari_onnx.suggest import what_tags_bring
 
     report = done.report
@@ -246,7 +245,7 @@ def _what_tags_bring(source: Source, done: Optimized, options: Options, output: 
         return None
     flops = None
     with contextlib.suppress(MariError):
-        sides = sides_of(source, None, guess=True, indices=row_indices(source.model))
+        sides = sides_of(source, None, guess=True)
         if "user" in sides.inputs.values():
             flops = rewritten(source, sides, options).report.after.flops
     return what_tags_bring(source, report.after.flops, flops, str(output))

@@ -127,39 +127,31 @@ def sides_from(
     Raises:
         UsageError: see `mari_onnx.sides.resolve`.
     """
-    from mari_onnx.model.signature import signature
-    from mari_onnx.parity.candidates import with_axes
-    from mari_onnx.sides.resolve import METADATA_KEY, resolve, side_file_beside
-    from mari_onnx.sides.row_index import row_indices
+    from mari_onnx.api.given import resolved
     from mari_onnx.sides.shapes import read
 
     if isinstance(options, click.Context):
         options = options.params
-    file = options.get("side_file")
-    beside = map(side_file_beside, [*([path] if path is not None else []), *(outputs or {})])
-    file = file or next(filter(None, beside), None)
     axes = dict(options.get("candidate_axes", {}))
-    models = [model, *(outputs or {}).values()]
-    metadata = [entry.value for each in models for entry in each.metadata_props if entry.key == METADATA_KEY]
-    found = resolve(
-        signature(model),
+    return resolved(
+        model,
+        path,
+        outputs,
+        sides=options.get("side_file"),
+        run=options.get("check", True),
         user=options.get("user", ()),
         item=options.get("item", ()),
         cross=options.get("cross", ()),
         rest=options.get("rest"),
-        file=file,
-        metadata=next(iter(metadata), None),
         candidate_axis=axes.pop("", None),
         candidate_axes=axes,
         guess=options.get("guess", False),
         shapes=dict(map(read, options.get("shapes", ()))),
         count=options.get("counts", ()),
-        indices=row_indices(model) if options.get("guess") else (),
         batched=options.get("batched"),
         index=options.get("index", ()),
         index_name=options.get("index_name"),
     )
-    return with_axes(model, found, model if options.get("check", True) else None)
 
 
 def data_option(command: F) -> F:

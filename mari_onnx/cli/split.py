@@ -168,7 +168,7 @@ def _lines(done: Split) -> list[Block]:
     from rich.markup import escape
 
     from mari_onnx.report import summary
-    from mari_onnx.report.terminal import quantity
+    from mari_onnx.report.figures import quantity
     from mari_onnx.splitting.describe import SHOWN
 
     said = done.manifest

@@ -10,6 +10,7 @@ from mari_onnx.errors import CannotCompare, OutputsDiffer
 from mari_onnx.parity.coverage.report import Coverage
 from mari_onnx.parity.judge.metrics import OutputResult
 from mari_onnx.parity.settings import Settings
+from mari_onnx.shown import Rows, Shown
 
 if TYPE_CHECKING:
     from mari_onnx.parity.bisect import Divergence
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
 SCHEMA = "mari-onnx/check"
 SCHEMA_VERSION = 1
 
+OUTPUTS_SHOWN = 8
 EQUAL, DIFFERENT, CANNOT_COMPARE = "equal", "different", "cannot be compared"
 
 
-@dataclass
-class CheckResult:
+@dataclass(repr=False)
+class CheckResult(Shown):
     """What a check found; `verdict` is its answer, `ok` whether that is "equal".
 
     Attributes:
@@ -61,6 +63,22 @@ class CheckResult:
     seconds: float = 0.0
     divergence: Divergence | None = None
     failing: list[Request] = field(default_factory=list)
+
+    def shown(self) -> tuple[str, Rows]:
+        """See `Shown`."""
+        names = [os.path.basename(name) for name in (self.source, self.optimized)]
+        sizes = ", ".join(map(str, self.candidates))
+        ran = f"{self.requests} requests ({self.recorded} recorded), N = {sizes}, on {' and '.join(self.providers)}"
+        rows = [("checked", f"{ran}; reference {self.reference}; {self.seconds:.1f} s")]
+        rows += [("reached", str(self.reached))] if str(self.reached) else []
+        for each in sorted(self.outputs, key=lambda o: o.ok)[:OUTPUTS_SHOWN]:
+            off = f"largest difference {each.max_abs:.1e}, error {each.overall.error:.1e}"
+            verdict = "equal" if each.ok else "DIFFERS"
+            rows.append((f"output {each.name}", f"{verdict} on {each.provider}: {off} of {each.overall.allowed:.1e}"))
+        left = len(self.outputs) - OUTPUTS_SHOWN
+        rows += [("", f"and {left} more outputs")] if left > 0 else []
+        rows += [("why", reason) for reason in self.reasons[:OUTPUTS_SHOWN]]
+        return f"CheckResult: {' and '.join(names)}: {self.verdict}", rows
 
     @property
     def worst_request(self) -> Request | None:

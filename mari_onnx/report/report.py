@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mari_onnx.model.ops import Fact, having
@@ -15,6 +16,7 @@ from mari_onnx.report.records import Input, Node, Stop, Totals
 from mari_onnx.report.stops import flat, stopped_by, stops_here
 from mari_onnx.report.why import Left, left, whys
 from mari_onnx.report.why import to_dict as left_dict
+from mari_onnx.shown import Rows, Shown
 from mari_onnx.sides.resolve import Sides
 from mari_onnx.version import __version__
 
@@ -34,8 +36,8 @@ PRODUCTS = having(Fact.PRODUCT)
 FREE_LENGTH = 50
 
 
-@dataclass
-class Report:
+@dataclass(repr=False)
+class Report(Shown):
     """What `optimize` did, and what it left.
 
     Attributes:
@@ -85,6 +87,12 @@ class Report:
     user_weights: dict[str, Any] | None = None
     left: Sequence[Left] = ()
     reshaped: Mapping[str, tuple[Shape, Shape]] = field(default_factory=dict)
+
+    def shown(self) -> tuple[str, Rows]:
+        """See `Shown`."""
+        from mari_onnx.report.brief import rows
+
+        return f"Report on {Path(str(self.source.get('path', 'a model'))).name}", rows(self.to_dict())
 
     @property
     def actions(self) -> dict[str, int]:

@@ -10,13 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from mari_onnx.report.figures import quantity
 from mari_onnx.report.report import Report
 from mari_onnx.report.terminal import (
     Block,
     for_the_caller,
     inputs_table,
     products_table,
-    quantity,
     reasons,
     residual,
     separation,

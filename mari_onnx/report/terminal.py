@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mari_onnx.report.figures import change, dims, quantity
 from mari_onnx.report.records import Input, Stop
 from mari_onnx.report.report import Report
 
@@ -26,22 +27,6 @@ def console(file: IO[str] | None = None) -> Console:
     file = file or sys.stdout
     width = None if file.isatty() else _PIPED_WIDTH
     return Console(file=file, width=width, highlight=False, soft_wrap=not file.isatty())
-
-
-def quantity(value: float) -> str:
-    """`1234567.0` as `1.23 M`."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g} {unit}"
-    return f"{value:.3g}"
-
-
-def change(before: float, after: float) -> str:
-    """`-60%`, `+3%`, `=`; empty where there was nothing before."""
-    if not before:
-        return ""
-    percent = 100 * (after / before - 1)
-    return "=" if abs(percent) < 0.5 else f"{percent:+.0f}%"
 
 
 def totals(report: Report, most: int | None = 3) -> list[Block]:
@@ -130,11 +115,6 @@ def for_the_caller(report: Report, most: int = 6) -> list[Block]:
         for how, names in alike.items()
     ]
     return [f"for the caller: {'; '.join(told)}"] if told else []
-
-
-def dims(shape: Sequence[int | str | None]) -> str:
-    """`[N, 32]`; an unknown dimension is `?`."""
-    return "[" + ", ".join("?" if d is None else str(d) for d in shape) + "]"
 
 
 def residual(report: Report, most: int = 15) -> list[Block]:

@@ -20,7 +20,8 @@ from mari_onnx.parity.layout import Layout
 from mari_onnx.parity.requests.draw import Drawer
 from mari_onnx.parity.work import shapes_of, work
 from mari_onnx.prices import table
-from mari_onnx.report.terminal import Block, quantity
+from mari_onnx.report.figures import quantity
+from mari_onnx.report.terminal import Block
 from mari_onnx.sides.resolve import resolve
 from mari_onnx.splitting.assembly import Assembly, Session
 from mari_onnx.splitting.left import Rest

@@ -8,12 +8,24 @@ is written.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mari_onnx.api import as_source, at_its_number, sides_of, with_given_shapes
+from mari_onnx.api.given import (
+    Axes,
+    Dimensions,
+    Model,
+    Names,
+    SidesLike,
+    as_source,
+    at_its_number,
+    sides_of,
+    tags,
+    with_given_shapes,
+)
 from mari_onnx.choices import choices_of, options_for
 from mari_onnx.errors import CannotCompare, OutputsDiffer, UsageError
 from mari_onnx.model.load import Source
@@ -23,6 +35,7 @@ from mari_onnx.parity.requests.recorded import as_requests
 from mari_onnx.parity.result import CANNOT_COMPARE, CheckResult
 from mari_onnx.parity.settings import Settings
 from mari_onnx.parity.several.check import check, form_in
+from mari_onnx.shown import Rows, Shown
 from mari_onnx.sides.resolve import Sides
 from mari_onnx.splitting import half as halves
 from mari_onnx.splitting.batched import batched_part, refuse_mixing, timed
@@ -44,9 +57,11 @@ if TYPE_CHECKING:
     from mari_onnx.runtime import ModelLike
     from mari_onnx.splitting.work import Choose
 
+RATES = {"user": "per user", "item": "per item"}
 
-@dataclass
-class Split:
+
+@dataclass(repr=False)
+class Split(Shown):
     """A model that was split.
 
     Attributes:
@@ -71,6 +86,21 @@ class Split:
     together: CheckResult | None = None
     notes: list[str] = field(default_factory=list)
     _kept: Any = None
+
+    def shown(self) -> tuple[str, Rows]:
+        """See `Shown`."""
+        said = self.manifest
+        rows = [
+            (part.file, f"{self.rates[name]:.3g} FLOPs {RATES.get(name, 'per candidate')}, {part.bytes:,} bytes")
+            for name, part in said.parts.items()
+            if name in self.rates
+        ]
+        if said.batched is not None:
+            rows.append((said.parts["batched"].file, f"several requests in one run ({said.batched.form})"))
+        rows.append(("handed over", f"{said.bytes_per_user} bytes per user, {said.bytes_per_item} bytes per item"))
+        checked = "no" if self.check is None else f"{self.check}; largest difference {self.check.max_error:.1e}"
+        rows.append(("checked", checked))
+        return f"Split: {said.source['file'] or 'a model'}", [*rows, *(("note", note) for note in self.notes[:3])]
 
     @property
     def user(self) -> onnx.ModelProto | None:
@@ -122,23 +152,25 @@ class Split:
 
 
 def split(
-    model: str | Path | onnx.ModelProto,
-    sides: Sides | Mapping[str, str] | str | Path | None = None,
+    model: Model,
+    sides: SidesLike = None,
     *,
-    user: Iterable[str] = (),
-    item: Iterable[str] = (),
-    cross: Iterable[str] = (),
+    user: Names = (),
+    item: Names = (),
+    cross: Names = (),
     rest: str | None = None,
-    shapes: Mapping[str, Sequence[int | str | None]] | None = None,
-    count: Iterable[str] = (),
+    shapes: Dimensions | None = None,
+    count: Names = (),
+    candidate_axis: Axes = None,
+    guess: bool = False,
     batched: str | None = None,
     candidates: int = 500,
     item_bytes: int | None = None,
     user_bytes: int | None = None,
-    requests: str | Path | Iterable[Request] | None = None,
+    requests: str | os.PathLike[str] | Iterable[Request] | None = None,
     providers: Sequence[str] = ("auto",),
     threads: int = 1,
-    prices: Path | None = None,
+    prices: str | os.PathLike[str] | None = None,
     choices: SplitChoices | None = None,
     clock: bool = True,
     state: Stored | None = None,
@@ -146,8 +178,9 @@ def split(
     """Splits a model into one of the user's part, one of the item's and one that scores; checks them together.
 
     Args:
-        model, sides, user, item, cross, rest, shapes, count, requests, providers, threads, prices: as for `optimize`.
-            Inputs that nothing tags count as cross.
+        model, sides, user, item, cross, rest, shapes, count, candidate_axis, guess: as for `optimize`. Inputs that
+            nothing tags count as cross.
+        requests, providers, threads, prices: as for `optimize`.
         batched: make score.batched.onnx, too, which scores several requests in one run: "grid", "index" or "offsets"
             (docs/batching.md).
         candidates: N per request, for which the cut is chosen.
@@ -166,10 +199,10 @@ def split(
         OutputsDiffer, CannotCompare: the check failed, or could not be made.
     """
     source = as_source(model)
-    given = {name: tuple(shape) for name, shape in (shapes or {}).items()}
-    tags = {"user": user, "item": item, "cross": cross, "rest": rest, "shapes": given, "count": count}
-    found = sides_of(source, sides, True, batched=batched, **tags)
-    options = options_for(candidates, threads=threads, prices=prices, choices=choices.choices if choices else None)
+    said = tags(user, item, cross, rest, shapes, count, candidate_axis, guess)
+    found = sides_of(source, sides, True, batched=batched, **said)
+    table = None if prices is None else Path(prices)
+    options = options_for(candidates, threads=threads, prices=table, choices=choices.choices if choices else None)
     return split_source(
         source, found, options, Budget(item_bytes, user_bytes), choices=choices, clock=threads if clock else None,
         state=state, requests=requests, providers=providers,
@@ -185,7 +218,7 @@ def split_source(
     choices: SplitChoices | None = None,
     clock: int | None = None,
     state: Stored | None = None,
-    requests: str | Path | Iterable[Request] | None = None,
+    requests: str | os.PathLike[str] | Iterable[Request] | None = None,
     providers: Sequence[str] = ("auto",),
     progress: Progress | None = None,
     **changes: Any,

@@ -156,12 +156,21 @@ class Manifest:
         """The hash under which items' rows may be kept."""
         return (self.parts.get("item") or self.parts["score"]).sha256
 
+    @property
+    def bytes_per_user(self) -> int:
+        """Of the state of one user."""
+        return sum(t.bytes for t in self.state)
+
+    @property
+    def bytes_per_item(self) -> int:
+        """Of the row of one item."""
+        return sum(t.bytes for t in self.rows)
+
     def to_dict(self) -> dict[str, Any]:
         """As `manifest.schema.json` describes it."""
         found: dict[str, Any] = {"format": FORMAT, "mari_onnx": self.version}
         found |= {k: v for k, v in asdict(self).items() if k != "version"}
-        found["bytes_per_user"] = sum(t.bytes for t in self.state)
-        found["bytes_per_item"] = sum(t.bytes for t in self.rows)
+        found["bytes_per_user"], found["bytes_per_item"] = self.bytes_per_user, self.bytes_per_item
         found["state_key"], found["rows_key"] = self.state_key, self.rows_key
         return found
 
