@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 from onnx_ir.passes import FunctionalPass, PassResult
 
 from mari_onnx.api import optimize
+from mari_onnx.api.given import Axes, Dimensions, Names, SidesLike
+
+if TYPE_CHECKING:
+    from mari_onnx.report import Report
 
 
 class OncePerRequest(FunctionalPass):  # type: ignore[misc]
@@ -17,17 +21,35 @@ class OncePerRequest(FunctionalPass):  # type: ignore[misc]
     that `mari-onnx optimize` writes. `modified` is False where nothing was to be lifted.
 
     Args:
-        arguments: those of `mari_onnx.optimize`: `sides`, or `user`, `item`, `cross`, `rest`; `check`, `candidates`, ..
+        sides, user, item, cross, rest, shapes, count, candidate_axis, guess: whose the inputs are, as for
+            `mari_onnx.optimize`.
+        options: its further arguments: `check`, `candidates`, `target`, ..
 
     Raises:
         MariError: what `mari_onnx.optimize` raises.
     """
 
-    def __init__(self, **arguments: Any):
+    def __init__(
+        self,
+        sides: SidesLike = None,
+        *,
+        user: Names = (),
+        item: Names = (),
+        cross: Names = (),
+        rest: str | None = None,
+        shapes: Dimensions | None = None,
+        count: Names = (),
+        candidate_axis: Axes = None,
+        guess: bool = False,
+        **options: Any,
+    ):
         super().__init__()
-        self._arguments = arguments
-        self.report: Any = None
-        """The report on the model that was last passed (`mari_onnx.report.Report`)."""
+        self._arguments: dict[str, Any] = {
+            "sides": sides, "user": user, "item": item, "cross": cross, "rest": rest, "shapes": shapes, "count": count,
+            "candidate_axis": candidate_axis, "guess": guess, **options,
+        }  # fmt: skip
+        self.report: Report | None = None
+        """The report on the model that was last passed."""
 
     def call(self, model: ir.Model) -> PassResult:
         """See the class."""

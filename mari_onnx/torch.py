@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mari_onnx.api import Optimized, optimize
+from mari_onnx.api.given import Names, SidesLike
 from mari_onnx.errors import needs
 
 if TYPE_CHECKING:
@@ -17,11 +19,12 @@ if TYPE_CHECKING:
 def export(
     model: torch.nn.Module,
     args: Sequence[Any],
-    path: str | Path | None = None,
+    path: str | os.PathLike[str] | None = None,
     *,
-    user: Iterable[str] = (),
-    item: Iterable[str] = (),
-    cross: Iterable[str] = (),
+    sides: SidesLike = None,
+    user: Names = (),
+    item: Names = (),
+    cross: Names = (),
     rest: str | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
@@ -34,7 +37,7 @@ def export(
         model: in eval mode is what is exported; it is put back into the mode that it had.
         args: example inputs, tensors `[N, ..]` with N >= 2, the user's too.
         path: where the output is written; None: nowhere, `Optimized.save` does it later.
-        user, item, cross, rest: whose inputs these are, shell patterns on `input_names`.
+        sides, user, item, cross, rest: whose inputs these are, as for `mari_onnx.optimize`, by `input_names`.
         input_names: by default the names of the parameters of `forward`. output_names: as for torch.
         options: further arguments of `mari_onnx.optimize`. further: of `torch.onnx.export`.
 
@@ -57,9 +60,9 @@ def export(
             torch.onnx.export(model.eval(), tuple(args), str(file), **{**arguments, **further})
         finally:
             model.train(training)
-        done = optimize(file, user=user, item=item, cross=cross, rest=rest, **(options or {}))
+        done = optimize(file, sides, user=user, item=item, cross=cross, rest=rest, **(options or {}))
         if path is not None:
-            done.save(path)
+            done.save(Path(path))
     return done
 
 

@@ -156,6 +156,25 @@ def resolved(
     return with_axes(model, found, model if run else None)
 
 
+def sides_of_pair(models: Sequence[Any], loaded: Sequence[onnx.ModelProto], sides: SidesLike, **flags: Any) -> Sides:
+    """The sides of the first of several models, of which the others were made.
+
+    Where nothing else says, inputs of one row in the second tell whose they are.
+
+    Args:
+        models: their paths, or objects. loaded: the same, read. sides, flags: see `sides_of`.
+
+    Raises:
+        UsageError: see `sides_of`.
+    """
+    from mari_onnx.parity.check import find_sides
+
+    first, *others = [Path(each) if isinstance(each, str | os.PathLike) else None for each in models]
+    outputs = {path: each for path, each in zip(others, loaded[1:], strict=True) if path is not None}
+    found = resolved(loaded[0], first, outputs, sides=sides, **flags)
+    return found if found or isinstance(sides, Sides) else find_sides(models, loaded)
+
+
 def _complete(sides: Sides, flags: dict[str, Any]) -> Sides:
     """Sides that say all, with the form for several requests, which is no side. Raises UsageError: see `sides_of`."""
     tagged = [name for name in flags if flags[name] and name not in ("batched", "index", "index_name")]

@@ -13,11 +13,11 @@ import click
 from mari_onnx.cli.options import (
     common_options,
     custom_ops_option,
+    flags_from,
     json_option,
     provider_option,
     request_id_option,
     side_options,
-    sides_from,
 )
 from mari_onnx.cli.streams import write_json
 
@@ -144,63 +144,25 @@ def check(
     The sides are those of ORIGINAL's inputs: from the flags, from the side file beside either
     model, or from either model's metadata.
     """
-    from dataclasses import replace
-
-    from mari_onnx.errors import UsageError
+    from mari_onnx.api.given import sides_of_pair
+    from mari_onnx.comparison import Pair
     from mari_onnx.model.signature import signature
-    from mari_onnx.parity import Settings
-    from mari_onnx.parity import check as compare
-    from mari_onnx.parity.check import find_sides
-    from mari_onnx.parity.float64 import light
-    from mari_onnx.parity.loss import contract_of
-    from mari_onnx.parity.result import DIFFERENT
+    from mari_onnx.parity.settings import Settings
     from mari_onnx.report import summary
     from mari_onnx.report.terminal import console
 
-    model = light(source)
-    notes, compared = _split(source, optimized)
-    other = light(compared)
-    sides = sides_from(rest, model, source, {optimized: other})
-    if not sides:
-        sides = find_sides([source, optimized], [model, other])
+    pair = Pair(source, optimized)
+    sides = sides_of_pair([source, optimized], [pair.model, pair.other], **flags_from(rest))
     requests = None
     if data is not None:
         from mari_onnx.parity.requests.recorded import load
         from mari_onnx.sides.shapes import reshaped
 
-        requests = load(data, signature(reshaped(model, sides.shapes)), sides, request_id)
-    loss = contract_of(other) if compared is optimized else None
-    if loss is not None and requests is None:
-        raise UsageError(
-            f"{optimized} has 8-bit weights for the user, and only recorded requests tell what they cost",
-            "give --data FILE, requests as they were served",
-        )
-    del model, other
+        requests = load(data, signature(reshaped(pair.model, sides.shapes)), sides, request_id)
     known = set(Settings.__dataclass_fields__)
     settings = Settings(**{k: v for k, v in rest.items() if k in known and v is not None})
-    if loss is not None:
-        settings = replace(settings, max_tau_loss=float(loss["max_tau_loss"]))
-        notes.append(
-            f"{len(loss.get('products', ()))} products of the user have 8-bit weights: outputs need not be equal; the "
-            f"order of candidates may change by {loss['max_tau_loss']:g} (1 - Kendall's tau)"
-        )
-    contract = compared.manifest.contract if compared is not optimized else None
-    if contract is not None and contract.state != "float32" and settings.multiple == Settings.multiple:
-        settings = replace(settings, coarser=contract.multiple / settings.multiple)
-        notes.append(
-            f"states and rows are {contract.state}: outputs may be {contract.multiple:g} times farther from the source "
-            "in float64 than the source itself is (manifest.json)"
-        )
     with progress_bar(quiet) as progress:
-        result = compare(
-            source, compared, sides, requests=requests, settings=settings, progress=progress
-        )
-        together = _together(compared)
-        if together is not None and result.verdict != DIFFERENT:
-            more = compare(source, together, sides, requests=requests, settings=settings, progress=progress)
-            result.add(more, "score.batched.onnx")
-        result.optimized = str(optimized)
-        result.notes += notes
+        result = pair.check(sides, requests=requests, settings=settings, progress=progress)
         if bisect is not None and not result.ok:
             _bisect(result, source, optimized, bisect)
     if json_file is not None:
@@ -211,30 +173,6 @@ def check(
     if not quiet:
         summary.write(console(), summary.of_check(result))
     result.raise_if_different()
-
-
-def _split(source: Path, optimized: Path) -> tuple[list[str], Any]:
-    """What to compare with: the models of a split as one, with a note where they are another source's; or the path."""
-    from mari_onnx.splitting.manifest import is_split
-
-    if not is_split(optimized):
-        return [], optimized
-    from mari_onnx.model.load import read
-    from mari_onnx.splitting.assembly import Assembly
-
-    parts = Assembly(optimized)
-    if read(source).sha256 == parts.manifest.source["sha256"]:
-        return [], parts
-    return [f"{optimized} was split from another file than {source}"], parts
-
-
-def _together(compared: Any) -> Any:
-    """A split that scores several requests in one run, as what does so; None for anything else."""
-    from mari_onnx.splitting.assembly import Assembly
-
-    if not isinstance(compared, Assembly) or compared.manifest.batched is None:
-        return None
-    return Assembly(compared.folder, batched=True)
 
 
 def _write(path: Path, text: str) -> None:

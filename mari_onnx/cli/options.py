@@ -110,48 +110,44 @@ def side_options(command: F) -> F:
     return command
 
 
-def sides_from(
-    options: Mapping[str, Any],
-    model: onnx.ModelProto,
-    path: str | Path | None = None,
-    outputs: Mapping[Path, onnx.ModelProto] | None = None,
-) -> Sides:
+def sides_from(options: Mapping[str, Any], model: onnx.ModelProto, path: str | Path | None = None) -> Sides:
     """The sides of `model` by the options of `side_options`, a side file, and its metadata.
 
     Args:
         options: a command's keyword arguments, or its click context.
         model: the source model.
         path: where it was read from; a side file is looked for beside it.
-        outputs: models that were made of it, by their paths, whose side files and metadata count after its own.
 
     Raises:
         UsageError: see `mari_onnx.sides.resolve`.
     """
     from mari_onnx.api.given import resolved
-    from mari_onnx.sides.shapes import read
 
     if isinstance(options, click.Context):
         options = options.params
+    return resolved(model, path, run=options.get("check", True), **flags_from(options))
+
+
+def flags_from(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `side_options` as arguments of `mari_onnx.api.given.resolved`."""
+    from mari_onnx.sides.shapes import read
+
     axes = dict(options.get("candidate_axes", {}))
-    return resolved(
-        model,
-        path,
-        outputs,
-        sides=options.get("side_file"),
-        run=options.get("check", True),
-        user=options.get("user", ()),
-        item=options.get("item", ()),
-        cross=options.get("cross", ()),
-        rest=options.get("rest"),
-        candidate_axis=axes.pop("", None),
-        candidate_axes=axes,
-        guess=options.get("guess", False),
-        shapes=dict(map(read, options.get("shapes", ()))),
-        count=options.get("counts", ()),
-        batched=options.get("batched"),
-        index=options.get("index", ()),
-        index_name=options.get("index_name"),
-    )
+    return {
+        "sides": options.get("side_file"),
+        "user": options.get("user", ()),
+        "item": options.get("item", ()),
+        "cross": options.get("cross", ()),
+        "rest": options.get("rest"),
+        "candidate_axis": axes.pop("", None),
+        "candidate_axes": axes,
+        "guess": options.get("guess", False),
+        "shapes": dict(map(read, options.get("shapes", ()))),
+        "count": options.get("counts", ()),
+        "batched": options.get("batched"),
+        "index": options.get("index", ()),
+        "index_name": options.get("index_name"),
+    }
 
 
 def data_option(command: F) -> F:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 # The optimized model's error may be this many times the source's own (measured: docs/parity-details.md).
 MULTIPLE = 4.0
@@ -57,3 +58,21 @@ class Settings:
     def counts(self) -> Sequence[int]:
         """The N of drawn requests."""
         return CANDIDATES if self.candidates is None else self.candidates
+
+
+class Changes(TypedDict, total=False):
+    """The fields of `Settings` as arguments of `mari_onnx.check`, where `count` is a tag."""
+
+    candidates: Sequence[int] | None
+    seed: int
+    providers: Sequence[str]
+    rtol: float | None
+    atol: float | None
+    multiple: float
+    coarser: float
+    max_tau_loss: float | None
+    top_k: Sequence[int]
+    coverage: int
+    extremes: bool
+    threads: int | None
+    dump: str | os.PathLike[str] | None

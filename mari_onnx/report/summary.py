@@ -175,6 +175,7 @@ def of_check(result: CheckResult) -> list[Block]:
 # Figures that a variant may have, with the heading of their column.
 _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "transfer_median_ms": ("transfers", lambda v: f"{v:.3f} ms"),
+    "predicted_speedup": ("predicted", lambda v: f"{v:.2f}x"),
     "of_floor_speed": ("of floor", lambda v: f"{v:.2f}"),
     "flops_per_candidate": ("FLOPs per candidate", quantity),
     "bytes_per_candidate": ("bytes per candidate", quantity),
@@ -189,12 +190,13 @@ _CLOCKS = {
 }
 
 
-def of_bench(results: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> list[Block]:
+def of_bench(told: Mapping[str, Any]) -> list[Block]:
     """A row per N, number of threads and variant.
 
     Args:
-        results: `Measured.to_dict()` of each.
+        told: `Bench.to_dict()`.
     """
+    results: Sequence[Mapping[str, Any]] = told["results"]
     entries = [figures for each in results for figures in each["variants"].values()]
     extra = {key: how for key, how in _FIGURES.items() if any(e.get(key) is not None for e in entries)}
     several = len({each["threads"] for each in results}) > 1
@@ -222,4 +224,16 @@ def of_bench(results: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> list
             )
     clocks = {each["clock"] for each in results}
     said = [text for clock, text in _CLOCKS.items() if clock in clocks]
-    return [table, f"times: {'; '.join(said)}", *(f"note: {note}" for note in notes)]
+    notes = [f"note: {note}" for note in told["notes"]]
+    return [table, f"times: {'; '.join(said)}", *_ends(told["faster_from"]), *notes]
+
+
+def _ends(faster_from: Mapping[str, Mapping[str, int | None]]) -> list[str]:
+    """From which N on each model is no slower than the first."""
+    several = len(faster_from) > 1
+    return [
+        f"{name}{f' on {threads} threads' if several else ''}: "
+        + ("slower at the largest N measured" if n is None else f"no slower than the first from N = {n} on")
+        for threads, ends in faster_from.items()
+        for name, n in ends.items()
+    ]

@@ -12,6 +12,7 @@ import numpy as np
 
 from mari_onnx import runtime
 from mari_onnx.parity.judge.values import parts
+from mari_onnx.prices import table as tables
 from mari_onnx.timing.clock import LARGE, Timing, clock_for, interleaved
 from mari_onnx.timing.floor import Floor, NoFloor, floor
 from mari_onnx.timing.peers import peers
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from mari_onnx.model.load import Source
     from mari_onnx.parity.requests.draw import Request
+    from mari_onnx.prices.table import Prices
     from mari_onnx.sides.resolve import Sides
 
     Progress = Callable[[str, int, int], None]
@@ -62,6 +64,7 @@ class Measured:
         transfers: seconds of moving inputs to the device and outputs back, None on the CPU.
         memory: peak bytes of a process that loads and runs the variant, where asked for.
         work: FLOPs and bytes per candidate, None where shapes are not known.
+        predicted: seconds by prices of the CPU's kernels (`mari_onnx.prices`), None where shapes are not known.
         apart: largest absolute difference of any output to the first variant's; nan without one in common.
     """
 
@@ -72,6 +75,7 @@ class Measured:
     transfers: Timing | None = None
     memory: dict[str, int | None] = field(default_factory=dict)
     work: dict[str, tuple[float, float] | None] = field(default_factory=dict)
+    predicted: dict[str, float | None] = field(default_factory=dict)
     apart: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,6 +86,9 @@ class Measured:
             flops = self.work.get(name)
             entry["flops_per_candidate"] = None if flops is None else round(flops[0], 1)
             entry["bytes_per_candidate"] = None if flops is None else round(flops[1], 1)
+            seconds, base = self.predicted.get(name), self.predicted.get(first)
+            entry["predicted_ms"] = None if seconds is None else seconds * 1e3
+            entry["predicted_speedup"] = base / seconds if seconds and base is not None else None
             apart = self.apart.get(name)
             entry["max_difference"] = None if apart is None or np.isnan(apart) else apart
             entry["peak_memory_bytes"] = self.memory.get(name)
@@ -128,9 +135,10 @@ def variants_of(
     from mari_onnx.choices import options_for
     from mari_onnx.model.save import stage
 
-    found, notes = [Variant("source", as_given(source, sides, folder))], []
+    given = as_given(source, sides, folder)
+    found, notes = [Variant("source", given)], []
     if with_peers:
-        for peer in peers(source.path, folder, progress=progress):
+        for peer in peers(given, folder, progress=progress):
             if peer.path is None:
                 notes.append(f"{peer.tool}: {peer.reason}")
             else:
@@ -155,11 +163,11 @@ def variants_of(
 
 
 def as_given(source: Source, sides: Sides, folder: Path) -> Path:
-    """The source's file, or one in `folder` where dimensions were given that the file lacks or fixes."""
+    """The source's file, or one in `folder` if it has none, or dimensions were given that the file lacks or fixes."""
     from mari_onnx.api import with_given_shapes
     from mari_onnx.model.save import stage
 
-    if not sides.shapes:
+    if not sides.shapes and source.path.name:
         return source.path
     with stage(with_given_shapes(source, sides).model, folder / "source.onnx", external=source.external) as staged:
         staged.commit()
@@ -204,6 +212,7 @@ def measure(
     """
     tell = progress or (lambda *_: None)
     kind, clock = clock_for(threads, provider)
+    table = tables.load(threads=threads) if provider == "cpu" else None
     sessions = {}
     for index, each in enumerate(variants):
         tell(f"loading {each.name}", index, len(variants))
@@ -223,7 +232,8 @@ def measure(
         )
         if provider != "cpu":
             result.transfers = interleaved(moves, seconds=seconds / 4, least=least)
-        result.work = {v.name: _work(v, feeds[v.name][0], n) for v in variants}
+        for each in variants:
+            result.work[each.name], result.predicted[each.name] = _counted(each, feeds[each.name][0], n, table)
         if memory and provider == "cpu" and n == max(requests):
             from mari_onnx.timing.memory import peak_bytes
 
@@ -304,9 +314,16 @@ def _difference(a: Any, b: Any) -> float:
     return float(np.max(np.abs(apart), initial=0.0))
 
 
-def _work(variant: Variant, feed: Mapping[str, np.ndarray], n: int) -> tuple[float, float] | None:
+def _counted(
+    variant: Variant, feed: Mapping[str, np.ndarray], n: int, prices: Prices | None
+) -> tuple[tuple[float, float] | None, float | None]:
+    """FLOPs and bytes per candidate, and the seconds that prices of kernels predict; None where it is not known."""
     from mari_onnx.model.load import load
-    from mari_onnx.parity.work import work
+    from mari_onnx.parity.work import shapes_of, work
 
-    cost = work(load(variant.path), feed)
-    return None if cost is None else (cost.flops / n, cost.bytes / n)
+    model = load(variant.path)
+    cost = work(model, feed)
+    if cost is None:
+        return None, None
+    seconds = None if prices is None else tables.graph_seconds(model.graph, shapes_of(model, feed), prices)
+    return (cost.flops / n, cost.bytes / n), seconds
