@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mari_onnx.model.save import write_text
+from mari_onnx.report.figures import change, quantity
 from mari_onnx.timing.machine import machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +69,7 @@ def page(rows: Mapping[str, Mapping[str, Any]], readme: str, interop: str) -> st
     """The text of docs/gallery.md.
 
     Args:
-        rows: what `make demo` writes as JSON: file -> cells. readme: models/README.md, for what each model is.
+        rows: what `make demo` writes as JSON: file -> figures. readme: models/README.md, for what each model is.
         interop: docs/interop.md.
     """
     what = {name: told.strip() for name, told in WHAT.findall(readme)}
@@ -87,11 +88,12 @@ def page(rows: Mapping[str, Mapping[str, Any]], readme: str, interop: str) -> st
     )
     for name, row in sorted(rows.items()):
         model = name.removesuffix(".onnx")
-        before, _, after = row["FLOPs per candidate"].partition(" -> ")
+        (before, after), (nodes, left), times = row["flops"], row["nodes"], row["times"]
         text += (
             f"| {model} | {what.get(model.split('.')[0], '')} | **{row['faster']:.2f}x** | "
-            f"{row['before_ms']:.2f} -> {row['after_ms']:.2f} ms | {before} -> {after}, {_less(before, after)} | "
-            f"{row['products split']} | {row['nodes']} | {row['max error']} |\n"
+            f"{times['before'] * 1e3:.2f} -> {times['after'] * 1e3:.2f} ms | "
+            f"{quantity(before)} -> {quantity(after)}, {change(before, after)} | {row['split']} of {row['products']} | "
+            f"{nodes} -> {left} | {row['max_error']:.1e} |\n"
         )
     found = {name: cells for name, *cells in INTEROP.findall(interop)}
     text += PUBLIC
@@ -99,16 +101,6 @@ def page(rows: Mapping[str, Mapping[str, Any]], readme: str, interop: str) -> st
         _, flops, _, _, few, many = found[name]
         text += f"| {name} | {flops} | {few}x | {many}x |\n"
     return text
-
-
-def _less(before: str, after: str) -> str:
-    old, new = map(_number, (before, after))
-    return f"{100 * (new / old - 1):+.0f}%" if old else ""
-
-
-def _number(text: str) -> float:
-    value, _, unit = text.partition(" ")
-    return float(value) * {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}[unit]
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 
 from benchmarks import grid, layout, whole
-from benchmarks.demo import sides_of
+from benchmarks.demo.model import sides_of
 from benchmarks.graphs import Graph
 from benchmarks.interop.run import fingerprint
 from benchmarks.side_by_side import Setting, timed

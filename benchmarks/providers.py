@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from benchmarks.demo import sides_of
+from benchmarks.demo.model import sides_of
 from benchmarks.environments import NotThere, Remote, environment
 from benchmarks.run import PAGE
 from benchmarks.scoreboard import MODELS, WRONG, apart

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from benchmarks.demo import sides_of, widened
+from benchmarks.demo.model import sides_of, widened
 from benchmarks.environments import NotThere, Remote
 from benchmarks.ikbo import NotForThisModel, ikbo
 from benchmarks.run import PAGE

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from benchmarks.demo import sides_of, widened
+from benchmarks.demo.model import sides_of, widened
 from benchmarks.tables import Section, Target, milliseconds
 from mari_onnx.errors import MariError
 from mari_onnx.model.load import read

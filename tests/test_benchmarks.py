@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from benchmarks import demo, gpu, grid, layout, run, scale, split_check, tokens, whole
+from benchmarks import gpu, grid, layout, run, scale, split_check, tokens, whole
 from benchmarks import split as split_benchmark
+from benchmarks.demo import model as demo
+from benchmarks.demo import table
 from benchmarks.side_by_side import Setting, optimized, timed
 from benchmarks.tables import Section, Target
+from mari_onnx.errors import UsageError
 from mari_onnx.sides.resolve import Sides
 from mari_onnx.timing.clock import Timing
 from mari_onnx.timing.measure import FLOOR, OURS, Measured
@@ -179,14 +186,71 @@ def test_growth_is_judged_by_time_and_memory():
 
 
 def test_demo_shows_ratios_and_how_far_off_they_are_beside_burners(tmp_path):
-    row = demo.measured(demo.MODELS / "coarse_mlp.onnx", tmp_path / "out.onnx", 8, burners=1)
-    assert row.timing.names == row.loaded.names == ("before", "after")
-    assert len(row.shown()) == len(demo.HEADINGS) + 2
+    path, out = ROOT / "models/coarse_mlp.onnx", tmp_path / "out.onnx"
+    row = demo.measured(path, out, 8)
+    assert row.verdict == "equal"
+    assert row.requests > 10
+    row = replace(row, loaded=demo.again(path, out, 8))
+    assert len(table.cells(row)) == len(table.HEADINGS) + 3
     steady = Timing(("before", "after"), np.array([[3.0, 1.0], [3.0, 1.0], [3.0, 1.0], [9.0, 2.0], [3.0, 1.0]]))
     slowed = Timing(("before", "after"), np.array([[6.0, 2.5], [6.0, 2.5]]))
-    row = demo.Row([], steady, slowed)
-    assert (row.faster, row.spread) == (3, 0)
+    row = replace(row, times=demo.Times.of(steady), loaded=demo.Times.of(slowed))
+    assert (row.times.faster, row.times.median, row.times.spread) == (3, 3, 0)
     assert row.off == pytest.approx(-0.2)
+    shaky = replace(row, name="shaky.onnx", times=demo.Times(0.004, 0.003, 4 / 3, 1.3, 0.2))
+    said = "\n".join(table.summary([row, shaky], 4))
+    assert "least gain: 1.33x, shaky.onnx" in said
+    assert "no ratio is off by more than" in said
+    assert "spread above 10%" in said
+    assert "20% !" in table.cells(shaky)
+    made = table.table([row, shaky], 4)
+    assert {column.header: column.footer for column in made.columns}["faster"] == "2.00x"
+
+
+def test_two_runs_of_the_demo_are_compared(tmp_path):
+    times = demo.Times(0.002, 0.001, 2.0, 2.0, 0.01)
+    row = demo.Row("a.onnx", "equal", 9, 0.0, (3, 3), (2.0, 1.0), 1, 1, times)
+    (tmp_path / "then.json").write_text(json.dumps(table.figures([row])))
+    then = table.earlier(tmp_path / "then.json")
+    now = [replace(row, times=replace(times, faster=faster)) for faster in (2.2, 2.4, 1.6)]
+    (said,) = table.against(now[:1], then)
+    assert said == "1 of 1 ratios are within 15% of the earlier run; the largest difference is +10%, a.onnx"
+    assert [line for line in table.against(now, then) if "then" in line] == [
+        "a.onnx: 2.00x then, 2.40x now (+20%)",
+        "a.onnx: 2.00x then, 1.60x now (-20%)",
+    ]
+    assert table.against([replace(row, name="b.onnx")], then) == ["none of these models is in the earlier run"]
+    (tmp_path / "no.json").write_text("[]")
+    with pytest.raises(UsageError, match="no figures of a demo"):
+        table.earlier(tmp_path / "no.json")
+
+
+def test_the_demo_says_something_at_once_and_a_line_per_model(tmp_path):
+    names = ["coarse_mlp", "two_tower"]
+    command = [sys.executable, "-m", "benchmarks.demo", *(f"models/{name}.onnx" for name in names), "--candidates", "8"]
+    done = subprocess.Popen(
+        [*command, "--json", str(tmp_path / "now.json")], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    out, err = done.communicate(timeout=300)
+    assert done.returncode == 0, err
+    lines = err.splitlines()
+    assert lines[0].startswith("2 models, ")
+    assert len(lines) == 3
+    step = re.compile(r"\[[12]/2\] +\d+ s  \w+\.onnx: equal on \d+ requests, \d+\.\d\dx$")
+    assert all(step.match(each) for each in lines[1:])
+    assert "geometric mean" in out
+    assert "faster: before over after" in out
+    assert set(json.loads((tmp_path / "now.json").read_text())) == {f"{name}.onnx" for name in names}
+
+
+def test_the_first_line_of_the_demo_waits_for_no_library():
+    code = (
+        "import sys, json, benchmarks.demo.__main__ as m; "
+        "print(json.dumps(sorted({'onnx', 'onnxruntime', 'numpy', 'rich', 'mari_onnx'} & sys.modules.keys())))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
 
 
 def test_scoring_after_a_split_is_measured_and_judged(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from benchmarks.demo import sides_of
+from benchmarks.demo.model import sides_of
 from mari_onnx.engine import Options, rewrite
 
 MODELS = Path(__file__).parents[1] / "models"

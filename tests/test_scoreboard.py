@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from benchmarks import environments, providers, scoreboard, worker
-from benchmarks.demo import sides_of, widened
+from benchmarks.demo.model import sides_of, widened
 from benchmarks.environments import NotThere, Remote
 from benchmarks.ikbo import NotForThisModel, ikbo
 from benchmarks.tables import block, replaced

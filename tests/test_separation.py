@@ -11,7 +11,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 import mari_onnx
-from benchmarks.demo import sides_of
+from benchmarks.demo.model import sides_of
 from mari_onnx.cli.main import run
 from mari_onnx.engine import Options, rewrite
 from mari_onnx.errors import UsageError
