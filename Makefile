@@ -108,8 +108,9 @@ clean: ## remove the environment and whatever was built
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
+# Not quiet: what is downloaded the first time is large, and nobody should wait without knowing for what.
 $(STAMPS)/base: $(SETUP) | $(BIN)/python
-	$(BIN)/pip install -q -e .
+	$(BIN)/pip install -e .
 	@mkdir -p $(STAMPS) && touch $@
 
 # With PINS (a file of versions and hashes, as in CI) exactly what it says, else the newest.

@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.demo.model import Row
+from benchmarks.demo.model import TRIES, Row
 from mari_onnx.errors import UsageError
+from mari_onnx.parity import Settings
 from mari_onnx.report.figures import change, quantity
 from mari_onnx.timing.clock import LARGE
 
@@ -19,7 +20,8 @@ ALIKE = 0.15
 """By how much ratios of two runs of the demo may differ."""
 HEADINGS = ("nodes", "products split", "FLOPs per candidate", "", "max error", "time", "faster", "median", "spread")
 LEGEND = (
-    "check: outputs of source and output are equal, on so many requests",
+    f"check: outputs of source and output are equal, on so many requests; at most {TRIES} were tried to reach what the "
+    f"first ones do not, and `mari-onnx optimize` tries up to {Settings.coverage:,}",
     "products split: matrix products whose user part runs once per request, or all of them",
     "max error: the largest difference of any output",
     "time: of one request, before -> after: the fastest run, in time of the one thread that runs it",
@@ -71,8 +73,9 @@ def summary(rows: Sequence[Row], burners: int = 0) -> list[str]:
     if burners:
         most = max(rows, key=lambda row: abs(row.off))
         lines.append(f"beside {burners} burners no ratio is off by more than {abs(most.off):.0%} ({most.name})")
-    if any(row.times.spread > LARGE for row in rows):
-        lines.append(f"! the ratios of pairs have a spread above {LARGE:.0%}: run again, or on a quieter machine")
+    shaky = [row.name for row in rows if row.times.spread > LARGE]
+    if shaky:
+        lines.append(f"! spread above {LARGE:.0%}: run again, or on a quieter machine ({', '.join(shaky)})")
     return lines
 
 

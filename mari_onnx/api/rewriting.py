@@ -19,6 +19,7 @@ from mari_onnx.model.load import Source
 from mari_onnx.model.save import Staged
 from mari_onnx.model.signature import signature
 from mari_onnx.model.upgrade import upgraded
+from mari_onnx.parity.settings import Settings
 from mari_onnx.sides.resolve import METADATA_KEY, Sides
 from mari_onnx.suggest import unknown_sides
 from mari_onnx.version import __version__
@@ -63,13 +64,14 @@ def checked(
     if_slower: str | None = None,
     threads: int = 1,
     max_tau_loss: float | None = None,
+    coverage: int = Settings.coverage,
     progress: Any = None,
 ) -> Iterator[tuple[Optimized, Staged]]:
     """The rewrite of `source`, checked on what is staged for `path`; the caller may commit it.
 
     A rewrite with which outputs differ is dropped and all is done again; the report's incidents
     tell. Then source and output are timed, where `if_slower` says so, on so many threads. With `max_tau_loss`, the
-    user's products get 8-bit weights (`optimize`, user_weights).
+    user's products get 8-bit weights (`optimize`, user_weights). coverage: of the check's `Settings`.
 
     Raises:
         Slower: the output is slower, and `if_slower` is "fail".
@@ -109,6 +111,7 @@ def checked(
             place=place,
             requests=recorded,
             providers=tuple(providers),
+            coverage=coverage,
             progress=progress,
         )
 
