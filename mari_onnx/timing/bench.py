@@ -187,7 +187,7 @@ def timed(
     parts = _split(others, provider, peers)
     source = api.with_given_shapes(source, sides)
     if users and (recorded is not None or provider != "cpu" or peers or with_floor):
-        raise UsageError("--users-per-run takes no --data, --peers, --floor and --plot, and the CPU only")
+        raise UsageError("--users-per-run takes no --data, --peers and --floor, and the CPU only", "leave these out")
     with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder:
         place, typical = Path(folder), sorted(candidates)[len(candidates) // 2]
         if users and parts is None:
@@ -229,7 +229,9 @@ def _several(
 ) -> Bench:
     """Several requests in one run, against the source and its output for one request. folder: for models."""
     if len(others) > 1:
-        raise UsageError("--users-per-run takes the source, and at most one output of --batched")
+        raise UsageError(
+            "--users-per-run takes the source, and at most one output of --batched", "name these two models alone"
+        )
     sizes, notes = _sizes(users, candidates)
     form = _form_of(others[0]) if others else sides.batched or "grid"
     batched = replace(sides, batched=form)
@@ -275,9 +277,9 @@ def _split(others: Sequence[Path], provider: str, peers: bool) -> Path | None:
     if not any(map(is_split, others)):
         return None
     if len(others) != 1 or provider != "cpu":
-        raise UsageError("a split model is timed beside its source, on the CPU: mari-onnx bench IN DIR")
+        raise UsageError("a split model is timed beside its source, on the CPU", "mari-onnx bench IN DIR")
     if peers:
-        raise UsageError("--peers does not go with the folder of a split model")
+        raise UsageError("--peers does not go with the folder of a split model", "leave one of the two out")
     return others[0]
 
 
