@@ -22,7 +22,8 @@ class Form:
         length: of the history. free: whether the file leaves it open.
         layers: blocks of attention and a feed-forward layer.
         mask: how the mask is built: "compared" from positions, "constant" cut from a longer one, "triangle" from Trilu
-            and EyeLike, "gathered" from a table by the distance of positions.
+            and EyeLike, "gathered" from a table by the distance of positions, "given" by the caller, who may hide
+            candidates from each other or not.
         how: what it does: "where" and "add" with `lowest`, "factor" after SiLU (HSTU), "factor before".
         lowest: the number that masks a score.
         norm: "layer", "rms" or "", before each layer.
@@ -39,6 +40,9 @@ class Form:
             split, "flat" with heads as the first of three dimensions, "einsum" with labels.
         write: a position that is written over: "" none, "history" the first event, "sequence" the first of both, by
             ScatterElements; "nd" the first event by ScatterND.
+        integers: products with weights of 8 bits: "" none, "static" of activations whose range is known, "dynamic" of
+            activations whose range is that of the whole sequence, so that candidates are not isolated.
+        two: the history's causal mask and the one of candidates are two, one after the other.
     """
 
     length: int = 6
@@ -59,6 +63,8 @@ class Form:
     heads: int = HEADS
     layout: str = "apart"
     write: str = ""
+    integers: str = ""
+    two: bool = False
     opset: int = 18
     seed: int = 0
     dtype: type = np.float32
@@ -97,6 +103,26 @@ class Model:
     def weight(self, *shape: int) -> str:
         return self.real(self.rng.standard_normal(shape) / np.sqrt(shape[0]))
 
+    def product(self, x: str, width: int, columns: int) -> str:
+        """x times weights, of 8 bits where the form says so."""
+        form = self.form
+        if not form.integers:
+            return str(self.MatMul(x, self.weight(width, columns)))
+        codes = self.const(self.rng.integers(-90, 90, (width, columns)), np.int8)
+        step, none = self.const(2.0**-7, np.float32), self.const(0, np.int8)
+        real = x if form.dtype is np.float32 else self.Cast(x, to=TensorProto.FLOAT)
+        if form.integers == "static":
+            grid = self.const(2.0**-4, np.float32), self.const(3, np.int8)
+            inner = self.DequantizeLinear(self.QuantizeLinear(real, *grid), *grid)
+            made = self.MatMul(inner, self.DequantizeLinear(codes, step, none))
+        else:
+            node = helper.make_node("DynamicQuantizeLinear", [real], [f"{x}_{len(self.nodes)}_{i}" for i in range(3)])
+            self.nodes.append(node)
+            whole = self.Cast(self.MatMulInteger(node.output[0], codes, node.output[2]), to=TensorProto.FLOAT)
+            made = self.Mul(whole, self.Mul(node.output[1], step))
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(form.dtype))
+        return str(made if form.dtype is np.float32 else self.Cast(made, to=kind))
+
     def model(self, outputs: str) -> onnx.ModelProto:
         form = self.form
         length: int | str = "T" if form.free else form.length
@@ -106,6 +132,8 @@ class Model:
             helper.make_tensor_value_info("history", kind, [*lead, length, WIDTH]),
             helper.make_tensor_value_info("candidates", kind, [*lead, "N", WIDTH]),
         ]
+        if form.mask == "given":
+            inputs.append(helper.make_tensor_value_info("mask", TensorProto.BOOL, ["S", "S"]))
         if form.pad:
             inputs.append(helper.make_tensor_value_info("seen", TensorProto.INT64, [1, length]))
         out = helper.make_tensor_value_info(outputs, kind, [*lead, "N", 1])
@@ -117,6 +145,8 @@ def sides(form: Form) -> Sides:
     """Whose inputs are whose."""
     tags = {"history": "user", "candidates": "item", **({"seen": "user"} if form.pad else {})}
     own = {"history": None, **({"seen": None} if form.pad else {})}
+    if form.mask == "given":
+        tags["mask"], own["mask"] = "cross", None
     return Sides(tags, candidate_axis=0 if form.flat else 1, axes=own)
 
 
@@ -129,9 +159,19 @@ def feeds(form: Form, n: int, length: int | None = None, seed: int = 0) -> dict[
         "history": rng.standard_normal([*lead, length, WIDTH]).astype(form.dtype),
         "candidates": rng.standard_normal([*lead, n, WIDTH]).astype(form.dtype),
     }
+    if form.mask == "given":
+        found["mask"] = _isolated(length, n, form.first) | (seed % 2 == 1)
     if form.pad:
         found["seen"] = rng.integers(0, 2, (1, length)).astype(np.int64)
     return found
+
+
+def _isolated(length: int, n: int, first: bool) -> np.ndarray:
+    """Which column each row attends to: [S, S]."""
+    of_history = np.arange(length + n) >= n if first else np.arange(length + n) < length
+    before = np.tril(np.ones((length + n,) * 2, bool))
+    keep = (before & of_history[:, None] & of_history) | (~of_history[:, None] & of_history)
+    return np.asarray(keep | np.eye(length + n, dtype=bool))
 
 
 def build(form: Form) -> onnx.ModelProto:
@@ -156,7 +196,8 @@ def build(form: Form) -> onnx.ModelProto:
         shape = m.Concat(m.const([1]), m.Unsqueeze(n, m.const([0])), axis=0)
         parts = [seen, m.Expand(m.const(True, bool), shape)]
         shown = m.Concat(*(parts[::-1] if form.first else parts), axis=1)
-        keep = m.And(keep, m.Or(m.Unsqueeze(m.Unsqueeze(shown, m.const([1])), m.const([1])), m.Equal(row, column)))
+        shown = m.Unsqueeze(shown, m.const([1] if form.layout == "flat" else [1, 2]))
+        keep = m.And(keep, m.Or(shown, m.Equal(row, column)))
     spot = m.Min(place, t) if form.places == "same" and not form.first else place
     if form.first and form.places == "same":
         spot = m.Max(m.Sub(place, n), m.const(-1))
@@ -182,6 +223,8 @@ def _mask(m: Model, size: str, t: str, n: str, row: str, column: str) -> str:
     of_history = m.GreaterOrEqual(column, n) if form.first else m.Less(column, t)
     rows_of_history = m.GreaterOrEqual(row, n) if form.first else m.Less(row, t)
     itself = m.Equal(row, column)
+    if form.mask == "given":
+        return "mask"
     if form.mask == "compared":
         before = m.LessOrEqual(column, row)
         keep = m.And(before, m.Or(of_history, itself))
@@ -227,12 +270,12 @@ def _heads(m: Model, z: str) -> list[str]:
     """Query, key and value: [1, H, S, d], or [H, S, d] where the layout is flat."""
     form, head = m.form, WIDTH // m.form.heads
     if form.layout == "joined":
-        whole = m.Reshape(m.MatMul(z, m.weight(WIDTH, 3 * WIDTH)), m.const([1, -1, 3, form.heads, head]))
+        whole = m.Reshape(m.product(z, WIDTH, 3 * WIDTH), m.const([1, -1, 3, form.heads, head]))
         turned = m.Transpose(whole, perm=[2, 0, 3, 1, 4])
         return [m.Gather(turned, m.const(i), axis=0) for i in range(3)]
     split = m.const([-1, form.heads, head] if form.layout == "flat" else [1, -1, form.heads, head])
     perm = [1, 0, 2] if form.layout == "flat" else [0, 2, 1, 3]
-    return [m.Transpose(m.Reshape(m.MatMul(z, m.weight(WIDTH, WIDTH)), split), perm=perm) for _ in range(3)]
+    return [m.Transpose(m.Reshape(m.product(z, WIDTH, WIDTH), split), perm=perm) for _ in range(3)]
 
 
 def _layer(m: Model, x: str, keep: str, row: str, column: str, spot: str) -> str:
@@ -253,6 +296,8 @@ def _layer(m: Model, x: str, keep: str, row: str, column: str, spot: str) -> str
         s = m.Add(s, m.Gather(m.weight(17), m.Add(far, m.const(8)), axis=0))
     lowest = -5.0 if form.leak == "little" else form.lowest
     if form.how in ("where", "add"):
+        if form.two:  # what comes later, and then what is hidden of what came before
+            s = m.Where(m.Or(keep, m.LessOrEqual(column, row)), s, m.real(lowest))
         if form.how == "where":
             s = m.Where(keep, s, m.real(lowest))
         else:
@@ -268,9 +313,9 @@ def _layer(m: Model, x: str, keep: str, row: str, column: str, spot: str) -> str
         p = m.Mul(p, m.real(1 / (form.length + 1)))
     mixed = m.Einsum(p, v, equation="bhqk,bhkd->bhqd") if form.layout == "einsum" else m.MatMul(p, v)
     o = m.Reshape(m.Transpose(mixed, perm=[1, 0, 2] if flat else [0, 2, 1, 3]), m.const([1, -1, WIDTH]))
-    x = m.Add(x, m.MatMul(o, m.weight(WIDTH, WIDTH)))
-    inner = m.Relu(m.Add(m.MatMul(_norm(m, x), m.weight(WIDTH, WIDTH)), m.weight(WIDTH)))
-    return str(m.Add(x, m.MatMul(inner, m.weight(WIDTH, WIDTH))))
+    x = m.Add(x, m.product(o, WIDTH, WIDTH))
+    inner = m.Relu(m.Add(m.product(_norm(m, x), WIDTH, WIDTH), m.weight(WIDTH)))
+    return str(m.Add(x, m.product(inner, WIDTH, WIDTH)))
 
 
 def _norm(m: Model, x: str) -> str:

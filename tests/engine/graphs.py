@@ -20,6 +20,7 @@ from onnx import helper, numpy_helper, printer
 from onnx.reference import ReferenceEvaluator
 
 from mari_onnx.sides.resolve import Sides
+from tests.engine.foreign import FOREIGN
 
 Size = int | str
 Shape = tuple[Size, ...]
@@ -276,7 +277,7 @@ def run(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndar
 
 def runner(model: onnx.ModelProto) -> Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]:
     """`run` of one model, to be called several times: the evaluator is made once."""
-    wanted, evaluator = {i.name for i in model.graph.input}, ReferenceEvaluator(plain(model))
+    wanted, evaluator = {i.name for i in model.graph.input}, ReferenceEvaluator(plain(model), new_ops=FOREIGN)
 
     def runs(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         with np.errstate(all="ignore"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,8 @@ def attentions(draw: Draw) -> Graph:
             split = g.Reshape(part, g.const([0, count, heads, width // heads], np.int64))
             parts.append(g.Transpose(split, perm=perm))
         scores = g.Mul(g.MatMul(parts[0], parts[1]), g.const(0.5))
+        if draw(st.booleans()):  # as ALiBi: another bias by head and column
+            scores = g.Add(g.Tanh(scores), g.const(g.rng.standard_normal((heads, 1, count))))
         mask = draw(st.sampled_from(("none", "causal", "finite")))
         if mask != "none":
             above = np.triu(np.full((count, count), -np.inf if mask == "causal" else -1e9), 1)
@@ -51,6 +54,19 @@ def _fields(users: int, items: int, width: int, causal: bool = False) -> Graph:
         scores = g.Add(scores, g.const(np.triu(np.full((users + items,) * 2, -np.inf), 1)))
     mixed = g.MatMul(g.Softmax(scores, axis=2), g.MatMul(x, g.weight(width, width)))
     return g.output(g.reduce("Sum", g.MatMul(mixed, g.weight(width, 64)), [1], 0))
+
+
+@pytest.mark.parametrize("masked", [-np.inf, -1e9])
+def test_a_bias_by_head_beside_a_causal_mask(masked: float) -> None:
+    """The user's tokens do not see the candidate's in any head; scores are bounded, by another number in each."""
+    g, heads, users, items = Graph(), 2, 5, 2
+    x = g.Concat(g.user(heads, users, 4), g.item(heads, items, 4), axis=2)
+    scores = g.Tanh(g.MatMul(x, g.Transpose(x, perm=[0, 1, 3, 2])))
+    scores = g.Add(scores, g.const(np.arange(users + items) * np.array([0.5, 0.25]).reshape(heads, 1, 1)))
+    scores = g.Add(scores, g.const(np.triu(np.full((users + items,) * 2, masked), 1)))
+    g.output(g.MatMul(g.MatMul(g.Softmax(scores, axis=-1), x), g.weight(4, 3)))
+    each = items * (users + items) * 4  # scores, and likewise what they mix
+    lifted(g, per_candidate=heads * (2 * each + items * 4 * 3))
 
 
 def _softmaxes(g: Graph) -> int:

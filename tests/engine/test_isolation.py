@@ -36,6 +36,8 @@ FORMS = {
     "padded, free": Form(pad=True, free=True),
     "softmax over candidates": Form(end="softmax"),
     "less their mean": Form(end="rank", bias=True),
+    "the only event written over": Form(length=1, write="nd"),
+    "two masks": Form(two=True),
     "three layers": Form(layers=3, opset=13, how="factor", norm="rms"),
 }
 
@@ -79,6 +81,20 @@ def test_candidates_that_read_each_other_stay_together(how: str, leak: str) -> N
     compare(form, model, result.model)
     assert not result.changed
     assert any("history and candidates are one sequence here, and stay that" in (n.reason or "") for n in result.nodes)
+
+
+@pytest.mark.parametrize("form", [Form(mask="given"), Form(mask="given", first=True), Form(integers="dynamic")])
+def test_what_only_the_run_tells_hides_nothing(form: Form) -> None:
+    """A mask of the caller may be all true, and the range of a dynamic quantization is that of all candidates."""
+    form = replace(form, dtype=np.float64, opset=21)
+    model, result = rewritten(form)
+    compare(form, model, result.model, counts=(1, 2, 3, 8))
+    request = feeds(form, 3, seed=1)
+    request["candidates"] = np.concatenate([request["candidates"][:, :1], 5 * request["candidates"][:, 1:]], axis=1)
+    (want,), (have,) = runner(model)(request), runner(result.model)(request)
+    (other,) = runner(model)(feeds(form, 3, seed=1))
+    assert not np.allclose(other[:, 0], want[:, 0], rtol=1e-9), "other candidates do not matter here"
+    np.testing.assert_allclose(have, want, rtol=1e-9, atol=1e-9)
 
 
 def test_a_finite_mask_needs_scores_of_known_size() -> None:

@@ -247,6 +247,64 @@ def static(f: Forge) -> Made:
     return f.put(made, (*shape[:-1], columns))
 
 
+def qoperator(f: Forge) -> Made:
+    """A product between quantized tensors, as onnxruntime's QOperator format has it, and steps on integers."""
+    if f.smooth or f.g.dtype is not np.float32 or f.g.opset < 13:
+        return None
+    x, shape = f.x(lambda s: len(s) > 1 and isinstance(s[-1], int))
+    if len(shape) < 2 or not isinstance(shape[-1], int):
+        return None
+    f.g.plain_constants = True
+    kind, columns = f.one(np.uint8, np.int8), f.int(1, 3)
+
+    def grid(power: int) -> tuple[str, str]:
+        return f.g.const(np.array(2.0**power), np.float32), f.g.const(np.array(f.one(0, 5)), kind)
+
+    def foreign(op: str, *inputs: str, **attributes: int) -> str:
+        return f.g.nodes_of(op, inputs, 1, domain="com.microsoft", **attributes)[0]
+
+    at, to = grid(-5), grid(-2)
+    inner = f.g.QuantizeLinear(x, *at)
+    if f.flag():  # integers move
+        inner = f.g.Concat(inner, f.g.QuantizeLinear(f.get(shape), *at), axis=-1)
+        shape = (*shape[:-1], 2 * shape[-1])  # type: ignore[operator]
+    w = f.g.const(f.g.rng.integers(-100, 100, (shape[-1], columns)), np.int8)
+    scale, none = f.g.const(np.array(2.0**-6), np.float32), f.g.const(np.array(0), np.int8)
+    if len(shape) == 2 and f.int(0, 2) == 0:
+        sums = f.g.const(f.g.rng.integers(-500, 500, columns), np.int32)
+        made = foreign("QGemm", inner, *at, w, scale, none, sums, *to)
+    else:
+        made = f.g.QLinearMatMul(inner, *at, w, scale, none, *to)
+    out = (*shape[:-1], columns)
+    how = f.int(0, 5)
+    if how == 0:
+        made = foreign("QLinearAdd", made, *to, f.g.QuantizeLinear(f.broad(out), *to), *to, *to)
+    elif how == 1:
+        wide = grid(-7)
+        made, to = foreign("QLinearSigmoid", made, *to, *wide), wide
+    f.g.plain_constants = False
+    return f.put(f.g.DequantizeLinear(made, *to), out)
+
+
+def squeeze_if(f: Forge) -> Made:
+    """`x.squeeze(axis)` of the older exporter where it does not know the dimension: an If that asks for it."""
+    x, shape = f.x(lambda s: len(s) > 1)
+    axis = f.axis(shape)
+    if axis is None or len(shape) < 2 or f.g.opset < 13:
+        return None
+    one = f.g.Equal(f.g.size(x, axis), f.g.const(np.array([1]), np.int64))
+    gone = shape[axis] == 1
+    if not gone and (shape[axis] == N or not isinstance(shape[axis], int)):
+        return None  # another rank at one candidate
+    then, other, places = f.g.name(), f.g.name(), f.g.name()
+    held = helper.make_node("Constant", [], [places], value=numpy_helper.from_array(np.array([axis], np.int64)))
+    nodes = [held, helper.make_node("Squeeze", [x, places], [then])]
+    a = helper.make_graph(nodes, "then", [], [f.info(then)])
+    b = helper.make_graph([helper.make_node("Identity", [x], [other])], "else", [], [f.info(other)])
+    made = f.g.If(f.g.squeeze(one, [0]), then_branch=a, else_branch=b)
+    return f.put(made, (*shape[:axis], *shape[axis + 1 :]) if gone else shape)
+
+
 def write_slice(f: Forge) -> Made:
     """Tokens written over by ScatterND, as the older exporter writes an assignment to a slice."""
     if f.g.opset < 13:

@@ -20,7 +20,7 @@ from onnx import printer
 from tests.engine import graphs
 from tests.engine.graphs import Draw, Input, N, R
 from tests.fuzz.forge import Forge, Graph, Unfit
-from tests.fuzz.steps import STEPS
+from tests.fuzz.steps import STEPS, Step
 
 OPSETS = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26)
 """From the oldest that is rewritten to the newest that onnxruntime runs."""
@@ -80,23 +80,29 @@ def load(path: Path) -> Case:
 
 
 @st.composite
-def cases(draw: Draw, most: int = 16) -> Case:
-    """A drawn model with everything that says how it is run."""
-    dtype = draw(st.sampled_from((np.float64,) * 12 + (np.float32,) * 5 + (np.float16, ml_dtypes.bfloat16)))
+def cases(draw: Draw, most: int = 16, among: Sequence[Step] = STEPS) -> Case:
+    """A drawn model with everything that says how it is run. among: one of its steps is one of these."""
+    types, opsets = (np.float64,) * 12 + (np.float32,) * 5 + (np.float16, ml_dtypes.bfloat16), OPSETS
+    if among is not STEPS:  # most of these steps are of float32, and of opsets whose DequantizeLinear can be evaluated
+        types, opsets = (np.float64, np.float32, np.float32), (13, 17, 19, 19, 20, 21, 22, 23)
+    dtype = draw(st.sampled_from(types))
     smooth = dtype in (np.float16, ml_dtypes.bfloat16)
     fixed = draw(st.sampled_from((None,) * 5 + (4, 1)))
     requests = not smooth and draw(st.integers(0, 9)) == 0
     if requests and fixed:
         fixed = 9  # a size that no other dimension has: [R, 4] may be a user's four values
     g = Graph(
-        draw, draw(st.sampled_from(OPSETS)), dtype=dtype, axis=int(requests), fixed=fixed, seed=draw(st.integers(0, 3))
+        draw, draw(st.sampled_from(opsets)), dtype=dtype, axis=int(requests), fixed=fixed, seed=draw(st.integers(0, 3))
     )
     g.tag = not requests or draw(st.booleans())
     g.apart = not requests and draw(st.integers(0, 9)) == 0
     f = Forge(draw, g, (R, N) if requests else (N,), smooth)
     for _ in range(draw(st.integers(1, 3))):
         f.leaf(*f.own())
-    for step in draw(st.lists(st.sampled_from(STEPS), min_size=2, max_size=most)):
+    steps = draw(st.lists(st.sampled_from(STEPS), min_size=2, max_size=most))
+    if among is not STEPS:
+        steps.insert(draw(st.integers(0, len(steps))), draw(st.sampled_from(among)))
+    for step in steps:
         with suppress(Unfit):
             step(f)
     _outputs(draw, f, g)

@@ -65,6 +65,8 @@ class Graph(graphs.Graph):
         model.functions.extend(self.functions.values())
         if self.functions:
             model.opset_import.append(helper.make_opsetid("fuzz", 1))
+        if any(node.domain == "com.microsoft" for node in self.nodes):
+            model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
         if self.opset > 18:
             model.ir_version = 10
         model.graph.doc_string = "drawn"

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -22,8 +23,9 @@ from tests.fuzz.case import Case, cases, load
 from tests.fuzz.oracle import Fault, judge
 from tests.fuzz.sequence import SequenceCase, judge_sequence, sequence_cases
 from tests.fuzz.several import judge_several
+from tests.fuzz.steps import FRONTIER, STEPS
 
-CHUNK = 250
+CHUNK = 100
 """Examples with one seed; after a fault the next seed goes on."""
 SHRINK = 40.0
 """Seconds that one fault is shrunk."""
@@ -32,8 +34,8 @@ SHRINK = 40.0
 class Search:
     """Chunks of examples until the number asked for is reached."""
 
-    def __init__(self, keep: Path, first: int, several: str | None = None, sequences: float = 0.0):
-        self.keep, self.next, self.several, self.sequences = keep, first, several, sequences
+    def __init__(self, keep: Path, first: int, several: str | None = None, sequences: float = 0.0, among: Any = STEPS):
+        self.keep, self.next, self.several, self.sequences, self.among = keep, first, several, sequences, among
         self.tally: Counter[str] = Counter()
         self.operators: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
@@ -68,8 +70,9 @@ class Search:
 
     def chunk(self, examples: int) -> None:
         self.best = self.found = None
-        drawn = st.floats(0, 1).flatmap(lambda x: sequence_cases() if x < self.sequences else cases())
-        search = given(drawn if self.sequences else cases())(lambda case: self.one(case))
+        graphs = cases(among=self.among)
+        drawn = st.floats(0, 1).flatmap(lambda x: sequence_cases() if x < self.sequences else graphs)
+        search = given(drawn if self.sequences else graphs)(lambda case: self.one(case))
         search = settings(
             max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck),
             phases=[Phase.generate, Phase.shrink],
@@ -113,24 +116,26 @@ def main() -> int:
     parser.add_argument("--replay", type=Path, nargs="+", help="kept cases, instead of drawing")
     parser.add_argument("--batched", default=None, help="several requests in one run, in this form")
     parser.add_argument("--sequences", type=float, default=0.1, help="share of history and candidates in one sequence")
+    parser.add_argument("--frontier", action="store_true", help="graphs with a mask, a write, integers or an If each")
     args = parser.parse_args()
     if args.replay:
         return replay(args.replay)
     sequences = args.sequences if args.batched is None else 0.0
-    search, begin = Search(args.keep, args.seed, args.batched, sequences), time.monotonic()
+    among = FRONTIER if args.frontier else STEPS
+    search, begin = Search(args.keep, args.seed, args.batched, sequences, among), time.monotonic()
     with suppress(KeyboardInterrupt):
         while search.tally["graphs"] < args.examples:
             if args.minutes is not None and time.monotonic() - begin > args.minutes * 60:
                 break
             search.chunk(min(CHUNK, args.examples - search.tally["graphs"]))
+            if args.report is not None:  # after each chunk: a search that is stopped goes on at the next seed
+                content = {"tally": search.tally, "faults": search.faults, "operators": search.operators,
+                           "seeds": [args.seed, search.next], "seconds": round(time.monotonic() - begin)}  # fmt: skip
+                args.report.write_text(json.dumps(content, indent=1) + "\n")
     took = time.monotonic() - begin
     for name, count in [*search.tally.most_common(), *search.faults.most_common()]:
         print(f"{count:8d}  {name}")
     print(f"{took:8.0f}  seconds")
-    if args.report is not None:
-        content = {"tally": search.tally, "faults": search.faults, "operators": search.operators,
-                   "seeds": [args.seed, search.next], "seconds": round(took)}  # fmt: skip
-        args.report.write_text(json.dumps(content, indent=1) + "\n")
     return 1 if search.faults else 0
 
 

@@ -78,5 +78,19 @@ STEPS: list[Step] = [
     bodies.write_slice,
     bodies.dynamic,
     bodies.static,
+    bodies.qoperator,
+    bodies.squeeze_if,
     bodies.constant_tensor,
 ]
+FRONTIER: list[Step] = [
+    mixing.attention,
+    bodies.scatter,
+    bodies.write,
+    bodies.write_slice,
+    bodies.dynamic,
+    bodies.static,
+    bodies.quantize,
+    bodies.qoperator,
+    bodies.squeeze_if,
+]
+"""Masks, writes, integers and what exporters put around a Squeeze."""

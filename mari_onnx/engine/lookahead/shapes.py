@@ -232,9 +232,10 @@ def infer_fallback(
             found = tuple(1 if i in axes else d for i, d in enumerate(first))
     elif op in BROADCAST:
         known = [s for s in sizes if s is not None]
-        found = np.broadcast_shapes(*known) if len(known) == len(sizes) else None
+        found = _broadcast(*known) if len(known) == len(sizes) else None
     elif op == "MatMul" and sizes[1] is not None and min(len(first), len(sizes[1])) > 1:
-        found = (*np.broadcast_shapes(first[:-2], sizes[1][:-2]), first[-2], sizes[1][-1])
+        batch = _broadcast(first[:-2], sizes[1][:-2])
+        found = (*batch, first[-2], sizes[1][-1]) if batch is not None else None
     elif op in MOVING:
         blank = [np.zeros(s, np.float32) if s is not None else None for s in sizes]
         rest = blank[1:] if op == "Concat" else list(constants[1:])
@@ -247,6 +248,14 @@ def infer_fallback(
         except Exception:  # whatever the reference evaluator raises
             return {}
     return {outputs[0]: tuple(int(d) for d in found)} if found is not None else {}
+
+
+def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """None where sizes do not fit: free dimensions that were taken for independent of each other may not be."""
+    try:
+        return tuple(np.broadcast_shapes(*shapes))
+    except ValueError:
+        return None
 
 
 def _at(size: Size, candidates: int) -> int | None:

@@ -168,6 +168,8 @@ def _put(ctx: Context, x: Value, new: Value, d: int, spans: Sequence[Span]) -> V
     at = list(spans[d] or ())
     size = static(x.shape[d])
     inner = new if all(s is None for s in spans[d + 1 :]) else _put(ctx, positions(ctx, x, d, at), new, d + 1, spans)
+    if at == list(range(size)):  # of one position, which is no axis, for one
+        return inner
     rest = sorted(set(range(size)) - set(at))
     pieces = [(at, inner)] + ([(rest, positions(ctx, x, d, rest))] if rest else [])
     slim, subs = [], []

@@ -10,6 +10,9 @@ score above c by more than the range of exp. `analysis.magnitude.bound` says how
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
 from mari_onnx.engine.analysis.finite import masked
@@ -22,6 +25,8 @@ MASKED_ROWS = (
     "its mask is a finite number, so a row that is masked throughout attends to all columns alike, and nothing shows"
     " that there is no such row"
 )
+MAX_GRID = 1 << 20
+"""Rows of scores that are looked at one by one, at most."""
 MAX_PATTERNS = 4
 """A softmax is split into at most this many sets of rows."""
 Pattern = tuple[tuple[bool, ...], list[int]]
@@ -45,21 +50,22 @@ def weightless(b: Builder, cat: Cat, floor: float) -> tuple[Axis | None, list[Pa
         low, high = span(part.body.tensor)
         highs.append(_of_rows(high, part))
         lows.append(_of_rows(low, part))
-    rows = {a for array, axes in [*highs, *lows] for a, size in zip(axes, array.shape, strict=True) if size > 1}
+    sizes = {a: n for array, axes in [*highs, *lows] for a, n in zip(axes, array.shape, strict=True) if n > 1 and a}
     # -inf has no weight whatever else is in the row: a row that is all -inf is NaN either way
     # (unless it is added to one that may be NaN itself)
     seen = [not isinstance(p.body, Leaf) or masked(b, p.body.tensor) for p in cat.parts]
-    sure = tuple(bool(np.all(np.isneginf(high))) and not s for (high, _), s in zip(highs, seen, strict=True))
-    if len(rows) > 1:
+    if math.prod(sizes.values()) > MAX_GRID:
+        sure = tuple(bool(np.all(np.isneginf(high))) and not s for (high, _), s in zip(highs, seen, strict=True))
         return None, [(sure, [])]
-    axis = rows.pop() if rows else None
-    flat = [[_along(array, axes, axis) for array, axes in side] for side in (highs, lows)]
-    best = np.maximum(np.max(np.broadcast_arrays(*flat[1]), axis=0), floor)
+    grid = list(sizes)
+    low_of, high_of = ([_onto(array, axes, grid) for array, axes in side] for side in (lows, highs))
+    best = np.maximum(np.max(np.broadcast_arrays(*low_of), axis=0), floor)
     with np.errstate(invalid="ignore"):
         low = best - EXP_RANGE
-        dead = [(np.isneginf(high) | (high < low)) & (not s) for high, s in zip(flat[0], seen, strict=True)]
-        if any(np.any((high < -EXP_RANGE) & ~off) for high, off in zip(flat[0], dead, strict=True)):
+        dead = [(np.isneginf(high) | (high < low)) & (not s) for high, s in zip(high_of, seen, strict=True)]
+        if any(np.any((high < -EXP_RANGE) & ~off) for high, off in zip(high_of, dead, strict=True)):
             b.notes.append(MASKED_ROWS)
+    axis, dead = _by_one(dead, grid)
     if axis is None or not isinstance(axis.size, int):
         return None, [(tuple(bool(d.all()) for d in dead), [])]
     table = np.stack([np.broadcast_to(d, (axis.size,)) for d in dead])
@@ -88,9 +94,28 @@ def _of_rows(array: np.ndarray, part: Part) -> tuple[np.ndarray, tuple[Axis | No
     return array, axes
 
 
-def _along(array: np.ndarray, axes: tuple[Axis | None, ...], axis: Axis | None) -> np.ndarray:
-    """Bounds as a vector along the axis of the rows; of length 1 where they do not vary along it."""
-    return array.reshape(-1) if axis is not None and axis in axes else array.reshape(-1)[:1]
+def _onto(array: np.ndarray, axes: tuple[Axis | None, ...], grid: Sequence[Axis]) -> np.ndarray:
+    """Bounds with a dimension for each axis of the grid; of size 1 where they do not vary along it."""
+    mine = [a for a, n in zip(axes, array.shape, strict=True) if n > 1]
+    flat = array.reshape([n for n in array.shape if n > 1])
+    flat = flat.transpose([mine.index(a) for a in grid if a in mine])
+    sizes = iter(flat.shape)
+    return flat.reshape([next(sizes) if a in mine else 1 for a in grid])
+
+
+def _by_one(dead: Sequence[np.ndarray], grid: Sequence[Axis]) -> tuple[Axis | None, list[np.ndarray]]:
+    """What is dead at every position of all axes but one (a bias may differ by head and row), the one along which most
+    is; and that axis.
+    """
+    found: tuple[Axis | None, list[np.ndarray]] = None, [np.all(d).reshape(1) for d in dead]
+    most = -1.0
+    for i, axis in enumerate(grid):
+        others = tuple(j for j in range(len(grid)) if j != i)
+        table = [np.all(d, axis=others) for d in dead]
+        share = sum(float(d.mean()) for d in table)
+        if share > most:
+            found, most = (axis, table), share
+    return found
 
 
 def has_mask(tensor: Tensor) -> bool:
