@@ -388,8 +388,8 @@ ROWS: dict[str, Callable[[Bench, str], Cell]] = {
 
 HEAD = """# Beside other tools
 Polygraphy compares and debugs models; onnxsim and onnxslim simplify them. None of them moves the user's work out of the
-candidates' rows ([how much faster](speed.md)), so they do not replace mari-onnx, and it does not replace them. This page
-compares what it is like to *work* with them. Each cell was found by running a command:
+candidates' rows ([how much faster](speed.md)), so they do not replace mari-onnx, and it does not replace them. This
+page compares what it is like to *work* with them. Each cell was found by running a command:
 
 ```sh
 python -m benchmarks.comparison
@@ -410,8 +410,8 @@ FOOT = """
 {rows}
 | container, docs site | looked up in the repositories (`git ls-tree -r --name-only HEAD`: Dockerfile, docs/conf.py) |
 
-Not compared: what Polygraphy does with TensorRT engines, and the quantizations and exports of onnxsim, because mari-onnx
-is not made for that.
+Not compared: what Polygraphy does with TensorRT engines, and the quantizations and exports of onnxsim, because
+mari-onnx is not made for that.
 """
 
 

@@ -22,9 +22,8 @@ from mari_onnx.cli.main import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
-PYTHON = """# The Python API
-Each name of `mari_onnx` loads what it needs when it is first used. Errors are subclasses of
-`mari_onnx.errors.MariError` ([errors.md](errors.md)).
+PYTHON = """# Python: every argument
+From the docstrings. [Python](python.md) is the overview.
 
 {}
 """
