@@ -408,7 +408,7 @@ FOOT = """
 | row | |
 |---|---|
 {rows}
-| container, docs site | looked up in the repositories (`git ls-tree -r --name-only HEAD`: Dockerfile, docs/conf.py) |
+| container, docs site | looked up in the lists of files of their repositories |
 
 Not compared: what Polygraphy does with TensorRT engines, and the quantizations and exports of onnxsim, because
 mari-onnx is not made for that.
@@ -431,11 +431,13 @@ def behind(found: dict[str, dict[str, Cell]]) -> dict[str, list[str]]:
 def page(found: dict[str, dict[str, Cell]], versions: dict[str, str]) -> str:
     """The text of docs/comparison.md."""
     tools = (OURS, *OTHERS)
-    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    used = ", ".join(f"{name} {version}" for name, version in versions.items())
     model = MODEL.relative_to(ROOT)
-    text = HEAD.format(versions=told, model=model, tools=" | ".join(tools), lines="|".join(["---"] * len(tools)))
+    text = HEAD.format(versions=used, model=model, tools=" | ".join(tools), lines="|".join(["---"] * len(tools)))
     for row, cells in found.items():
-        text += f"| {row} | " + " | ".join(cells[tool].text for tool in tools) + " |\n"
+        # What is in code marks is ours: tests look whether it exists.
+        told = [cells[tool].text if tool == OURS else cells[tool].text.replace("`", "") for tool in tools]
+        text += f"| {row} | " + " | ".join(told) + " |\n"
     late = behind(found)
     said = "mari-onnx is behind in: " + ", ".join(f"{row} ({', '.join(names)})" for row, names in late.items()) + "."
     how = [(name.format(rows="..").split(" of a table")[0], _first_line(probe)) for name, probe in ROWS.items()]
