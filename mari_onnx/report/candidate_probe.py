@@ -52,8 +52,8 @@ class Seen:
         constant: like `equal`: True where also equal for all users without being known to be so
             because no input is involved.
 
-    Of items, `equal` is True where equal for all users, also of a tensor without candidates, and `constant` where also
-    equal for all candidates.
+    Of items, `equal` is True where equal for all users and not for all candidates, or of a tensor without candidates
+    where equal for all users; `constant` is True where equal for all users and all candidates.
     """
 
     shape: tuple[int, ...]
@@ -145,7 +145,8 @@ def _look_of_items(arrays: list[Any], order: np.ndarray) -> Seen:
         return seen
     wide = (*first.shape[: seen.axis], *seen.fold, *first.shape[seen.axis + 1 :])
     equal = same.reshape(wide).all(axis=seen.axis + 1, keepdims=True)
-    return replace(seen, equal=equal, constant=equal & seen.equal)
+    # what is the same for all items too is padding, or a unit that is dead for the users at hand
+    return replace(seen, equal=equal & ~seen.equal, constant=equal & seen.equal)
 
 
 def _folds(shape: tuple[int, ...], n: int) -> Iterator[tuple[int, tuple[int, int, int]]]:

@@ -227,12 +227,15 @@ def _permuted(request: Request, order: np.ndarray) -> Request:
     return replace(made, literal={k: turn(k, v) for k, v in made.literal.items()})
 
 
-def count(model: onnx.ModelProto, seen: Mapping[str, Seen], n: int) -> Residual:
-    """The work of a model, from what was seen of its tensors with n candidates."""
+def count(model: onnx.ModelProto, seen: Mapping[str, Seen], n: int, unread_too: bool = True) -> Residual:
+    """The work of a model, from what was seen of its tensors with n candidates.
+
+    unread_too: what no output reads counts as redundant.
+    """
     graph = model.graph
     nodes: list[NodeResidual] = []
     once = Cost()
-    unread = _unread(model, seen)
+    unread = _unread(model, seen) if unread_too else {}
     for node in graph.node:
         ins = [seen.get(x) for x in node.input]
         outs = [seen.get(x) for x in node.output]

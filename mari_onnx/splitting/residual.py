@@ -82,7 +82,7 @@ def item_residual(
             found.append({**state, **rows.take(order).arrays, **turned})
     reads = {i.name for i in model.graph.input}
     found = [{name: array for name, array in each.items() if name in reads} for each in found]
-    return count(model, observe(model, found, order, of_items=True), n)
+    return count(model, observe(model, found, order, of_items=True), n, unread_too=False)
 
 
 def _random(arrays: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:

@@ -72,6 +72,23 @@ def test_terms_of_items_are_told_from_those_of_users():
     assert seen["both"].equal.reshape(-1).tolist() == [False] * 8 + [True] * 4
 
 
+def test_padding_is_not_the_items():
+    """Columns that are the same for all users and all items are no work that could be done per item."""
+    nodes = [
+        helper.make_node("MatMul", ["u", "U"], ["a"]),
+        helper.make_node("MatMul", ["x", "X"], ["b"]),
+        helper.make_node("Mul", ["a", "b"], ["m"]),
+        helper.make_node("Pad", ["m", "pads"], ["wide"]),
+        helper.make_node("MatMul", ["wide", "W"], ["score"]),
+    ]
+    rng = np.random.default_rng(0)
+    shapes = {"U": (64, 64), "X": (64, 64), "W": (192, 4)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["pads"] = np.array([0, 64, 0, 64])
+    source = model(nodes, {"u": 64, "x": 64}, {"score": ["N", 4]}, weights)
+    assert residual(source).share == 0
+
+
 def test_inspect_prints_it(tmp_path, capsys):
     path, folder = tmp_path / "model.onnx", tmp_path / "split"
     onnx.save(three_sides(**WIDE), path)
