@@ -289,6 +289,8 @@ def leave(b: Builder, name: str, value: Value, declared: tuple[Size | None, ...]
         found.add(b.requests)
     if len(found) > 1:
         raise Decline(f"candidates of several requests meet in the output {name}")
+    if sum(any(symbols(a.size) & {"N", "R"} for a in g) for g in groups) > 1:
+        raise Decline(f"the output {name} has more than one dimension of candidates")
     if any("R" in symbols(a.size) and a.size != R for g in groups for a in g):
         raise Decline(f"the output {name} has a dimension in which requests and something else are one")
     if not found and depends(body):

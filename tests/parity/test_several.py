@@ -273,3 +273,10 @@ def test_a_dynamic_quantization_of_few_values_mixes_candidates() -> None:
     source = model(nodes, inputs, [tensor("E", 6, 4)])
     with pytest.raises(CannotBatch, match="depends on other candidates"):
         optimize(source, SIDES, batched="grid")
+
+
+def test_an_output_with_two_dimensions_of_candidates_is_refused() -> None:
+    nodes = [node("Transpose", "x", "t", perm=[1, 0]), node("MatMul", "u t", "y")]
+    source = model(nodes, [("u", FLOAT, ("N", 4)), ("x", FLOAT, ("N", 4))], [])
+    with pytest.raises(CannotBatch):
+        optimize(source, SIDES, batched="index")

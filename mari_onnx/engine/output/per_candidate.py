@@ -157,9 +157,10 @@ class PerCandidate:
         """The Shape of a user's tensor, as that of its rows would be, without the rows; None for other tensors."""
         node = t.node
         x = node.inputs[0] if node is not None and node.inputs else None
-        if node is None or x is None or x.shape is None or node.proto.op_type != "Shape" or x is self.requests:
+        if node is None or x is None or not x.shape or node.proto.op_type != "Shape":
             return None
-        if not x.shape or x.shape[0] != R or any("R" in symbols(size) for size in x.shape[1:]):
+        counts = x is self.requests or x is self.users or x.shape[0] == R
+        if not counts or any("R" in symbols(size) for size in x.shape[1:]):
             return None
         rank = len(x.shape)
         begin, end, _ = slice(attribute(node.proto, "start", 0), attribute(node.proto, "end", rank)).indices(rank)

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from mari_onnx import runtime
+from mari_onnx.model.nodes import reads
 from mari_onnx.parity import float64
 from mari_onnx.parity.coverage.empty import fragile, survivors
 from mari_onnx.parity.requests.bags import joined
@@ -35,12 +36,31 @@ a dynamic quantization scales) apart and together, few have not; one alone is no
 """
 TRIES = 5
 """Requests that are drawn for one on which a recurrence does not end the process."""
+DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul")
+"""Operators that scale by the extremes of a whole tensor."""
 CLOSE = 1e-4
 """How far apart, of the largest element, outputs of a float64 run may be; beyond, candidates mix."""
 
 
+def _scaled_together(source: ModelLike) -> str | None:
+    """A dynamic quantization of what is no constant: its scale is that of all rows of a run, which the values that a
+    run happens to have may not show.
+    """
+    graph = float64.light(source).graph
+    given = {i.name for i in graph.input} - {t.name for t in graph.initializer}
+    for node in graph.node:
+        if any(name in given for name in reads(node)):
+            if node.op_type in DYNAMIC:
+                return f"{node.op_type} {node.name!r} scales by the extremes of all rows, so a score depends on other candidates"
+            given.update(node.output)
+    return None
+
+
 def mixes(source: ModelLike, layout: Layout, domains: Domains) -> str | None:
     """Where candidates mix, in a few words; None where they do not, or where no run tells."""
+    scaled = _scaled_together(source)
+    if scaled is not None:
+        return scaled
     drawer = Drawer(layout, domains, [0, 5])
     free = {name: 5 + k for k, name in enumerate(layout.free)}
     model = float64.light(source)
