@@ -51,7 +51,8 @@ def _scaled_together(source: ModelLike) -> str | None:
     for node in graph.node:
         if any(name in given for name in reads(node)):
             if node.op_type in DYNAMIC:
-                return f"{node.op_type} {node.name!r} scales by the extremes of all rows, so a score depends on other candidates"
+                why = "scales by the extremes of all rows, so a score depends on other candidates"
+                return f"{node.op_type} {node.name!r} {why}"
             given.update(node.output)
     return None
 
