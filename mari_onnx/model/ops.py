@@ -85,6 +85,7 @@ class Fact(Flag):
     CARRIES = auto()  # its rule keeps axes that are in no group of its inputs
     TOTAL = auto()  # no data of the right shape makes it fail (except integers that NEEDS_NONZERO excludes)
     TAKEN_APART = auto()  # onnxruntime writes it as other operators where it has no kernel for the element type
+    ONE_SCALE = auto()  # quantizes its first input by the extremes of all its elements
     MISCONVERTED = auto()  # onnx's converter copies it to opset 13, where its attributes mean something else
 
 
@@ -326,7 +327,8 @@ def _table() -> None:
     _rows("MatMul Gemm", f.KEEPS_NAN | f.PRODUCT | f.MATMUL | f.INTEGER_KERNEL)
     _rows("FusedMatMul FusedMatMulActivation TransposeMatMul FusedGemm", f.KEEPS_NAN | f.PRODUCT | f.MATMUL, MICROSOFT)
     _rows("MatMulInteger QLinearMatMul", f.PRODUCT | f.QUANTIZED)
-    _rows("DynamicQuantizeMatMul MatMulIntegerToFloat QGemm", f.PRODUCT | f.QUANTIZED, MICROSOFT)
+    _rows("MatMulIntegerToFloat QGemm", f.PRODUCT | f.QUANTIZED, MICROSOFT)
+    _rows("DynamicQuantizeMatMul", f.PRODUCT | f.QUANTIZED | f.ONE_SCALE, MICROSOFT)
     _rows("MatMulNBits", f.PRODUCT | f.QUANTIZED, MICROSOFT)
     _rows("Einsum", f.KEEPS_NAN | f.PRODUCT)
     _rows("Conv", f.KEEPS_NAN | f.PRODUCT | f.CONV | f.INTEGER_KERNEL)
@@ -336,6 +338,7 @@ def _table() -> None:
     _rows("GRU", f.DOUBTFUL, gates=3)
     _rows("LSTM", f.DOUBTFUL, gates=4)
     _rows("RNN", f.DOUBTFUL, gates=1)
+    _rows("DynamicQuantizeLinear", f.ONE_SCALE)
     _rows("DynamicQuantizeLSTM", f.NONE, MICROSOFT, gates=4)
     _rows("Attention RotaryEmbedding", f.KEEPS_NAN | f.DOUBTFUL, STANDARD, MICROSOFT)
     _rows("DequantizeLinear", flops=2.0)
@@ -369,7 +372,7 @@ def _table() -> None:
 
 WITHOUT = {
     STANDARD: """
-        BitCast BlackmanWindow CausalConvWithState CenterCropPad Det DynamicQuantizeLinear HammingWindow If
+        BitCast BlackmanWindow CausalConvWithState CenterCropPad Det HammingWindow If
         LinearAttention MelWeightMatrix NegativeLogLikelihoodLoss OptionalGetElement OptionalHasElement
         STFT SequenceErase SequenceLength SequenceMap SoftmaxCrossEntropyLoss StringSplit SwiGLU TensorScatter""",
     ML: """

@@ -17,6 +17,7 @@ import onnx
 
 from mari_onnx import runtime
 from mari_onnx.model.nodes import reads
+from mari_onnx.model.ops import Fact, row
 from mari_onnx.parity import float64
 from mari_onnx.parity.coverage.empty import fragile, survivors
 from mari_onnx.parity.requests.bags import joined
@@ -36,8 +37,6 @@ a dynamic quantization scales) apart and together, few have not; one alone is no
 """
 TRIES = 5
 """Requests that are drawn for one on which a recurrence does not end the process."""
-DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul")
-"""Operators that scale by the extremes of a whole tensor."""
 CLOSE = 1e-4
 """How far apart, of the largest element, outputs of a float64 run may be; beyond, candidates mix."""
 
@@ -50,7 +49,7 @@ def _scaled_together(source: ModelLike) -> str | None:
     given = {i.name for i in graph.input} - {t.name for t in graph.initializer}
     for node in graph.node:
         if any(name in given for name in reads(node)):
-            if node.op_type in DYNAMIC:
+            if Fact.ONE_SCALE in row(node.op_type).facts:
                 why = "scales by the extremes of all rows, so a score depends on other candidates"
                 return f"{node.op_type} {node.name!r} {why}"
             given.update(node.output)
