@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mari_onnx.errors import UsageError
 
 if TYPE_CHECKING:
+    import onnx
+
     from mari_onnx.engine import Options, Rewrite
 
 CHOICES_KEY = "mari_onnx.choices"
@@ -30,6 +34,7 @@ class Choices:
         wrong: nodes whose rewrite changes the outputs.
         declined: node -> why nothing is assumed about it.
         source: sha256 of the source's file.
+        asked: nodes that the caller wanted to be left.
     """
 
     changed: bool
@@ -37,22 +42,25 @@ class Choices:
     wrong: frozenset[str] = frozenset()
     declined: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
+    asked: frozenset[str] = frozenset()
 
     def to_dict(self) -> dict[str, Any]:
         """The documented form: names in order."""
+        asked = {"left_on_request": sorted(self.asked)} if self.asked else {}
         return {
             "version": VERSION,
             "source_sha256": self.source,
             "changed": self.changed,
             "left_for_time": sorted(self.slower),
             "left_for_outputs": sorted(self.wrong),
+            **asked,
             "not_assumed": dict(sorted(self.declined.items())),
         }
 
 
 def choices_of(rewrite: Rewrite, options: Options, source: str) -> Choices:
     """The choices that make `rewrite` again. source: sha256 of the file it was made from."""
-    return Choices(rewrite.changed, rewrite.left_for_time, options.skip, options.declined, source)
+    return Choices(rewrite.changed, rewrite.left_for_time, options.skip, options.declined, source, options.asked)
 
 
 def read_choices(path: Path, source: str) -> Choices:
@@ -69,6 +77,7 @@ def read_choices(path: Path, source: str) -> Choices:
             frozenset(map(str, said["left_for_outputs"])),
             {str(k): str(v) for k, v in said["not_assumed"].items()},
             str(said["source_sha256"]),
+            frozenset(map(str, said.get("left_on_request", ()))),
         )
         if said["version"] != VERSION:
             raise ValueError(f"version {said['version']}")
@@ -86,6 +95,26 @@ def read_choices(path: Path, source: str) -> Choices:
     return found
 
 
+def nodes_named(model: onnx.ModelProto, patterns: Iterable[str]) -> frozenset[str]:
+    """The nodes of the main graph that shell patterns on names or operators match, by their names.
+
+    A node without a name goes by the name of its first output.
+
+    Raises:
+        UsageError: a pattern matches none.
+    """
+    found: set[str] = set()
+    known = [(node.name or next(iter(node.output), ""), node.op_type) for node in model.graph.node]
+    for pattern in patterns:
+        matched = {name for name, op in known if fnmatchcase(name, pattern) or fnmatchcase(op, pattern)}
+        if not matched:
+            close = get_close_matches(pattern, {word for pair in known for word in pair}, n=3)
+            hint = f"close names are {', '.join(close)}" if close else "mari-onnx inspect lists the products by name"
+            raise UsageError(f"skip: {pattern!r} matches no node and no operator of the model", hint)
+        found |= matched
+    return frozenset(found)
+
+
 def options_for(
     candidates: int | Mapping[int, float] | None = None,
     *,
@@ -94,6 +123,7 @@ def options_for(
     prices: Path | None = None,
     choices: Choices | None = None,
     assume: bool = False,
+    skip: frozenset[str] = frozenset(),
 ) -> Options:
     """How to rewrite.
 
@@ -104,6 +134,7 @@ def options_for(
         prices: a table made by `mari-onnx calibrate`, instead of the package's own.
         choices: made before; no others are made.
         assume: see `mari_onnx.engine.Options`.
+        skip: names of nodes to leave as they are (`nodes_named`), beside those in `choices`.
 
     Raises:
         UsageError: the file is no table of prices.
@@ -115,13 +146,14 @@ def options_for(
     typical = max(weights, key=lambda n: (weights[n], n))
     table = tables.load(prices, threads) if target != "cuda" else None
     cautious = candidates is None
-    options = Options(typical, target, assume=assume, prices=table, weights=weights, cautious=cautious)
+    options = Options(typical, target, assume=assume, prices=table, weights=weights, cautious=cautious, asked=skip)
     if choices is None:
         return options
     return dataclasses.replace(
         options,
         slower=choices.slower,
         skip=choices.wrong,
+        asked=skip | choices.asked,
         declined=choices.declined,
         unchanged=not choices.changed,
     )

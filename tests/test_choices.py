@@ -53,6 +53,27 @@ def actions(made: Any) -> dict[str, str]:
     return {node.name: node.action for node in made.nodes}
 
 
+def test_nodes_that_are_asked_for_are_left(tmp_path, capsys):
+    source, out, kept = tmp_path / "in.onnx", tmp_path / "out.onnx", tmp_path / "kept.json"
+    onnx.save(two_towers(), source)
+    report = mari_onnx.optimize(source, SIDES, check=False, candidates=500, skip="le*").report
+    told = {node.name: (node.action, node.reason) for node in report.nodes}
+    assert told["left"][1] == "skipped, as you asked for it"
+    assert told["right"][0] == "split"
+    words = ["optimize", str(source), str(out), *FLAGS, "--no-check", "--candidates", "500", "-q"]
+    assert run([*words, "--skip", "left", "--choices", str(kept)]) == 0
+    first = out.read_bytes()
+    assert json.loads(kept.read_text())["left_on_request"] == ["left"]
+    assert run([*words, "--choices", str(kept)]) == 0  # it is in the record
+    assert out.read_bytes() == first
+    assert run(words) == 0
+    assert out.read_bytes() != first
+    assert run([*words, "--skip", "MatMul"]) == 0  # by the operator: both products
+    assert onnx.load(out).graph.node == onnx.load(source).graph.node
+    assert run([*words, "--skip", "lefd"]) == 2
+    assert "close names are left" in capsys.readouterr().err
+
+
 def test_a_rewrite_that_saves_work_but_no_time_is_not_made() -> None:
     by_work = rewrite(two_towers(), SIDES, Options(prices=BY_WORK))
     assert by_work.changed

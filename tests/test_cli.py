@@ -237,6 +237,37 @@ def test_every_key_of_the_report_is_documented(source, capsys):
     assert not {key for key in keys if f"`{key}`" not in text}
 
 
+def test_check_compares_inner_tensors_by_their_names(source, out, tmp_path, capsys):
+    model = onnx.load(source)
+    model.graph.node.append(onnx.helper.make_node("Relu", ["score"], ["on"], "relu"))
+    model.graph.output[0].name = "on"
+    save.save(model, source)
+    assert run(["optimize", str(source), str(out), *TAGS, "-q"]) == 0
+    found = tmp_path / "check.json"
+    assert run(["check", str(source), str(out), "--layers"]) == 0
+    assert "2 inner tensors have the same name in both models, and agree" in capsys.readouterr().out
+    assert run(["check", str(source), str(out), "--layers", "--json", str(found)]) == 0
+    layers = json.loads(found.read_text())["layers"]
+    assert [(each["tensor"], each["op"]) for each in layers] == [("score", "MatMul"), ("on", "Relu")]
+    assert all(0 <= each["error"] <= each["allowed"] for each in layers)
+    wrong = onnx.load(out)
+    weight = next(each for each in wrong.graph.initializer if list(each.dims) == [64, 128])
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.01, weight.name))
+    save.save(wrong, out)
+    assert run(["check", str(source), str(out), "--layers"]) == 1
+    assert re.search(r"2 differ, the first one is\n  score \(MatMul product\)", capsys.readouterr().out)
+
+
+def test_counts_of_operators_are_told(source, out, capsys):
+    assert run(["optimize", str(source), str(out), *TAGS, "-v"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^Concat +1 +0 *$", said, re.MULTILINE)
+    assert run(["inspect", str(source), *TAGS, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["before"]["operators"] == {"Concat": 1, "MatMul": 1}
+    assert sum(told["after"]["operators"].values()) == told["after"]["nodes"]
+
+
 def test_the_report_may_not_replace_a_model(source, out):
     assert run(["optimize", str(source), str(out), *TAGS, "--report", str(source)]) == 2
 

@@ -12,7 +12,7 @@ from mari_onnx import lossy
 from mari_onnx.api.given import Axes, Dimensions, Model, Names, SidesLike, as_source, sides_of, tags
 from mari_onnx.api.optimized import Optimized
 from mari_onnx.api.rewriting import checked, rewritten
-from mari_onnx.choices import Choices, options_for
+from mari_onnx.choices import Choices, nodes_named, options_for
 from mari_onnx.errors import UsageError
 from mari_onnx.parity.loss import MAX_TAU_LOSS
 
@@ -44,6 +44,7 @@ def optimize(
     threads: int = 1,
     prices: str | os.PathLike[str] | None = None,
     choices: Choices | None = None,
+    skip: Names = (),
     if_slower: str | None = None,
     user_weights: str | None = None,
     max_tau_loss: float = MAX_TAU_LOSS,
@@ -76,6 +77,7 @@ def optimize(
         threads: per operator, that the model is served with.
         prices: a table that `mari-onnx calibrate` wrote, instead of the package's own.
         choices: of an earlier run (`mari_onnx.choices.read_choices`): the same output is made again.
+        skip: nodes that are not rewritten: shell patterns on their names, or on operators.
         if_slower: also time source and output against each other after the check, and where the output is slower
             "warn" in the report, "undo" what makes it so, or "fail".
         user_weights: "int8": 8-bit weights for products of the user that are faster so. The output is then not equal to
@@ -96,7 +98,10 @@ def optimize(
     said |= {"index": [index] if isinstance(index, str) else [*index], "index_name": index_name}
     found = sides_of(source, sides, check, batched=batched, **said)
     table = None if prices is None else Path(prices)
-    options = options_for(candidates, target=target, threads=threads, prices=table, choices=choices)
+    asked = nodes_named(source.model, [skip] if isinstance(skip, str) else skip)
+    options = options_for(
+        candidates, target=target, threads=threads, prices=table, choices=choices, skip=asked
+    )
     if not check and found.several:
         what = "index" if found.indices else "batched"
         raise UsageError(f"{what} needs the check", "only running the model shows whether its requests mix")

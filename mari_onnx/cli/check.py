@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,12 @@ from mari_onnx.cli.options import (
 from mari_onnx.cli.streams import write_json
 
 if TYPE_CHECKING:
+    from mari_onnx.parity.requests.request import Request
     from mari_onnx.parity.result import CheckResult
+    from mari_onnx.sides.resolve import Sides
+
+_SEVERAL = 7
+"""Candidates of a request that is drawn for inner tensors: with one, a row that is broadcast cannot be told."""
 
 
 class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
@@ -116,6 +121,12 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
     help="If outputs differ, find the first tensor that differs. Needs the report that "
     "`optimize --report` wrote.",
 )
+@click.option(
+    "--layers",
+    is_flag=True,
+    help="Also compare inner tensors that have the same name in both models, on one request, and name those that "
+    "differ. Tensors of equal value keep their names in what `optimize` writes.",
+)
 @json_option("the result (docs/parity-details.md)")
 @click.option(
     "--junit",
@@ -132,6 +143,7 @@ def check(
     data: Path | None,
     request_id: str,
     bisect: Path | None,
+    layers: bool,
     json_file: Path | None,
     junit: Path | None,
     quiet: bool,
@@ -165,6 +177,8 @@ def check(
         result = pair.check(sides, requests=requests, settings=settings, progress=progress)
         if bisect is not None and not result.ok:
             _bisect(result, source, optimized, bisect)
+        if layers:
+            _layers(result, source, optimized, sides, requests)
     if json_file is not None:
         write_json(json_file, result.to_dict())
         quiet = quiet or str(json_file) == "-"
@@ -199,6 +213,21 @@ def _bisect(result: CheckResult, source: Path, optimized: Path, report: Path) ->
     result.divergence = first_divergence(source, optimized, tensors, result.worst_request, nodes)
     if result.divergence is None:
         result.notes.append("--bisect found nothing: all tensors that both models have agree")
+
+
+def _layers(
+    result: CheckResult, source: Path, optimized: Path, sides: Sides, requests: Sequence[Request] | None
+) -> None:
+    """Compares inner tensors on the worst request, or on the first one."""
+    from mari_onnx.errors import UsageError
+    from mari_onnx.model.load import read
+    from mari_onnx.parity import bisect
+    from mari_onnx.timing.measure import draw
+
+    if optimized.is_dir():
+        raise UsageError("--layers compares two files, and not the parts of a split", "leave it out")
+    request = result.worst_request or next(iter(requests or draw(read(source), sides, _SEVERAL, 1)))
+    result.layers = list(bisect.layers(source, optimized, request))
 
 
 @contextlib.contextmanager

@@ -64,6 +64,12 @@ if TYPE_CHECKING:
     "so the same OUT is written on any machine; otherwise they are saved to FILE.",
 )
 @click.option(
+    "--skip",
+    multiple=True,
+    metavar="PATTERN",
+    help="Do not rewrite these nodes: a shell pattern on names of nodes, or on operators. Repeatable.",
+)
+@click.option(
     "--if-slower",
     type=click.Choice(["warn", "undo", "fail"]),
     default="warn",
@@ -121,7 +127,12 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Allow OUT to be the same file as IN.")
 @click.option("--fail-unchanged", is_flag=True, help="Exit with code 4 if nothing could be computed once per request.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
-@click.option("-v", "--verbose", is_flag=True, help="Print every input and every matrix product too, and all reasons.")
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="Also print every input, every matrix product, counts of operators, and all reasons.",
+)
 @common_options
 @custom_ops_option
 def optimize(
@@ -132,6 +143,7 @@ def optimize(
     threads: int,
     prices: Path | None,
     choices_file: Path | None,
+    skip: tuple[str, ...],
     if_slower: str,
     check: bool,
     data: Path | None,
@@ -155,7 +167,7 @@ def optimize(
     beside the model (model.sides.toml for model.onnx), its metadata, or a batch dimension of 1.
     """
     from mari_onnx.api import with_given_shapes
-    from mari_onnx.choices import options_for, read_choices
+    from mari_onnx.choices import nodes_named, options_for, read_choices
     from mari_onnx.model.load import read
     from mari_onnx.report import summary
     from mari_onnx.report.terminal import console
@@ -182,7 +194,8 @@ def optimize(
 
         requests = load(data, signature(loaded.model), found, request_id)
     given = read_choices(choices_file, loaded.sha256) if choices_file is not None and choices_file.exists() else None
-    options = options_for(candidates, target=target, threads=threads, prices=prices, choices=given)
+    asked = nodes_named(loaded.model, skip)
+    options = options_for(candidates, target=target, threads=threads, prices=prices, choices=given, skip=asked)
     checking: dict[str, Any] | None = None
     if check:
         timed = if_slower if target == "cpu" else None

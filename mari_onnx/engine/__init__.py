@@ -125,6 +125,8 @@ def _isolated(model: onnx.ModelProto, sides: Sides, session: Session, time: Time
             raise Decline(told or UNCHECKED)
         if options.skip & set(found.origins.values()):
             raise Decline("the check found that outputs differ")
+        if options.asked & set(found.origins.values()):
+            raise Decline("nodes of it are skipped, as you asked for it")
         before = _cost(graph, found.shapes, time)
         source = _with_graph(model, found.graph)
         inner = Session(found.graph, session.inputs, session.opsets, options, session.declared, before)

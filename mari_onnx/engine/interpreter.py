@@ -72,6 +72,8 @@ def visit(state: Interpreter, node: NodeProto) -> None:
     owner = domain(node.domain)
     if _left_alone(state, node) & state.session.options.skip:
         reason = "skipped: the check found that this rewrite changes the outputs"
+    elif _left_alone(state, node) & state.session.options.asked:
+        reason = "skipped, as you asked for it"
     elif _left_alone(state, node):
         reason = SLOWER
     elif node.op_type in RANDOM:
@@ -119,7 +121,7 @@ def visit(state: Interpreter, node: NodeProto) -> None:
 def _left_alone(state: Interpreter, node: NodeProto) -> frozenset[str]:
     """The names under which the node is to be copied as it is."""
     options = state.session.options
-    return frozenset({node.name, state.b.label}) & (options.skip | (options.slower or frozenset()))
+    return frozenset({node.name, state.b.label}) & (options.skip | options.asked | (options.slower or frozenset()))
 
 
 def _read(state: Interpreter, node: NodeProto, inputs: Sequence[Value | None]) -> list[Value | None]:

@@ -31,7 +31,8 @@ class Options:
     """How to rewrite.
 
     candidates: the N for which costs are estimated. target: see `TARGETS`. skip: names of source nodes that are
-    copied. assume: facts may be assumed that a run can verify; the caller then verifies `Rewrite.assumptions`.
+    copied, as the check found that their rewrite changes the outputs. asked: those that are copied because the caller
+    wants it. assume: facts may be assumed that a run can verify; the caller then verifies `Rewrite.assumptions`.
     declined: source nodes for which nothing is assumed, with the reason.
     prices: of kernels; with them time decides, not FLOPs: parts whose rewrite takes longer than they do are left as
     they are. weights: N -> how much its time counts, by default `candidates` alone. cautious: being slower at one of
@@ -46,6 +47,7 @@ class Options:
     candidates: int = 500
     target: str = "cpu"
     skip: frozenset[str] = frozenset()
+    asked: frozenset[str] = frozenset()
     assume: bool = False
     declined: Mapping[str, str] = field(default_factory=dict)
     prices: Prices | None = None

@@ -6,7 +6,7 @@ tensors that the engine leaves, or by their names; the source's values in float6
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,22 @@ def layers(
             errors = _compare(values[tensor], counterparts[found[tensor]], truth.get(tensor))
             if errors is not None:
                 yield Layer(tensor, found[tensor], node.name or node.output[0], node.op_type, *errors)
+
+
+def told(found: Sequence[Layer]) -> list[str]:
+    """What `layers` found, in lines."""
+    wrong = [each for each in found if not each.ok]
+    if not found:
+        return ["no inner tensor has the same name in both models"]
+    head = f"{len(found)} inner tensors have the same name in both models"
+    shown = wrong[:5] or [max(found, key=lambda each: each.error)]
+    lines = [
+        f"  {each.tensor} ({each.op} {each.node}): error {each.error:.2g}, allowed {each.allowed:.2g}" for each in shown
+    ]
+    if not wrong:
+        return [f"{head}, and agree; the furthest apart is", *lines]
+    more = [f"  and {len(wrong) - len(shown)} more"] if len(wrong) > len(shown) else []
+    return [f"{head}; {len(wrong)} differ, the first one is", *lines, *more]
 
 
 def first_divergence(

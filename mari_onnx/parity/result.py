@@ -13,7 +13,7 @@ from mari_onnx.parity.settings import Settings
 from mari_onnx.shown import Rows, Shown
 
 if TYPE_CHECKING:
-    from mari_onnx.parity.bisect import Divergence
+    from mari_onnx.parity.bisect import Divergence, Layer
     from mari_onnx.parity.requests.request import Request
 
 SCHEMA = "mari-onnx/check"
@@ -41,6 +41,7 @@ class CheckResult(Shown):
         reached: what the requests reached in both models, and what not.
         reference: how precise the float64 run was.
         divergence: the first tensor that diverges, where it was looked for.
+        layers: inner tensors of both models, where they were compared.
         failing: requests on which outputs differ most, one for each output that fails and each N it fails at.
     """
 
@@ -62,6 +63,7 @@ class CheckResult(Shown):
     reference: str = "float64"
     seconds: float = 0.0
     divergence: Divergence | None = None
+    layers: list[Layer] | None = None
     failing: list[Request] = field(default_factory=list)
 
     def shown(self) -> tuple[str, Rows]:
@@ -167,6 +169,7 @@ class CheckResult(Shown):
                 "doubts": self.doubts,
                 "outputs": [asdict(o) for o in self.outputs],
                 "divergence": None if self.divergence is None else asdict(self.divergence),
+                "layers": None if self.layers is None else [asdict(each) for each in self.layers],
                 "seconds": self.seconds,
             }
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Totals:
     """Size of a graph: nodes, products (MatMul and the like), FLOPs and bytes per candidate.
 
     `once_nodes` are those that run once per request, on one row; `once_flops` their share of `flops`. `item_nodes`
-    depend on the candidate's item alone: `mari-onnx split` runs them once per item.
+    depend on the candidate's item alone: `mari-onnx split` runs them once per item. `operators`: operator -> how many
+    nodes of it.
     """
 
     nodes: int
@@ -68,3 +69,4 @@ class Totals:
     once_flops: float = 0.0
     item_nodes: int = 0
     item_flops: float = 0.0
+    operators: Mapping[str, int] = field(default_factory=dict)

@@ -254,6 +254,7 @@ def totals(
         once_flops=sum(each.flops for each, alone in zip(costs, once, strict=True) if alone) / candidates,
         item_nodes=kinds.count("Item"),
         item_flops=sum(each.flops for each, kind in zip(costs, kinds, strict=True) if kind == "Item") / candidates,
+        operators=dict(sorted(Counter(node.op_type for node in graph.node).items())),
     )
 
 
@@ -270,7 +271,7 @@ class _Lengths(dict[str, int]):
         return FREE_LENGTH
 
 
-def _totals(each: Totals) -> dict[str, float]:
+def _totals(each: Totals) -> dict[str, Any]:
     return {
         "nodes": each.nodes,
         "products": each.products,
@@ -280,6 +281,7 @@ def _totals(each: Totals) -> dict[str, float]:
         "once_flops_per_candidate": rounded(each.once_flops),
         "item_nodes": each.item_nodes,
         "item_flops_per_candidate": rounded(each.item_flops),
+        "operators": dict(each.operators),
     }
 
 

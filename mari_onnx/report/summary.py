@@ -16,6 +16,7 @@ from mari_onnx.report.terminal import (
     Block,
     for_the_caller,
     inputs_table,
+    operators_table,
     products_table,
     reasons,
     residual,
@@ -51,10 +52,10 @@ def of_optimize(
         tags: what they would bring where there are none (`mari_onnx.suggest`).
         show_inputs: list the inputs with their sides.
         target: the kind of machine that rewrites were chosen for.
-        verbose: list inputs, products, and all reasons.
+        verbose: list inputs, products, operators, and all reasons.
     """
     blocks: list[Block] = [inputs_table(report.inputs)] if show_inputs or verbose else []
-    blocks += ["", products_table(report), ""] if verbose else []
+    blocks += ["", products_table(report), "", operators_table(report), ""] if verbose else []
     blocks += [f"undone: {incident}" for incident in report.incidents]
     if not report.changed:
         blocks.append("nothing to lift (to run once per request): the model is written unchanged")
@@ -169,6 +170,10 @@ def of_check(result: CheckResult) -> list[Block]:
     ]
     if result.divergence is not None:
         lines.append(f"first divergence: {result.divergence}")
+    if result.layers is not None:
+        from mari_onnx.parity.bisect import told
+
+        lines += told(result.layers)
     return [*([table] if result.outputs else []), *lines]
 
 

@@ -63,6 +63,18 @@ def total_rows(report: Report) -> list[tuple[str, str, str, str]]:
 _COMPARED = ("nodes", "flops_per_candidate", "bytes_per_candidate")
 
 
+def operators_table(report: Report) -> Table:
+    """How many nodes of each operator source and output have."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("operator")
+    for name in ("before", "after"):
+        table.add_column(name, justify="right")
+    before, after = report.before.operators, report.after.operators
+    for op in sorted({*before, *after}):
+        table.add_row(op, str(before.get(op, 0)), str(after.get(op, 0)))
+    return table
+
+
 def summary_line(report: Report) -> str:
     """What became of the products, and how many nodes and FLOPs of the output run once per request."""
     if not report.changed:
