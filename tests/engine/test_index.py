@@ -275,3 +275,23 @@ def test_one_position_of_each_row_by_a_flat_index(side: str, dynamic: bool, firs
     result = check(g.output(g.MatMul(g.Concat(picked, g.item(2), axis=1), g.weight(5, 4))))
     if side == "user":
         lifted(g, result)
+
+
+def test_elements_are_picked_by_indices_of_both_sides_apart() -> None:
+    """As token types that RoBERTa picks by position: the user's indices pick the user's values once."""
+    g = Graph()
+    places = g.Concat(g.user(5, high=6), g.item(2, high=6), axis=1)
+    g.output(g.MatMul(g.GatherElements(g.user(6), places, axis=1), g.weight(7, 3)))
+    lifted(g, check(g, expect="split"), per_candidate=2 * 3)
+
+
+@given(st.data())
+def test_elements_picked_by_parts_are_the_same(data: st.DataObject) -> None:
+    draw = data.draw
+    g, axis = Graph(), draw(st.sampled_from((1, 2)))  # the evaluator is wrong about -1
+    x = tensor(draw, g, (N, 4, 4), 2)
+    sizes = [draw(st.integers(1, 3)) for _ in range(2)]
+    shapes = [(size, 4) if axis == 1 else (4, size) for size in sizes]
+    given_by = [g.input(draw(st.sampled_from(("user", "item"))), N, *shape, high=4) for shape in shapes]
+    g.output(g.GatherElements(x, g.Concat(*given_by, axis=axis), axis=axis))
+    check(g)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mari_onnx.engine import Rewrite
 from mari_onnx.engine.rules import windows
-from tests.engine.checks import check, repeated, traced
+from tests.engine.checks import check, lifted, repeated, traced
 from tests.engine.graphs import Draw, Graph
 
 MANY = 100_000
@@ -204,6 +204,16 @@ def test_leading_sums_of_the_user_once(sides: str, each: int) -> None:
     g.output(g.Add(g.user(2), g.item(2)))
     result = check(g, candidates=MANY, tolerance=0.0)
     assert computed(g, result, "CumSum") == each * 2
+
+
+def test_places_of_tokens_are_summed_apart_however_few() -> None:
+    """Positions as RoBERTa counts them: the look-ups behind them are the user's, and a product of theirs."""
+    g = Graph()
+    ids = g.Concat(g.user(5, high=3), g.item(2, high=3), axis=1)
+    there = g.Cast(g.Not(g.Equal(ids, g.const(0, np.int64))), to=7)
+    places = g.Mul(g.CumSum(there, g.const(1, np.int64)), there)
+    g.output(g.MatMul(g.Gather(g.weight(8, 4), places, axis=0), g.weight(4, 3)))
+    lifted(g, check(g, candidates=16), per_candidate=2 * 4 * 3)
 
 
 @pytest.mark.parametrize("how", [{"reverse": 1}, {"exclusive": 1}])

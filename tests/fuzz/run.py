@@ -25,7 +25,7 @@ from tests.fuzz.sequence import SequenceCase, judge_sequence, sequence_cases
 from tests.fuzz.several import judge_several
 from tests.fuzz.steps import FRONTIER, STEPS
 
-CHUNK = 100
+CHUNK = 50
 """Examples with one seed; after a fault the next seed goes on."""
 SHRINK = 40.0
 """Seconds that one fault is shrunk."""

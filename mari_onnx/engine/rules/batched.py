@@ -117,15 +117,16 @@ def _recurrent(ctx: Context) -> list[Through]:
 @mapped("GatherElements")
 def _gather_elements(ctx: Context) -> list[Through]:
     """Axes except `axis` that have equal size in data and indices; where indices are fewer, positions do not
-    correspond.
+    correspond. And that of the indices along `axis`: each of them picks by itself.
     """
     data, index = ctx.input(0), ctx.input(1)
     axis = normal(ctx.attr("axis", 0), data.rank)
-    return [
+    others = [
         Through((a, a), (a,))
         for a in range(data.rank)
         if a != axis and ctx.b.same(data.shape[a], index.shape[a])
     ]
+    return [*others, Through((None, axis), (axis,))]
 
 
 @mapped("ScatterElements", "Scatter")

@@ -28,6 +28,7 @@ from mari_onnx.engine.ir.value import Axis, Body, Cat, Decline, Leaf, Part, Valu
 from mari_onnx.engine.rule import Context, from_array, normal, rule
 from mari_onnx.engine.rules import structure
 from mari_onnx.engine.rules.slices import positions
+from mari_onnx.model.tensors import FLOATS
 
 MAX_RUNS = 4
 """One operator may become this many pieces."""
@@ -272,7 +273,9 @@ def cumsum(ctx: Context) -> Sequence[Value | None]:
     while lead < len(kinds) and frozenset().union(*kinds[: lead + 1]) != full:
         lead += 1
     small = frozenset().union(*kinds[:lead])
-    if lead * ctx.b.time.element * (ctx.b.time.volume(full) - ctx.b.time.volume(small)) <= 2 * ctx.b.time.piece:
+    saved = lead * ctx.b.time.element * (ctx.b.time.volume(full) - ctx.b.time.volume(small))
+    # a sum of integers is a position: what is looked up by it costs more than the sum
+    if not lead or (x.dtype in FLOATS and saved <= 2 * ctx.b.time.piece):
         ctx.b.notes.append("summing the user's leading positions once would save less than its extra nodes cost")
         return run(ctx, through)
     first = _piece(ctx, ctx.node, positions(ctx, value, at, range(lead)), through)
