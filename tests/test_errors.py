@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
 from mari_onnx import errors
+from mari_onnx.cli.main import EXIT_CODES, INTERNAL, INTERRUPTED, run
 from mari_onnx.errors import MariError
 
 CATALOGUE = Path(__file__).parents[1] / "docs/errors.md"
@@ -43,10 +45,22 @@ def test_the_hint_is_part_of_the_text():
     assert str(MariError("it broke")) == "it broke"
 
 
-def test_exit_codes_of_the_command_line_are_documented():
-    text = (CATALOGUE.parent / "cli.md").read_text()
-    for code in sorted({each.exit_code for each in all_errors().values()} | {0, 70, 130}):
-        assert re.search(rf"^\| {code} \|", text, re.MULTILINE), code
+def test_there_is_one_table_of_exit_codes_and_it_is_that_of_the_code():
+    own = {INTERNAL, INTERRUPTED, 128 + signal.SIGTERM, 0}
+    assert set(EXIT_CODES) == {each.exit_code for each in all_errors().values()} | own
+    tables = []
+    for page in [*CATALOGUE.parent.glob("*.md"), CATALOGUE.parents[1] / "README.md"]:
+        rows = re.findall(r"^\| (\d+) \| (.+?) \|$", page.read_text(), re.MULTILINE)
+        if {int(code) for code, _ in rows} >= {0, 1, 2, 3}:
+            tables.append((page.name, {int(code): what.replace("`", "") for code, what in rows}))
+    assert tables == [("cli.md", EXIT_CODES)]
+
+
+def test_help_lists_the_exit_codes(capsys: pytest.CaptureFixture[str]):
+    run(["--help"])
+    said = capsys.readouterr().out
+    for code, what in EXIT_CODES.items():
+        assert f"{code}  {what}" in said
 
 
 def raised() -> list[tuple[str, ast.Call]]:

@@ -17,6 +17,23 @@ from mari_onnx.errors import MariError, WriteError, no_room, without_room
 
 INTERRUPTED = 130
 INTERNAL = 70
+EXIT_CODES = {
+    0: "done; also if nothing could be computed once per request and the model was written unchanged",
+    1: "outputs differ; nothing was written",
+    2: "a flag, a side or a path is wrong",
+    3: "the model cannot be read, is invalid, or cannot be run",
+    4: "nothing could be computed once per request, and --fail-unchanged was given; OUT was written as it is",
+    5: "the execution provider asked for is not there",
+    6: "the output cannot be written",
+    7: "--timeout ran out",
+    8: "the two models cannot be compared; optimize wrote nothing",
+    9: "the output is slower than IN, and --if-slower fail was given; nothing was written",
+    10: "the server that keeps items' rows does not answer",
+    INTERNAL: "a defect of mari-onnx; please report what --debug prints",
+    INTERRUPTED: "interrupted with Ctrl-C; nothing was written",
+    143: "ended with SIGTERM; nothing was written",
+}
+"""What they mean: the table of docs/cli.md."""
 
 # Help lines are here, so that listing the commands imports none of them.
 _COMMANDS = {
@@ -68,9 +85,7 @@ def _exists(name: str) -> bool:
 @click.command(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 1 outputs differ, 2 usage, 3 model unreadable or invalid, "
-    "4 nothing to save (--fail-unchanged), 5 provider not available, 6 cannot write, 7 --timeout ran out, "
-    "8 cannot be compared, 9 slower than IN (--if-slower fail); others in docs/cli.md.",
+    epilog="\b\nExit codes:\n" + "\n".join(f"{code:>5}  {what}" for code, what in EXIT_CODES.items()),
 )
 @click.version_option(__version__, prog_name="mari-onnx")
 def cli() -> None:

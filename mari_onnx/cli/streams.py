@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 import sys
 from pathlib import Path
@@ -66,8 +67,17 @@ def write_json(file: str | Path, said: object) -> None:
 
     from mari_onnx.model.save import write_text
 
-    text = json.dumps(said, indent=1, ensure_ascii=False, default=str)
+    text = json.dumps(_finite(said), indent=1, ensure_ascii=False, default=str, allow_nan=False)
     if str(file) == "-":
         click.echo(text)
     else:
         write_text(file, text + "\n")
+
+
+def _finite(said: object) -> object:
+    """JSON has no NaN and no infinity: they are texts, as in the result of a check."""
+    if isinstance(said, dict):
+        return {key: _finite(value) for key, value in said.items()}
+    if isinstance(said, list | tuple):
+        return [_finite(value) for value in said]
+    return said if not isinstance(said, float) or math.isfinite(said) else str(said)

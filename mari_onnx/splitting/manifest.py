@@ -1,6 +1,6 @@
 """`manifest.json`: which tensors the models of a split hand over, and the hashes under which they may be kept.
 
-In: a plan and the files of its parts. Out: a `Manifest`, to and from JSON; `manifest.schema.json` beside this module
+In: a plan and the files of its parts. Out: a `Manifest`, to and from JSON; `schemas/manifest.json`
 describes it for other languages.
 """
 
@@ -23,7 +23,7 @@ from mari_onnx.version import __version__
 
 FILE = "manifest.json"
 FORMAT = 1
-SCHEMA = Path(__file__).with_name("manifest.schema.json")
+SCHEMA = Path(__file__).parents[1] / "schemas/manifest.json"
 Shape = tuple[int | str | None, ...]
 
 
@@ -167,7 +167,7 @@ class Manifest:
         return sum(t.bytes for t in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """As `manifest.schema.json` describes it."""
+        """As `schemas/manifest.json` describes it."""
         found: dict[str, Any] = {"format": FORMAT, "mari_onnx": self.version}
         found |= {k: v for k, v in asdict(self).items() if k != "version"}
         found["bytes_per_user"], found["bytes_per_item"] = self.bytes_per_user, self.bytes_per_item
