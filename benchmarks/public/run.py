@@ -31,8 +31,8 @@ MOST = 0.01
 SLOWER = 0.97
 
 
-def one(path: Path, timed: bool) -> dict[str, Any]:
-    """Everything about one graph; what fails ends the record with its `error`."""
+def residual(path: Path) -> dict[str, Any]:
+    """What is left in one graph; what fails ends the record with its `error`."""
     found: dict[str, Any] = {"graph": path.stem, "package": package(path)}
     try:
         source = onnx.load(path)
@@ -47,6 +47,15 @@ def one(path: Path, timed: bool) -> dict[str, Any]:
         if after.share > MOST:
             left = explained(after, done.model, build(source, done, sides, 64))["nodes"]
             found["left"] = [[x["op"], x["name"], x["redundant_flops"], x["why"] or x["found"]] for x in left[:6]]
+    except Exception as error:
+        found["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:400]
+    return found
+
+
+def optimized(path: Path, timed: bool) -> dict[str, Any]:
+    """What `optimize` says of one graph."""
+    found: dict[str, Any] = {}
+    try:
         made = mari_onnx.optimize(path, if_slower="warn" if timed else None)
         found["changed"], found["speed"] = made.changed, made.report.speed
         found["estimated"] = made.report.estimated.get(500)
@@ -82,8 +91,8 @@ def outcome(each: dict[str, Any]) -> str:
     """What `optimize` said of a graph."""
     if "error" in each:
         return str(each["error"])
-    if not each["changed"]:
-        return "unchanged"
+    if not each.get("changed"):
+        return "unchanged" if "changed" in each else ""
     measured = (each["speed"] or {}).get("speedup", {}).get("500")
     return f"{measured:.2f}x" if measured is not None else f"~{each['estimated'] or 1:.2f}x"
 
@@ -93,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="", help="graphs whose name has this text")
+    parser.add_argument("--residual", action="store_true", help="the residual alone")
     parser.add_argument("--time", action="store_true", help="measure the speed of outputs too")
     parser.add_argument("--again", action="store_true", help="graphs that were measured too")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no graph after this time")
@@ -101,13 +111,17 @@ def main() -> None:
     kept, begin = args.folder / "results.json", time.monotonic()
     found = {r["graph"]: r for r in map(json.loads, kept.read_text().splitlines())} if kept.exists() else {}
     for path in sorted(args.folder.glob("*.onnx")):
-        if args.only not in path.stem or (path.stem in found and not args.again):
+        if args.only not in path.stem or time.monotonic() - begin > args.minutes * 60:
             continue
-        if time.monotonic() - begin > args.minutes * 60:
-            break
-        found[path.stem] = one(path, args.time)
-        each = found[path.stem]
-        print(f"{path.stem:40s} {each.get('residual')} {each.get('error') or outcome(each)}", flush=True)
+        each = found.get(path.stem, {})
+        if args.again or not each:
+            each = residual(path)
+        elif args.residual or "changed" in each or "error" in each:
+            continue
+        if not args.residual:
+            each |= optimized(path, args.time)
+        found[path.stem] = each
+        print(f"{path.stem:40s} {each.get('residual')} {outcome(each)}", flush=True)
         kept.write_text("".join(json.dumps(found[k]) + "\n" for k in sorted(found)))
     if args.table is not None:
         args.table.write_text(table([found[k] for k in sorted(found)]))

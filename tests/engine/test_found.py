@@ -191,6 +191,20 @@ def test_a_last_window_that_lies_in_padding(op: str, opset: int) -> None:
         runtime.check(runtime.model(text, opset))
 
 
+@pytest.mark.parametrize("items", [5, 6, 7, 8])
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (3, 2), (3, 3)])
+def test_a_last_window_that_begins_on_an_element(items: int, kernel: int, stride: int) -> None:
+    """Its number is known though it may hang over; where none does, the user's windows are computed once."""
+    pool = f"AveragePool<kernel_shape=[{kernel}], strides=[{stride}], ceil_mode=1>"
+    count = -(-(14 + items - kernel) // stride) + 1
+    text = (
+        f"(float[N,1,14] u, float[N,1,{items}] x) => (float y) {{"
+        f" a = Concat<axis=2>(u, x) p = {pool}(a) t = Tanh(p) y = MatMul(t, w) }}"
+    )
+    source = runtime.model(text, w=runtime.normal(count, 3))
+    assert runtime.check(source).shapes["p"][2] == count
+
+
 def test_a_pooling_that_leaves_nothing() -> None:
     text = (
         "(float[N,64,2,3] x, float[N,4] u) => (float y, float m, float z) { p = AveragePool<kernel_shape=[3, 1]>(x)"

@@ -175,3 +175,31 @@ def test_positions_that_only_the_run_knows_are_written_on_rows_that_differ() -> 
     made = g.ScatterElements(g.Sin(g.user(4)), g.user(1, high=4), g.Cos(g.user(1)), axis=1)
     result = check(g.output(g.Add(made, g.item(4))))
     assert actions(result)["ScatterElements"] == ["lifted"]
+
+
+@st.composite
+def written_at_run_time(draw: Draw) -> Graph:
+    """`x[:, at] = y`, as exporters turn it, at positions of the user or of each request's first candidate."""
+    g = draw(starts((13, 18)))
+    t = draw(st.integers(2, 4))
+    how = {"reduction": "add"} if g.opset >= 16 and draw(st.booleans()) else {}
+    k = draw(st.integers(1, 2)) if how else 1  # which one is written last is not said
+    x = g.Transpose(tensor(draw, g, (N, t, 3), 1), perm=[1, 0, 2])
+    y = g.Transpose(tensor(draw, g, (N, k, 3), 1), perm=[1, 0, 2])
+    ids = g.input(draw(st.sampled_from(("user", "item"))), N, k, high=t)
+    at = g.unsqueeze(g.Gather(ids, g.const(0, np.int64), axis=0), 1)
+    return g.output(g.Transpose(g.ScatterND(x, at, y, **how), perm=[1, 0, 2]))
+
+
+@given(written_at_run_time())
+def test_positions_that_only_the_run_knows_are_written(g: Graph) -> None:
+    check(g)
+
+
+def test_the_users_own_write_at_a_position_of_the_run_is_made_once() -> None:
+    g = Graph()
+    x, y = (g.Transpose(g.user(size, 4), perm=[1, 0, 2]) for size in (5, 1))
+    at = g.unsqueeze(g.Gather(g.user(1, high=5), g.const(0, np.int64), axis=0), 1)
+    history = g.Transpose(g.ScatterND(x, at, y), perm=[1, 0, 2])
+    g.output(g.Add(g.reduce("Sum", g.MatMul(history, g.weight(4, 3)), [1], keepdims=0), g.item(3)))
+    lifted(g, check(g, expect="lifted"), per_candidate=0)

@@ -93,8 +93,14 @@ def _doubtful(node: NodeProto) -> set[str]:
     """
     given = attributes(node)
     same = given.get("auto_pad") in ("SAME_UPPER", "SAME_LOWER")
-    found = {"holes"} if same and any(d != 1 for d in given.get("dilations", [])) else set()
-    return found | {"ceil"} if given.get("ceil_mode", 0) else found
+    kernel = given.get("kernel_shape", [])
+    ones = [1] * len(kernel)
+    dilations, strides = given.get("dilations") or ones, given.get("strides") or ones
+    found = {"holes"} if same and any(d != 1 for d in dilations) else set()
+    # without padding behind, and windows as long as a step, the last one begins on an element
+    within = all((k - 1) * d + 1 >= s for k, d, s in zip(kernel, dilations, strides, strict=True))
+    plain = given.get("auto_pad", "NOTSET") in ("NOTSET", "VALID") and not any(given.get("pads", [])[len(kernel) :])
+    return found | {"ceil"} if given.get("ceil_mode", 0) and not (within and plain) else found
 
 
 def _pooled(node: NodeProto, shape: tuple[Size | None, ...] | None) -> tuple[Size | None, ...] | None:

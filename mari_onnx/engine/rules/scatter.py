@@ -15,7 +15,7 @@ import numpy as np
 
 from mari_onnx.engine.axes.align import align, single
 from mari_onnx.engine.axes.materialize import flatten_nested, write
-from mari_onnx.engine.batching import MAPPED, run
+from mari_onnx.engine.batching import MAPPED, Through, run
 from mari_onnx.engine.ir.value import Axis, Cat, Decline, Group, Leaf, Part, Value, axes_of, fresh, is_const
 from mari_onnx.engine.rule import Context, normal, rule
 from mari_onnx.engine.rules.index import flat_positions
@@ -31,17 +31,31 @@ Span = Sequence[int] | None
 
 
 @rule("ScatterND")
-def scatter_nd(ctx: Context) -> list[Value]:
+def scatter_nd(ctx: Context) -> Sequence[Value | None]:
     """A Cat of the updates and the rest of the data, for distinct coordinates that are constant or a range per axis.
 
-    Refuses coordinates computed from data, positions that are written twice, and reductions.
+    For coordinates that only the run knows, positions that are written twice and reductions the operator itself, on
+    rows that differ, and a note with the reason: each position of the axes behind the coordinates is written by itself.
     """
+    try:
+        return [_assigned(ctx)]
+    except Decline as why:
+        depth, lead = ctx.input(1).shape[-1], ctx.input(1).rank - 1
+        rank = ctx.input(0).rank
+        if not isinstance(depth, int) or depth == rank:
+            raise
+        ctx.b.notes.append(str(why))
+        return run(ctx, [Through((d, None, lead + d - depth), (d,)) for d in range(depth, rank)])
+
+
+def _assigned(ctx: Context) -> Value:
+    """Refuses coordinates computed from data, positions that are written twice, and reductions."""
     if ctx.attr("reduction", "none") != "none":
         raise Decline("the ScatterND combines updates with the data (reduction)")
     x, updates = ctx.input(0), fresh(ctx.input(2))
     index = ctx.array(1)
     if index is None:
-        return [_slab(ctx, x, fresh(ctx.input(1)), updates)]
+        return _slab(ctx, x, fresh(ctx.input(1)), updates)
     depth = index.shape[-1]
     if not all(isinstance(s, int) for s in x.shape[:depth]):
         raise Decline("ScatterND writes along a dynamic axis")
@@ -50,7 +64,7 @@ def scatter_nd(ctx: Context) -> list[Value]:
     if len(set(flat)) != len(flat):
         raise Decline("ScatterND writes a position twice")
     value = _put(ctx, merged(ctx, x, 0, depth), merged(ctx, updates, 0, index.ndim - 1), 0, [flat])
-    return [regroup(ctx, value, [*sizes, *value.shape[1:]]) if depth > 1 else value]
+    return regroup(ctx, value, [*sizes, *value.shape[1:]]) if depth > 1 else value
 
 
 @rule("ScatterElements")

@@ -117,10 +117,23 @@ def pool(ctx: Context) -> Sequence[Value | None]:
     found = None
     if len([o for o in ctx.node.output if o]) > 1:
         raise Decline("its indices count from the start of the whole tensor")
-    if not ctx.attr("ceil_mode", 0):
+    if not ctx.attr("ceil_mode", 0) or _even(ctx, kernel):
         channels = ctx.b.time.length(ctx.input(0).shape[1])
         found = by_windows(ctx, kernel, float(np.prod(kernel)) * channels * ctx.b.time.element / 4)
     return found or run(ctx, [Through((0,), (0,) * len(ctx.node.output))])
+
+
+def _even(ctx: Context, kernel: Sequence[int]) -> bool:
+    """Whether windows end with the last element, so that rounding up or down is the same."""
+    ones = [1] * len(kernel)
+    strides, dilations = ctx.attr("strides") or ones, ctx.attr("dilations") or ones
+    if any(ctx.attr("pads") or []) or ctx.attr("auto_pad", "NOTSET") != "NOTSET":
+        return False
+    sizes = ctx.input(0).shape[2:]
+    return all(
+        isinstance(size, int) and (size - (k - 1) * d - 1) % s == 0
+        for size, k, d, s in zip(sizes, kernel, dilations, strides, strict=True)
+    )
 
 
 @dataclass
