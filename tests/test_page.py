@@ -165,7 +165,7 @@ def test_a_node_left_links_to_what_stopped_it(show):
     page = show(leaving(source, "s"))
     find(page, "y relu")
     assert "CumSum s before it runs on all N rows" in page.find_element("id", "reason").text
-    page.find_element("css selector", "#reason button").click()
+    page.find_element("css selector", "#reason a").click()
     assert details(page).splitlines()[1] == "s"
 
 
@@ -348,6 +348,7 @@ def test_everything_that_can_be_pressed_has_a_name(show, mmoe):
 
 def test_on_paper_both_graphs_are_whole(show, driver, mmoe):
     page = show(mmoe, "dark")
+    page.find_element("css selector", "#which [data-which=after]").click()
     driver.execute_script("dispatchEvent(new Event('beforeprint'))")
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     try:
@@ -360,6 +361,8 @@ def test_on_paper_both_graphs_are_whole(show, driver, mmoe):
                 assert each.rect["y"] + each.rect["height"] <= frame["y"] + frame["height"] + 1
     finally:
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    driver.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert not page.find_element("id", "before").is_displayed()
 
 
 def test_nothing_is_loaded_from_elsewhere(mmoe):

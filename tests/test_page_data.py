@@ -31,9 +31,9 @@ def node(name: str = "", noted: str = "") -> onnx.NodeProto:
     return made
 
 
-def folded(places: list[tuple[str, ...]], tokens: list[object] | None = None) -> Group:
+def folded(places, tokens=None, classes=None, reads=()) -> Group:
     ops = [str(token) for token in tokens] if tokens else ["Relu"] * len(places)
-    return Folder(tokens or list(range(len(places))), ops, [1.0] * len(places)).fold(places)
+    return Folder(tokens or list(range(len(places))), ops, [1.0] * len(places), classes or ops).fold(places, reads)
 
 
 def shown(model: onnx.ModelProto | Path, sides: dict[str, str] | None = None) -> tuple[mari_onnx.Optimized, View]:
@@ -138,6 +138,25 @@ def test_alike_modules_with_other_names_are_told_by_the_first_and_the_last():
 def test_what_is_not_alike_is_not_folded_as_if_it_were():
     tree = folded([()] * (FEW + 2))
     assert all(isinstance(item, int) for item in tree.items)
+
+
+def test_glue_between_modules_is_folded_by_class():
+    places = [(), ("a",)] * 3 + [()] * 30 + [("b",)] * 3 + [()] * 3
+    tree = folded(places, list(range(42)), classes=["user"] * 6 + ["user", "item"] * 15 + ["user"] * 6)
+    names = [item.kind if isinstance(item, Group) else item for item in tree.items]
+    assert names == [0, "module", "part", "part", "module", "part"]
+    first = tree.items[2]
+    assert sorted(first.nodes()) == [2, 4, *range(6, 36, 2)]
+
+
+def test_lists_of_modules_that_alternate_are_no_groups():
+    places = [("mlp", kind, str(k)) for k in range(4) for kind in ("linears", "activations") for _ in range(2)]
+    chain = [[k - 1] if k else [] for k in range(len(places))]
+    names = [each.name for each in folded(places, reads=chain).groups()]
+    assert "linears.0" in names
+    assert "linears" not in names
+    beside = [[] for _ in places]
+    assert "linears" in [each.name for each in folded(places, reads=beside).groups()]
 
 
 # ---- work by layer

@@ -21,12 +21,12 @@ from mari_onnx.report.scopes import Path, Scope, common, relative
 
 FEW = 12
 """A group with no more members than this stays as it is."""
-MOST = 40
+MOST = 24
 """Members of one group at most."""
 SINGLES, PAIRS = 4, 6
 """A member that is repeated alone becomes a group from so many on; several members together from so many in all."""
 GLUE = 3
-"""Nodes between modules become a group from so many on, where there are too many of them."""
+"""Nodes between groups become a group from so many on, where there are too many of them."""
 MADE = 4
 """Nodes that come from one node of another graph become a group from so many on."""
 LONG = 1000
@@ -84,12 +84,19 @@ class Folder:
     Args:
         tokens: for each node a value that is equal for nodes of equal structure.
         ops: operator of each node. weights: how much a node tells of a group that it is in, to name groups by.
+        classes: of each node, as it is drawn: nodes of one class are rather folded together.
     """
 
-    def __init__(self, tokens: Sequence[Hashable], ops: Sequence[str], weights: Sequence[float]):
+    def __init__(
+        self,
+        tokens: Sequence[Hashable],
+        ops: Sequence[str],
+        weights: Sequence[float],
+        classes: Sequence[Hashable],
+    ):
         self._ids: dict[Hashable, int] = {}
         self._tokens = [self._id(token) for token in tokens]
-        self._ops, self._weights = ops, weights
+        self._ops, self._weights, self._classes = ops, weights, classes
 
     def graft(self, tree: Group, paths: Sequence[Path], origins: Sequence[str | None]) -> Group:
         """A tree over other nodes with the groups of a folded one, by their keys, and further ones where it needs them.
@@ -115,9 +122,10 @@ class Folder:
         self.shrink(root)
         return root
 
-    def fold(self, places: Sequence[Scope]) -> Group:
-        """The tree over nodes 0, 1, ...."""
+    def fold(self, places: Sequence[Scope], reads: Sequence[Sequence[int]] = ()) -> Group:
+        """The tree over nodes 0, 1, .... reads: for each node the nodes whose results it reads."""
         root = by_module(places)
+        _without_lists(root, reads)
         self.shrink(root)
         name(root)
         return root
@@ -142,14 +150,20 @@ class Folder:
         return _stretches(items, self._summary) if len(items) > MOST else items
 
     def _between(self, items: list[Item]) -> list[Item]:
-        """Nodes between modules, folded, so that the modules stay beside each other."""
+        """Nodes between groups, folded by their class, so that the groups stay beside each other."""
         found: list[Item] = []
         for plain, some in itertools.groupby(items, key=lambda each: isinstance(each, int)):
             run = list(some)
-            if plain and GLUE <= len(run) < len(items):
-                found.append(Group("part", run, name=self._summary(run)))
-            else:
-                found += run
+            classes: dict[Hashable, list[Item]] = {}
+            for item in run if plain else ():
+                classes.setdefault(self._classes[item] if isinstance(item, int) else None, []).append(item)
+            parts = {
+                part[0]: Group("part", self._small(part), name=self._summary(part))
+                for part in classes.values()
+                if GLUE <= len(part) < len(items)
+            }
+            inside = {item for part in parts.values() for item in part.nodes()} if parts else set()
+            found += [parts.get(item, item) for item in run if item in parts or item not in inside]
         return found
 
     def _repeated(self, items: list[Item]) -> list[Item]:
@@ -202,6 +216,34 @@ class Folder:
 
 def _copy(group: Group) -> Group:
     return Group(group.kind, [], group.place, group.name, group.title, group.times, key=group.key)
+
+
+def _without_lists(root: Group, reads: Sequence[Sequence[int]]) -> None:
+    """Dissolves modules without nodes of their own that are left and entered again on the way through the graph.
+
+    A ModuleList of the layers of an MLP, say, beside another one of its activations: neither is a part of the graph.
+    """
+    for group in reversed(list(root.groups())):
+        found: list[Item] = []
+        for item in group.items:
+            if isinstance(item, Group) and all(isinstance(each, Group) for each in item.items) and reads:
+                found += [item] if _convex(item, reads) else item.items
+            else:
+                found.append(item)
+        group.items = sorted(found, key=lambda item: next(item.nodes()) if isinstance(item, Group) else item)
+
+
+def _convex(group: Group, reads: Sequence[Sequence[int]]) -> bool:
+    """Whether no way through the graph leaves a group and comes back."""
+    inside = set(group.nodes())
+    outside: set[int] = set()  # what depends on the group
+    for node in range(min(inside), max(inside) + 1):
+        if node in inside:
+            if not outside.isdisjoint(reads[node]):
+                return False
+        elif any(x in inside or x in outside for x in reads[node]):
+            outside.add(node)
+    return True
 
 
 def _by_origin(items: Sequence[Item], origins: Sequence[str | None]) -> list[Item]:

@@ -101,7 +101,7 @@ class _Graph:
         tokens = [(x.domain, x.op_type, self.text(x.output[0]), r) for x, r in zip(nodes, self.rates, strict=True)]
         telling = [x.op_type not in _QUIET and rate != "build" for x, rate in zip(nodes, self.rates, strict=True)]
         weights = [c.flops + (1 if tells else 0.001) for c, tells in zip(self.costs, telling, strict=True)]
-        return Folder(tokens, [x.op_type for x in nodes], weights)
+        return Folder(tokens, [x.op_type for x in nodes], weights, self.rates)
 
     def text(self, tensor: str) -> str | None:
         """The shape of a tensor: `[N, 16]`."""
@@ -154,7 +154,7 @@ def view(source: onnx.ModelProto, rewrite: Rewrite, report: Report) -> View:
     n = report.candidates
     kinds = _kinds(graph, source_kinds(graph, rewrite), input_kinds(report.inputs))
     before = _Graph(graph, rewrite.shapes, n, kinds, None, [None] * len(graph.node))
-    tree = before.folder().fold(scopes(graph.node))
+    tree = before.folder().fold(scopes(graph.node), _reads(graph))
     count = _number(tree, 0)
     strings, inputs = _Strings(), input_kinds(report.inputs)
     data: dict[str, Any] = {
@@ -208,6 +208,12 @@ def _kinds(graph: onnx.GraphProto, told: Sequence[str], inputs: Mapping[str, str
         kinds.update(dict.fromkeys(node.output, kind))
         found.append(kind)
     return found
+
+
+def _reads(graph: onnx.GraphProto) -> list[list[int]]:
+    """For each node the positions of the nodes whose results it reads."""
+    makers = {name: i for i, node in enumerate(graph.node) for name in node.output}
+    return [[makers[name] for name in node.input if name in makers] for node in graph.node]
 
 
 def _products_before(graph: onnx.GraphProto) -> dict[int, int]:

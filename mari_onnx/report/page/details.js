@@ -9,13 +9,13 @@ const ACTIONS = {
 const told = data.before;
 const source = graphs[0];
 
+const addressOf = (item) => `#${item.graph}/${encodeURIComponent(item.name)}`;
 /** Makes a node the chosen one; the caller draws or marks. */
 function choose(item) {
   chosen = item;
   twins = new Set(counterparts(item));
   tell(graphOf(item), item);
-  const hash = `#${item.graph}/${encodeURIComponent(item.name)}`;
-  if (location.hash !== hash) location.hash = hash;
+  if (location.hash !== addressOf(item)) location.hash = addressOf(item);
 }
 function forget() {
   chosen = null;
@@ -46,13 +46,18 @@ function showGroup(key) {
 }
 
 function link(item, text, title) {
-  const button = make("button", { type: "button", class: "link", title }, text ?? item.name);
-  button.addEventListener("click", () => show(item));
-  return button;
+  const one = make("a", { class: "link", href: addressOf(item), title }, text ?? item.name);
+  one.addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    show(item);
+  });
+  return one;
 }
 /** A sentence in which quoted names of nodes and tensors lead to them. */
 function linked(sentence) {
-  return sentence.split(/('[^']+')/).map((part) => {
+  return sentence.split(/('[^']+'|`[^`]+`)/).map((part) => {
+    if (part.startsWith("`") && part.length > 1) return make("code", {}, part.slice(1, -1));
     const name = part.startsWith("'") && part.endsWith("'") ? part.slice(1, -1) : null;
     const item = name && (source.byName.get(name) ?? source.byTensor.get(name)?.maker);
     return item ? link(item, name) : part;
@@ -88,7 +93,7 @@ function tell(graph, item) {
   panel.replaceChildren(shut, make("h3", {}, item.name), list);
   panel.hidden = false;
   row(list, "Operator", item.op, graph.name === "before" ? " of the source" : " of the output");
-  row(list, graph.name === "before" ? "Depends on" : "Runs at the rate of", chip(item.rate), " " + RATES[item.rate].text);
+  row(list, graph.name === "before" ? "Depends on" : "Runs at the rate of", chip(item.rate), `: ${RATES[item.rate].text}`);
   if (item.type === "node") {
     const at = graph.name === "before" ? item.index : item.source;
     const action = at < 0 ? null : string(told.actions[at]);

@@ -21,10 +21,9 @@ function draw(graph) {
     lines.append(make("path", { class: `flow rate-${rate}`, d: line.square ? squarePath(line.points) : smoothPath(line.points),
       "marker-end": line.last ? `url(#arrow-${graph.name}-${rate})` : null }));
   }
-  root.append(lines);
+  root.append(lines, make("g", { class: "wires" }));
   for (const [key, frame] of drawn.frames) root.append(paintHead(graph, key, frame));
   for (const [id, box] of drawn.boxes) root.append(groups.has(id) ? paintGroup(graph, id, box) : paintItem(graph, box));
-  root.append(make("g", { class: "wires" }));
   const focused = graph.svg.contains(document.activeElement) ? document.activeElement.dataset.id : null;
   graph.svg.replaceChildren(make("defs", {}, ...arrows), root);
   graph.drawn = drawn;
@@ -95,7 +94,9 @@ function paintGroup(graph, key, box) {
   const flops = graph.flopsOf.get(key) ?? 0, share = graph.flops ? flops / graph.flops : 0;
   const times = group.times > 1 ? `${group.times} × ` : "";
   const nodes = list.filter((item) => item.type === "node").length;
-  const sub = group.kind === "ends" ? `${list.length} of them` : times + plural(nodes / (group.times || 1), "node");
+  const each = nodes / (group.times || 1), alone = times && each === 1;
+  const sub = group.kind === "ends" ? `${list.length} of them` : times && !alone && Number.isInteger(each) ? times + plural(each, "node")
+    : plural(nodes, "node");
   const one = make("g", { class: "box group", "data-id": key, tabindex: -1, role: "button", "aria-expanded": "false",
     transform: `translate(${x} ${y})`, "aria-label":
     `${times}${group.name}, folded, ${sub}${share >= 0.005 ? `, ${percent(share)} of FLOPs` : ""}` },
@@ -105,7 +106,7 @@ function paintGroup(graph, key, box) {
   }
   const [w, h] = times ? [width - 6, height - 6] : [width, height];
   one.append(make("rect", { class: "body", width: w, height: h, rx: 7 }),
-    make("text", { class: "name", x: 11, y: 21 }, "▸ " + fitted(group.name, w - 36, 12, 600)),
+    make("text", { class: "name", x: 11, y: 21 }, "▸ " + fitted((alone ? times : "") + group.name, w - 36, 12, 600)),
     make("text", { class: "small dim", x: 11, y: 37 }, sub),
     make("text", { class: "share", x: w - 10, y: 37 }, share >= 0.005 ? percent(share) : ""));
   // By FLOPs; by nodes where none has any.

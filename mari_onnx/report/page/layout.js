@@ -120,7 +120,7 @@ function layLevel(graph, key, { boxes, edges, ways }, done, shape) {
 function grid(sizes) {
   const gap = 14, at = new Map();
   const area = sum([...sizes.values()].map(([w, h]) => (w + gap) * (h + gap)));
-  const most = Math.max(Math.sqrt(area * 1.6), ...[...sizes.values()].map(([w]) => w));
+  const most = Math.max(Math.sqrt(area * 2.4), ...[...sizes.values()].map(([w]) => w));
   let x = PAD, y = HEAD + 10, tall = 0, wide = 0;
   for (const [id, [width, height]] of sizes) {
     if (x > PAD && x + width - PAD > most) { x = PAD; y += tall + gap; tall = 0; }

@@ -84,16 +84,23 @@ document.addEventListener("keydown", (event) => {
 });
 window.addEventListener("resize", () => graphs.forEach((graph) => fit(graph)));
 window.addEventListener("hashchange", fromHash);
-// On paper each graph is drawn whole, on its own.
-const onPaper = (graph, paper) => {
-  if (!graph.drawn) return;
-  if (paper) graph.svg.setAttribute("viewBox", `0 0 ${graph.drawn.width} ${graph.drawn.height}`);
-  else graph.svg.removeAttribute("viewBox");
-  graph.svg.style.aspectRatio = paper ? `${graph.drawn.width} / ${graph.drawn.height}` : "";
-  if (paper) graph.svg.querySelector(".root").removeAttribute("transform"); else move(graph);
-};
-window.addEventListener("beforeprint", () => { byId("more").open = true; graphs.forEach((graph) => onPaper(graph, true)); });
-window.addEventListener("afterprint", () => graphs.forEach((graph) => onPaper(graph, false)));
+// On paper both graphs are drawn whole, each on its own page.
+function onPaper(graph) {
+  graph.off = graph.section.hidden;
+  graph.section.hidden = false;
+  if (!graph.drawn) draw(graph);
+  graph.svg.setAttribute("viewBox", `0 0 ${graph.drawn.width} ${graph.drawn.height}`);
+  graph.svg.style.aspectRatio = `${graph.drawn.width} / ${graph.drawn.height}`;
+  graph.svg.querySelector(".root").removeAttribute("transform");
+}
+function onScreen(graph) {
+  graph.section.hidden = graph.off;
+  graph.svg.removeAttribute("viewBox");
+  graph.svg.style.aspectRatio = "";
+  move(graph);
+}
+window.addEventListener("beforeprint", () => { byId("more").open = true; graphs.forEach(onPaper); });
+window.addEventListener("afterprint", () => graphs.forEach(onScreen));
 
 const first = !data.after ? "before" : innerWidth >= WIDE ? "both" : "after";
 for (const graph of graphs) graph.section.hidden = first !== "both" && first !== graph.name;

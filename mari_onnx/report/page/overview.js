@@ -11,6 +11,7 @@ function headline() {
   const work = fewer > 0.005 ? `${percent(fewer)} fewer FLOPs per candidate` : "";
   const ratio = measured ?? predicted;
   if (!ratio) return work;
+  if (ratio > 0.95 && ratio < 1.05) return `About as fast as before at ${data.candidates} candidates (${measured ? "measured" : "predicted"}${work ? `), with ${work}` : ")"}`;
   const times = `${ratio >= 10 ? ratio.toFixed(0) : ratio.toFixed(1)} times as fast at ${data.candidates} candidates`;
   return `${times} (${measured ? "measured" : "predicted"}${work ? `), with ${work}` : ")"}`;
 }
@@ -84,7 +85,7 @@ function chart() {
   const inside = (layer) => own.some((each) => each !== layer && layer.group !== null && layersIn(each).includes("g" + layer.group));
   const lines = own.map((layer) => {
     const name = layer.name + (inside(layer) ? ", the rest" : "");
-    const button = make("button", { type: "button", class: "link", title: name }, name);
+    const button = make("button", { type: "button", class: "link", title: name }, fitted(name, 200, 13, 400, !name.includes(" ")));
     button.addEventListener("click", () => (layer.node === null ? showGroup("g" + layer.group) : show(source.items[layer.node])));
     return line(button, layer.old, layer.new, most);
   });

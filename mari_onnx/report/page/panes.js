@@ -1,5 +1,5 @@
 // ---- panes: moving, zooming, the keyboard, opening and folding
-const NEAREST = 2.5, FARTHEST = 0.03, READABLE = 0.6;
+const NEAREST = 2.5, FARTHEST = 0.03, READABLE = 0.6, LEAST = 0.45;
 
 function move(graph) {
   if (!graph.view) return fit(graph);
@@ -13,12 +13,12 @@ function readable(graph) {
   const drawn = arranged(graph);
   return graph.section.hidden || !width || Math.min(width / drawn.width, height / drawn.height) >= READABLE - 0.04;
 }
-/** All of a graph, or, where that cannot be read, as much of its top as can. */
+/** All of a graph, or, where that cannot be read, as much as can: its top, and what is in the middle. */
 function fit(graph, all = false) {
   const { width, height } = graph.svg.getBoundingClientRect();
   if (!width || !graph.drawn) return;
   const k = Math.min(width / graph.drawn.width, height / graph.drawn.height, 1.15) || 1;
-  const shown = all ? k : Math.max(k, Math.min(READABLE, width / graph.drawn.width));
+  const shown = all ? k : Math.max(k, LEAST, Math.min(READABLE, width / graph.drawn.width));
   graph.view = { k: shown, x: (width - graph.drawn.width * shown) / 2, y: Math.max(0, (height - graph.drawn.height * shown) / 2) };
   move(graph);
 }
