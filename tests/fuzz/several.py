@@ -11,7 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from mari_onnx.api import optimize
 from mari_onnx.engine import Options, Rewrite, rewrite
+from mari_onnx.errors import MariError
 from mari_onnx.model.signature import signature
 from mari_onnx.parity.coverage.empty import ran
 from mari_onnx.parity.domains.domains import domains
@@ -51,6 +53,10 @@ def judge_several(case: Case, form: str, tally: Counter[str] | None = None) -> N
         if session(case.model) is None:
             seen["onnxruntime does not take the source, so there is no check"] += 1
             return
+        told = _told(case, sides)
+        if told is not None:
+            seen[f"told by the check: {told}"] += 1
+            return
         if "shape" not in bad and "dtype" not in bad and _shaky(case, n, np.dtype(case.graph.dtype).name):
             seen["ill-conditioned"] += 1
             return
@@ -59,6 +65,15 @@ def judge_several(case: Case, form: str, tally: Counter[str] | None = None) -> N
     if bad is not None:
         raise Fault("several", f"{form}, no request: {bad}")
     seen[f"equal, {form}"] += 1
+
+
+def _told(case: Case, sides: Sides) -> str | None:
+    """What kind of refusal a user gets who asks for this output with the check; None if he gets the output."""
+    try:
+        optimize(case.model, case.graph.sides, batched=sides.batched, providers=("cpu",))
+    except MariError as error:
+        return type(error).__name__
+    return None
 
 
 def _rewritten(case: Case, sides: Sides) -> Rewrite:
