@@ -97,10 +97,11 @@ pins: $(BIN)/python ## what CI installs, anew: requirements-ci.txt (takes minute
 		$(foreach extra,$(EXTRAS),--extra $(extra)) -o requirements-ci.txt setup.cfg
 
 # Of what is committed alone, with times and permissions that do not depend on this machine.
-wheel: $(STAMPS)/test ## the released wheel, in dist/; the same bytes from the same commit
+wheel: $(STAMPS)/test ## the released wheel and sdist, in dist/, checked for an index; the same wheel from the same commit
 	rm -rf build/wheel && mkdir -p build/wheel
 	umask 022 && git archive HEAD | tar -x --no-same-permissions -C build/wheel && \
-		SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --wheel --outdir dist build/wheel
+		SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --wheel --sdist --outdir dist build/wheel
+	$(BIN)/python -m twine check --strict dist/*
 
 clean: ## remove the environment and whatever was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
