@@ -182,6 +182,17 @@ def test_the_python_of_a_page_runs(page: Path, here: Path) -> None:
     exec(compile("\n".join(code), page.name, "exec"), {})
 
 
+@pytest.mark.slow
+def test_the_summary_in_the_docs_is_what_is_printed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs/reading.md").read_text(encoding="utf-8")
+    shown = page.split("```text\n")[1].split("```")[0].splitlines()
+    command = re.findall(r"`mari-onnx ([^`]*--data [^`]*)`", page)[0]
+    assert run(shlex.split(command)) == 0
+    said = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    timed = re.compile(r"\d[\d.]*x at \d+ candidates|note: times vary")  # differ from run to run
+    assert [line for line in shown if not timed.match(line)] == [line for line in said if not timed.match(line)]
+
+
 # ---- the site ---------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
