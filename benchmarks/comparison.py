@@ -222,7 +222,7 @@ def before_and_after(bench: Bench, tool: str) -> Cell:
         text = bench.made(tool).text
     parts = {
         "operators": r"Gather\s*\W?\s+\d+\s+\W?\s*\d+",
-        "size": r"(Model Size|size)\W.*\d",
+        "size": r"Model Size|MB; IN has",
         "inputs": r"\[N(, \d+)?\] -> \[1|IN: user_id",
         "FLOPs": r"FLOPs",
     }
@@ -270,8 +270,8 @@ def config_file(bench: Bench, tool: str) -> Cell:
         code = ran(tool, "optimize", "a.onnx", "out.onnx", "--choices", "c.json", "-q", folder=bench.folder).code
         kept = code == 0 and (bench.folder / "c.json").exists()
         return Cell("side file (TOML), `--choices` (JSON)", 2 if kept else 1)
-    found = flags(tool, r"--gen-script|--config\b|config file")
-    return Cell(", ".join(f"`{each}`" for each in found), 1) if found else Cell(NONE, 0)
+    script = "--gen-script" in " ".join(asked(tool).values())
+    return Cell("`--gen-script`", 1) if script else Cell(NONE, 0)
 
 
 def intermediate(bench: Bench, tool: str) -> Cell:

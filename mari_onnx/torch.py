@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import torch
 
 
+_ONE_FILE = 1_500_000_000
+"""Bytes of weights up to which the model is one file."""
+
+
 def export(
     model: torch.nn.Module,
     args: Sequence[Any],
@@ -50,6 +54,8 @@ def export(
     names = list(input_names) if input_names is not None else _parameters(model, len(args))
     free = torch.export.Dim("N", min=1)
     arguments: dict[str, Any] = {"input_names": names, "dynamo": True, "verbose": False}
+    weights = model.state_dict().values()
+    arguments["external_data"] = sum(each.numel() * each.element_size() for each in weights) > _ONE_FILE
     if output_names is not None:
         arguments["output_names"] = list(output_names)
     arguments["dynamic_shapes"] = tuple({0: free} if getattr(each, "ndim", 0) else None for each in args)

@@ -219,7 +219,8 @@ def optimize(
     if done.report.output is None:
         summary.write(out, [f"dry run: {output} was not written"])
     else:
-        summary.write(out, [f"wrote {output} ({done.report.output['bytes'] / 1e6:.2f} MB)"])
+        sizes = [each["bytes"] / 1e6 for each in (done.report.output, done.report.source)]
+        summary.write(out, [f"wrote {output} ({sizes[0]:.2f} MB; IN has {sizes[1]:.2f} MB)"])
     if fail_unchanged and not done.changed:
         from mari_onnx.errors import Unchanged
 

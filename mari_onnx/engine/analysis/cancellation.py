@@ -51,8 +51,9 @@ def cancels(terms: Sequence[Body], of_product: bool = False) -> str | None:
     large = [term for term in terms if _size(term, of_product) > LARGE]
     if len(large) < 2:
         return None
-    names = [_named(next(leaves(term)).tensor) for term in large[:2]]
-    return f"{names[0]} and {names[1]} may be large and cancel, so they are added before the product"
+    names = dict.fromkeys(_named(next(leaves(term)).tensor) for term in large[:2])
+    what = " and ".join(names) if len(names) > 1 else f"two terms of {next(iter(names))}"
+    return f"{what} may be large and cancel, so they are added before the product"
 
 
 def _named(tensor: Tensor) -> str:
