@@ -14,7 +14,8 @@ from onnx import TensorProto, helper
 
 import mari_onnx
 from benchmarks.page import ranker
-from mari_onnx.report.fold import FEW, MOST, Folder, Group, repeat
+from mari_onnx.report.fold import FEW, MOST, Folder, repeat
+from mari_onnx.report.groups import Group
 from mari_onnx.report.layers import RATES
 from mari_onnx.report.scopes import NOTED, common, relative, scope, scopes
 from mari_onnx.report.view import View, view

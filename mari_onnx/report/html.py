@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mari_onnx.engine import Rewrite
 
 # In the order in which they are read: each uses what stands in those before it.
-SCRIPTS = ("tools", "model", "layout", "draw", "panes", "details", "overview", "search", "main")
+SCRIPTS = ("tools", "model", "layout", "shape", "draw", "panes", "details", "overview", "search", "main")
 
 
 def page(source: onnx.ModelProto, rewrite: Rewrite, report: Report) -> str:

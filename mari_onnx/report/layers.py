@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mari_onnx.report.fold import Group, Item
+from mari_onnx.report.groups import Group, Item
 
 RATES = ("build", "request", "item", "candidate")
 """Who changes what a node computes: nobody (weights and sizes alone), the user, the item, both together."""

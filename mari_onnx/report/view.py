@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mari_onnx.model.ops import Fact, having
-from mari_onnx.report.fold import Folder, Group
+from mari_onnx.report.fold import Folder
+from mari_onnx.report.groups import Group
 from mari_onnx.report.kinds import input_kinds, once, output_kinds, source_kinds
 from mari_onnx.report.layers import RATES, Layer, Work, layers
 from mari_onnx.report.report import PRODUCTS, Report, concrete, rounded

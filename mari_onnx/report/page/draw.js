@@ -131,8 +131,8 @@ function paintHead(graph, key, { x, y, width }) {
     "aria-label": `${text}, open`, transform: `translate(${x} ${y})` },
   make("title", {}, `fold ${group.title || group.name}`),
   make("rect", { class: "body", x: 5, y: 4, width: Math.min(width - 10, textWidth(text, 11.5, 600) + 34), height: HEAD - 6, rx: 5 }),
-  make("text", { class: "name", x: 11, y: 18 }, "▾ " + fitted(text, width - 44, 11.5, 600)),
-  make("text", { class: "share", x: width - 10, y: 18 }, width > 220 ? told : ""));
+  make("text", { class: "name", x: 11, y: 18 }, "▾ " + fitted(text, width - (told ? 76 : 44), 11.5, 600)),
+  make("text", { class: "share", x: width - 10, y: 18 }, told));
 }
 
 function mark(graph) {

@@ -3,7 +3,8 @@
 const AT_FIRST = 48, AT_MOST = 320;
 // Groups of members that are alike stay folded at first, from so many members on.
 const ALIKE = 4;
-const WIDE = 1100;
+// A window from so wide on has both graphs beside each other.
+const BESIDE = 1100;
 
 const KEYS = [["/", "search"], ["Tab", "to a graph, then"], ["arrows", "to the next box"], ["Enter", "open a group, or tell of a node"],
   ["Backspace", "fold the group around"], ["+ − 0", "zoom, and show all"], ["f", "whole window"], ["Esc", "close what is told"]];
@@ -102,7 +103,7 @@ function onScreen(graph) {
 window.addEventListener("beforeprint", () => { byId("more").open = true; graphs.forEach(onPaper); });
 window.addEventListener("afterprint", () => graphs.forEach(onScreen));
 
-const first = !data.after ? "before" : innerWidth >= WIDE ? "both" : "after";
+const first = !data.after ? "before" : innerWidth >= BESIDE ? "both" : "after";
 for (const graph of graphs) graph.section.hidden = first !== "both" && first !== graph.name;
 openUpTo(AT_FIRST, (group) => group.kind !== "ends" && group.times < ALIKE, () => graphs.every(readable));
 pickGraphs(first);

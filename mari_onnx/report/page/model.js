@@ -75,32 +75,36 @@ function spot(item) {
 const standIn = (item) => spot(item).at(-1);
 
 /** Opens groups from the outside in, costly ones first, while no more than `most` boxes are visible in a graph, and while
-    what is visible then passes `good`; where a few do not, others will hardly. */
+    what is visible then passes `good`; where a few do not, others will hardly. Sisters of one size open together. */
 function openUpTo(most, pick = () => true, good = () => true) {
   const counts = graphs.map((graph) => new Set(graph.items.map(standIn)).size);
   const cost = (key) => Math.max(...graphs.map((graph) => (graph.flopsOf.get(key) ?? 0) / (graph.flops || 1)));
-  const ready = new Map(); // key of a folded group in an open one -> its cost
+  const size = (key) => graphs[0].inside.get(key)?.length ?? 0;
+  const ready = new Map(); // name of some folded sisters in an open group -> their keys and cost
   const enter = (key) => {
     for (const graph of graphs) {
-      for (const each of graph.members.get(key) ?? []) if (groups.has(each) && !open.has(each)) ready.set(each, cost(each));
+      for (const each of graph.members.get(key) ?? []) {
+        if (!groups.has(each) || open.has(each) || !pick(groups.get(each))) continue;
+        const name = `${key} ${size(each) || each}`, sisters = ready.get(name) ?? { keys: new Set(), cost: 0 };
+        ready.set(name, { keys: sisters.keys.add(each), cost: Math.max(sisters.cost, cost(each)) });
+      }
     }
   };
   open.forEach(enter);
   let refused = 0;
   while (ready.size && refused < 4) {
-    const [key] = [...ready].reduce((a, b) => (b[1] > a[1] ? b : a));
-    ready.delete(key);
-    if (!pick(groups.get(key))) continue;
-    const more = graphs.map((graph) => Math.max((graph.members.get(key)?.size ?? 1) - 1, 0));
+    const [name, { keys }] = [...ready].reduce((a, b) => (b[1].cost > a[1].cost ? b : a));
+    ready.delete(name);
+    const more = graphs.map((graph) => sum([...keys].map((key) => Math.max((graph.members.get(key)?.size ?? 1) - 1, 0))));
     if (counts.some((count, k) => count + more[k] > most)) continue;
-    open.add(key);
-    if (!good()) {
-      open.delete(key);
+    for (const key of keys) open.add(key);
+    if (good()) {
+      more.forEach((each, k) => { counts[k] += each; });
+      keys.forEach(enter);
+    } else {
+      for (const key of keys) open.delete(key);
       refused += 1;
-      continue;
     }
-    more.forEach((each, k) => { counts[k] += each; });
-    enter(key);
   }
 }
 function reveal(item) {

@@ -34,7 +34,7 @@ function figures() {
 function facts() {
   const found = [];
   if (data.speed) found.push(["Measured", data.speed.text]);
-  if (data.check) found.push(["Checked", ...data.check]);
+  for (const text of data.check ?? []) found.push(text.startsWith("note: ") ? ["Note", text.slice(6)] : ["Checked", text]);
   for (const line of data.caller) found.push(["For the caller", line.replace(/^for the caller: /, "")]);
   for (const line of data.undone) found.push(["Undone", line]);
   for (const line of data.notes) found.push(["Note", line]);
