@@ -12,10 +12,12 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from benchmarks.demo.model import Row, Times
 from mari_onnx.model.save import write_text
 from mari_onnx.report.figures import change, quantity
 from mari_onnx.timing.machine import machine
@@ -65,35 +67,42 @@ CELL = r" ([^|]+) \|"
 INTEROP = re.compile(r"^\| (\w+)\.split\.dynamo \|" + 6 * CELL + "$", re.MULTILINE)
 
 
-def page(rows: Mapping[str, Mapping[str, Any]], readme: str, interop: str) -> str:
+def read(figures: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """The rows of a run of `make demo`, from its JSON."""
+    rows = []
+    for each in figures.values():
+        known = {field.name: each[field.name] for field in fields(Row)}
+        rows.append(Row(**{**known, "times": Times(**each["times"]), "loaded": None}))
+    return sorted(rows, key=lambda row: row.name)
+
+
+def page(rows: Sequence[Row], readme: str, interop: str) -> str:
     """The text of docs/gallery.md.
 
     Args:
-        rows: what `make demo` writes as JSON: file -> figures. readme: models/README.md, for what each model is.
-        interop: docs/interop.md.
+        readme: models/README.md, for what each model is. interop: docs/interop.md.
     """
     what = {name: told.strip() for name, told in WHAT.findall(readme)}
-    ratios = {name: row["faster"] for name, row in rows.items()}
-    fastest, slowest = max(ratios, key=ratios.__getitem__), min(ratios, key=ratios.__getitem__)
+    ratios = [row.times.faster for row in rows]
+    best, worst = max(rows, key=lambda row: row.times.faster), min(rows, key=lambda row: row.times.faster)
     on = machine()
     text = HEAD.format(
         count=len(rows),
-        mean=math.exp(sum(map(math.log, ratios.values())) / len(ratios)),
-        worst=ratios[slowest],
-        slowest=slowest.removesuffix(".onnx"),
-        best=ratios[fastest],
-        fastest=fastest.removesuffix(".onnx"),
+        mean=math.exp(sum(map(math.log, ratios)) / len(ratios)),
+        worst=worst.times.faster,
+        slowest=_model(worst),
+        best=best.times.faster,
+        fastest=_model(best),
         processor=on["processor"],
         cores=on["cores"],
     )
-    for name, row in sorted(rows.items()):
-        model = name.removesuffix(".onnx")
-        (before, after), (nodes, left), times = row["flops"], row["nodes"], row["times"]
+    for row in rows:
+        before, after = row.flops
         text += (
-            f"| {model} | {what.get(model.split('.')[0], '')} | **{row['faster']:.2f}x** | "
-            f"{times['before'] * 1e3:.2f} -> {times['after'] * 1e3:.2f} ms | "
-            f"{quantity(before)} -> {quantity(after)}, {change(before, after)} | {row['split']} of {row['products']} | "
-            f"{nodes} -> {left} | {row['max_error']:.1e} |\n"
+            f"| {_model(row)} | {what.get(row.name.split('.')[0], '')} | **{row.times.faster:.2f}x** | "
+            f"{row.times.before * 1e3:.2f} -> {row.times.after * 1e3:.2f} ms | "
+            f"{quantity(before)} -> {quantity(after)}, {change(before, after)} | {row.split} of {row.products} | "
+            f"{row.nodes[0]} -> {row.nodes[1]} | {row.max_error:.1e} |\n"
         )
     found = {name: cells for name, *cells in INTEROP.findall(interop)}
     text += PUBLIC
@@ -103,6 +112,10 @@ def page(rows: Mapping[str, Mapping[str, Any]], readme: str, interop: str) -> st
     return text
 
 
+def _model(row: Row) -> str:
+    return row.name.removesuffix(".onnx")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gallery", description=__doc__)
     parser.add_argument("demo", type=Path, help="what make demo ARGS='--json FILE' wrote")
@@ -110,7 +123,7 @@ def main() -> None:
     readme, interop = (
         (ROOT / name).read_text(encoding="utf-8") for name in ("models/README.md", "docs/interop.md")
     )
-    write_text(PAGE, page(rows, readme, interop))
+    write_text(PAGE, page(read(rows), readme, interop))
 
 
 if __name__ == "__main__":

@@ -193,6 +193,26 @@ def test_the_summary_in_the_docs_is_what_is_printed(here: Path, capsys: pytest.C
     assert [line for line in shown if not timed.match(line)] == [line for line in said if not timed.match(line)]
 
 
+def test_the_gallery_is_made_from_a_run_of_the_demo() -> None:
+    from benchmarks.demo.model import Row, Times
+    from benchmarks.demo.table import figures
+    from benchmarks.gallery import page, read
+
+    times = [Times(2e-3, 1e-3, 2.0, 2.0, 0.01), Times(8e-3, 1e-3, 8.0, 8.0, 0.01)]
+    rows = [
+        Row("din.onnx", "equal", 9, 1e-7, (43, 51), (2000.0, 1000.0), 3, 7, times[0]),
+        Row("bst.onnx", "equal", 9, 2e-7, (3, 3), (1e5, 5e4), 1, 1, times[1]),
+    ]
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("models/README.md", "docs/interop.md")]
+    text = page(read(figures(rows)), *texts)
+    assert "2 sample models: 4.00x in the geometric mean, 2.00x at least (din), 8.0x at most" in text
+    assert "| din | DIN | **2.00x** | 2.00 -> 1.00 ms | 2 k -> 1 k, -50% | 3 of 7 | 43 -> 51 | 1.0e-07 |" in text
+    assert re.search(r"^[|] wdl [|] [\d.]+x [|] [\d.]+x [|] [\d.]+x [|]$", text, re.MULTILINE)
+    rows = (ROOT / "docs/gallery.md").read_text(encoding="utf-8").splitlines()
+    models = {path.name.removesuffix(".onnx") for path in (ROOT / "models").glob("*.onnx")}
+    assert models <= {row.split(" ")[1] for row in rows if row.startswith("| ")}
+
+
 # ---- the site ---------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
