@@ -404,13 +404,13 @@ operators**, each equal to its source or left as it was.
 
 | word | meaning |
 |---|---|
-| lifted | runs once per request where its inputs are the user's |
-| split | where an input is a concatenation of user and item parts, the user's part runs once per request |
+| lifted | runs once per request if its inputs are the user's |
+| split | if an input is a concatenation of user and item parts, the user's part runs once per request |
 | passes through | moves elements, computes nothing: regroups axes or picks positions of parts that stay apart |
 | barrier | is copied as it is, and sees the N rows that it sees in the source |
 
-An operator that is not in the list (a custom one, another domain's) is a barrier. "In some forms": by its attributes,
-or by which input is the user's.
+An operator that is not in the list (a custom one, or one of another domain) is a barrier. "In some forms" means that it
+depends on the attributes, or on which input is the user's.
 
 | operator | | why not more |
 |---|---|---|

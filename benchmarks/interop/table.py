@@ -7,14 +7,14 @@ from typing import Any
 HEAD = """# Interop: models of a public framework
 
 Every model of [deepctr-torch](https://github.com/shenweichen/DeepCTR-Torch) 0.3.0, exported with
-both of PyTorch's ONNX exporters (`dynamo`: opset 20, `script`: opset 17), each with one input a
+both of PyTorch's ONNX exporters (`dynamo`: opset 20, `script`: opset 17), each with one input per
 feature (`split`) and with all features in one matrix (`packed`). Features: 12 user, 3 context, 8
 item and 2 cross ids, 7 dense values, a history of 50; embeddings 16 wide, hidden layers of 512, 256
 and 128. `make interop` exports, optimizes, checks and measures them all and writes this page.
 
 - **residual**: share of the per-candidate FLOPs that is spent on results equal for all candidates,
   in the source and in the output, measured by running the graph (`mari-onnx inspect --measure`).
-- **FLOPs**: of the source over those of the output, a candidate of 61.
+- **FLOPs**: of the source over those of the output, at 61 candidates.
 - **nodes**: of the source and of the output.
 - **error**: the largest absolute difference of any output at N = 1, 7, 64 and 500, checked against
   a float64 run of the source (docs/parity.md).
