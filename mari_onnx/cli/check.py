@@ -22,8 +22,10 @@ from mari_onnx.cli.options import (
 from mari_onnx.cli.streams import write_json
 
 if TYPE_CHECKING:
+    from mari_onnx.model.signature import Signature
     from mari_onnx.parity.requests.request import Request
     from mari_onnx.parity.result import CheckResult
+    from mari_onnx.parity.settings import Settings
     from mari_onnx.sides.resolve import Sides
 
 _SEVERAL = 7
@@ -58,6 +60,14 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
     help="Recorded requests instead of drawn ones: .npz, a folder of them, or .parquet.",
 )
 @request_id_option
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray: compare recorded requests (--data) on the machines of the cluster that RAY_ADDRESS names, by Ray Data; "
+    "without one, on all processors. --dump then lists the requests that are the furthest apart.",
+)
 @click.option(
     "--requests",
     "count",
@@ -142,6 +152,7 @@ def check(
     optimized: Path,
     data: Path | None,
     request_id: str,
+    engine: str,
     bisect: Path | None,
     layers: bool,
     json_file: Path | None,
@@ -162,19 +173,23 @@ def check(
     from mari_onnx.parity.settings import Settings
     from mari_onnx.report import summary
     from mari_onnx.report.terminal import console
+    from mari_onnx.sides.shapes import reshaped
 
     pair = Pair(source, optimized)
     sides = sides_of_pair([source, optimized], [pair.model, pair.other], **flags_from(rest))
-    requests = None
-    if data is not None:
+    requests, inputs = None, signature(reshaped(pair.model, sides.shapes))
+    if data is not None and engine == "local":
         from mari_onnx.parity.requests.recorded import load
-        from mari_onnx.sides.shapes import reshaped
 
-        requests = load(data, signature(reshaped(pair.model, sides.shapes)), sides, request_id)
+        requests = load(data, inputs, sides, request_id)
     known = set(Settings.__dataclass_fields__)
     settings = Settings(**{k: v for k, v in rest.items() if k in known and v is not None})
     with progress_bar(quiet) as progress:
-        result = pair.check(sides, requests=requests, settings=settings, progress=progress)
+        if engine == "ray":
+            result = _on_ray(source, optimized, data, inputs, sides, settings, request_id, progress)
+            requests = [far.request for far in result.furthest]
+        else:
+            result = pair.check(sides, requests=requests, settings=settings, progress=progress)
         if bisect is not None and not result.ok:
             _bisect(result, source, optimized, bisect)
         if layers:
@@ -187,6 +202,26 @@ def check(
     if not quiet:
         summary.write(console(), summary.of_check(result))
     result.raise_if_different()
+
+
+def _on_ray(
+    source: Path,
+    optimized: Path,
+    data: Path | None,
+    inputs: Signature,
+    sides: Sides,
+    settings: Settings,
+    request_id: str,
+    progress: Callable[[str, int, int], None] | None,
+) -> CheckResult:
+    from mari_onnx.errors import UsageError, needs
+
+    if data is None:
+        raise UsageError("--engine ray compares recorded requests", "give --data FOLDER")
+    with needs("serving,ray"):
+        from mari_onnx.serving.offline.parity import check_on_ray
+
+    return check_on_ray(source, optimized, data, inputs, sides, settings, request_id=request_id, progress=progress)
 
 
 def _write(path: Path, text: str) -> None:

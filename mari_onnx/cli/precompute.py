@@ -36,6 +36,13 @@ if TYPE_CHECKING:
     help="An earlier store of the same model: items whose features have not changed keep their rows, items that ITEMS "
     "no longer has are dropped.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray: on the machines of the cluster that RAY_ADDRESS names, by Ray Data; without one, on all processors.",
+)
 @click.option("--redis", metavar="URL", help="Load the rows into Redis as well, and let servers switch to them.")
 @click.option("--redis-name", default="items", show_default=True, metavar="NAME", help="Under which name.")
 @click.option(
@@ -56,6 +63,7 @@ def precompute(
     id_column: str,
     bad_rows: str,
     since: Path | None,
+    engine: str,
     redis: str | None,
     redis_name: str,
     batch: int,
@@ -80,12 +88,18 @@ def precompute(
         from mari_onnx.serving.precompute import precompute as run
         from mari_onnx.serving.store import ArrowStore
 
+    make = None
+    if engine == "ray":
+        with needs("serving,ray"):
+            from mari_onnx.serving.offline.rows import on_ray
+
+        make = on_ray(folder, provider, threads)
     ranker = Ranker(folder, provider, threads)
     catalogue = Catalogue(items, ranker.manifest, id_column)
     with _bar(quiet or str(json_file) == "-") as progress:
         done = run(
             ranker, catalogue, store, since=None if since is None else ArrowStore(since),
-            skip_bad=bad_rows == "skip", force=force, batch=batch, progress=progress,
+            skip_bad=bad_rows == "skip", force=force, batch=batch, progress=progress, make=make,
         )  # fmt: skip
     lines = _lines(done)
     if redis is not None:

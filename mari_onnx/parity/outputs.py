@@ -17,7 +17,7 @@ from mari_onnx.parity.judge.rounding import Rounding, rounding
 from mari_onnx.parity.judge.verdict import Verdict
 from mari_onnx.parity.phases import Phases, Runs
 from mari_onnx.parity.requests import draw
-from mari_onnx.parity.result import CheckResult
+from mari_onnx.parity.result import FURTHEST, CheckResult, Far
 from mari_onnx.parity.settings import Settings
 
 # Requests that only complete the coverage: so many of them are run in float64 too.
@@ -119,12 +119,15 @@ class Outputs:
                     [r.outputs for r in optimized.values()],
                     index > place.start,
                 )
+            most = sorted(verdict.errors.items(), key=lambda each: -each[1])[:FURTHEST]
+            far[:] = [Far(requests[at], output.name, provider, error) for at, error in most if error > 0]
             return verdict.result
 
-        rounded = None
+        rounded, far = None, list[Far]()
         if place.stop - place.start == 1:
             rounded = rounding(self.phases.models["source"], output.name, output.dtype, self.axis)
         result = judged(rounded)
+        self.result.furthest += far
         if rounded is not None and result.ok and result.stepped:
             self.result.notes.append(
                 f"output {output.name} ({provider}): {result.stepped} of {rounded.rows} rows are one step of the "

@@ -20,7 +20,18 @@ SCHEMA = "mari-onnx/check"
 SCHEMA_VERSION = 1
 
 OUTPUTS_SHOWN = 8
+FURTHEST = 10
 EQUAL, DIFFERENT, CANNOT_COMPARE = "equal", "different", "cannot be compared"
+
+
+@dataclass(frozen=True)
+class Far:
+    """How far apart the models are on one request. error: see `judge.verdict.Verdict.errors`."""
+
+    request: Request
+    output: str
+    provider: str
+    error: float
 
 
 @dataclass(repr=False)
@@ -43,6 +54,8 @@ class CheckResult(Shown):
         divergence: the first tensor that diverges, where it was looked for.
         layers: inner tensors of both models, where they were compared.
         failing: requests on which outputs differ most, one for each output that fails and each N it fails at.
+        furthest: of each output and provider the requests on which the models are the furthest apart, whether that is
+            allowed or not; `FURTHEST` of them, the furthest first.
     """
 
     source: str
@@ -65,6 +78,7 @@ class CheckResult(Shown):
     divergence: Divergence | None = None
     layers: list[Layer] | None = None
     failing: list[Request] = field(default_factory=list)
+    furthest: list[Far] = field(default_factory=list)
 
     def shown(self) -> tuple[str, Rows]:
         """See `Shown`."""
@@ -112,6 +126,7 @@ class CheckResult(Shown):
         self.cannot_compare += [f"{what}: {reason}" for reason in other.cannot_compare]
         self.notes += [f"{what}: {note}" for note in other.notes if note not in self.notes]
         self.failing += other.failing
+        self.furthest += other.furthest
 
     def mark(self) -> tuple[int, ...]:
         """For `reset`."""
@@ -123,7 +138,7 @@ class CheckResult(Shown):
             del found[length:]
 
     def _found(self) -> tuple[list[Any], ...]:
-        return self.outputs, self.failures, self.notes, self.failing
+        return self.outputs, self.failures, self.notes, self.failing, self.furthest
 
     @property
     def max_error(self) -> float:

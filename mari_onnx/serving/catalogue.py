@@ -34,6 +34,22 @@ class BadRow:
     why: str
 
 
+@dataclass(frozen=True)
+class Part:
+    """Where a piece of the catalogue is: rows of one file.
+
+    Attributes:
+        number: of the piece. file: which of `Catalogue.files`.
+        start: its first row in the file. count: rows. first: its first row in the catalogue.
+    """
+
+    number: int
+    file: int
+    start: int
+    count: int
+    first: int
+
+
 @dataclass
 class Piece:
     """Some rows of the catalogue.
@@ -81,7 +97,8 @@ class Catalogue:
             opened = [pq.ParquetFile(file) for file in self.files]
         except (OSError, pa.ArrowInvalid) as error:
             raise UsageError(f"cannot read the items in {path}: {str(error).splitlines()[0]}") from error
-        self.count = sum(file.metadata.num_rows for file in opened)
+        self._rows = [file.metadata.num_rows for file in opened]
+        self.count = sum(self._rows)
         there = set(opened[0].schema_arrow.names)
         self._columns = {each.name: _columns_of(each, there) for each in self.inputs}
         missing = [name for name, columns in self._columns.items() if not columns]
@@ -94,14 +111,39 @@ class Catalogue:
         """Name, size and time of each file: another stamp is another catalogue."""
         return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in self.files]
 
-    def pieces(self, rows: int) -> Iterator[pa.RecordBatch]:
-        """The catalogue in batches of at most `rows` rows, the same ones each time."""
-        wanted = [self.id_column, *(c for columns in self._columns.values() for c in columns)]
-        for file in self.files:
-            try:
-                yield from pq.ParquetFile(file).iter_batches(rows, columns=list(dict.fromkeys(wanted)))
-            except (OSError, pa.ArrowInvalid) as error:
-                raise UsageError(f"cannot read the items in {file}: {str(error).splitlines()[0]}") from error
+    def parts(self, rows: int) -> list[Part]:
+        """The catalogue in pieces of at most `rows` rows, each in one file; the same ones each time."""
+        found: list[Part] = []
+        first = 0
+        for file, total in enumerate(self._rows):
+            for start in range(0, total, rows):
+                count = min(rows, total - start)
+                found.append(Part(len(found), file, start, count, first))
+                first += count
+        return found
+
+    def read(self, parts: Sequence[Part]) -> Iterator[pa.RecordBatch]:
+        """A batch for each of some parts that follow one another in one file."""
+        if not parts:
+            return
+        path = self.files[parts[0].file]
+        wanted = dict.fromkeys([self.id_column, *(c for columns in self._columns.values() for c in columns)])
+        try:
+            file = pq.ParquetFile(path)
+            ends = np.cumsum([file.metadata.row_group(at).num_rows for at in range(file.num_row_groups)])
+            rows = [parts[0].start, parts[-1].start + parts[-1].count - 1]
+            begin, last = (int(group) for group in np.searchsorted(ends, rows, "right"))
+            groups = list(range(begin, last + 1))
+            batches = file.iter_batches(parts[0].count, row_groups=groups, columns=list(wanted))
+            at, left = int(ends[begin - 1]) if begin else 0, list[pa.RecordBatch]()
+            for part in parts:
+                while at + sum(b.num_rows for b in left) < part.start + part.count:
+                    left.append(next(batches))
+                whole = pa.Table.from_batches(left)
+                yield _one_batch(whole.slice(part.start - at, part.count))
+                left, at = whole.slice(part.start - at + part.count).to_batches(), part.start + part.count
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UsageError(f"cannot read the items in {path}: {str(error).splitlines()[0]}") from error
 
     def convert(self, batch: pa.RecordBatch, first: int) -> Piece:
         """A batch as the model takes it. first: the row of the catalogue that the batch begins with."""
@@ -135,6 +177,11 @@ class Catalogue:
         bad = [BadRow(first + row, str(raw[row].as_py()), reason) for row, reason in sorted(why.items())]
         chosen = {name: array[places] for name, array in features.items()}
         return Piece(ids_to_numpy(raw_ids[places]), chosen, first + places, _hashes(chosen, len(places)), bad)
+
+
+def _one_batch(table: pa.Table) -> pa.RecordBatch:
+    (batch,) = table.combine_chunks().to_batches()
+    return batch
 
 
 def _array(each: InputInfo, columns: Sequence[pa.Array], refuse: Any) -> np.ndarray:

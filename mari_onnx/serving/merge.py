@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -178,15 +178,21 @@ def _one_batch(table: pa.Table) -> pa.RecordBatch:
 
 
 @contextmanager
-def _written(path: Path, schema: pa.Schema) -> Iterator[Any]:
-    """A writer of a file that is under its name when all of it is on the disk."""
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that is under its name when all of it is on the disk."""
     half = path.with_name(path.name + ".tmp")
     with open(half, "wb") as file:
-        with pa.ipc.new_file(file, schema) as writer:
-            yield _Writer(writer, schema)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(half, path)
+
+
+@contextmanager
+def _written(path: Path, schema: pa.Schema) -> Iterator[_Writer]:
+    """A writer of a file of record batches."""
+    with whole_file(path) as file, pa.ipc.new_file(file, schema) as writer:
+        yield _Writer(writer, schema)
 
 
 @dataclass

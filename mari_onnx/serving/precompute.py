@@ -12,9 +12,10 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 
 from mari_onnx.errors import ModelError, OutputInTheWay, UsageError, WriteError
 from mari_onnx.model.save import hold, write_errors
-from mari_onnx.serving.catalogue import BadRow, Catalogue, Piece
+from mari_onnx.serving.catalogue import BadRow, Catalogue, Part, Piece
 from mari_onnx.serving.merge import merge, said_of_run, write_run
 from mari_onnx.serving.row_format import RowFormat, shown
 from mari_onnx.serving.store import ArrowStore
@@ -36,6 +37,8 @@ BATCH = 4096
 NAMED = 20
 """Bad rows and duplicates that are named; all are counted."""
 Progress = Callable[[int, int], None]
+Said = dict[str, Any]
+"""What there is to say of a piece: rows read, kept and made by the model, bad rows."""
 
 
 @dataclass
@@ -67,6 +70,60 @@ class Precomputed:
         return asdict(self)
 
 
+@dataclass
+class Made:
+    """A piece, its rows by tensor, and what there is to say of it."""
+
+    piece: Piece
+    arrays: dict[str, np.ndarray]
+    said: Said
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be made of a catalogue, by this process or others.
+
+    Attributes:
+        catalogue: in pieces of `PIECE` rows. since: an earlier store of the same model.
+        skip_bad: a piece with bad rows is worth keeping. batch: items of one run of the model.
+        runs: the folder of the files that pieces become.
+    """
+
+    ranker: Ranker
+    catalogue: Catalogue
+    format: RowFormat
+    since: ArrowStore | None
+    skip_bad: bool
+    batch: int
+    runs: Path
+
+    def run_of(self, part: Part) -> Path:
+        """The file of a piece; once it is there, the piece is done."""
+        return self.runs / f"run-{part.number:06d}.arrow"
+
+    def make(self, piece: Piece, part: Part) -> Made:
+        """The rows of a piece."""
+        arrays, made = _rows(self.ranker, piece, self.format, self.since, self.batch)
+        bad = sorted(piece.bad, key=lambda each: each.row)
+        said = {
+            "read": part.count, "rows": len(piece.ids), "made": made, "bad": len(bad),
+            "bad_rows": [asdict(b) for b in bad[:NAMED]], "last_bad": bad and piece.bad[-1].why,
+        }  # fmt: skip
+        return Made(piece, arrays, said)
+
+    def kept(self, said: Said) -> bool:
+        """Whether a later call shall find the piece done."""
+        return bool(said["rows"]) and (self.skip_bad or not said["bad"])
+
+    def write(self, made: Made, path: Path) -> None:
+        """Writes the file of a piece."""
+        piece = made.piece
+        write_run(path, self.format, piece.ids, piece.hashes, piece.rows, made.arrays, made.said)
+
+
+Make = Callable[[Job], Generator[Said, None, None]]
+
+
 def precompute(
     ranker: Ranker,
     catalogue: Catalogue,
@@ -77,6 +134,7 @@ def precompute(
     force: bool = False,
     batch: int = BATCH,
     progress: Progress | None = None,
+    make: Make | None = None,
 ) -> Precomputed:
     """Writes the rows of all items of a catalogue to the file `store`.
 
@@ -86,6 +144,7 @@ def precompute(
         force: replace a store that is there.
         batch: items of one run of the model.
         progress: is called with how many rows are done, and of how many.
+        make: makes the files of all pieces; by default `in_this_process`.
 
     Raises:
         UsageError: the catalogue, a bad row (without `skip_bad`), or another process writes this store now.
@@ -108,7 +167,9 @@ def precompute(
     }  # fmt: skip
     folder = target.with_name(f".{target.name}.partial")
     with write_errors(target), _working(folder, plan, store) as runs:
-        _make_runs(ranker, catalogue, runs, format, since, skip_bad, batch, done, progress)
+        job = Job(ranker, catalogue, format, since, skip_bad, batch, runs)
+        with contextlib.closing((make or in_this_process)(job)) as pieces:
+            _count(job, pieces, done, progress)
         merged = merge([runs / f for f in sorted(os.listdir(runs)) if f.endswith(".arrow")], runs / "merged", format)
         done.written, done.duplicates = merged.rows, merged.duplicates
         done.duplicate_ids = merged.duplicate_ids
@@ -124,60 +185,72 @@ def precompute(
     return done
 
 
-def _make_runs(
-    ranker: Ranker,
-    catalogue: Catalogue,
-    folder: Path,
-    format: RowFormat,
-    since: ArrowStore | None,
-    skip_bad: bool,
-    batch: int,
-    done: Precomputed,
-    progress: Progress | None,
-) -> None:
-    """Writes the runs that are not there yet. Reading and writing go on while the model runs."""
+def stretches(job: Job) -> Iterator[tuple[bool, list[Part]]]:
+    """The pieces in order: those of one file that follow one another and are all done, or all not done yet."""
+    parts = job.catalogue.parts(PIECE)
+    there = {part.number for part in parts if job.run_of(part).exists()}
+    for (_, done), group in groupby(parts, lambda part: (part.file, part.number in there)):
+        yield done, list(group)
 
-    def read() -> Iterator[tuple[Path, Piece | None, int]]:
-        first = 0
-        for number, raw in enumerate(catalogue.pieces(PIECE)):
-            run = folder / f"run-{number:06d}.arrow"
-            yield run, None if run.exists() else catalogue.convert(raw, first), raw.num_rows
-            first += raw.num_rows
+
+def done_before(job: Job, part: Part) -> Said:
+    """What there is to say of a piece that an earlier call made."""
+    return {**said_of_run(job.run_of(part)), "resumed": True}
+
+
+def in_this_process(job: Job) -> Generator[Said, None, None]:
+    """Makes the files of all pieces, in order, and says what is in each. It reads and writes while the model runs."""
+
+    def read() -> Iterator[tuple[Part, Piece | None]]:
+        for done, parts in stretches(job):
+            if done:
+                yield from ((part, None) for part in parts)
+            else:
+                for part, raw in zip(parts, job.catalogue.read(parts), strict=True):
+                    yield part, job.catalogue.convert(raw, part.first)
 
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         writing: Future[None] | None = None
-        for run, piece, count in _ahead(read(), reader):
+        for part, piece in _ahead(read(), reader):
             if piece is None:
-                said = said_of_run(run)
-                done.resumed += said["rows"]
-            else:
-                arrays, made = _rows(ranker, piece, format, since, batch)
-                if not made and not done.made + done.resumed + done.reused and len(piece.bad) == count > 1:
-                    raise ModelError(f"none of the first {count} rows is an item: {piece.bad[-1].why}")
-                bad = sorted(piece.bad, key=lambda each: each.row)
-                said = {
-                    "read": count, "rows": len(piece.ids), "made": made, "bad": len(bad),
-                    "bad_rows": [asdict(b) for b in bad[:NAMED]],
-                }  # fmt: skip
-                done.made += made
-                done.reused += len(piece.ids) - made
-                if writing is not None:
-                    writing.result()
-                if not (bad and not skip_bad):
-                    writing = writer.submit(write_run, run, format, piece.ids, piece.hashes, piece.rows, arrays, said)
-            done.read += count
-            done.bad += said["bad"]
-            done.bad_rows += [BadRow(**b) for b in said["bad_rows"]][: NAMED - len(done.bad_rows)]
-            if done.bad and not skip_bad:
-                row = done.bad_rows[0]
-                raise UsageError(
-                    f"row {row.row} of {catalogue.path} (id {row.id}) is no item: {row.why}",
-                    "--bad-rows skip leaves such rows out and counts them; what is done is kept",
-                )
-            if progress is not None:
-                progress(done.read, catalogue.count)
+                yield done_before(job, part)
+                continue
+            made = job.make(piece, part)
+            if writing is not None:
+                writing.result()
+            if job.kept(made.said):
+                writing = writer.submit(job.write, made, job.run_of(part))
+            yield made.said
         if writing is not None:
             writing.result()
+
+
+def _count(job: Job, pieces: Iterator[Said], done: Precomputed, progress: Progress | None) -> None:
+    """Adds up what is said of the pieces.
+
+    Raises:
+        UsageError: a bad row (without `skip_bad`). ModelError: the model fails on every item.
+    """
+    for said in pieces:
+        before = done.made + done.resumed + done.reused
+        if said.get("resumed"):
+            done.resumed += said["rows"]
+        else:
+            done.made += said["made"]
+            done.reused += said["rows"] - said["made"]
+        if not before and not said["rows"] and said["read"] > 1:
+            raise ModelError(f"none of the first {said['read']} rows is an item: {said['last_bad']}")
+        done.read += said["read"]
+        done.bad += said["bad"]
+        done.bad_rows += [BadRow(**b) for b in said["bad_rows"]][: NAMED - len(done.bad_rows)]
+        if done.bad and not job.skip_bad:
+            row = done.bad_rows[0]
+            raise UsageError(
+                f"row {row.row} of {job.catalogue.path} (id {row.id}) is no item: {row.why}",
+                "--bad-rows skip leaves such rows out and counts them; what is done is kept",
+            )
+        if progress is not None:
+            progress(done.read, job.catalogue.count)
 
 
 def _rows(

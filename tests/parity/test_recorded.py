@@ -109,6 +109,11 @@ def test_parquet_rows_are_grouped_by_request(tmp_path: Path) -> None:
     assert second.n == 1
     assert first.rows["item_id"].tolist() == [10, 12]
     assert first.user["user_dense"].tolist() == [[1, 2, 3]]
+    (tmp_path / "parts").mkdir()  # of one request there are rows in both files
+    for number, at in enumerate((slice(0, 2), slice(2, 3))):
+        pandas.DataFrame(table)[at].to_parquet(tmp_path / f"parts/{number}.parquet")
+    again = load(tmp_path / "parts", SIGNATURE, PAIR.sides, "session")
+    assert [each.rows["item_id"].tolist() for each in again] == [[10, 12], [11]]
     table["user_id"] = [3, 4, 5]
     pandas.DataFrame(table).to_parquet(tmp_path / "r.parquet")
     with pytest.raises(UsageError, match="session=a: input user_id is tagged user"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
@@ -82,6 +83,17 @@ def write_catalogue(path: Path, ids, items: dict[str, np.ndarray]) -> Path:
     columns = {"item_id": pa.array(ids), "x": pa.FixedSizeListArray.from_arrays(flat, 16), "genre": items["genre"]}
     pq.write_table(pa.table(columns), path, row_group_size=700)
     return path
+
+
+@pytest.fixture(scope="session")
+def ray_here():
+    """Ray on this machine, started once."""
+    ray = pytest.importorskip("ray")
+    # Its workers are as urgent as other processes: on a busy machine they would take minutes to start.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  that is its name
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield ray
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

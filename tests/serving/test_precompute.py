@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mari_onnx.cli.main import cli
 from mari_onnx.errors import ModelError, OutputInTheWay, UsageError
@@ -72,6 +74,31 @@ def test_several_files_and_columns_side_by_side(ranker, tmp_path):
         pq.write_table(pa.table(columns), tmp_path / "items" / f"{number}.parquet")
     run(ranker, tmp_path / "items", tmp_path / "s.arrow")
     holds(tmp_path / "s.arrow", ranker, np.arange(40), items)
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_pieces_are_read_from_anywhere(ranker, tmp_path_factory, data):
+    """However a file groups its rows, stretches of pieces hold what the file has there."""
+    path = tmp_path_factory.mktemp("pieces")
+    counts = data.draw(st.lists(st.integers(0, 60), min_size=1, max_size=3))
+    first = 0
+    for number, count in enumerate(counts):
+        ids, x = np.arange(first, first + count), [[float(n)] * 16 for n in range(first, first + count)]
+        table = pa.table({"item_id": ids, "x": pa.array(x, pa.list_(pa.float32())), "genre": ids % ROWS})
+        pq.write_table(table, path / f"{number}.parquet", row_group_size=data.draw(st.integers(1, 50)))
+        first += count
+    catalogue = Catalogue(path, ranker.manifest)
+    parts = catalogue.parts(data.draw(st.integers(1, 25)))
+    assert sum(part.count for part in parts) == catalogue.count == first
+    for file in range(len(counts)):
+        mine = [part for part in parts if part.file == file]
+        some = mine[slice(*sorted(data.draw(st.tuples(st.integers(0, len(mine)), st.integers(0, len(mine))))))]
+        for part, raw in zip(some, catalogue.read(some), strict=True):
+            piece = catalogue.convert(raw, part.first)
+            np.testing.assert_array_equal(piece.ids, np.arange(part.first, part.first + part.count))
+            np.testing.assert_array_equal(piece.features["x"][:, 5], piece.ids)
+            np.testing.assert_array_equal(piece.features["genre"], piece.ids % ROWS)
 
 
 def bad_catalogue(path):

@@ -16,12 +16,12 @@ from tests.serving.test_http import INFER, body
 from tests.serving.test_service import ITEMS, close, expected, request, source
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own modules
-ray = pytest.importorskip("ray")
+pytest.importorskip("ray")
 httpx = pytest.importorskip("httpx")
 
 
 @pytest.fixture(scope="module")
-def url(batched_folder, ranker, tmp_path_factory):
+def url(ray_here, batched_folder, ranker, tmp_path_factory):
     from ray import serve
 
     from mari_onnx.serving.ray import app
@@ -32,15 +32,11 @@ def url(batched_folder, ranker, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        settings = {"folder": str(batched_folder), "store": str(path / "s.arrow"), "batch": "8", "wait_ms": "20"}
-        serve.run(app(settings), name="test")
-        yield f"http://127.0.0.1:{port}"
-        serve.shutdown()
-    finally:
-        ray.shutdown()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    settings = {"folder": str(batched_folder), "store": str(path / "s.arrow"), "batch": "8", "wait_ms": "20"}
+    serve.run(app(settings), name="test")
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
 
 
 @pytest.mark.slow

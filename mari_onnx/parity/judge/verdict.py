@@ -38,7 +38,12 @@ Shape = tuple[int | None, ...]
 
 
 class Verdict:
-    """Judges one output on one provider; `result` is what comes of it."""
+    """Judges one output on one provider; `result` is what comes of it.
+
+    Attributes:
+        errors: request -> how far apart the models are there: the largest difference relative to the scale, or beyond
+            an explicit tolerance; infinite where one is not finite; of integers and texts the share that differs.
+    """
 
     def __init__(
         self,
@@ -52,6 +57,7 @@ class Verdict:
     ):
         self.result = OutputResult(name, provider, dtype)
         self.rounding = rounding
+        self.errors: dict[int, float] = {}
         # The first `drawn` requests are the check's own; others only meet further ids.
         self.settings, self.axis, self.drawn = settings, axis, drawn
 
@@ -138,6 +144,7 @@ class Verdict:
                 total += each.size
                 if differs.any():
                     wrong += int(differs.sum())
+                    self._apart(place, float(differs.mean()))
                     at = tuple(int(i) for i in np.argwhere(differs)[0])
                     self._worst_at(place, request, at, mine[0], each, None)
         if wrong:
@@ -164,6 +171,7 @@ class Verdict:
                 values = wide(each)
                 bad = unequal_nonfinite(first, values)
                 if bad.any():
+                    self._apart(place, np.inf)
                     result.nonfinite += int(bad.sum())
                     if largest != np.inf:
                         largest = np.inf
@@ -177,6 +185,7 @@ class Verdict:
                 self._differences(mine[0], each, difference)
                 total += float(difference.sum())
                 over = self._over(first, values, difference, scale)
+                self._apart(place, float(over.max(initial=0)))
                 if over.size and float(over.max()) > largest:
                     largest = float(over.max())
                     where = tuple(int(i) for i in np.unravel_index(int(over.argmax()), over.shape))
@@ -205,6 +214,9 @@ class Verdict:
             fault = errors.fault()
             if fault is not None:
                 result.fail(f"relative to {relative_to}: {fault}{self._place()}")
+
+    def _apart(self, place: int, error: float) -> None:
+        self.errors[place] = max(error, self.errors.get(place, 0.0))
 
     def _over(
         self, first: np.ndarray, values: np.ndarray, difference: np.ndarray, scale: np.ndarray

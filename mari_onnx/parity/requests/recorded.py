@@ -1,4 +1,4 @@
-"""Recorded requests: `.npz`, a folder of them, or `.parquet` with a request-id column.
+"""Recorded requests: `.npz`, `.parquet` with a request-id column, or a folder of such files.
 
 A user input may come as one row or as N rows; N rows must be equal, else it is tagged wrongly and
 no optimized model could be right.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,33 +28,55 @@ if TYPE_CHECKING:
 REQUEST_ID = "request_id"
 
 
+class Reader:
+    """Makes requests of what was recorded.
+
+    Args:
+        signature, sides: of the source model. If that has an index of user rows (`Sides.indices`), a recorded run may
+            have several users, and each of them is a request; a run without the index is one user's.
+    """
+
+    def __init__(self, signature: Signature, sides: Sides):
+        self.whole = self._layout = Layout(signature, sides)
+        if sides.indices:
+            single = replace(signature, inputs=tuple(i for i in signature.inputs if i.name not in sides.indices))
+            self._layout = Layout(single, replace(sides, indices=()))
+
+    def requests(self, arrays: Mapping[str, np.ndarray], label: str) -> list[Request]:
+        """The requests of one recorded run, one for each of its users.
+
+        Raises:
+            UsageError: an input is missing or of another type or shape, N differs between inputs, or a user input's
+                rows differ.
+        """
+        indices = self.whole.sides.indices
+        several = by_user(arrays, indices[0], self._layout, label) if indices else [(label, arrays)]
+        return [_request(each, self._layout, name) for name, each in several]
+
+    def columns(self, table: Any) -> dict[str, np.ndarray]:
+        """The inputs of one run as arrays, of a pandas table with a row for each candidate."""
+        found = {each.name: _columns(each, table) for each in self.whole.signature.inputs}
+        return {name: array for name, array in found.items() if array is not None}
+
+
 def load(
     path: str | Path, signature: Signature, sides: Sides, request_id: str = REQUEST_ID
 ) -> list[Request]:
     """The requests of a file or folder.
 
     Args:
-        path: an `.npz` with one array an input, or keys `<request>/<input>` for several requests;
-            a folder of such files; or a `.parquet` with one row per candidate, one column an input
-            (lists for inputs of higher rank; `input_0`, `input_1`, ... for the columns of `[N,
-            F]`).
-        signature, sides: of the source model. If that has an index of user rows (`Sides.indices`), a recorded run may
-            have several users, and each of them is a request; a run without the index is one user's.
+        path: an `.npz` with one array an input, or keys `<request>/<input>` for several requests; a
+            `.parquet` with one row per candidate, one column an input (lists for inputs of higher rank;
+            `input_0`, `input_1`, ... for the columns of `[N, F]`); or a folder of files of one of these kinds.
+        signature, sides: of the source model; see `Reader`.
         request_id: the parquet column whose equal values make a request.
 
     Raises:
         UsageError: the file cannot be read, an input is missing or of another type or shape, N
             differs between inputs, or a user input's rows differ within a request.
     """
-    path = Path(path)
-    whole = layout = Layout(signature, sides)
-    if sides.indices:
-        single = replace(signature, inputs=tuple(i for i in signature.inputs if i.name not in sides.indices))
-        layout = Layout(single, replace(sides, indices=()))
-    found = []
-    for label, arrays in _read(path, whole, request_id):
-        several = by_user(arrays, sides.indices[0], layout, label) if sides.indices else [(label, arrays)]
-        found += [_request(each, layout, name) for name, each in several]
+    path, reader = Path(path), Reader(signature, sides)
+    found = [made for label, arrays in _read(path, reader, request_id) for made in reader.requests(arrays, label)]
     if not found:
         raise UsageError(f"{path} contains no request")
     return found
@@ -69,27 +91,36 @@ def as_requests(
     return list(requests or ())
 
 
-def _read(
-    path: Path, layout: Layout, request_id: str
-) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+def files_of(path: Path) -> list[Path]:
+    """The recorded files of a path, all of one kind.
+
+    Raises:
+        UsageError: there are none, or they are no recorded requests.
+    """
     if path.is_dir():
-        files = sorted(path.glob("*.npz"))
-        if not files:
-            raise UsageError(f"the folder {path} has no .npz file")
-        for file in files:
-            yield from _npz(file, layout)
-    elif not path.is_file():
-        raise UsageError(f"there is no file {path} of recorded requests", "--data takes .npz, folders or .parquet")
-    elif path.suffix == ".parquet":
-        yield from _parquet(path, layout, request_id)
-    elif path.suffix == ".npz":
-        yield from _npz(path, layout)
-    else:
-        raise UsageError(f"{path} is not a file of recorded requests", "give an .npz, a folder of .npz, or a .parquet")
+        found = sorted(path.glob("*.npz")) or sorted(path.glob("*.parquet"))
+        if not found:
+            raise UsageError(f"the folder {path} has no .npz and no .parquet file")
+        return found
+    if not path.is_file():
+        raise UsageError(f"there is no file {path} of recorded requests", "--data takes .npz, .parquet or a folder")
+    if path.suffix not in (".npz", ".parquet"):
+        raise UsageError(f"{path} is not a file of recorded requests", "give an .npz, a .parquet, or a folder of them")
+    return [path]
 
 
-def _npz(path: Path, layout: Layout) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    names = {i.name for i in layout.signature.inputs}
+def _read(path: Path, reader: Reader, request_id: str) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    files = files_of(path)
+    if files[0].suffix == ".parquet":
+        yield from _parquet(path, files, reader, request_id)
+        return
+    names = {i.name for i in reader.whole.signature.inputs}
+    for file in files:
+        yield from npz(file, names)
+
+
+def npz(path: Path, names: Collection[str]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """The runs in an .npz with arrays by input name, or by `<request>/<input>`; names: of all inputs."""
     requests: dict[str, dict[str, np.ndarray]] = {}
     try:
         with np.load(path, allow_pickle=False) as data:
@@ -105,7 +136,7 @@ def _npz(path: Path, layout: Layout) -> Iterator[tuple[str, dict[str, np.ndarray
 
 
 def _parquet(
-    path: Path, layout: Layout, request_id: str
+    path: Path, files: Sequence[Path], reader: Reader, request_id: str
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     try:
         import pandas
@@ -115,7 +146,8 @@ def _parquet(
             f"reading {path} needs pandas and pyarrow", "pip install 'mari-onnx[parquet]'"
         ) from error
     try:
-        table = pandas.read_parquet(path)
+        tables = [pandas.read_parquet(file) for file in files]
+        table = pandas.concat(tables) if len(tables) > 1 else tables[0]
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the requests in {path}: {error}") from error
     if request_id not in table.columns:
@@ -123,12 +155,7 @@ def _parquet(
             f"{path} has no column {request_id!r}", f"--request-id, one of {list(table.columns)}"
         )
     for value, rows in table.groupby(request_id, sort=False):
-        arrays = {}
-        for each in layout.signature.inputs:
-            array = _columns(each, rows)
-            if array is not None:
-                arrays[each.name] = array
-        yield f"{path.name} {request_id}={value}", arrays
+        yield f"{path.name} {request_id}={value}", reader.columns(rows)
 
 
 def _columns(each: Input, rows: Any) -> np.ndarray | None:
