@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest docs fuzz same limits reached mutants steady kills models interop bench splits scoreboard providers serve-demo bench-gpu audit pins wheel clean
+.PHONY: help demo test lint types pytest docs fuzz same limits reached mutants steady faults kills models interop bench splits scoreboard providers serve-demo bench-gpu audit pins wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -63,6 +63,9 @@ mutants: $(STAMPS)/test ## what the check finds of each wrong model; docs/parity
 
 steady: $(STAMPS)/test ## 20 checks of a right, a wrong and a mended model, with and without four processes that burn the processors
 	$(BIN)/python -m benchmarks.parity.steady $(ARGS)
+
+faults: $(STAMPS)/test ## 10,000 malformed requests beside right ones, Redis killed under load, stores switched, clients that hang up
+	MARI_ONNX_MALFORMED=10000 $(BIN)/python -m pytest -q -s tests/serving/test_faults.py
 
 kills: $(STAMPS)/test ## 200 runs ended, 200 killed, 200 writers killed, each at a random moment
 	MARI_ONNX_KILLS=200 $(BIN)/python -m pytest -q -s tests/test_cli.py tests/test_files.py tests/splitting/test_files.py tests/serving/test_precompute.py -k "run_that_is or a_kill_leaves"

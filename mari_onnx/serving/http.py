@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -96,6 +97,8 @@ class Api:
             asked = read(body, manifest, self._limits.candidates)
         except MariError as error:
             return self._failed(400, str(error.message))
+        except ClientDisconnect:  # nobody reads this; it is counted
+            return self._failed(499, "the client hung up")
         except TimeoutError:
             return self._failed(408, f"the body did not come within {self._limits.seconds:g} s")
         answer = await self._score(asked.request)

@@ -12,6 +12,7 @@ schema's metadata.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,7 +135,7 @@ def _outputs(asked: object, manifest: Manifest) -> list[str] | None:
         return None
     there = [each.name for each in manifest.outputs]
     names = [
-        each.get("name") if isinstance(each, dict) else None for each in (asked if isinstance(asked, list) else [asked])
+        each.get("name") if isinstance(each, dict) else None for each in (asked if isinstance(asked, list) else [None])
     ]
     for name in names:
         if name not in there:
@@ -187,7 +188,7 @@ def _array(name: str, datatype: object, shape: object, data: object) -> np.ndarr
     if isinstance(data, bytes):
         flat = _unpacked(name, kind, data)
     elif isinstance(data, list):
-        flat = _of_list(name, kind, data, size)
+        flat = _of_list(name, kind, data, shape)
     else:
         raise BadRequest(f"{name}: data is no list")
     if flat.size != size:
@@ -195,12 +196,15 @@ def _array(name: str, datatype: object, shape: object, data: object) -> np.ndarr
     return flat.reshape(shape)
 
 
-def _of_list(name: str, kind: str, data: list[Any], size: int) -> np.ndarray:
-    flat = data
+def _of_list(name: str, kind: str, data: list[Any], shape: list[int]) -> np.ndarray:
+    """The elements of a flat list, or of lists in lists as `shape` says."""
+    flat, inner = data, shape[1:]
     while flat and any(isinstance(x, list) for x in flat):
         if not all(isinstance(x, list) for x in flat):
             raise BadRequest(f"{name}: data has lists and elements side by side")
-        flat = [y for x in flat for y in x]
+        if not inner or any(len(x) != inner[0] for x in flat):
+            raise BadRequest(f"{name}: data has lists of other lengths than shape {shape}")
+        flat, inner = [y for x in flat for y in x], inner[1:]
     if kind == "string":
         if not all(isinstance(x, str) for x in flat):
             raise BadRequest(f"{name}: data holds something that is no text")
@@ -208,11 +212,15 @@ def _of_list(name: str, kind: str, data: list[Any], size: int) -> np.ndarray:
     allowed = bool if kind == "bool" else (int,) if "int" in kind else (int, float)
     if not all(isinstance(x, allowed) and (kind == "bool" or not isinstance(x, bool)) for x in flat):
         raise BadRequest(f"{name}: data holds something that is no {kind}")
+    cannot = f"{name}: data holds a number that {kind} cannot hold"
     try:
         with np.errstate(over="ignore"):
-            return np.array(flat, kind) if flat else np.zeros(0, kind)
+            array = np.array(flat, kind) if flat else np.zeros(0, kind)
     except (OverflowError, ValueError) as error:
-        raise BadRequest(f"{name}: data holds a number that {kind} cannot hold") from error
+        raise BadRequest(cannot) from error
+    if array.dtype.kind == "f" and any(not math.isinf(flat[at]) for at in np.flatnonzero(np.isinf(array))):
+        raise BadRequest(cannot)
+    return array
 
 
 def _unpacked(name: str, kind: str, data: bytes) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Rows of items in Redis, shared by many servers.
 
 A store is loaded under a generation of its own (`load`), then the name points to it: one key, so a switch is atomic.
+Each look-up asks for a key of the generation as well, which tells a server that lost its rows from items without rows.
 A row is the bytes of its tensors, one after the other.
 """
 
@@ -64,8 +65,15 @@ class RedisStore(ItemStore):
 
     def find(self, ids: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """See `ItemStore.find`."""
+        keys = [_whole(self.generation), *(_key(self.generation, x) for x in ids.tolist())]
         with _answering(self._url):
-            found = self._client.mget([_key(self.generation, x) for x in ids.tolist()]) if len(ids) else []
+            whole, *found = self._client.mget(keys)
+        if whole is None:
+            raise StoreUnavailable(
+                f"the server at {self._url} no longer has the rows of this store: it was started without them, or newer "
+                "stores were loaded",
+                "load the store again (mari-onnx precompute .. --redis), and let services switch to it",
+            )
         here = np.array([x is not None and len(x) == self._row.itemsize for x in found], bool)
         nothing = bytes(self._row.itemsize)
         rows = np.frombuffer(
@@ -108,6 +116,7 @@ def load(store: ArrowStore, url: str, name: str = NAME, seconds: float = 10.0) -
             for start in range(0, len(ids), PER_CALL):
                 some = slice(start, start + PER_CALL)
                 client.mset({key: one.tobytes() for key, one in zip(keys[some], packed[some], strict=True)})
+        client.set(_whole(generation), store.count or 0)
         meta: dict[str, Any] = {"key": store.key, "count": store.count, "generation": generation}
         meta |= {"columns": [asdict(c) for c in store.format.columns]}
         client.set(f"{PREFIX}:{name}", json.dumps(meta))
@@ -122,7 +131,8 @@ def load(store: ArrowStore, url: str, name: str = NAME, seconds: float = 10.0) -
 
 
 def remove(client: Any, generation: str) -> None:
-    """Removes all rows of a generation."""
+    """Removes all rows of a generation, so that who still reads it is told at once."""
+    client.delete(_whole(generation))
     some: list[bytes] = []
     for key in client.scan_iter(f"{PREFIX}:{generation}:*", count=PER_CALL):
         some.append(key)
@@ -153,6 +163,11 @@ def _answering(url: str) -> Iterator[None]:
 
 def _key(generation: str, item: int | bytes) -> bytes:
     return f"{PREFIX}:{generation}:".encode() + (item if isinstance(item, bytes) else str(item).encode())
+
+
+def _whole(generation: str) -> str:
+    """The key that is there as long as all rows of a generation are."""
+    return f"{PREFIX}:whole:{generation}"
 
 
 def _row_type(format: RowFormat) -> np.dtype[Any]:

@@ -182,7 +182,7 @@ def test_a_store_in_redis_is_switched_as_a_whole(tmp_path, redis_url):
         np.testing.assert_array_equal(
             versions[seed].get_many([1, 2]).rows.arrays["vector"], rows(format, 2, seed)["vector"]
         )
-    with pytest.raises(MissingItems):
+    with pytest.raises(StoreUnavailable, match="no longer has the rows"):
         versions[1].get_many([1])
 
 
