@@ -70,8 +70,8 @@ class RedisStore(ItemStore):
             whole, *found = self._client.mget(keys)
         if whole is None:
             raise StoreUnavailable(
-                f"the server at {self._url} no longer has the rows of this store: it was started without them, or newer "
-                "stores were loaded",
+                f"the server at {self._url} no longer has the rows of this store: it was started without them, or "
+                "newer stores were loaded",
                 "load the store again (mari-onnx precompute .. --redis), and let services switch to it",
             )
         here = np.array([x is not None and len(x) == self._row.itemsize for x in found], bool)

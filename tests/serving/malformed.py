@@ -1,7 +1,7 @@
 """Requests that are wrong, each in one way: every input, every field of it, and every way in turn, with drawn details.
 
-`case(number)` is always the same. A few are not wrong for the model (a flipped bit of a number is another number): `may`
-says which statuses are right.
+`case(number)` is always the same. A few are not wrong for the model (a flipped bit of a number is another number):
+`may` says which statuses are right.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ class Wrong:
         return Case("cut", whole[: rng.integers(len(whole))])
 
     def _top(self, rng: np.random.Generator) -> Case:
-        some = [None, True, 3, -1.5, "x", [], [1], {}, {"inputs": None}, {"inputs": {}}, {"inputs": [[]]}, {"inputs": [3]}]
-        some += [{"inputs": [{}]}, {"inputs": [{"name": 3}]}, {"inputs": [{"name": None}]}, {"inputs": []}, {"input": []}]
+        inputs = [None, {}, [], [[]], [3], [{}], [{"name": 3}], [{"name": None}]]
+        some = [None, True, 3, -1.5, "x", [], [1], {}, {"input": []}, *({"inputs": each} for each in inputs)]
         return Case("top", json.dumps(some[rng.integers(len(some))]).encode())
 
     def _tokens(self, rng: np.random.Generator) -> Case:

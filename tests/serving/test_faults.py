@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import json
 import os
 import shutil
 import socket
@@ -18,20 +19,20 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-httpx = pytest.importorskip("httpx")
-starlette = pytest.importorskip("starlette.applications")
+pytest.importorskip("httpx")
+pytest.importorskip("starlette")
 pytest.importorskip("prometheus_client")
 
+import httpx
+from starlette.applications import Starlette
 from starlette.routing import Route
 
 from mari_onnx.errors import MariError, StoreUnavailable
 from mari_onnx.serving import ArrowStore, Service, StateCache
-from mari_onnx.serving.catalogue import Catalogue
 from mari_onnx.serving.http import Api, Limits, Metrics
-from mari_onnx.serving.precompute import precompute
 from mari_onnx.serving.redis_store import RedisStore, load
 from mari_onnx.splitting.ranker import Ranker
-from tests.serving.conftest import features, make_split, write_catalogue
+from tests.serving.conftest import make_split
 from tests.serving.malformed import INFER, Wrong, json_of, tensors
 from tests.serving.test_service import ITEMS, close, expected, request, source, store_of
 
@@ -73,7 +74,7 @@ def application(service, score=None):
         return await api(http)
 
     methods = ["GET", "POST", "PUT"]
-    return starlette.Starlette(routes=[Route("/{path:path}", answer, methods=methods)]), api
+    return Starlette(routes=[Route("/{path:path}", answer, methods=methods)]), api
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,12 @@ def rights():
     return found
 
 
+def counts_of(api):
+    """Status -> how many requests had it, by the metrics."""
+    (metric,) = api.metrics.requests.collect()
+    return {each.labels["status"]: each.value for each in metric.samples if each.name.endswith("total")}
+
+
 def judged(answer, want):
     """Whether an answer has the scores that are wanted."""
     if answer.status_code != 200:
@@ -105,7 +112,7 @@ def judged(answer, want):
 
 
 def test_malformed_requests(files, rights):
-    """Beside right ones, in the same batches: each gets a status of 400 to 499 that says why, these get their scores."""
+    """Beside right ones, in the same batches: each gets a status of 4xx that says why, these get their scores."""
     ranker, path = files
     service = Service(ranker, ArrowStore(path), StateCache())
     merging = Merging(service)
@@ -138,7 +145,7 @@ def test_malformed_requests(files, rights):
     assert len({way for way, _ in ways}) == len(wrong.ways)
     assert sum(ways.values()) == MALFORMED
     assert max(merging.sizes) > 2
-    counted = {s.labels["status"]: s.value for s in api.metrics.requests.collect()[0].samples if s.name.endswith("total")}
+    counted = counts_of(api)
     assert counted["200"] == sum(n for (_, status), n in ways.items() if status == 200) + 2 * -(-MALFORMED // TOGETHER)
     print(f"{MALFORMED} malformed requests: " + ", ".join(f"{k}: {int(v)}" for k, v in sorted(counted.items())))
 
@@ -222,8 +229,6 @@ def head(length, kind="application/json"):
 
 def test_clients_that_are_slow_or_hang_up(files, rights):
     """Beside right requests: a body that does not come is a 408, one who hangs up is let go, garbage is a 400."""
-    import json
-
     ranker, path = files
     app, api = application(Service(ranker, ArrowStore(path), StateCache()))
     body = json.dumps(rights[0][0]).encode()
@@ -253,7 +258,7 @@ def test_clients_that_are_slow_or_hang_up(files, rights):
                 thread.join()
             load_of.wait(20)
         assert load_of.faults == []
-        counted = {s.labels["status"]: s.value for s in api.metrics.requests.collect()[0].samples if "status" in s.labels}
+        counted = counts_of(api)
         assert counted["408"] >= 5
         assert counted["499"] >= 10
         assert "500" not in counted
@@ -340,7 +345,7 @@ def test_redis_is_killed_and_started_again_under_load(files, tmp_path, kept):
 
 def test_rows_that_are_gone_are_no_missing_items(files, tmp_path):
     """A server that lost its rows, or a store that was loaded anew twice, is not the client's fault."""
-    ranker, path = files
+    _, path = files
     with redis_server(tmp_path) as (url, start):
         server = start()
         load(ArrowStore(path), url)
@@ -358,12 +363,11 @@ def test_stores_are_switched_under_load(files, tmp_path):
     """Two versions in Redis under one name, loaded and switched to in turn, while requests come over HTTP."""
     ranker, path = files
     other = Ranker(make_split(tmp_path / "other", seed=1, batched="offsets"))
-    precompute(other, Catalogue(write_catalogue(tmp_path / "i.parquet", np.arange(ITEMS), features(ITEMS)),
-                                other.manifest), tmp_path / "other.arrow")  # fmt: skip
-    versions = {r.manifest.source["sha256"][:12]: (r, p) for r, p in ((ranker, path), (other, tmp_path / "other.arrow"))}
+    store_of(other, tmp_path / "other.arrow")
+    both = ((ranker, path), (other, tmp_path / "other.arrow"))
     asked = [request(1 + seed % 9, seed) for seed in range(12)]
-    sessions = {ranker.manifest.source["sha256"][:12]: source(), other.manifest.source["sha256"][:12]: source(1)}
-    want = {name: [expected(each, session) for each in asked] for name, session in sessions.items()}
+    names = [each.manifest.source["sha256"][:12] for each, _ in both]
+    want = {name: [expected(each, source(seed)) for each in asked] for seed, name in enumerate(names)}
     bodies = [json_of(tensors(each), parameters={"user_key": each.user_key}) for each in asked]
     with redis_server(tmp_path) as (url, start):
         start()
@@ -383,11 +387,11 @@ def test_stores_are_switched_under_load(files, tmp_path):
             with Load(ask) as load_of:
                 for turn in range(10):
                     load_of.wait(10)
-                    next_one, rows = list(versions.values())[turn % 2]
+                    next_one, rows = both[turn % 2]
                     load(ArrowStore(rows), url)
                     service.switch(next_one, RedisStore(url))
         assert load_of.faults == []
-        assert set(seen) == set(versions)
+        assert set(seen) == set(names)
 
 
 def test_a_store_file_is_replaced_under_load(files, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,8 @@ from mari_onnx.errors import UsageError
 from mari_onnx.serving.catalogue import Catalogue
 from mari_onnx.serving.precompute import precompute
 from tests.serving.conftest import features, write_catalogue
+from tests.serving.malformed import Wrong
+from tests.serving.test_faults import LIMITS, head
 from tests.serving.test_http import INFER, body
 from tests.serving.test_service import ITEMS, close, expected, request, source
 
@@ -34,6 +37,7 @@ def url(ray_here, batched_folder, ranker, tmp_path_factory):
         port = free.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     settings = {"folder": str(batched_folder), "store": str(path / "s.arrow"), "batch": "8", "wait_ms": "20"}
+    settings |= {"body_mb": str(LIMITS.body / (1 << 20)), "candidates": str(LIMITS.candidates)}
     serve.run(app(settings), name="test")
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
@@ -57,6 +61,29 @@ def test_merged_requests_are_answered_each_by_itself(url):
             assert f"no rows of the items {ITEMS + number}" in answer.json()["error"]
     batches = float(next(x for x in text.splitlines() if x.startswith("mari_onnx_batch_size_count")).split()[1])
     assert batches < len(asked)
+
+
+@pytest.mark.slow
+def test_faults_harm_no_other_request(url):
+    """Each way to be wrong, and clients that hang up, beside right requests."""
+    session, port = source(), int(url.rpartition(":")[2])
+    wrong = Wrong(request, ITEMS, LIMITS.candidates, LIMITS.body)
+    cases = [wrong.case(number) for number in range(len(wrong.ways))]
+    asked = [request(1 + seed % 9, 300 + seed) for seed in range(len(cases))]
+
+    def both(number):
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as gone:
+            text = json.dumps(body(asked[number])).encode()
+            gone.sendall((head(len(text)) + text)[: len(head(len(text))) + number * len(text) // len(cases)])
+        case = cases[number]
+        bad = client.request(case.method, url + case.path, content=case.content, headers=case.headers, timeout=60)
+        return bad, client.post(url + INFER, json=body(asked[number]), timeout=60)
+
+    with httpx.Client() as client, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(both, range(len(cases))))
+    for case, each, (bad, right) in zip(cases, asked, answers, strict=True):
+        assert bad.status_code in case.may, (case, bad.text)
+        close(np.array(right.json()["outputs"][0]["data"])[:, None], expected(each, session))
 
 
 def test_settings_that_are_wrong():
