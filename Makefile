@@ -112,9 +112,10 @@ clean: ## remove the environment and whatever was built
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# Not quiet: what is downloaded the first time is large, and nobody should wait without knowing for what.
+# Not quiet: what is downloaded the first time is large, and nobody should wait without knowing for what. Python compiles
+# what it imports; to compile all of it takes longer than the demo.
 $(STAMPS)/base: $(SETUP) | $(BIN)/python
-	$(BIN)/pip install -e .
+	$(BIN)/pip install --no-compile -e .
 	@mkdir -p $(STAMPS) && touch $@
 
 # With PINS (a file of versions and hashes, as in CI) exactly what it says, else the newest.

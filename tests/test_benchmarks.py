@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -234,7 +235,7 @@ def test_the_demo_says_something_at_once_and_a_line_per_model(tmp_path):
     )  # fmt: skip
     out, err = done.communicate(timeout=300)
     assert done.returncode == 0, err
-    lines = err.splitlines()
+    lines = [line for line in err.splitlines() if not re.match(r" +\d+ s  at ", line)]
     assert lines[0].startswith("2 models, ")
     assert len(lines) == 3
     step = re.compile(r"\[[12]/2\] +\d+ s  \w+\.onnx: equal on \d+ requests, \d+\.\d\dx$")
@@ -242,6 +243,20 @@ def test_the_demo_says_something_at_once_and_a_line_per_model(tmp_path):
     assert "geometric mean" in out
     assert "faster: before over after" in out
     assert set(json.loads((tmp_path / "now.json").read_text())) == {f"{name}.onnx" for name in names}
+
+
+def test_the_demo_is_not_silent_where_a_model_takes_long(monkeypatch, capsys):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from benchmarks.demo import __main__ as command
+
+    monkeypatch.setattr(command, "SILENCE", 0.05)
+    with ThreadPoolExecutor(1) as pool:
+        each = command._each(
+            pool, [Path("slow.onnx")], lambda *_: time.sleep(0.2), Path(), None, command.Progress(1)
+        )
+        assert [path.name for path, _ in each] == ["slow.onnx"]
+    assert "0 s  at slow.onnx" in capsys.readouterr().err
 
 
 def test_the_first_line_of_the_demo_waits_for_no_library():

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from benchmarks.demo.model import Row
 
 MODELS = Path(__file__).parents[2] / "models"
+SILENCE = 8.0
+"""Seconds after which something is said where no model is done."""
 
 
 def main() -> int:
@@ -88,7 +90,7 @@ def _rows(
 ) -> dict[str, Row]:
     """Models by name; those that fail go into `failed`."""
     found = {}
-    for path, done in _each(pool, paths, jobs.measured, folder, only):
+    for path, done in _each(pool, paths, jobs.measured, folder, only, say):
         answer = done.result()
         if isinstance(answer, str):
             failed.append(f"{path.name}: {answer}")
@@ -110,18 +112,28 @@ def _loaded(
 ) -> dict[str, Row]:
     """The same with times beside burners."""
     made = dict(found)
-    for path, done in _each(pool, paths, jobs.again, folder, only):
+    for path, done in _each(pool, paths, jobs.again, folder, only, say):
         made[path.name] = replace(found[path.name], loaded=done.result())
         say.step(f"{path.name}: {made[path.name].off:+.0%}")
     return made
 
 
 def _each(
-    pool: ProcessPoolExecutor, paths: Sequence[Path], work: Callable[..., Any], folder: Path, only: int | None
+    pool: ProcessPoolExecutor,
+    paths: Sequence[Path],
+    work: Callable[..., Any],
+    folder: Path,
+    only: int | None,
+    say: Progress,
 ) -> Iterator[tuple[Path, Future[Any]]]:
-    futures = {pool.submit(work, path, folder / path.name, only): path for path in paths}
-    for done in as_completed(futures):
-        yield futures[done], done
+    """Models as they are done. Where that takes long, it is said which are being worked on."""
+    left = {pool.submit(work, path, folder / path.name, only): path for path in paths}
+    while left:
+        finished, _ = wait(left, timeout=SILENCE, return_when=FIRST_COMPLETED)
+        if not finished:
+            say.still([path.name for each, path in left.items() if each.running()])
+        for each in finished:
+            yield left.pop(each), each
 
 
 class Progress:
@@ -136,6 +148,10 @@ class Progress:
         self.done += 1
         width = len(str(self.total))
         self.line(f"[{self.done:{width}}/{self.total}] {time.monotonic() - self._began:3.0f} s  {text}")
+
+    def still(self, names: Sequence[str]) -> None:
+        """These are being worked on, or come next."""
+        self.line(f"{'':{2 * len(str(self.total)) + 3}} {time.monotonic() - self._began:3.0f} s  at {', '.join(names)}")
 
     def line(self, text: str) -> None:
         print(f"\r\x1b[K{text}" if self._live else text, end="" if self._live else "\n", file=sys.stderr, flush=True)
