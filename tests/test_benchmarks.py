@@ -208,6 +208,24 @@ def test_demo_shows_ratios_and_how_far_off_they_are_beside_burners(tmp_path):
     assert {column.header: column.footer for column in made.columns}["faster"] == "2.00x"
 
 
+def test_a_model_is_timed_until_its_fastest_run_is_no_accident(monkeypatch):
+    fast, slow = np.full((10, 2), 1.0), np.full((10, 2), 2.0)
+    once = np.where(np.arange(10)[:, None] == 0, 1.0, slow)
+    both = ("before", "after")
+    assert demo.steady(Timing(both, fast))
+    assert not demo.steady(Timing(both, once))
+    assert not demo.steady(Timing(both, np.stack([fast[:, 0], once[:, 0]], axis=1)))
+    rounds = iter([once, once, np.concatenate([fast, slow])])
+    monkeypatch.setattr(demo, "interleaved", lambda *_, **__: Timing(both, next(rounds)))
+    model = ROOT / "models/coarse_mlp.onnx"
+    request = demo.load(model.with_suffix(".npz"), demo.signature(demo.read(model).model), demo.sides_of(model))[0]
+    assert demo.timed(model, model, request).rounds == 40
+    lower = (np.full((10, 2), 1.0) * 0.9**k for k in range(99))
+    shaky = (np.where(np.arange(10)[:, None] == 0, each, 3.0) for each in lower)
+    monkeypatch.setattr(demo, "interleaved", lambda *_, **__: Timing(both, next(shaky)))
+    assert demo.timed(model, model, request).rounds == 10 * demo.ROUNDS
+
+
 def test_two_runs_of_the_demo_are_compared(tmp_path):
     times = demo.Times(0.002, 0.001, 2.0, 2.0, 0.01)
     row = demo.Row("a.onnx", "equal", 9, 0.0, (3, 3), (2.0, 1.0), 1, 1, times)

@@ -48,14 +48,14 @@ def main() -> int:
     began = time.monotonic()
     paths = args.models or sorted(MODELS.glob("*.onnx"))
     count = max(1, min(args.jobs, len(paths)))
-    say = Progress(len(paths))
+    say = Progress(len(paths), count)
     say.line(f"{len(paths)} models, {count} at a time: each is optimized, checked against its source, and timed")
     failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="mari-onnx-") as folder, _pool(count) as pool:
         found = _rows(pool, paths, Path(folder), args.candidates, say, failed)
         if args.burners:
             say.line(f"once more, beside {args.burners} processes that burn the processors")
-            say = Progress(len(found))
+            say = Progress(len(found), count)
             with burning(args.burners):
                 found = _loaded(pool, [p for p in paths if p.name in found], found, Path(folder), args.candidates, say)
     say.end()
@@ -131,7 +131,7 @@ def _each(
     while left:
         finished, _ = wait(left, timeout=SILENCE, return_when=FIRST_COMPLETED)
         if not finished:
-            say.still([path.name for each, path in left.items() if each.running()])
+            say.still([path.name for path in left.values()][: say.jobs])
         for each in finished:
             yield left.pop(each), each
 
@@ -139,8 +139,8 @@ def _each(
 class Progress:
     """A line per step on standard error: one that is written over on a terminal, else one below the other."""
 
-    def __init__(self, total: int):
-        self.total, self.done = total, 0
+    def __init__(self, total: int, jobs: int = 1):
+        self.total, self.jobs, self.done = total, jobs, 0
         self._began, self._live = time.monotonic(), sys.stderr.isatty()
 
     def step(self, text: str) -> None:
@@ -150,7 +150,7 @@ class Progress:
         self.line(f"[{self.done:{width}}/{self.total}] {time.monotonic() - self._began:3.0f} s  {text}")
 
     def still(self, names: Sequence[str]) -> None:
-        """These are being worked on, or come next."""
+        """These are being worked on."""
         self.line(f"{'':{2 * len(str(self.total)) + 3}} {time.monotonic() - self._began:3.0f} s  at {', '.join(names)}")
 
     def line(self, text: str) -> None:
