@@ -30,10 +30,15 @@ class Form:
         rope, bias: rotary positions; a bias by distance.
         first: whether the candidates come first.
         flat: inputs [T, D] and [N, D], not [1, T, D] and [1, N, D].
-        pad: whether the user's input has a mask of padded events.
+        pad: whether the user's input has a mask of padded events. strict: they do not even see themselves, so that a
+            row may see nothing.
         leak: what keeps candidates from being isolated: "" nothing, "window" they see the one before, "first" all see
-            the first one, "late" they see each other from a position on, "little" a mask of -5, "mean" a mean over the
-            sequence is added.
+            the first one, "late" they see each other from a position on, "scaled" likewise, by a position times a
+            fraction, "little" a mask of -5, "mean" a mean over the sequence is added, "causal" they see those before,
+            "second" the last layer's mask hides nothing, "back" the history sees the first one in the last layer,
+            "centred" a mean over the sequence is taken off in each layer, "summed" a running sum is added, "zero"
+            scores of others are 0 and not hidden, "turned" a softmax over rows, "neighbour" scores of the one before
+            are added, "count" scores in a row are divided by the number of positions.
         end: what is done with the scores: "" nothing, "softmax" over candidates, "rank" less their mean.
         places: positions of candidates: "same" or "own".
         heads: of each attention. layout: how heads are made: "apart" from three products, "joined" from one that is
@@ -57,6 +62,7 @@ class Form:
     first: bool = False
     flat: bool = False
     pad: bool = False
+    strict: bool = False
     leak: str = ""
     end: str = ""
     places: str = "same"
@@ -197,17 +203,25 @@ def build(form: Form) -> onnx.ModelProto:
         parts = [seen, m.Expand(m.const(True, bool), shape)]
         shown = m.Concat(*(parts[::-1] if form.first else parts), axis=1)
         shown = m.Unsqueeze(shown, m.const([1] if form.layout == "flat" else [1, 2]))
-        keep = m.And(keep, m.Or(shown, m.Equal(row, column)))
+        keep = m.And(keep, shown if form.strict else m.Or(shown, m.Equal(row, column)))
     spot = m.Min(place, t) if form.places == "same" and not form.first else place
     if form.first and form.places == "same":
         spot = m.Max(m.Sub(place, n), m.const(-1))
-    for _ in range(form.layers):
-        x = _layer(m, x, keep, row, column, spot)
+    for layer in range(form.layers):
+        shown = keep
+        if layer == form.layers - 1 and form.leak in ("second", "back"):
+            more = m.Greater(size, zero) if form.leak == "second" else m.Equal(column, zero if form.first else t)
+            shown = m.Or(keep, more)
+        x = _layer(m, x, shown, row, column, spot)
     if form.leak == "mean":
         x = m.Add(x, m.ReduceMean(x, m.const([1])) if form.opset >= 18 else m.ReduceMean(x, axes=[1]))
     begin, end = (m.Unsqueeze(v, m.const([0])) for v in ((zero, n) if form.first else (t, size)))
     y = m.Slice(x, begin, end, m.const([1]))
     y = m.MatMul(y, m.weight(WIDTH, 1))
+    if form.leak == "neighbour":
+        far = m.const([2**31 - 1])
+        turned = (m.Slice(y, m.const([-1]), far, m.const([1])), m.Slice(y, m.const([0]), m.const([-1]), m.const([1])))
+        y = m.Add(y, m.Concat(*turned, axis=1))
     if form.end == "softmax":
         y = m.Softmax(y, axis=1)
     elif form.end == "rank":
@@ -253,6 +267,11 @@ def _mask(m: Model, size: str, t: str, n: str, row: str, column: str) -> str:
         keep = m.Or(keep, m.Equal(m.Sub(row, m.const(1)), column))
     elif form.leak == "first":
         keep = m.Or(keep, m.And(m.Equal(column, m.const(0) if form.first else t), m.GreaterOrEqual(row, column)))
+    elif form.leak == "causal":
+        keep = m.Or(keep, m.LessOrEqual(column, row))
+    elif form.leak == "scaled":
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(form.dtype))
+        keep = m.Or(keep, m.Greater(m.Mul(m.Cast(column, to=kind), m.real(0.001)), m.real(0.05)))
     elif form.leak == "late":
         keep = m.Or(keep, m.Greater(m.Add(row, column), m.const(2 * form.length + 40)))
     return keep
@@ -281,6 +300,10 @@ def _heads(m: Model, z: str) -> list[str]:
 def _layer(m: Model, x: str, keep: str, row: str, column: str, spot: str) -> str:
     form = m.form
     z = _norm(m, x)
+    if form.leak == "centred":
+        z = m.Sub(z, m.ReduceMean(z, m.const([1])) if form.opset >= 18 else m.ReduceMean(z, axes=[1]))
+    elif form.leak == "summed":
+        z = m.Add(z, m.CumSum(z, m.const(1)))
     q, k, v = _heads(m, z)
     flat = form.layout == "flat"
     if form.rope and not flat:
@@ -290,6 +313,9 @@ def _layer(m: Model, x: str, keep: str, row: str, column: str, spot: str) -> str
     else:
         s = m.MatMul(q, m.Transpose(k, perm=[0, 2, 1] if flat else [0, 1, 3, 2]))
     s = m.Mul(s, m.real(0.5))
+    if form.leak == "count":
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(form.dtype))
+        s = m.Div(s, m.Cast(m.Gather(m.Shape(x), m.const(1), axis=0), to=kind))
     if form.bias:
         far = m.Sub(m.Unsqueeze(spot, m.const([1])), m.Unsqueeze(spot, m.const([0])))
         far = m.Max(m.Min(far, m.const(8)), m.const(-8))
@@ -298,11 +324,13 @@ def _layer(m: Model, x: str, keep: str, row: str, column: str, spot: str) -> str
     if form.how in ("where", "add"):
         if form.two:  # what comes later, and then what is hidden of what came before
             s = m.Where(m.Or(keep, m.LessOrEqual(column, row)), s, m.real(lowest))
-        if form.how == "where":
+        if form.leak == "zero":
+            s = m.Where(keep, s, m.real(0))
+        elif form.how == "where":
             s = m.Where(keep, s, m.real(lowest))
         else:
             s = m.Add(s, m.Where(keep, m.real(0), m.real(lowest)))
-        p = m.Softmax(s, axis=-1)
+        p = m.Softmax(s, axis=-2 if form.leak == "turned" else -1)
     else:
         factor = m.Cast(keep, to=helper.np_dtype_to_tensor_dtype(np.dtype(form.dtype)))
         if form.how == "factor before":

@@ -62,7 +62,7 @@ def models() -> Iterator[Model]:
 
 
 def hidden(thing: Any, seen: set[int]) -> Iterator[Any]:
-    """Parameters, those too that a package keeps in dictionaries and lists of layers."""
+    """Parameters, those too of modules that a package keeps in dictionaries and lists; these are set to evaluate."""
     import torch
 
     if id(thing) in seen:
@@ -70,6 +70,8 @@ def hidden(thing: Any, seen: set[int]) -> Iterator[Any]:
     seen.add(id(thing))
     if isinstance(thing, torch.nn.Parameter):
         yield thing
+    if isinstance(thing, torch.nn.Module):
+        thing.training = False
     held = thing.__dict__ if isinstance(thing, torch.nn.Module) else thing
     if isinstance(held, dict | list | tuple):
         for each in held.values() if isinstance(held, dict) else held:

@@ -17,7 +17,7 @@ ITEMS, HISTORY, WIDTH = 60, 12, 16
 UNUSED = ["tensorboard", "torch.utils.tensorboard", "wandb", "kmeans_pytorch", "texttable", "ray", "plotly"]
 SEQUENCES = ["BERT4Rec", "Caser", "FOSSIL", "FPMC", "GCSAN", "GRU4Rec", "HGN", "LightSANs", "NARM", "NextItNet", "NPE",
              "RepeatNet", "SASRec", "SINE", "STAMP", "TransRec"]  # fmt: skip
-PAIRS = ["BPR", "NeuMF", "NNCF"]
+PAIRS = ["BPR", "NeuMF"]
 
 
 class _Config(dict[str, Any]):

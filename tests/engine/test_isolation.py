@@ -97,6 +97,28 @@ def test_what_only_the_run_tells_hides_nothing(form: Form) -> None:
     np.testing.assert_allclose(have, want, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("how", ["where", "factor"])
+@pytest.mark.parametrize(
+    "leak", ["causal", "scaled", "second", "back", "centred", "summed", "zero", "turned", "neighbour", "count"]
+)
+def test_masks_that_are_almost_right(leak: str, how: str) -> None:
+    """In one layer, from position 50 on, by a norm, a running sum, the wrong axis, or behind the attention."""
+    form = Form(leak=leak, how=how, dtype=np.float64)
+    model, result = rewritten(form)
+    compare(form, model, result.model, counts=(1, 2, 7, 60))
+    if leak in ("causal", "scaled"):
+        assert not result.changed
+
+
+@pytest.mark.parametrize("form", [Form(), Form(free=True), Form(lowest=-1e9), Form(first=True)])
+def test_rows_that_see_nothing(form: Form) -> None:
+    """Events that are padded do not even see themselves: NaN where the mask is -inf, a mean where it is finite."""
+    form = replace(form, pad=True, strict=True, dtype=np.float64)
+    model, result = rewritten(form)
+    assert result.changed
+    compare(form, model, result.model)
+
+
 def test_a_finite_mask_needs_scores_of_known_size() -> None:
     _, result = rewritten(Form(lowest=-1e9, norm=""))
     assert not result.changed

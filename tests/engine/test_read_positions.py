@@ -162,6 +162,17 @@ def test_positions_that_are_computed_from_data_count_as_all() -> None:
     assert macs_each(g, result) == 2 * 2 * D * 2 * D
 
 
+@pytest.mark.parametrize("picked", [D, D - 1])
+def test_elements_that_are_picked_by_data_are_read_at_their_own_positions(picked: int) -> None:
+    """As DeBERTa picks scores by distance: of the first token, whatever column of it."""
+    g = Graph(18)
+    x = feed_forward(g, tokens(g, 1, 2))
+    moved = g.GatherElements(x, g.Mod(g.item(3, picked, high=100), g.const([D])), axis=2)
+    g.output(g.Gather(moved, g.const(0, np.int64), axis=1))
+    result = check(g)
+    assert macs_each(g, result) <= 2 * D * 2 * D
+
+
 def test_the_candidates_are_all_computed_though_one_is_read() -> None:
     """The first of N: it may not be the only one that counts where there are several requests."""
     g = Graph(18)

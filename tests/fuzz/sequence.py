@@ -20,6 +20,8 @@ from tests.engine.graphs import Draw, runner
 from tests.fuzz.oracle import ROUNDING, Fault, differs, session
 from tests.sequences import Form, build, feeds
 
+LEAKS = ("window", "first", "late", "scaled", "little", "mean", "causal", "second", "back", "centred", "summed", "zero",
+         "turned", "neighbour", "count")  # fmt: skip
 SCALES = (1.0, 1.0, 30.0, 1e6)
 """Of the inputs: masks that are finite hide nothing behind scores that are larger."""
 
@@ -71,7 +73,8 @@ def sequence_cases(draw: Draw) -> SequenceCase:
         first=one(False, False, True),
         flat=one(False, False, True),
         pad=one(False, False, True),
-        leak=one("", "", "", "", "", "window", "first", "late", "little", "mean"),
+        strict=one(False, False, True),
+        leak=one(*[""] * 12, *LEAKS),
         end=one("", "", "softmax", "rank"),
         places=one("same", "own"),
         heads=one(1, 2, 2, 4),

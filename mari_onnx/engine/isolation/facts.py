@@ -40,6 +40,8 @@ SIZES = 6
 """Sizes beside the first two at which it is looked."""
 NEAR = 8
 """Numbers closer than this are looked at together, at the largest."""
+STEPS = Fact.BOOLEAN | Fact.WHOLE | Fact.SATURATES | Fact.CONVERTS
+"""Operators whose result may change at one position only."""
 FEW = 16
 """Elements of a tensor of numbers that positions are compared with, at most."""
 
@@ -71,28 +73,45 @@ class Facts:
                 self.at.append(sizes)
                 self._spans.append(spans)
 
-    def _further(self, nodes: Iterable[NodeProto], least: Mapping[str, int]) -> list[dict[str, int]]:
-        """More candidates, and longer histories, than each number that positions are compared with."""
+    def _further(self, nodes: Sequence[NodeProto], least: Mapping[str, int]) -> list[dict[str, int]]:
+        """More candidates, and longer histories, than each number that positions are compared with, or that they reach
+        when they are scaled or multiplied with each other before.
+        """
         tables = self._spans[0].tables
         numbers: set[int] = set()
+        made = {o: node for node in nodes for o in node.output if o}
+        few: dict[str, set[float]] = {}
+        """Tensor that is known at a size -> the literal numbers that it is made of, but for 1."""
         for node in nodes:
             places = [tables.constant(name) for name in (*node.input, *node.output[:1]) if name]
             if any(x is None for x in places) or "N" not in _symbols(self.shapes.get(node.output[0], ())):
                 continue
-            for array in places[:-1]:
+            literal = few.setdefault(node.output[0], set())
+            for name, array in zip([name for name in node.input if name], places, strict=False):
                 if array is not None and array.size <= FEW and array.dtype.kind in "iuf":
-                    numbers |= {abs(int(v)) for v in array.reshape(-1).tolist() if abs(v) <= SMALL and v == int(v)}
+                    held = {abs(float(v)) for v in array.reshape(-1).tolist() if np.isfinite(v) and v}
+                    numbers |= {int(v) for v in held if v <= SMALL and v == int(v)}
+                    literal |= held - {1.0} if name not in made or made[name].op_type == "Constant" else set()
+            if row(node.op_type).facts & STEPS and not row(node.op_type).facts & Fact.LOGIC:
+                together, stack = set[float](), [node.output[0]]
+                while stack:
+                    name = stack.pop()
+                    together |= few.get(name, set())
+                    if name in few and (name == node.output[0] or not row(made[name].op_type).facts & Fact.BOOLEAN):
+                        stack += made[name].input
+                reached = [v for a in together if a != int(a) or a > SMALL for b in together for v in (a / b, b / a)]
+                numbers |= {math.ceil(v) for v in (*reached, *map(math.sqrt, together)) if v <= SMALL}
         fixed = {length for size in self.layouts.sequences if isinstance(length := size + N * -1, int)}
-        found: list[dict[str, int]] = []
+        further: list[dict[str, int]] = []
         last = math.inf
         for v in sorted({v - t for v in numbers for t in (0, *fixed)}, reverse=True):
             if v <= 3 or v > last - NEAR:
                 continue
             last = v
-            found.append({**least, "N": v + 2})
+            further.append({**least, "N": v + 2})
             if len(least) > 1:
-                found.append({**dict.fromkeys(least, v + 2), "N": 2})
-        return found
+                further.append({**dict.fromkeys(least, v + 2), "N": 2})
+        return further
 
     def value(self, name: str, dims: Sequence[Size], key: Key, off: bool = False) -> float | None:
         """The number that all elements of a block are; None where they differ or are not known. dims: the tensor's.

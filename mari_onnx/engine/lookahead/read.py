@@ -250,6 +250,8 @@ class Read:
         if op == "Gather":
             return self._gather(node, out, shape)
         given = [self.constants(name) if name else None for name in node.input[1:]]
+        if op == "GatherElements" and given[0] is None:
+            return self._elements(node, out, shape)
         if any(name and value is None for name, value in zip(node.input[1:], given, strict=True)):
             return None
         if op == "Slice":
@@ -282,6 +284,18 @@ class Read:
             at = (slice(None),) * axis
             read[(*at, int(place))] |= wide[(*at, i)]
         return [read, indices]
+
+    def _elements(self, node: NodeProto, out: Mask, shape: tuple[int, ...]) -> list[Mask | None]:
+        """Of data whose elements are picked by indices that are not known: all along `axis`, and along the others the
+        places of indices whose elements are read; indices may be fewer than the data there.
+        """
+        axis, index = attribute(node, "axis", 0) % len(shape), self._shape(node.input[1])
+        read = _any(out, axis)
+        for d, (few, many) in enumerate(zip(index, shape, strict=True)):
+            if d != axis and few != many:
+                read = np.repeat(read, few, axis=d) if read.shape[d] == 1 else read
+                read = np.pad(read, [(0, many - few) if i == d else (0, 0) for i in range(read.ndim)])
+        return [read, out]
 
     def _sliced(self, node: NodeProto, out: Mask, shape: tuple[int, ...], given: Sequence[np.ndarray | None]) -> Mask:
         """A Slice's input, one axis after another."""
