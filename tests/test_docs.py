@@ -32,6 +32,7 @@ NOT_RUN = {
     r"python -m tf2onnx": "needs TensorFlow",
     r"serve run ": "starts a server; tests/serving runs it",
     r"(eval .*|_MARI_ONNX_COMPLETE=\S+ mari-onnx.*)$": "is for a shell's start-up file",
+    r"mari-onnx .*--engine ray": "starts a cluster of Ray; tests/serving/test_offline.py does",
     r"mari-onnx .*--provider cuda": "needs a GPU",
     r"mari-onnx .*--user-weights": "needs a user part of 16,384 weights; tests/test_user_weights.py has one",
     r"mari-onnx bench .*--peers": "tests/test_bench.py runs the peers",
@@ -95,7 +96,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(1)
     request = {"user_id": [7], "ctx_hour": [20], "hist_items": [[3, 1, 0]], "item_id": rng.integers(0, 100, 7)}
     np.savez(folder / "requests.npz", **{f"0/{name}": np.array(value, np.int64) for name, value in request.items()})
-    assert run(["optimize", str(folder / "ranker.onnx"), str(folder / "ranker.fast.onnx"), "-q"]) == 0
+    written = [str(folder / name) for name in ("ranker.fast.onnx", "report.json")]
+    assert run(["optimize", str(folder / "ranker.onnx"), written[0], "--json", written[1], "-q"]) == 0
     make_split(folder / "ranking-v7")
     write_catalogue(folder / "items.parquet", np.arange(20), features(20))
     files = [str(folder / name) for name in ("ranking-v7", "items.parquet", "items-v7.arrow")]
@@ -116,7 +118,7 @@ def _short(line: str) -> list[str]:
     """The arguments of a command; what measures does so briefly."""
     words = shlex.split(line)[1:]
     if words[0] == "bench" and "--seconds" not in words:
-        words += ["--seconds", "0.02"]
+        words += ["--seconds", "0.02", "--no-memory"]
     if words[0] == "bench" and "--candidates" not in words:
         words += ["--candidates", "7"]
     return words
@@ -231,6 +233,7 @@ def test_the_site_needs_no_network(site: Path) -> None:
     loaded = re.compile(r"<(?:script|img|iframe|link)\b[^>]*?(?:src|href)=\"?(https?:)?//[^\s\">]+")
     asked = [(page.name, m[0]) for page in site.rglob("*.html") for m in loaded.finditer(page.read_text("utf-8"))]
     assert [each for each in asked if "rel=canonical" not in each[1] and 'rel="canonical"' not in each[1]] == []
+    assert [page.name for page in site.rglob("*.html") if "hide: [" in page.read_text("utf-8")] == []  # no page's head
     styles = [each.read_text("utf-8") for each in site.rglob("*.css")]
     assert not any(re.search(r"(url\(|@import )[\"']?https?:", each) for each in styles)
 

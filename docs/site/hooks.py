@@ -44,8 +44,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links from docs/ to models/README.md, as a reader of the repository follows them, lead to its page."""
-    return markdown.replace("](../models/README.md", "](sample-models.md")
+    """A page as the site needs it where the repository's own view needs it otherwise.
+
+    Links to models/README.md lead to its page, and a `|` in code within a table needs no backslash.
+    """
+    markdown = markdown.replace("](../models/README.md", "](sample-models.md")
+    return re.sub(r"`[^`\n]*`", lambda code: code[0].replace("\\|", "|"), markdown)
 
 
 def commands() -> str:
