@@ -218,11 +218,12 @@ def for_docs(folder: Path) -> None:
 
 
 def _smaller(path: Path) -> None:
-    """A picture in 96 colours: of text on plain ground they are enough."""
+    """A picture in 256 colours, among them the rare ones."""
     from PIL import Image
 
     with Image.open(path) as image:
-        image.convert("RGB").quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
+        few = image.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        few.save(path, optimize=True)
 
 
 def section(nodes: Sequence[int] = NODES, rounds: int = 5, pictures: Path | None = None) -> Section:
