@@ -224,6 +224,19 @@ def options() -> set[str]:
     return found
 
 
+def test_every_option_is_explained_somewhere() -> None:
+    told = {flag for page in PAGES for flag in re.findall(r"(?<![\w-])(--[a-z][\w-]*)", page.read_text())}
+    context, silent = Context(cli), []
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        for parameter in command.params:
+            words = {word for word in [*parameter.opts, *parameter.secondary_opts] if word.startswith("--")}
+            if words and not words & told:
+                silent.append(f"{name} {', '.join(sorted(words))}")
+    assert silent == []
+
+
 OTHERS = {"--hypothesis-profile", "--no-deps", "--strict", "--model-repository", "--cache-config", "--opset"}
 """Options of pytest, pip, mypy, Triton and tf2onnx."""
 
