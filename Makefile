@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest docs fuzz same limits reached mutants steady faults kills models interop bench splits scoreboard providers serve-demo bench-gpu audit pins wheel clean
+.PHONY: help demo test lint types pytest docs fuzz same limits reached mutants steady faults triton-server kills models interop bench splits scoreboard providers serve-demo bench-gpu audit pins wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -66,6 +66,9 @@ steady: $(STAMPS)/test ## 20 checks of a right, a wrong and a mended model, with
 
 faults: $(STAMPS)/test ## 10,000 malformed requests beside right ones, Redis killed under load, stores switched, clients that hang up
 	MARI_ONNX_MALFORMED=10000 $(BIN)/python -m pytest -q -s tests/serving/test_faults.py
+
+triton-server: $(STAMPS)/test $(STAMPS)/triton ## the Python backend on a real tritonserver (x86-64 Linux, no GPU needed); docs/triton.md
+	MARI_ONNX_TRITON=$(TRITON) $(BIN)/python -m pytest -q tests/serving/test_triton_real.py
 
 kills: $(STAMPS)/test ## 200 runs ended, 200 killed, 200 writers killed, each at a random moment
 	MARI_ONNX_KILLS=200 $(BIN)/python -m pytest -q -s tests/test_cli.py tests/test_files.py tests/splitting/test_files.py tests/serving/test_precompute.py -k "run_that_is or a_kill_leaves"
@@ -131,6 +134,13 @@ endif
 $(STAMPS)/gpu: $(STAMPS)/test
 	$(BIN)/pip install -q -e '.[cuda]'
 	@touch $@
+
+# The Python backend of the wheel's release wants numpy 1. The models run in an environment of their own.
+TRITON := .venv-triton
+$(STAMPS)/triton: $(SETUP)
+	$(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/pip install -q nvidia-pytriton==0.7.0 numpy==1.26.4 pyarrow==17.0.0 -e '.[serving]'
+	@mkdir -p $(STAMPS) && touch $@
 
 # torch first: a range would bring a build with several GB of CUDA.
 $(STAMPS)/models: $(SETUP) | $(BIN)/python

@@ -237,6 +237,17 @@ def test_a_kill_leaves_no_row_lost_doubled_or_torn(folder, ranker, tmp_path):
     begun = time.monotonic()
     subprocess.run(command, check=True)
     whole, expected = time.monotonic() - begun, (tmp_path / "s.arrow").read_bytes()
+    (tmp_path / "s.arrow").unlink()
+    first = subprocess.Popen(command)
+    while not (tmp_path / ".s.arrow.partial/plan.json").exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)  # however fast it is
+    second = subprocess.run(command, check=False, capture_output=True, text=True)
+    first.send_signal(signal.SIGCONT)
+    assert (second.returncode, first.wait()) == (2, 0)  # two at once
+    assert "another run writes" in second.stderr
+    assert (tmp_path / "s.arrow").read_bytes() == expected
     kills, draw, ended = 0, random.Random(0), 0
     while kills < int(os.environ.get("MARI_ONNX_KILLS", "6")):
         (tmp_path / "s.arrow").unlink(missing_ok=True)
