@@ -181,7 +181,9 @@ def _lines(done: Split) -> list[Block]:
             lines.append(f"{name}.onnx is not written: nothing of {what} alone is worth computing beforehand")
         else:
             size = sum(t.bytes for t in made[name] if t.made)
-            lines.append(f"{name}.onnx: {size} bytes per {name}, in {len(part.outputs)} tensors ({_mb(part.bytes)})")
+            count = len(part.outputs)
+            tensors = f"{count} tensor{'s' * (count != 1)}"
+            lines.append(f"{name}.onnx: {size} bytes per {name}, in {tensors} ({_mb(part.bytes)})")
         if inputs:
             lines.append(f"  score.onnx reads {', '.join(inputs)} as they are")
     lines.append(f"score.onnx: {', '.join(o.name for o in said.outputs)} ({_mb(said.parts['score'].bytes)})")
