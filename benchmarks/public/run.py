@@ -1,11 +1,5 @@
 """What is left in graphs of public models: ``python -m benchmarks.public.run DIR [--only TEXT] [--table FILE]``.
 
-- **residual**: share of the per-candidate FLOPs that is spent on results equal for all candidates, in the source and in
-  the rewrite, measured by running both. Time is ignored: rewrites are those that save FLOPs.
-- **FLOPs**: of the source over those of that rewrite.
-- **optimize**: the speedup at 500 candidates on one thread that `mari-onnx optimize` says of its output, which is
-  chosen for time and compared with the source by its check: by prices of kernels (~), or measured (``--time``).
-
 Results are kept in DIR/results.json, a graph a line; a graph that is there is not measured again.
 """
 
@@ -28,7 +22,22 @@ from mari_onnx.report.residual import measure
 from mari_onnx.sides.resolve import resolve
 
 MOST = 0.01
-SLOWER = 0.97
+HEAD = """# Models of public packages
+Ranking models that the engine was not developed on, from packages of PyPI, small and with weights drawn at random:
+re-rankers of transformers (the query is the user's, 14 tokens, the text the item's, 8) and late interaction as in
+ColBERT; rankers over 9 user and 6 item ids and some numbers; next-item models over a history of 12.
+
+    python -m benchmarks.public.export --out DIR        where PyTorch and the packages are
+    python -m benchmarks.public.run DIR --table docs/public-models.md
+
+- **residual**: share of the per-candidate FLOPs that is spent on results equal for all candidates, or that no output
+  reads, in the source and in the rewrite, measured by running both. Time is ignored: rewrites are those that save
+  FLOPs.
+- **FLOPs**: of the source over those of that rewrite.
+- **optimize**: how much faster the output of `mari-onnx optimize` is at 500 candidates on one thread, by prices of
+  kernels (~) or measured (``--time``). It is chosen for time, and compared with the source by the check. Empty where
+  it was not run.
+""".splitlines()
 
 
 def residual(path: Path) -> dict[str, Any]:
@@ -70,21 +79,32 @@ def package(path: Path) -> str:
     return path.with_suffix(".sides.toml").read_text().splitlines()[0].removeprefix("# ")
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def page(found: list[dict[str, Any]]) -> str:
     """All results as Markdown, and what is left where it is more than `MOST`."""
-    lines = ["| graph | package | residual | FLOPs | optimize |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| graph | residual | FLOPs | optimize |", "| --- | --- | --- | --- |"]
     for each in found:
         if "residual" not in each:
-            lines.append(f"| {each['graph']} | {each['package']} | {each['error']} | | |")
+            lines.append(f"| {each['graph']} | {each['error']} | | |")
             continue
         a, b = each["residual"]
         flops = each["flops"][0] / each["flops"][1] if each["flops"][1] else 1.0
-        lines.append(f"| {each['graph']} | {each['package']} | {a:.1%} -> {b:.1%} | {flops:.2f}x | {outcome(each)} |")
-    more = [e for e in found if e.get("residual", [0, 0])[1] > MOST]
-    lines += ["", *(f"- `{e['graph']}` ({e['residual'][1]:.1%}): {e['left'][0][0]}: {e['left'][0][3]}" for e in more)]
+        lines.append(f"| {each['graph']} | {a:.1%} -> {b:.1%} | {flops:.2f}x | {outcome(each)} |")
     good = [e for e in found if "residual" in e]
-    few = sum(e["residual"][1] <= MOST for e in good)
-    return f"{len(found)} graphs; residual at most {MOST:.0%} in {few} of {len(good)}.\n\n" + "\n".join(lines) + "\n"
+    more = [e for e in good if e["residual"][1] > MOST]
+    few, packages = len(good) - len(more), ", ".join(sorted({e["package"] for e in found}))
+    asked = [e for e in found if "changed" in e]
+    ratios = sorted(float(outcome(e).strip("~x")) for e in asked if e["changed"])
+    said = f"- `optimize` was run on {len(asked)} of them; each passed its check"
+    if ratios:
+        said += f"; {ratios[len(ratios) // 2]:.2f}x in the median, {ratios[0]:.2f}x to {ratios[-1]:.2f}x"
+    reasons = [f"- `{e['graph']}` ({e['residual'][1]:.1%}): {e['left'][0][0]}: {e['left'][0][3]}." for e in more]
+    failed = [f"- `{e['graph']}`: {e['error']}" for e in found if "error" in e]
+    return "\n".join([
+        *HEAD, f"Packages: {packages}.", "", "## Summary", "",
+        f"- {len(found)} graphs; residual at most {MOST:.0%} in {few} of {len(good)} ({few / max(len(good), 1):.1%}).",
+        said + ".", *(["", "## Failed", "", *failed] if failed else []), "", "## Graphs", "", *lines,
+        "", "## More than 1% left, and why", "", *reasons, "",
+    ])  # fmt: skip
 
 
 def outcome(each: dict[str, Any]) -> str:
@@ -124,7 +144,7 @@ def main() -> None:
         print(f"{path.stem:40s} {each.get('residual')} {outcome(each)}", flush=True)
         kept.write_text("".join(json.dumps(found[k]) + "\n" for k in sorted(found)))
     if args.table is not None:
-        args.table.write_text(table([found[k] for k in sorted(found)]))
+        args.table.write_text(page([found[k] for k in sorted(found)]))
 
 
 if __name__ == "__main__":

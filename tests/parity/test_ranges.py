@@ -209,3 +209,15 @@ def test_candidates_of_a_packed_input_keep_their_user_where_a_comparison_turns()
         model.graph.initializer.append(edges)
     result = check(source, shared, Sides({}, {"X": {"user": (0, 2), "item": (1, 3)}}))
     assert result.ok
+
+
+def test_a_number_that_many_weights_multiply_has_few_distributions() -> None:
+    """Each weight says another one; a thousand of them say no more than some."""
+    g = Graph()
+    weights = np.geomspace(1e-6, 1e-2, 500, dtype=np.float32)[None]
+    g.op("Mul", [g.input("number", TensorProto.FLOAT, ["N", 1]), g.weight("w", weights)], "each")
+    g.op("Sigmoid", ["each"], "out")
+    g.outputs.append(onnx.ValueInfoProto(name="out"))
+    spread = found(g.model(), Sides({"number": "item"}))["number"].spread
+    assert spread is not None
+    assert 1 < len(spread.options[0]) <= 64

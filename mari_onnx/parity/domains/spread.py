@@ -29,6 +29,8 @@ _LOGARITHMS = (0.0, 0.3, 0.7, 1.4, 2.0, 3.0, 5.0, 8.0)
 # Scales and offsets of this size are met by numbers around 0 as well.
 _USUAL_SCALE, _USUAL_OFFSET = (0.2, 5.0), 2.5
 _MOST = 1e12
+# Distributions of a place: a number that a matrix of weights multiplies may have as many as weights.
+_OPTIONS = 64
 # Splits of a column that numbers are drawn between.
 _KNOTS = 64
 
@@ -77,9 +79,14 @@ def spreads(trace: Trace) -> dict[str, dict[int, list[Knots]]]:
             if len(knots) > 1 and _unusual(knots) and np.isfinite(knots).all() and max(map(abs, knots)) < _MOST:
                 name, place = trace.owner(origin)
                 mine = found.setdefault(name, {}).setdefault(place, [])
-                if not any(np.allclose(knots, other, rtol=1e-3) for other in mine if len(other) == len(knots)):
+                if len(mine) < _OPTIONS and not any(_close(knots, other) for other in mine):
                     mine.append(knots)
     return found
+
+
+def _close(knots: Knots, other: Knots) -> bool:
+    pairs = zip(knots, other, strict=False)
+    return len(knots) == len(other) and all(abs(a - b) <= 1e-8 + 1e-3 * abs(b) for a, b in pairs)
 
 
 def made(
