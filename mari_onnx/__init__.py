@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from mari_onnx.sides.resolve import Sides
     from mari_onnx.splitting.make import Split, split
     from mari_onnx.splitting.ranker import Ranker
-    from mari_onnx.timing.bench import Bench, bench
+    from mari_onnx.timing.answer import Bench
+    from mari_onnx.timing.bench import bench
 
 __all__ = [
     "Bench",
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Bench": "mari_onnx.timing.bench",
+    "Bench": "mari_onnx.timing.answer",
     "CheckResult": "mari_onnx.parity",
     "Optimized": "mari_onnx.api",
     "Ranker": "mari_onnx.splitting.ranker",

@@ -249,7 +249,7 @@ def test_a_model_given_as_an_object_is_timed() -> None:
 
 
 def test_the_least_n_from_which_a_model_is_faster() -> None:
-    from mari_onnx.timing.bench import Bench
+    from mari_onnx.timing.answer import Bench
     from mari_onnx.timing.clock import Timing
     from mari_onnx.timing.measure import Measured
 

@@ -118,7 +118,7 @@ def bench(
     from mari_onnx.parity.float64 import light
     from mari_onnx.report import summary
     from mari_onnx.report.terminal import console
-    from mari_onnx.timing.bench import readable, timed
+    from mari_onnx.timing.against import readable, timed
 
     if plot_file is not None:
         from mari_onnx.timing.plot import check_format
