@@ -280,3 +280,17 @@ def test_an_output_with_two_dimensions_of_candidates_is_refused() -> None:
     source = model(nodes, [("u", FLOAT, ("N", 4)), ("x", FLOAT, ("N", 4))], [])
     with pytest.raises(CannotBatch):
         optimize(source, SIDES, batched="index")
+
+
+def test_a_branch_that_all_candidates_decide_is_refused() -> None:
+    """No drawn request may come near the number at which the branch changes."""
+    branches = {}
+    for name, op in (("then_branch", "Relu"), ("else_branch", "Neg")):
+        out = helper.make_tensor_value_info(f"{op}_y", FLOAT, None)
+        branches[name] = helper.make_graph([helper.make_node(op, ["u"], [f"{op}_y"])], name, [], [out])
+    nodes = [helper.make_node("ReduceMean", ["x"], ["m"], keepdims=0), node("Greater", "m far", "c")]
+    nodes += [helper.make_node("If", ["c"], ["b"], **branches), node("Add", "b x", "y")]
+    far = numpy_helper.from_array(np.array(1e6, np.float32), "far")
+    source = model(nodes, [("u", FLOAT, ("N", 4)), ("x", FLOAT, ("N", 4))], [far])
+    with pytest.raises(CannotBatch, match="decided by one number"):
+        optimize(source, SIDES, batched="grid")

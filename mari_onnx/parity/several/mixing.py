@@ -41,26 +41,31 @@ CLOSE = 1e-4
 """How far apart, of the largest element, outputs of a float64 run may be; beyond, candidates mix."""
 
 
-def _scaled_together(source: ModelLike) -> str | None:
-    """A dynamic quantization of what is no constant: its scale is that of all rows of a run, which the values that a
-    run happens to have may not show.
+def _over_all_rows(source: ModelLike) -> str | None:
+    """A node that takes all rows of a run together, whatever the values that a run happens to have: a dynamic
+    quantization, whose scale is that of all rows, and an If or a Loop that one number of all rows decides.
     """
     graph = float64.light(source).graph
     given = {i.name for i in graph.input} - {t.name for t in graph.initializer}
     for node in graph.node:
-        if any(name in given for name in reads(node)):
-            if Fact.ONE_SCALE in row(node.op_type).facts:
-                why = "scales by the extremes of all rows, so a score depends on other candidates"
-                return f"{node.op_type} {node.name!r} {why}"
-            given.update(node.output)
+        facts = row(node.op_type).facts
+        if Fact.SIZES in facts or not any(name in given for name in reads(node)):
+            continue
+        if Fact.ONE_SCALE in facts:
+            why = "scales by the extremes of all rows, so a score depends on other candidates"
+            return f"{node.op_type} {node.name!r} {why}"
+        deciding = 1 if node.op_type == "If" else 2 if node.op_type == "Loop" else 0
+        if any(name in given for name in node.input[:deciding]):
+            return f"{node.op_type} {node.name!r} is decided by one number of all rows, so candidates share a run's way"
+        given.update(node.output)
     return None
 
 
 def mixes(source: ModelLike, layout: Layout, domains: Domains) -> str | None:
     """Where candidates mix, in a few words; None where they do not, or where no run tells."""
-    scaled = _scaled_together(source)
-    if scaled is not None:
-        return scaled
+    shared = _over_all_rows(source)
+    if shared is not None:
+        return shared
     drawer = Drawer(layout, domains, [0, 5])
     free = {name: 5 + k for k, name in enumerate(layout.free)}
     model = float64.light(source)
