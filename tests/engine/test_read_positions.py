@@ -173,6 +173,19 @@ def test_elements_that_are_picked_by_data_are_read_at_their_own_positions(picked
     assert macs_each(g, result) <= 2 * D * 2 * D
 
 
+@pytest.mark.parametrize("group", [1, 2])
+def test_a_convolution_of_one_element_reads_what_is_read_of_it(group: int) -> None:
+    """As SqueezeBERT writes its layers: a feed-forward layer with channels first, of which one position is read."""
+    g = Graph(18)
+    x = g.Transpose(tokens(g, 3, 2), perm=[0, 2, 1])
+    hidden = g.Relu(g.MatMul(g.weight(2 * D, D), x))
+    y = g.Conv(hidden, g.weight(D, 2 * D // group, 1), g.weight(D), kernel_shape=[1], group=group)
+    g.output(g.Gather(g.Add(x, y), g.const(-1, np.int64), axis=2))
+    result = check(g)
+    if group == 1:  # in groups it stays a convolution, which is not counted
+        assert macs_each(g, result) <= 2 * D * 2 * D
+
+
 def test_the_candidates_are_all_computed_though_one_is_read() -> None:
     """The first of N: it may not be the only one that counts where there are several requests."""
     g = Graph(18)

@@ -109,6 +109,8 @@ class Read:
             return None
         if op in having(Fact.PLACEWISE):
             return [out]
+        if op in having(Fact.CONV):
+            return self._pointwise(node, out)
         if op == "Concat":
             return self._concat(node, out)
         if op == "Einsum":
@@ -163,6 +165,14 @@ class Read:
             batch = _to_operand(mask, (*shape[:-2], *(2, 2))) if mask.ndim >= len(shape) else mask
             found.append(np.swapaxes(batch, -1, -2) if attribute(node, f"trans{side}", 0) else batch)
         return [*found, *(self._broadcast(name, out) for name in node.input[2:])]
+
+    def _pointwise(self, node: NodeProto, out: Mask) -> list[Mask | None] | None:
+        """Of a convolution whose kernel is one element: the positions of the result, in all channels."""
+        if any(k != 1 for k in self._shape(node.input[1])[2:]) or node.op_type != "Conv":
+            return None
+        if any(attribute(node, "pads", [])) or any(s != 1 for s in attribute(node, "strides", [])):
+            return None
+        return [_any(out, 1), *(self._all(name) if name else None for name in node.input[1:])]
 
     def _einsum(self, node: NodeProto, out: Mask) -> list[Mask | None]:
         """An operand's labels that the result has; of the others everything is read."""
