@@ -221,6 +221,8 @@ def concat(w: Writer, node: NodeProto) -> list[Blocks | None]:
             here: Size = 0
             for name in node.input:
                 own = w.dims(name)
+                if w.counts(name) and not {axis, *by} >= set(w.layouts.at(own)):
+                    raise Decline("a sequence is joined with rows of another")
                 for s, size in enumerate(w.layouts.known.get(own[axis], (own[axis],))):
                     if _within(start, here, here + size, end):
                         mine = tuple(s if i == axis else by[i] for i in w.layouts.at(own)) if w.counts(name) else ()
