@@ -27,8 +27,10 @@ Ranking models that the engine was not developed on, from packages of PyPI, smal
 re-rankers of transformers (the query is the user's, 14 tokens, the text the item's, 8) and late interaction as in
 ColBERT; rankers over 9 user and 6 item ids and some numbers; next-item models over a history of 12.
 
-    python -m benchmarks.public.export --out DIR        where PyTorch and the packages are
-    python -m benchmarks.public.run DIR --table docs/public-models.md
+```sh
+python -m benchmarks.public.export --out DIR        # where PyTorch and the packages are
+python -m benchmarks.public.run DIR --table docs/public-models.md
+```
 
 - **residual**: share of the per-candidate FLOPs that is spent on results equal for all candidates, or that no output
   reads, in the source and in the rewrite, measured by running both. Time is ignored: rewrites are those that save

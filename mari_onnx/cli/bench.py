@@ -114,11 +114,10 @@ def bench(
     """
     from mari_onnx.api.given import sides_of_pair
     from mari_onnx.cli.check import progress_bar
-    from mari_onnx.model.load import read
     from mari_onnx.parity.float64 import light
     from mari_onnx.report import summary
     from mari_onnx.report.terminal import console
-    from mari_onnx.timing.against import readable, timed
+    from mari_onnx.timing.against import readable, source_of, timed
 
     if plot_file is not None:
         from mari_onnx.timing.plot import check_format
@@ -126,7 +125,7 @@ def bench(
         check_format(plot_file)
     if users and plot_file is not None:
         raise click.UsageError("--users-per-run takes no --plot")
-    source = read(models[0])
+    source = source_of(models[0])
     loaded = [source.model, *(light(readable(path)) for path in models[1:])]
     found = sides_of_pair(models, loaded, **flags_from(sides))
     del loaded

@@ -146,6 +146,13 @@ def _split(others: Sequence[Path], provider: str, peers: bool) -> Path | None:
     return others[0]
 
 
+def source_of(path: Path) -> Source:
+    """Reads the model that others are compared with. Raises UsageError for the folder of a split."""
+    if is_split(path):
+        raise UsageError("a split model is timed beside its source, which comes first", "mari-onnx bench IN DIR")
+    return read(path)
+
+
 def readable(path: Path) -> Any:
     """What stands for a model when its sides are looked for: the parts of a split as one, or the path itself."""
     if not is_split(path):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mari_onnx import api
 from mari_onnx.api.given import Axes, Dimensions, Model, Names, SidesLike, sides_of_pair, tags
 from mari_onnx.parity.float64 import light
-from mari_onnx.timing.against import readable, timed
+from mari_onnx.timing.against import readable, source_of, timed
 from mari_onnx.timing.answer import Bench
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def bench(
         ModelError: a model cannot be read or run.
         ProviderError: the provider is not there.
     """
-    source = api.as_source(model)
+    source = source_of(Path(model)) if isinstance(model, str | os.PathLike) else api.as_source(model)
     paths = [source.path, *map(Path, others)]
     loaded = [source.model, *(light(readable(path)) for path in paths[1:])]
     said = tags(user, item, cross, rest, shapes, count, candidate_axis, guess)
