@@ -205,9 +205,9 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
     of_requests = 0
     if b.flat:
         if b.gathered_up and b.users is None:
-            if once and not b.together:
+            if once and b.lengths is None:
                 raise Decline(f"nothing says how many requests there are, and {min(once)} has a row for each")
-            b.users = requests.counted(b)
+            b.users = requests.row_per_request(b)
         per_candidate = PerCandidate(b, once)
         per_candidate.rewrite(nodes)
         nodes = live(outputs)

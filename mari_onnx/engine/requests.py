@@ -27,7 +27,6 @@ from mari_onnx.engine.axes.materialize import materialise, write
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.value import Axis, Cat, Decline, Group, Leaf, Part, Tensor, Value, axes_of, depends
-from mari_onnx.engine.output.assemble import live
 from mari_onnx.engine.rule import from_sizes, from_tensor
 from mari_onnx.model.dims import Dim, Size, symbols
 from mari_onnx.model.nodes import captures
@@ -95,12 +94,13 @@ def begin(b: Builder, sides: Sides) -> None:
         b.flat, b.sources["R"] = True, (Tensor("number of requests", TensorProto.INT64, (R,), frozenset()), 0)
     if sides.added is not None:
         given = b.input(sides.added, TensorProto.INT32, (Dim.symbol(f"?{sides.added}"),), frozenset({"item"}))
-        b.index, b.together = (given, False) if sides.batched == "index" else (from_offsets(b, given), True)
+        b.index, b.lengths = (given, None) if sides.batched == "index" else _from_offsets(b, given)
 
 
-def from_offsets(b: Builder, offsets: Tensor) -> Tensor:
-    """The request of each candidate `[P]` from offsets `[R + 1]`: rows of the entries that are below a request's
-    number of candidates, `NonZero(0..most-1 < length)`, one row for each request.
+def _from_offsets(b: Builder, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """The request of each candidate `[P]`, and the number of candidates of each request `[R]`, from offsets `[R + 1]`:
+    rows of the entries that are below a request's number of candidates, `NonZero(0..most-1 < length)`, one row for each
+    request.
     """
     unknown, many = Dim.symbol("?length"), Dim.symbol("?P")
     wide = b.emit("Cast", [offsets], offsets.shape, TensorProto.INT64, {"to": TensorProto.INT64})
@@ -114,7 +114,7 @@ def from_offsets(b: Builder, offsets: Tensor) -> Tensor:
     column = emit._axes(b, "Unsqueeze", lengths, [1], (unknown, 1))
     there = b.emit("Less", [places, column], (unknown, many), TensorProto.BOOL)
     where = b.emit("NonZero", [there], (2, many), TensorProto.INT64)
-    return b.emit("Gather", [where, zero], (many,), attrs={"axis": 0})
+    return b.emit("Gather", [where, zero], (many,), attrs={"axis": 0}), lengths
 
 
 def _requests(b: Builder) -> Axis:
@@ -250,11 +250,13 @@ def _gathered_up(b: Builder, rows: Tensor, width: int) -> Tensor:
     return found
 
 
-def counted(b: Builder) -> Tensor:
-    """A tensor with a row for each request, of a graph of packed inputs alone, from what tells candidates theirs."""
+def row_per_request(b: Builder) -> Tensor:
+    """A tensor with a row for each request, where no input of the user has one: the numbers of candidates, or
+    `0, 1, .., max(index)`.
+    """
     assert b.index is not None
-    if b.together:
-        return next(node.outputs[0] for node in live([b.index]) if node.proto.op_type == "Sub")
+    if b.lengths is not None:
+        return b.lengths
     many = Dim.symbol("?requests")
     index = b.emit("Cast", [b.index], b.index.known, TensorProto.INT64, {"to": TensorProto.INT64})
     one_more = b.emit("Concat", [index, b.ints([-1])], (many,), attrs={"axis": 0})

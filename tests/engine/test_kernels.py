@@ -91,7 +91,7 @@ def test_neighbours_change_places_inwards(perm: tuple[int, ...], reshapes: int) 
         (18, (2, 4, 3), (0, 2, 3, 1), "Einsum"),
         (18, (4, 1, 3), (0, 3, 2, 1), "Einsum"),  # a dimension of 1 is moved for nothing
         (11, (4, 3), (0, 2, 1), "Transpose"),  # there is no Einsum
-        (18, (64, 64), (0, 2, 1), "Transpose"),  # help is worth asking for
+        (18, (64, 64), (0, 2, 1), "Transpose"),  # a parallel loop pays
         (18, (2, 4, 3), (0, 2, 1, 3), "Transpose"),  # rows are copied, not single elements
         (18, (4, 3), (1, 0, 2), "Transpose"),
     ],
@@ -102,6 +102,19 @@ def test_many_small_matrices_are_turned_by_one_thread(
     g = Graph(opset)
     ops = _ops(g.output(g.Transpose(_mixed(g, *shape), perm=list(perm))))
     assert {"Einsum": 0, "Transpose": 0, op: 1}.items() <= {k: ops.count(k) for k in ("Einsum", "Transpose")}.items()
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> Graph:
+    """Axes in any order, some of size 1."""
+    g = Graph(draw(st.sampled_from((11, 13, 18))))
+    shape = draw(st.lists(st.sampled_from((1, 2, 3, 5)), min_size=1, max_size=4))
+    return g.output(g.Transpose(_mixed(g, *shape), perm=draw(st.permutations(range(len(shape) + 1)))))
+
+
+@given(orders())
+def test_axes_in_any_order_are_the_same(g: Graph) -> None:
+    check(g)
 
 
 def test_what_a_product_reads_turned_stays_a_transpose() -> None:

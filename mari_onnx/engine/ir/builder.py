@@ -60,8 +60,9 @@ class Builder:
         """For each candidate its request, in such a graph."""
         self.few: Tensor | None = None
         """The same, cut to its first entry if there is one request."""
-        self.together = False
-        """Whether the candidates of a request stand behind each other, in the order of the requests."""
+        self.lengths: Tensor | None = None
+        """How many candidates each request has, where those of a request stand behind each other, in the order of the
+        requests."""
         self.users: Tensor | None = None
         """A tensor with a row for each request: an input, or what tells how many there are."""
         self.gathered_up: set[str] = set()

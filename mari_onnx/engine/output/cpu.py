@@ -14,8 +14,8 @@ order.
                      is empty, as an empty history. A Reshape keeps them apart
     Transpose(x)     two blocks of axes that are swapped are copied by moving one outwards, row by row. With a dimension
                      of 1 between the blocks, one is moved inwards, which is up to four times as fast
-    Transpose(x)     of many small matrices: a session of several threads asks for help with each matrix, which takes
-                     twenty times as long as copying it. An Einsum copies them on one thread
+    Transpose(x)     of many small matrices: with several threads, onnxruntime starts a parallel loop for each matrix,
+                     which takes many times as long as transposing it. An Einsum transposes them on one thread
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ NARROW = 8
 """SkipLayerNormalization is slower from this width on; at 4 columns it takes half as long."""
 MIN_ELEMENTS = 8192
 """For tensors of fewer elements, the two Reshapes cost more than they save."""
-MATRIX = 1024
-"""Elements of a matrix up to which asking for help takes longer than turning it."""
+SMALL_MATRIX = 1024
+"""Elements of a matrix up to which starting a parallel loop takes longer than transposing it."""
 EINSUM = 12
 """The opset that brought Einsum."""
 CACHED = 1 << 18
-"""An Einsum copies its result once more, which is felt in tensors of more elements."""
+"""An Einsum copies its result once more, which takes too long for tensors of more elements."""
 
 
 def for_cpu(b: Builder, nodes: list[Node], outputs: Sequence[Tensor], most: int) -> list[Node]:
@@ -286,7 +286,9 @@ def _fused(node: Node, readers: Sequence[Node | None]) -> bool:
 
 
 def _many_matrices(b: Builder, node: Node) -> bool:
-    """Whether the Transpose turns many small matrices, as many as there are candidates or more."""
+    """Whether onnxruntime would transpose many small matrices one after the other: one axis moves across others, the
+    last axis of all among them, and no matrix depends on N.
+    """
     x, perm = node.inputs[0], attribute(node.proto, "perm")
     if x is None or x.shape is None or perm is None or b.opset < EINSUM or x.dtype not in FROM_32_BITS:
         return False
@@ -294,11 +296,11 @@ def _many_matrices(b: Builder, node: Node) -> bool:
     plain = sorted(order)
     front = next((i for i, (p, q) in enumerate(zip(order, plain, strict=True)) if p != q), len(plain))
     moved = order[front:]
-    if not moved or moved[-1] == plain[-1] or not (_one_moved(moved, plain[front:])):
+    if not moved or moved[-1] == plain[-1] or not _one_moved(moved, plain[front:]):
         return False
     matrix, volume = [x.shape[p] for p in moved], b.time.volume([Axis(s) for s in x.shape])
     known = [size for size in matrix if isinstance(size, int)]
-    return len(known) == len(matrix) and 0 < math.prod(known) <= min(MATRIX, volume // 16) and volume <= CACHED
+    return len(known) == len(matrix) and 0 < math.prod(known) <= min(SMALL_MATRIX, volume // 16) and volume <= CACHED
 
 
 def _one_moved(moved: list[int], plain: list[int]) -> bool:
@@ -307,7 +309,7 @@ def _one_moved(moved: list[int], plain: list[int]) -> bool:
 
 
 def _with_a_product(node: Node, readers: Sequence[Node | None]) -> bool:
-    """Whether onnxruntime lets a product read the matrices turned, without a copy."""
+    """Whether onnxruntime fuses the Transpose of the last two axes into the products that read it."""
     rank, perm = len(node.outputs[0].known), attribute(node.proto, "perm")
     last_two = perm == [*range(rank - 2), rank - 1, rank - 2]
     return last_two and all(reader is not None and reader.proto.op_type == "MatMul" for reader in readers)

@@ -71,7 +71,7 @@ class PerCandidate:
         self._reshaped: dict[str, Tensor] = {}
         self.write = Nodes(b, self._written)
         users = self.users if self.users is not None else self.index
-        self._standings = Standings(self.write, self.index, users, b.together)
+        self._standings = Standings(self.write, self.index, users, b.lengths is not None)
 
     def rewrite(self, nodes: Sequence[Node]) -> list[Node]:
         """The nodes in their new order. Refuses what cannot be gathered, and an output for requests that depends on

@@ -42,8 +42,8 @@ CLOSE = 1e-4
 
 
 def _over_all_rows(source: ModelLike) -> str | None:
-    """A node that takes all rows of a run together, whatever the values that a run happens to have: a dynamic
-    quantization, whose scale is that of all rows, and an If or a Loop that one number of all rows decides.
+    """A node that combines all rows of a run, which the values of a single run may not show: a dynamic quantization,
+    whose scale is that of all rows, and an If or a Loop whose condition is computed from data.
     """
     graph = float64.light(source).graph
     given = {i.name for i in graph.input} - {t.name for t in graph.initializer}
@@ -56,7 +56,8 @@ def _over_all_rows(source: ModelLike) -> str | None:
             return f"{node.op_type} {node.name!r} {why}"
         deciding = 1 if node.op_type == "If" else 2 if node.op_type == "Loop" else 0
         if any(name in given for name in node.input[:deciding]):
-            return f"{node.op_type} {node.name!r} is decided by one number of all rows, so candidates share a run's way"
+            why = "takes a decision that is computed from all rows of a run, so requests cannot be told apart"
+            return f"{node.op_type} {node.name!r} {why}"
         given.update(node.output)
     return None
 
