@@ -71,7 +71,7 @@ triton-server: $(STAMPS)/test $(STAMPS)/triton ## the Python backend on a real t
 	MARI_ONNX_TRITON=$(TRITON) $(BIN)/python -m pytest -q tests/serving/test_triton_real.py
 
 kills: $(STAMPS)/test ## 200 runs ended, 200 killed, 200 writers killed, each at a random moment
-	MARI_ONNX_KILLS=200 $(BIN)/python -m pytest -q -s tests/test_cli.py tests/test_files.py tests/splitting/test_files.py tests/serving/test_precompute.py -k "run_that_is or a_kill_leaves"
+	MARI_ONNX_KILLS=200 $(BIN)/python -m pytest -q -s tests/test_ended.py tests/test_files.py tests/splitting/test_files.py tests/serving/test_precompute.py -k "run_that_is or a_kill_leaves"
 
 bench: $(STAMPS)/test $(STAMPS)/models ## every benchmark with its targets, under ten minutes; docs/benchmarks.md
 	$(BIN)/python -m benchmarks $(ARGS)

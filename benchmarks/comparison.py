@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,19 +17,26 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import onnx
 from onnx import numpy_helper
 
+from benchmarks.other_tools import (
+    OTHERS,
+    OURS,
+    PACKAGES,
+    ROOT,
+    Ran,
+    asked,
+    environment,
+    flags,
+    on_a_terminal,
+    ran,
+)
 from mari_onnx.model.save import write_text
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/comparison.md"
-FOLDER = ROOT / "build/environments/comparison"
-PACKAGES = ("polygraphy", "onnxsim", "onnxslim", "onnxruntime", "onnx", "numpy")
-OURS, OTHERS = "mari-onnx", ("polygraphy", "onnxsim", "onnxslim")
 MODEL = ROOT / "models/coarse_mlp.onnx"
 NONE = "no"
 
@@ -41,67 +47,6 @@ class Cell:
 
     text: str
     good: int
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A command that ended."""
-
-    code: int
-    text: str
-
-    @property
-    def traceback(self) -> bool:
-        return "Traceback (most recent call last)" in self.text
-
-
-# ---- running ----------------------------------------------------------------------------------------------------
-def environment() -> Path:
-    """The folder of the other tools' commands; made on first use."""
-    done = FOLDER / "ready"
-    if not done.is_file():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(FOLDER)], check=True)
-        subprocess.run([str(FOLDER / "bin/python"), "-m", "pip", "install", "-q", *PACKAGES], check=True)
-        done.touch()
-    return FOLDER / "bin"
-
-
-def ran(tool: str, *words: object, folder: Path) -> Ran:
-    """A command of `tool`, with what it wrote to both outputs."""
-    mine = [sys.executable, "-m", "mari_onnx"]
-    start = mine if tool == OURS else [str(environment() / tool)]
-    path = {"PYTHONPATH": str(ROOT)} if tool == OURS else {"PYTHONPATH": ""}
-    done = subprocess.run(
-        [*start, *map(str, words)],
-        cwd=folder,
-        env={**os.environ, **path, "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    return Ran(done.returncode, done.stdout + done.stderr)
-
-
-@cache
-def help_of(tool: str, *command: str) -> str:
-    return ran(tool, *command, "--help", folder=ROOT).text
-
-
-def asked(tool: str) -> dict[str, str]:
-    """The help texts of a tool's commands that are compared here."""
-    commands = {OURS: [["optimize"], ["check"], ["inspect"]], "polygraphy": [["run"], ["inspect", "model"]]}
-    return {" ".join([tool, *each]): help_of(tool, *each) for each in commands.get(tool, [[]])}
-
-
-def flags(tool: str, pattern: str) -> list[str]:
-    """Flags of a tool whose name or text matches."""
-    found = []
-    for text in asked(tool).values():
-        for match in re.finditer(r"^\s{2,}(-[^\n]*(?:\n(?!\s{2,4}-)[^\n]*)*)", text, re.MULTILINE):
-            if re.search(pattern, match[1], re.IGNORECASE):
-                found += re.findall(r"(?<![\w-])--[a-z][\w-]*", match[1].split("\n")[0])[:1]
-    return list(dict.fromkeys(found))
 
 
 class Bench:
@@ -240,7 +185,7 @@ def progress(bench: Bench, tool: str) -> Cell:
         "onnxsim": [str(environment() / "onnxsim"), "a.onnx", "out.onnx"],
         "onnxslim": [str(environment() / "onnxslim"), "a.onnx", "out.onnx"],
     }[tool]
-    shown = _on_a_terminal(words, bench.folder)
+    shown = on_a_terminal(words, bench.folder)
     if re.search(r"━|\d+%|█", shown):
         return Cell("a bar with the phase", 2)
     return Cell("log lines", 1) if tool == "polygraphy" else Cell("one line" if shown.strip() else NONE, 0)
@@ -346,25 +291,6 @@ LOOKED_UP = {
 def _flag(tool: str, pattern: str) -> Cell:
     found = flags(tool, pattern)
     return Cell(f"`{found[0]}`", 2) if found else Cell(NONE, 0)
-
-
-def _on_a_terminal(words: list[str], folder: Path) -> str:
-    """What a command writes to a terminal."""
-    import pty
-
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120"}
-    with subprocess.Popen(words, cwd=folder, env=environment, stdout=theirs, stderr=theirs, stdin=theirs) as process:
-        os.close(theirs)
-        parts = []
-        try:
-            while chunk := os.read(ours, 65536):
-                parts.append(chunk)
-        except OSError:  # the other end is closed
-            pass
-        process.wait(600)
-    os.close(ours)
-    return b"".join(parts).decode(errors="replace")
 
 
 ROWS: dict[str, Callable[[Bench, str], Cell]] = {

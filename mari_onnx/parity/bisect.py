@@ -29,37 +29,15 @@ _CHUNK = 100
 
 
 @dataclass(frozen=True)
-class Divergence:
-    """The first source tensor whose counterpart differs.
+class Layer:
+    """A tensor of the source beside its counterpart.
 
     Attributes:
         tensor, counterpart: names in the source and in the optimized model.
         node, op: the source node that writes it.
-        action, rule: what the engine did with that node, where the report says it.
         error, allowed: against float64, relative to the tensor's scale; infinite for another
             shape or type.
     """
-
-    tensor: str
-    counterpart: str
-    node: str
-    op: str
-    error: float
-    allowed: float
-    action: str | None = None
-    rule: str | None = None
-
-    def __str__(self) -> str:
-        did = f", {self.action} by {self.rule}" if self.action else ""
-        return (
-            f"{self.tensor} (of {self.op} {self.node}{did}) diverges first: "
-            f"error {self.error:.3g}, allowed {self.allowed:.3g}"
-        )
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A tensor of the source beside its counterpart; the fields are those of `Divergence`."""
 
     tensor: str
     counterpart: str
@@ -72,6 +50,25 @@ class Layer:
     def ok(self) -> bool:
         """Whether they agree."""
         return self.error <= self.allowed
+
+
+@dataclass(frozen=True)
+class Divergence(Layer):
+    """The first source tensor whose counterpart differs.
+
+    Attributes:
+        action, rule: what the engine did with the node, where the report says it.
+    """
+
+    action: str | None = None
+    rule: str | None = None
+
+    def __str__(self) -> str:
+        did = f", {self.action} by {self.rule}" if self.action else ""
+        return (
+            f"{self.tensor} (of {self.op} {self.node}{did}) diverges first: "
+            f"error {self.error:.3g}, allowed {self.allowed:.3g}"
+        )
 
 
 def layers(

@@ -199,17 +199,25 @@ def write(f: Forge) -> Made:
     return f.put(f.g.ScatterElements(x, index, updates, axis=f.one(1, -2)), shape)
 
 
-def dynamic(f: Forge) -> Made:
-    """A product as onnxruntime quantizes it dynamically."""
-    if f.smooth or f.g.dtype is not np.float32:
+def _to_quantize(f: Forge, least: int = 1) -> tuple[str, tuple, int] | None:
+    """Float32 rows, their shape and how long they are; None where there are none, or the opset is below `least`."""
+    if f.smooth or f.g.dtype is not np.float32 or f.g.opset < least:
         return None
     x, shape = f.x(lambda s: len(s) > 1 and isinstance(s[-1], int))
-    if len(shape) < 2 or not isinstance(shape[-1], int):
+    width = shape[-1] if len(shape) > 1 else None
+    return (x, shape, width) if isinstance(width, int) else None
+
+
+def dynamic(f: Forge) -> Made:
+    """A product as onnxruntime quantizes it dynamically."""
+    given = _to_quantize(f)
+    if given is None:
         return None
+    x, shape, width = given
     columns = f.int(1, 3)
     q, scale, zero = f.g.nodes_of("DynamicQuantizeLinear", [x], 3)
     f.g.plain_constants = True
-    w = f.g.const(f.g.rng.integers(-100, 100, (shape[-1], columns)), np.int8)
+    w = f.g.const(f.g.rng.integers(-100, 100, (width, columns)), np.int8)
     f.g.plain_constants = False
     made = f.g.Mul(f.g.Cast(f.g.MatMulInteger(q, w, zero), to=1), f.g.Mul(scale, f.g.const(np.array(0.01), np.float32)))
     return f.put(made, (*shape[:-1], columns))
@@ -217,11 +225,10 @@ def dynamic(f: Forge) -> Made:
 
 def static(f: Forge) -> Made:
     """A product as onnxruntime quantizes it statically: integers between DequantizeLinear and QuantizeLinear."""
-    if f.smooth or f.g.dtype is not np.float32 or f.g.opset < 13:
+    given = _to_quantize(f, 13)
+    if given is None:
         return None
-    x, shape = f.x(lambda s: len(s) > 1 and isinstance(s[-1], int))
-    if len(shape) < 2 or not isinstance(shape[-1], int):
-        return None
+    x, shape, width = given
     f.g.plain_constants = True
     kind, columns, step = f.one(np.uint8, np.int8), f.int(1, 3), np.array(2.0**-5)
 
@@ -232,7 +239,7 @@ def static(f: Forge) -> Made:
     by_column = f.flag()
     scale = step * 2.0 ** (np.arange(columns) % 3) if by_column else step
     zero = np.zeros(columns if by_column else (), int)
-    codes = f.g.const(f.g.rng.integers(-100, 100, (shape[-1], columns)), np.int8)
+    codes = f.g.const(f.g.rng.integers(-100, 100, (width, columns)), np.int8)
     w = f.g.DequantizeLinear(codes, f.g.const(scale, np.float32), f.g.const(zero, np.int8), axis=1)
     inner = around(x, step)
     if len(shape) == 2 and f.flag():
@@ -249,11 +256,10 @@ def static(f: Forge) -> Made:
 
 def qoperator(f: Forge) -> Made:
     """A product between quantized tensors, as onnxruntime's QOperator format has it, and steps on integers."""
-    if f.smooth or f.g.dtype is not np.float32 or f.g.opset < 13:
+    given = _to_quantize(f, 13)
+    if given is None:
         return None
-    x, shape = f.x(lambda s: len(s) > 1 and isinstance(s[-1], int))
-    if len(shape) < 2 or not isinstance(shape[-1], int):
-        return None
+    x, shape, width = given
     f.g.plain_constants = True
     kind, columns = f.one(np.uint8, np.int8), f.int(1, 3)
 
@@ -268,7 +274,7 @@ def qoperator(f: Forge) -> Made:
     if f.flag():  # integers move
         inner = f.g.Concat(inner, f.g.QuantizeLinear(f.get(shape), *at), axis=-1)
         shape = (*shape[:-1], 2 * shape[-1])  # type: ignore[operator]
-    w = f.g.const(f.g.rng.integers(-100, 100, (shape[-1], columns)), np.int8)
+    w = f.g.const(f.g.rng.integers(-100, 100, (width, columns)), np.int8)
     scale, none = f.g.const(np.array(2.0**-6), np.float32), f.g.const(np.array(0), np.int8)
     if len(shape) == 2 and f.int(0, 2) == 0:
         sums = f.g.const(f.g.rng.integers(-500, 500, columns), np.int32)

@@ -101,7 +101,7 @@ def redis_url(tmp_path_factory):
     """A Redis server of this test run alone."""
     program = shutil.which("redis-server")
     if program is None:
-        pytest.skip("there is no redis-server on this machine")
+        pytest.skip("redis-server is not installed")
     socket = tmp_path_factory.mktemp("redis") / "socket"
     command = [program, "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(socket.parent)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)

@@ -270,7 +270,7 @@ def redis_server(folder, *options):
     """What starts a server of Redis on one socket; all that it started are ended."""
     program = shutil.which("redis-server")
     if program is None:
-        pytest.skip("there is no redis-server on this machine")
+        pytest.skip("redis-server is not installed")
     path, started = folder / "socket", []
 
     def start():
