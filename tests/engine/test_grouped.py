@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mari_onnx.engine import Rewrite
 from mari_onnx.engine.rules import groups
 from mari_onnx.engine.rules.groups import FEW
-from tests.engine.checks import actions, check, lifted
+from tests.engine.checks import actions, check, lifted, repeated, traced
 from tests.engine.drawing import starts, tensor
 from tests.engine.graphs import Draw, Graph, N
 
@@ -73,6 +73,27 @@ def test_experts_as_a_conv_over_a_concat_of_repeated_features() -> None:
 def test_groups_of_one_side_each() -> None:
     g = Graph()
     lifted(_conv(g, g.Concat(g.user(6), g.item(6), axis=1), 12, 2, 5), per_candidate=6 * 5)
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_tokens_of_the_user_are_multiplied_once(computed: bool) -> None:
+    """[N, channels, tokens], as SqueezeBERT has them: weights of all groups, or weights that are computed."""
+    g = Graph()
+    x = g.Concat(g.user(6, 9), g.item(6, 2), axis=2)
+    weight = g.weight(8, 3, 1)
+    if computed:
+        weight = g.Mul(weight, g.reduce("Mean", g.user(1, 1), [0]))
+    result = check(g.output(g.Conv(x, weight, g.weight(8), group=2), g.item(1)))
+    assert repeated(g, result) == []
+
+
+def test_a_token_that_stands_for_all_is_one_position_of_the_conv() -> None:
+    """Mixed channels that do not vary along the tokens."""
+    g = Graph()
+    x = g.expand(g.unsqueeze(g.Mul(g.user(6), g.item(6)), 2), 1, 1, 9)
+    result = check(g.output(g.Conv(x, g.weight(8, 3, 1), g.weight(8), group=2)))
+    (node,) = (n for n in result.model.graph.node if n.op_type == "Conv")
+    assert traced(result.model, g.feeds(3, once=True))[node.output[0]].shape == (3, 8, 1)
 
 
 def _ragged() -> Graph:

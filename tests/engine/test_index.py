@@ -63,6 +63,16 @@ def _positions(draw: Draw, g: Graph) -> str:
     )
 
 
+def _unfolded(draw: Draw, g: Graph) -> str:
+    """Windows over fields of both sides by constant positions of two or three dimensions."""
+    sides = draw(st.text("uxc", min_size=2, max_size=7))
+    kinds = {"u": g.user, "x": g.item}
+    x = g.Concat(*(kinds[s](1, 2) if s in kinds else tensor(draw, g, (N, 1, 2), 1) for s in sides), axis=1)
+    shape = draw(st.lists(st.integers(1, 4), min_size=2, max_size=3))
+    places = draw(st.lists(st.integers(-len(sides), len(sides) - 1), min_size=1, max_size=12))
+    return g.Gather(x, g.const(np.resize(places, shape), np.int64), axis=1)
+
+
 def _of_candidates(draw: Draw, g: Graph) -> str:
     """Positions on the candidate axis: the first, the last."""
     shape = shapes(draw)
@@ -138,7 +148,46 @@ def test_gathers_are_the_same(g: Graph) -> None:
     check(g)
 
 
+@st.composite
+def unfolded(draw: Draw) -> Graph:
+    g = draw(starts())
+    return g.output(g.Sin(_unfolded(draw, g)), g.Sin(g.item(2)))
+
+
+@given(unfolded())
+def test_windows_by_constant_positions_are_the_same(g: Graph) -> None:
+    check(g, candidates=100_000)
+
+
 # ---- what is lifted --------------------
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_windows_of_the_user_alone_are_gathered_once(turned: bool) -> None:
+    """As torch's unfold: taps x windows, or the reverse, of a padded history with the candidate last."""
+    g = Graph()
+    x = g.Pad(g.Concat(g.user(9, 4), g.item(2, 4), axis=1), g.const([0, 2, 0, 0, 0, 0], np.int64))
+    index = np.arange(3)[:, None] + np.arange(11)
+    y = g.Gather(x, g.const(index.T if turned else index, np.int64), axis=1)
+    y = g.reshape(y if turned else g.Transpose(y, perm=[0, 2, 1, 3]), -1, 11, 12)
+    g.output(g.MatMul(y, g.weight(12, 5)))
+    lifted(g, check(g, candidates=100_000), per_candidate=2 * 12 * 5)
+
+
+def test_windows_that_all_read_both_sides_are_one_gather() -> None:
+    g = Graph()
+    x = g.Concat(*(side(1, 4) for side in (g.user, g.item) * 4), axis=1)
+    g.output(g.Sin(g.Gather(x, g.const([[0, 1, 2], [3, 2, 7]], np.int64), axis=1)))
+    result = check(g, candidates=100_000)
+    assert sum(n.op_type == "Gather" for n in result.model.graph.node) == 1
+
+
+def test_windows_that_save_less_than_their_nodes_are_one_gather() -> None:
+    g = Graph()
+    x = g.Concat(g.user(9, 4), g.item(2, 4), axis=1)
+    g.output(g.Sin(g.Gather(x, g.const(np.arange(3)[:, None] + np.arange(9), np.int64), axis=1)))
+    result = check(g, candidates=10)
+    assert sum(n.op_type == "Gather" for n in result.model.graph.node) == 1
 
 
 def test_ids_concatenated_before_the_lookup() -> None:

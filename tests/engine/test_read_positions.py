@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from tests.engine.checks import check, lifted, macs_each
 from tests.engine.drawing import signed
 from tests.engine.graphs import Draw, Graph
+from tests.engine.test_windows import MANY, computed
 
 D = 4
 
@@ -42,7 +43,7 @@ def feed_forward(g: Graph, x: str) -> str:
 def step(draw: Draw, g: Graph, x: str, total: int) -> str:
     """[N, total, D] -> [N, total, D]."""
     kinds = ("attention", "packed", "causal", "norm", "ffn", "rows", "gate", "mix", "turn", "write")
-    which = draw(st.sampled_from(kinds))
+    which = draw(st.sampled_from((*kinds, "windows", "unfold")))
     if which in ("attention", "packed"):
         return attention(g, x, which == "packed")
     if which == "causal":
@@ -60,6 +61,10 @@ def step(draw: Draw, g: Graph, x: str, total: int) -> str:
     if which == "mix":
         left, right = g.split(x, [1, D - 1], 2)
         return g.Concat(g.Sin(right), left, axis=2)
+    if which == "windows":
+        return windows(draw, g, x)
+    if which == "unfold":
+        return unfold(draw, g, x, total)
     if which == "turn":
         turned = g.Einsum(x, g.weight(D, D), equation="ntd,de->etn")
         return g.Transpose(g.Tanh(turned), perm=[2, 1, 0])
@@ -67,6 +72,38 @@ def step(draw: Draw, g: Graph, x: str, total: int) -> str:
     index = g.const(np.full((1, 1, 1), at), np.int64)
     row = g.Sin(g.slice(x, at, at + 1, 1))
     return g.ScatterElements(x, g.Expand(index, g.Shape(row)), row, axis=1)
+
+
+def windows(draw: Draw, g: Graph, x: str) -> str:
+    """A convolution or a pooling over the tokens, as many as before."""
+    y = g.Transpose(x, perm=[0, 2, 1])
+    kernel, dilation = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    before = draw(st.integers(0, (kernel - 1) * dilation))
+    how: dict[str, object] = {"pads": [before, (kernel - 1) * dilation - before], "dilations": [dilation]}
+    same = draw(st.sampled_from((None, "SAME_UPPER", "SAME_LOWER")))
+    if same:
+        how = {"auto_pad": same}
+    if draw(st.booleans()):
+        group = draw(st.sampled_from((1, 2, D)))
+        y = g.Conv(y, g.weight(D, D // group, kernel), group=group, kernel_shape=[kernel], **how)
+    else:
+        op = draw(st.sampled_from((g.MaxPool, g.AveragePool)))
+        y = op(y, kernel_shape=[3], pads=[1, 1])
+    return g.Transpose(y, perm=[0, 2, 1])
+
+
+def unfold(draw: Draw, g: Graph, x: str, total: int) -> str:
+    """Windows by indices that are computed from the number of tokens, each with weights of its own token."""
+    kernel = draw(st.integers(1, 3))
+    padded = g.Pad(x, g.const([0, kernel - 1, 0, 0, 0, 0], np.int64))
+    start = g.Range(g.const(0, np.int64), g.Squeeze(g.size(x, 1)), g.const(1, np.int64))
+    index = g.Add(g.unsqueeze(start, 1), g.const(np.arange(kernel)[None], np.int64))
+    if draw(st.booleans()):
+        wide = g.Transpose(g.Gather(padded, index, axis=1), perm=[0, 1, 3, 2])
+    else:
+        wide = g.Transpose(g.Gather(padded, g.Transpose(index, perm=[1, 0]), axis=1), perm=[0, 2, 3, 1])
+    weights = g.Softmax(g.MatMul(x, g.weight(D, kernel)), axis=-1)
+    return g.reshape(g.MatMul(wide, g.unsqueeze(weights, 3)), -1, total, D)
 
 
 def reader(draw: Draw, g: Graph, x: str, total: int) -> str:
@@ -94,7 +131,12 @@ def models(draw: Draw) -> Graph:
     for _ in range(draw(st.integers(1, 4))):
         x = step(draw, g, x, length + items)
     readers = [reader(draw, g, x, length + items) for _ in range(draw(st.integers(1, 2)))]
-    return g.output(*(g.Tanh(r) for r in readers))
+    g.output(*(g.Tanh(r) for r in readers))
+    try:
+        g.model()
+    except (IndexError, RuntimeError, TypeError, ValueError):  # the reference evaluator cannot run some windows
+        reject()
+    return g
 
 
 @given(models())
@@ -184,6 +226,34 @@ def test_a_convolution_of_one_element_reads_what_is_read_of_it(group: int) -> No
     result = check(g)
     if group == 1:  # in groups it stays a convolution, which is not counted
         assert macs_each(g, result) <= 2 * D * 2 * D
+
+
+def _rows(read: int, **how: object) -> float:
+    """Rows for one more candidate of a layer over 4 user and 6 item tokens, with a convolution behind it that is read
+    at one position.
+    """
+    g = Graph(18)
+    hidden = g.Relu(g.Concat(g.user(4, D), g.item(6, D), axis=1))
+    y = g.Conv(g.Transpose(hidden, perm=[0, 2, 1]), g.weight(3, D, 3), **how)
+    g.output(g.Gather(y, g.const(read, np.int64), axis=2), g.item(2))
+    return computed(g, check(g, candidates=MANY), "Relu") / D
+
+
+@pytest.mark.parametrize(
+    ("read", "how", "rows"),
+    [
+        (0, {}, 0),
+        (-1, {}, 3),
+        (4, {"strides": [2], "pads": [1, 1]}, 3),
+        (-1, {"dilations": [2]}, 5),
+        (3, {"auto_pad": "SAME_UPPER"}, 1),
+        (4, {"auto_pad": "SAME_LOWER", "strides": [2]}, 3),
+        (4, {"auto_pad": "SAME_UPPER", "strides": [2]}, 2),
+    ],
+)
+def test_windows_read_what_is_read_of_them(read: int, how: dict[str, object], rows: int) -> None:
+    """Rows of items before the convolution are those in the one window that is read."""
+    assert _rows(read, **how) == rows
 
 
 def test_the_candidates_are_all_computed_though_one_is_read() -> None:

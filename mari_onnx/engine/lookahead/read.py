@@ -26,6 +26,7 @@ LIMIT = 1 << 21
 BY_ELEMENT = having(Fact.ELEMENT) | having(Fact.SAME)
 MOVES, VIEWS, SIZES = having(Fact.MOVES), having(Fact.VIEW), having(Fact.SIZES)
 REDUCES, ROWS = having(Fact.REDUCES), having(Fact.ROWS)
+POOLS = having(Fact.POOL)
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What a node of an unexpected kind may raise; it then reads all of its inputs."""
 
@@ -109,8 +110,8 @@ class Read:
             return None
         if op in having(Fact.PLACEWISE):
             return [out]
-        if op in having(Fact.CONV):
-            return self._pointwise(node, out)
+        if op == "Conv" or op in POOLS:
+            return self._windows(node, out)
         if op == "Concat":
             return self._concat(node, out)
         if op == "Einsum":
@@ -166,13 +167,34 @@ class Read:
             found.append(np.swapaxes(batch, -1, -2) if attribute(node, f"trans{side}", 0) else batch)
         return [*found, *(self._broadcast(name, out) for name in node.input[2:])]
 
-    def _pointwise(self, node: NodeProto, out: Mask) -> list[Mask | None] | None:
-        """Of a convolution whose kernel is one element: the positions of the result, in all channels."""
-        if any(k != 1 for k in self._shape(node.input[1])[2:]) or node.op_type != "Conv":
-            return None
-        if any(attribute(node, "pads", [])) or any(s != 1 for s in attribute(node, "strides", [])):
-            return None
-        return [_any(out, 1), *(self._all(name) if name else None for name in node.input[1:])]
+    def _windows(self, node: NodeProto, out: Mask) -> list[Mask | None] | None:
+        """Of a convolution, in all channels, or a pooling: what lies between the ends of windows whose result is read.
+
+        All of an axis along which all windows are read, though a stride may leave positions out.
+        """
+        shape, count = self._shape(node.input[0]), self._shape(node.output[0])
+        conv, auto = node.op_type not in POOLS, attribute(node, "auto_pad", "NOTSET")
+        kernel = self._shape(node.input[1])[2:] if conv else attribute(node, "kernel_shape")
+        spatial, ones = len(shape) - 2, [1] * (len(shape) - 2)
+        strides, dilations = attribute(node, "strides", ones), attribute(node, "dilations", ones)
+        read = _any(out, 1) if conv else out
+        for d, step in enumerate(strides):
+            size, reach = shape[d + 2], (kernel[d] - 1) * dilations[d] + 1
+            if read.shape[d + 2] == 1:
+                continue
+            before = attribute(node, "pads", [0] * 2 * spatial)[d]
+            if auto != "NOTSET":
+                if auto != "VALID" and dilations[d] != 1:
+                    return None
+                total = max((count[d + 2] - 1) * step + reach - size, 0) if auto != "VALID" else 0
+                before = total // 2 if auto == "SAME_UPPER" else total - total // 2
+            inside = np.zeros((*read.shape[: d + 2], size, *read.shape[d + 3 :]), bool)
+            for p in range(count[d + 2]):
+                here = (slice(None),) * (d + 2)
+                first = p * step - before
+                inside[(*here, slice(max(first, 0), max(first + reach, 0)))] |= read[(*here, slice(p, p + 1))]
+            read = inside
+        return [read, *(self._all(name) if name else None for name in node.input[1:])]
 
     def _einsum(self, node: NodeProto, out: Mask) -> list[Mask | None]:
         """An operand's labels that the result has; of the others everything is read."""

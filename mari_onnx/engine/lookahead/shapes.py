@@ -23,7 +23,7 @@ ROUNDS = 4
 """How often shapes may follow from sizes, and these from shapes."""
 CHOOSING = frozenset({"Concat"}).union(*(having(f) for f in (Fact.VIEW, Fact.PICKS, Fact.SAME, Fact.CONVERTS)))
 """Operators that choose elements of shapes."""
-OF_SIZES = CHOOSING | having(Fact.ELEMENT) | having(Fact.GROWS | Fact.TOTAL)
+OF_SIZES = CHOOSING | having(Fact.ELEMENT) | having(Fact.GROWS)
 """What graphs do with sizes: `expand(-1, ..)` compares them with -1, and chooses."""
 MAX_KNOWN = 1024
 """Elements up to which a constant is read."""

@@ -27,7 +27,7 @@ from mari_onnx.engine.rule import Context, from_array, rule
 from mari_onnx.engine.rules.groups import grouped
 from mari_onnx.engine.rules.products import contracted, pointwise
 from mari_onnx.engine.rules.slices import positions
-from mari_onnx.engine.rules.windows import Run, Windows, _along, by_windows, joined, padding, run_of
+from mari_onnx.engine.rules.windows import Run, Windows, by_windows, cat_along, joined, padding, run_of
 from mari_onnx.model.tensors import FLOATS
 
 MAX_MIXED = 8
@@ -210,7 +210,7 @@ def _spread(ctx: Context, kernel: Kernel) -> Value | None:
 
 def _channels(ctx: Context, kernel: Kernel) -> list[Value] | None:
     """One Conv for the channels that vary along the same axes each, and their sum."""
-    value = _along(ctx, ctx.input(0), 1)
+    value = cat_along(ctx, ctx.input(0), 1)
     if value is None:
         return None
     assert isinstance(value.body, Cat)

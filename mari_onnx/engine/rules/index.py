@@ -2,6 +2,7 @@
 
     Gather(table, [i_1 | i_2]) = [Gather(table, i_1) | Gather(table, i_2)]
     Gather(broadcast(x), i) along an axis of x = broadcast(Gather(x, i)),  where i lacks the same axes
+    Gather([u | x], i) = [Gather([u | x], i_1) | Gather([u | x], i_2)],  i = [i_1 | i_2] constant, of several dimensions
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from onnx import TensorProto
 
 from mari_onnx.engine.axes.align import align, single
 from mari_onnx.engine.axes.blockwise import zip_bodies
 from mari_onnx.engine.batching import MAPPED, Through, run
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.value import Axis, Body, Decline, Group, Leaf, Value, axes_of, fresh
-from mari_onnx.engine.rule import Context, from_sizes, normal, rule
+from mari_onnx.engine.rule import Context, from_array, from_sizes, normal, rule
 from mari_onnx.engine.rules.mask_index import flat_masked, masked, merged
 from mari_onnx.engine.rules.slices import positions, range_of
 from mari_onnx.engine.rules.structure import regroup
+from mari_onnx.engine.rules.windows import cat_along, joined, kinds_of
 from mari_onnx.model.dims import Size, product
 
 
@@ -37,6 +40,10 @@ def gather(ctx: Context) -> list[Value]:
     index = ctx.array(1)
     if index is not None and index.ndim <= 1 and index.size:
         found = _picked(ctx, x, at, index)
+        if found is not None:
+            return [found]
+    if index is not None and index.ndim > 1 and index.size:
+        found = _by_columns(ctx, x, at, index)
         if found is not None:
             return [found]
     x, ids = _own_row(ctx, x, ctx.input(1), at)
@@ -64,6 +71,40 @@ def _picked(ctx: Context, x: Value, at: int, index: np.ndarray) -> Value | None:
     if min(flat) < 0:
         return None
     return positions(ctx, x, at, flat, drop=index.ndim == 0)
+
+
+def _by_columns(ctx: Context, x: Value, at: int, index: np.ndarray) -> Value | None:
+    """Constant indices of several dimensions, as an unfold has them (taps x windows): positions along one of these that
+    read parts which vary along fewer axes are a part of their own. None where that saves less than its nodes cost.
+    """
+    value = cat_along(ctx, x, at)
+    if value is None:
+        return None
+    time, size = ctx.b.time, int(value.shape[at])  # type: ignore[arg-type]
+    index = index % size
+    others = frozenset(a for i, group in enumerate(value.known) if i != at for a in group)
+    kinds = kinds_of(value, at, others)
+    best: tuple[float, int, dict[frozenset[Axis], list[int]]] = (0.0, 0, {})
+    for d, length in enumerate(index.shape):
+        columns: dict[frozenset[Axis], list[int]] = {}
+        for p in range(length):
+            read = frozenset().union(*(kinds[q] for q in index.take(p, axis=d).reshape(-1)))
+            columns.setdefault(read, []).append(p)
+        full = time.volume(frozenset().union(*columns))
+        each = time.copy * index.size / length
+        saved = sum(each * len(places) * (full - time.volume(read)) for read, places in columns.items())
+        best = max(best, (saved - time.piece * len(columns), d, columns), key=lambda found: found[0])
+    _, d, columns = best
+    if len(columns) < 2:
+        return None
+    pieces = []
+    for places in columns.values():
+        some = index.take(places, axis=d)
+        read_at = np.unique(some)
+        ids = from_array(ctx.b, np.searchsorted(read_at, some), TensorProto.INT64)
+        pieces.append(lookup(ctx, positions(ctx, value, at, [int(q) for q in read_at]), ids, at))
+    order = [p for places in columns.values() for p in places]
+    return positions(ctx, joined(ctx, pieces, at + d), at + d, [int(p) for p in np.argsort(order)])
 
 
 def _own_row(ctx: Context, x: Value, ids: Value, at: int) -> tuple[Value, Value]:

@@ -199,14 +199,16 @@ def _letters(term: str, rank: int) -> list[str]:
 def pointwise(ctx: Context) -> list[Value | None]:
     """A Conv whose kernel is one element wide, undilated and unpadded, is a product over the channels.
 
-    Refuses a bias that is computed.
+    With groups or computed weights it stays a Conv, and each of its positions is computed by itself. Refuses a bias
+    that is computed.
     """
     x = ctx.input(0)
     weight = ctx.array(1)
-    ones = weight is not None and all(s == 1 for s in weight.shape[2:])
+    ones = ctx.input(1).groups is not None and all(s == 1 for s in ctx.input(1).shape[2:])
     plain = all(p == 0 for p in ctx.attr("pads", [0])) and all(s == 1 for s in ctx.attr("strides", [1]))
-    if weight is None or not ones or not plain or ctx.attr("group", 1) != 1 or ctx.attr("auto_pad", "NOTSET") == "SAME":
-        return run(ctx, [Through((0, *([None] * (len(ctx.inputs) - 1))), (0,))])
+    if weight is None or not ones or not plain or ctx.attr("group", 1) != 1:
+        axes = [0, *(range(2, x.rank) if ones and plain else ())]
+        return run(ctx, [Through((a, *([None] * (len(ctx.inputs) - 1))), (a,)) for a in axes])
     w = from_array(ctx.b, np.ascontiguousarray(weight.reshape(weight.shape[:2])), x.dtype)
     (bx, bw), groups = align(
         ctx.b, [Value((x.known[1],), x.body, x.dtype), Value((w.known[1],), w.body, x.dtype)]

@@ -44,7 +44,7 @@ class Run:
     axes: frozenset[Axis]
 
 
-def _along(ctx: Context, x: Value, at: int) -> Value | None:
+def cat_along(ctx: Context, x: Value, at: int) -> Value | None:
     """The Value with its Cat along logical axis ``at``; None where it is no Cat there."""
     if not isinstance(x.shape[at], int) or not x.known[at]:
         return None
@@ -172,7 +172,7 @@ def by_windows(
     if pads is None:
         return None
     for d in range(spatial):
-        value = _along(ctx, x, d + 2) if kernel[d] > 1 else None
+        value = cat_along(ctx, x, d + 2) if kernel[d] > 1 else None
         if value is None:
             continue
         size = int(value.shape[d + 2])  # type: ignore[arg-type]
@@ -276,7 +276,7 @@ def cumsum(ctx: Context) -> Sequence[Value | None]:
     through = [Through((a, None), (a,)) for a in range(x.rank) if a != at]
     if ctx.attr("reverse", 0) or ctx.attr("exclusive", 0):
         return run(ctx, through)
-    value = _along(ctx, x, at)
+    value = cat_along(ctx, x, at)
     if value is None:
         return run(ctx, through)
     others = frozenset(a for i, g in enumerate(value.known) if i != at for a in g)
@@ -325,7 +325,7 @@ def pad(ctx: Context) -> Sequence[Value | None]:
     if not plain or len(touched) != 1 or fill is None or pads is None:
         return run(ctx, MAPPED["", "Pad"](ctx))
     ((at, k),) = touched
-    value = _along(ctx, x, at) or _alone(ctx, x, at)
+    value = cat_along(ctx, x, at) or _alone(ctx, x, at)
     if value is None:
         return run(ctx, MAPPED["", "Pad"](ctx))
     before, after = pads[k], pads[k + len(pads) // 2]
