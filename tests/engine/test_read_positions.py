@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 
+from mari_onnx.engine.lookahead.shapes import grows_large
 from tests.engine.checks import check, lifted, macs_each
 from tests.engine.drawing import signed
 from tests.engine.graphs import Draw, Graph
@@ -31,6 +33,42 @@ def attention(g: Graph, x: str, packed: bool = False, causal: np.ndarray | None 
     return g.Add(x, g.MatMul(g.Softmax(scores, axis=-1), v))
 
 
+def relative(g: Graph, x: str, total: int, how: str) -> str:
+    """Self-attention with a score for each distance, which a shift brings to its key: Transformer-XL pads, XLNet and
+    Funnel turn a table of twice the length, others gather.
+    """
+    wide = total if "pad" in how else 2 * total
+    by_distance = g.MatMul(g.MatMul(x, g.weight(D, D)), g.weight(D, wide))
+    places = np.array([[total - q + k for k in range(total)] for q in range(total)])
+    if how == "elements":
+        index = g.Expand(g.const(places[None]), g.Concat(g.size(x, 0), g.const([1, 1]), axis=0))
+        shifted = g.GatherElements(by_distance, index, axis=2)
+    elif how == "flat":
+        flat = g.reshape(by_distance, 0, total * wide)
+        shifted = g.Gather(flat, g.const(places + wide * np.arange(total)[:, None]), axis=1)
+    else:
+        if how == "pad":
+            by_distance = g.Pad(by_distance, g.const([0, 0, 1, 0, 0, 0]), g.const(0.0))
+        if how == "torch pad":  # pads of the last dimension first, which torch.onnx turns
+            zeros = g.ConstantOfShape(g.const([4]), value=helper.make_tensor("zero", TensorProto.INT64, [1], [0]))
+            pads = g.reshape(g.Concat(g.const([1, 0]), zeros, axis=0), -1, 2)
+            pads = g.reshape(g.Transpose(g.slice(pads, -1, -(2**31), 0, -1), perm=[1, 0]), -1)
+            by_distance = g.Pad(by_distance, pads, g.const(0.0))
+        turned = g.Reshape(by_distance, g.Concat(g.size(x, 0), g.size(by_distance, 2), g.size(x, 1), axis=0))
+        cut = g.slice(turned, 1, 2**31 - 1, 1)
+        shifted = g.reshape(cut, 0, total, -1)
+        if how == "range":
+            count = g.Gather(g.Shape(x), g.const(1), axis=0)
+            shifted = g.Gather(shifted, g.Range(g.const(0), count, g.const(1)), axis=2)
+        elif how == "slice":
+            shifted = g.Slice(shifted, g.const([0]), g.size(x, 1), g.const([2]))
+    scores = g.Add(g.MatMul(g.MatMul(x, g.weight(D, D)), g.Transpose(x, perm=[0, 2, 1])), shifted)
+    return g.Add(x, g.MatMul(g.Softmax(scores, axis=-1), x))
+
+
+SHIFTS = ("range", "slice", "pad", "torch pad", "elements", "flat")
+
+
 def norm(g: Graph, x: str) -> str:
     return g.LayerNormalization(x, g.weight(D), g.weight(D), axis=-1)
 
@@ -43,9 +81,11 @@ def feed_forward(g: Graph, x: str) -> str:
 def step(draw: Draw, g: Graph, x: str, total: int) -> str:
     """[N, total, D] -> [N, total, D]."""
     kinds = ("attention", "packed", "causal", "norm", "ffn", "rows", "gate", "mix", "turn", "write")
-    which = draw(st.sampled_from((*kinds, "windows", "unfold")))
+    which = draw(st.sampled_from((*kinds, "windows", "unfold", "relative")))
     if which in ("attention", "packed"):
         return attention(g, x, which == "packed")
+    if which == "relative":
+        return relative(g, x, total, draw(st.sampled_from(SHIFTS)))
     if which == "causal":
         return attention(g, x, draw(st.booleans()), np.tril(np.ones((total, total), bool)))
     if which == "norm":
@@ -185,6 +225,33 @@ def test_the_last_layer_is_computed_for_the_position_that_is_read(read: int, pac
     g = last_layer(read, packed)
     result = check(g)
     assert macs_each(g, result) == first + last
+
+
+@pytest.mark.parametrize("how", SHIFTS)
+def test_behind_a_relative_shift_too(how: str) -> None:
+    g = Graph(18)
+    x = relative(g, feed_forward(g, tokens(g, 3, 2)), 5, how)
+    g.output(g.Gather(x, g.const(-1, np.int64), axis=1))
+    result = check(g)
+    table = 5 if "pad" in how else 10
+    assert macs_each(g, result) == 2 * 2 * D * 2 * D + 2 * D * D + D * table + 2 * 5 * D
+
+
+@pytest.mark.parametrize(
+    ("op", "given", "large"),
+    [
+        ("Range", [0, 1000, 1], False),
+        ("Range", [0, 10**9, 1], True),
+        ("ConstantOfShape", [[4, 5]], False),
+        ("ConstantOfShape", [[10**5, 10**5]], True),
+        ("Expand", [[10**12], [3, 1]], False),
+        ("Tile", [[7, 8], [10**6]], True),
+        ("Gather", [[10**6], [0]], False),
+    ],
+)
+def test_what_may_be_large_is_not_made_to_find_an_index(op: str, given: list[object], large: bool) -> None:
+    node = helper.make_node(op, [f"x{i}" for i in range(len(given))], ["y"])
+    assert grows_large(node, [np.asarray(x) for x in given]) is large
 
 
 def test_all_positions_stay_where_an_output_reads_them() -> None:

@@ -284,6 +284,8 @@ class Read:
         given = [self.constants(name) if name else None for name in node.input[1:]]
         if op == "GatherElements" and given[0] is None:
             return self._elements(node, out, shape)
+        if op == "Pad" and len(given) > 1:
+            given[1] = np.zeros((), np.int64)  # whatever number it puts in
         if any(name and value is None for name, value in zip(node.input[1:], given, strict=True)):
             return None
         if op == "Slice":
@@ -293,8 +295,6 @@ class Read:
         if mirrored or count > LIMIT or int(np.prod(result)) > LIMIT:
             return None
         labels = np.arange(1, count + 1).reshape(shape)  # 0 is what Pad and Trilu put in
-        if op == "Pad":
-            given[1:2] = [np.zeros((), labels.dtype)]
         came = evaluate_node(node, [labels, *given], self.opset)
         read = np.zeros(count + 1, bool)
         read[came[np.broadcast_to(out, came.shape)]] = True

@@ -18,7 +18,7 @@ from onnx import NodeProto
 
 from mari_onnx.engine.ir.nodes import evaluate as evaluate_node
 from mari_onnx.engine.lookahead.read import Mask, Read
-from mari_onnx.engine.lookahead.shapes import CHOOSING, MAX_KNOWN, OF_SIZES, Inputs, Shape, needed, shapes
+from mari_onnx.engine.lookahead.shapes import CHOOSING, MAX_KNOWN, OF_SIZES, Inputs, Shape, grows_large, needed, shapes
 from mari_onnx.model.dims import evaluate, symbols
 from mari_onnx.model.nodes import attributes, captures, constant, graphs, is_standard, own_names
 from mari_onnx.model.ops import Fact, having
@@ -159,6 +159,8 @@ class Constants:
         if node.op_type not in OF_SIZES or any(x and g is None for x, g in zip(node.input, given, strict=True)):
             return None
         if node.op_type not in CHOOSING and not all(_alike(g) for g in given if g is not None):
+            return None
+        if any(grows_large(node, [g[i] for g in given if g is not None]) for i in range(len(self.shapes))):
             return None
         try:
             made = [

@@ -5,6 +5,7 @@ In: the graph, and N. Out: shapes and arrays by name, by onnx's shape inference.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,12 +17,14 @@ from mari_onnx.engine.ir.nodes import evaluate as evaluate_node
 from mari_onnx.engine.ir.value import Tensor
 from mari_onnx.model.dims import Size, evaluate, symbols
 from mari_onnx.model.nodes import attributes, captures, graphs
-from mari_onnx.model.ops import Fact, having
+from mari_onnx.model.ops import Fact, having, row
 from mari_onnx.model.tensors import INDICES
 
 ROUNDS = 4
 """How often shapes may follow from sizes, and these from shapes."""
-CHOOSING = frozenset({"Concat"}).union(*(having(f) for f in (Fact.VIEW, Fact.PICKS, Fact.SAME, Fact.CONVERTS)))
+CHOOSING = (having(Fact.MOVES) | having(Fact.SAME) | having(Fact.CONVERTS) | {"Concat"}) - (
+    having(Fact.FILLS) | having(Fact.REPEATS)
+)
 """Operators that choose elements of shapes."""
 OF_SIZES = CHOOSING | having(Fact.ELEMENT) | having(Fact.GROWS)
 """What graphs do with sizes: `expand(-1, ..)` compares them with -1, and chooses."""
@@ -149,11 +152,22 @@ def _of_sizes(
         return np.asarray(shapes[0][ends.get("start", 0) : ends.get("end", len(shapes[0]))], np.int64)
     if node.op_type not in OF_SIZES or not arrays or any(a is None for a in arrays) or len(node.output) > 1:
         return None
+    if grows_large(node, arrays):
+        return None
     try:
         made = evaluate_node(node, arrays, opset)
     except Exception:  # of numpy and the evaluator, many kinds
         return None
     return made if made.size <= MAX_KNOWN and made.dtype.kind in "iub" else None
+
+
+def grows_large(node: NodeProto, arrays: Sequence[np.ndarray | None]) -> bool:
+    """Whether what is computed of small arrays may be large: a Range to 10^9."""
+    facts = row(node.op_type)
+    if Fact.GROWS not in facts.facts:
+        return False
+    given = arrays if facts.shape_input is None else arrays[facts.shape_input : facts.shape_input + 1]
+    return math.prod(max(1, abs(int(n))) for a in given if a is not None for n in a.reshape(-1)) > MAX_KNOWN
 
 
 def _inferred(model: onnx.ModelProto, types: dict[str, int]) -> dict[str, Shape]:
