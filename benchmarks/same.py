@@ -24,8 +24,9 @@ def collect(folder: Path, examples: int, seed: int) -> int:
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
 
-    from mari_onnx.api import resolve, signature
     from mari_onnx.model.load import load
+    from mari_onnx.model.signature import signature
+    from mari_onnx.sides.resolve import resolve
     from tests.fuzz.case import Case, cases
 
     count = 0
@@ -63,8 +64,8 @@ def rewrite_all(folder: Path, out: Path) -> None:
     """Rewrites every model of a folder by the `mari_onnx` that is on the path; what it raises is written instead."""
     import onnx
 
-    from mari_onnx.api import Sides
     from mari_onnx.engine import Options, rewrite
+    from mari_onnx.sides.resolve import Sides
 
     for path in sorted(folder.glob("*.onnx")):
         said = json.loads(path.with_suffix(".json").read_text())
