@@ -193,7 +193,10 @@ def _array(name: str, datatype: object, shape: object, data: object) -> np.ndarr
         raise BadRequest(f"{name}: data is no list")
     if flat.size != size:
         raise BadRequest(f"{name}: shape {shape} has {size} elements, and data {flat.size}")
-    return flat.reshape(shape)
+    try:
+        return flat.reshape(shape)
+    except ValueError as error:  # numpy has at most 64 dimensions, and a limit on their product without those of 0
+        raise BadRequest(f"{name}: no array has the shape {shape}") from error
 
 
 def _of_list(name: str, kind: str, data: list[Any], shape: list[int]) -> np.ndarray:
@@ -208,6 +211,10 @@ def _of_list(name: str, kind: str, data: list[Any], shape: list[int]) -> np.ndar
     if kind == "string":
         if not all(isinstance(x, str) for x in flat):
             raise BadRequest(f"{name}: data holds something that is no text")
+        try:
+            "".join(flat).encode()
+        except UnicodeEncodeError as error:  # "\\ud800": JSON can say half of a surrogate pair
+            raise BadRequest(f"{name}: a text is not Unicode: {error.reason}") from error
         return np.array(flat, object)
     allowed = bool if kind == "bool" else (int,) if "int" in kind else (int, float)
     if not all(isinstance(x, allowed) and (kind == "bool" or not isinstance(x, bool)) for x in flat):

@@ -136,7 +136,7 @@ def ids_to_numpy(ids: Sequence[Id] | np.ndarray) -> np.ndarray:
     """Ids as they are compared: int64, or bytes of UTF-8 of one width.
 
     Raises:
-        UsageError: ids are neither integers of 64 bits nor texts, or a text ends in a NUL character.
+        UsageError: ids are neither integers of 64 bits nor texts, or a text ends in a NUL character or is not Unicode.
     """
     array = np.asarray(ids)
     if isinstance(ids, np.ndarray) and array.dtype.kind == "S":  # as this function answers them
@@ -148,7 +148,10 @@ def ids_to_numpy(ids: Sequence[Id] | np.ndarray) -> np.ndarray:
     given = ids if not isinstance(ids, np.ndarray) else array.reshape(-1).tolist()
     if not all(isinstance(x, str | bytes) for x in given):
         raise UsageError("ids are integers of 64 bits or texts, all of one kind", "convert them to one kind")
-    texts = [x if isinstance(x, bytes) else str(x).encode() for x in given]  # numpy's texts lose a NUL at their end
+    try:
+        texts = [x if isinstance(x, bytes) else str(x).encode() for x in given]  # numpy's texts lose a NUL at their end
+    except UnicodeEncodeError as error:
+        raise UsageError(f"an id is not Unicode: {error.reason}", "leave it out") from error
     if any(x.endswith(b"\0") for x in texts):
         raise UsageError("an id ends in a NUL character", "leave it out")
     return np.array(texts, f"S{max(1, *map(len, texts))}" if texts else "S1")

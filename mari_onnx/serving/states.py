@@ -110,7 +110,7 @@ def fingerprint(features: Arrays) -> str:
         made.update(f"{name}\0{array.dtype}{array.shape}\0".encode())
         if array.dtype.kind in "OU":
             for text in array.reshape(-1).tolist():
-                data = str(text).encode()
+                data = str(text).encode("utf-8", "surrogatepass")
                 made.update(len(data).to_bytes(8, "little") + data)
         else:
             made.update(np.ascontiguousarray(array).tobytes())

@@ -60,7 +60,7 @@ class Wrong:
         self.ways: list[Callable[[np.random.Generator], Case]] = [
             self._bytes, self._cut, self._top, self._tokens, self._deep,
             self._missing, self._twice, self._unknown, self._datatype, self._other_type, self._shape, self._huge_shape,
-            self._size, self._elements, self._ragged, self._numbers, self._rank,
+            self._no_shape, self._surrogates, self._size, self._elements, self._ragged, self._numbers, self._rank,
             self._candidates, self._count, self._ids, self._ids_and_features, self._table, self._user, self._parameters,
             self._outputs, self._nobody, self._large, self._content_type,
             self._arrow_cut, self._arrow_bits, self._arrow_bytes, self._arrow_schema, self._arrow_nulls,
@@ -149,6 +149,24 @@ class Wrong:
         sizes = [2**31 - 1, 2**31, 2**40, 2**62, 2**63, 2**64, 10**18, 10**400]
         shape = [sizes[rng.integers(len(sizes))] for _ in range(rng.integers(1, 5))]
         return self._one(rng, "huge shape", shape=shape, data=[] if rng.integers(2) else [1])
+
+    def _no_shape(self, rng: np.random.Generator) -> Case:
+        """The right number of elements, and a shape that no array of numpy has."""
+        said = self._said(rng)
+        each = said["inputs"][rng.integers(len(said["inputs"]))]
+        if rng.integers(2):
+            each["shape"] = [len(each["data"]), *[1] * int(rng.integers(64, 200))]
+        else:
+            each.update(shape=[0, *[2**31 - 1] * int(rng.integers(2, 6))], data=[])
+        return Case("no shape", json.dumps(said).encode())
+
+    def _surrogates(self, rng: np.random.Generator) -> Case:
+        """Half of a surrogate pair, which JSON can say and UTF-8 cannot."""
+        said = self._said(rng)
+        each = said["inputs"][rng.integers(len(said["inputs"]))]
+        each.update(datatype="BYTES", data=["a"] * len(each["data"]))
+        each["data"][rng.integers(len(each["data"]))] = "a\ud800"
+        return Case("surrogates", json.dumps(said).encode())
 
     def _size(self, rng: np.random.Generator) -> Case:
         said = self._said(rng)

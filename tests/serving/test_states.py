@@ -81,7 +81,8 @@ def test_fingerprints_tell_features_apart():
         {**base, "a": np.zeros((2, 1), np.float32)},
         {**base, "a": np.zeros((1, 2), np.int32)},
         {**base, "t": np.array([["xy", "z"]], object)},
+        {**base, "t": np.array([["x", "y\ud800"]], object)},
         {"b": base["a"], "t": base["t"]},
     ]
-    assert len({fingerprint(each) for each in [base, *changed]}) == 5
+    assert len({fingerprint(each) for each in [base, *changed]}) == 6
     assert fingerprint({k: v.copy() for k, v in base.items()}) == fingerprint(base)

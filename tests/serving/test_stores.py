@@ -139,6 +139,8 @@ def test_ids_of_another_kind_are_refused(tmp_path):
         ids_to_numpy(["a\0"])
     with pytest.raises(UsageError, match="above"):
         ids_to_numpy(np.array([2**63], np.uint64))
+    with pytest.raises(UsageError, match="not Unicode"):
+        ids_to_numpy(["a", "\ud800"])
 
 
 def test_files_that_are_no_store(tmp_path, folder):
