@@ -19,7 +19,7 @@ from mari_onnx.errors import BadFeatures, MariError, ModelError, OtherModel
 from mari_onnx.splitting import manifest as manifests
 from mari_onnx.splitting import together
 from mari_onnx.splitting.manifest import InputInfo, Manifest, TensorInfo
-from mari_onnx.splitting.rows import Arrays, ItemRows, UserState
+from mari_onnx.splitting.rows import Arrays, ItemRows, UserState, of_zeros
 
 
 class Ranker:
@@ -52,7 +52,8 @@ class Ranker:
             BadFeatures: an input is missing or has another element type.
         """
         made = self._run("user", features, 1)
-        passed = {t.name: self._given(features, t.name, "user") for t in self.manifest.state if not t.made}
+        # Copied: a state is kept, and the caller's array may be a buffer that the next request fills.
+        passed = {t.name: self._given(features, t.name, "user").copy() for t in self.manifest.state if not t.made}
         return UserState({t.name: {**made, **passed}[t.name] for t in self.manifest.state}, self.manifest.state_key)
 
     def items(self, features: Arrays) -> ItemRows:
@@ -68,6 +69,10 @@ class Ranker:
         passed_on = [t.name for t in self.manifest.rows if not t.made]
         names = list(dict.fromkeys([*(part.inputs if part else ()), *passed_on]))
         count = self._count(features, names)
+        axes = {name: self._inputs[name].axis for name in names}
+        if not count and any(axis is not None for axis in axes.values()):  # see `score`
+            given = {name: self._given(features, name, "item", 0) for name in names}
+            return self.items({name: of_zeros(given[name], axis, 1) for name, axis in axes.items()}).between(0, 0)
         made = self._run("item", features, count)
         passed = {t.name: self._given(features, t.name, "items") for t in self.manifest.rows if not t.made}
         arrays = {t.name: {**made, **passed}[t.name] for t in self.manifest.rows}
@@ -75,6 +80,9 @@ class Ranker:
 
     def score(self, state: UserState, rows: ItemRows, cross: Arrays | None = None) -> dict[str, np.ndarray]:
         """All outputs of the source for one request: one user and the candidates in `rows`, in their order.
+
+        Without candidates, outputs have no rows. No part is run on empty tensors then, because onnxruntime ends the
+        process on some of them.
 
         Args:
             cross: the inputs that `Manifest.cross` names, with a row for each candidate. An input whose value is the
@@ -90,8 +98,28 @@ class Ranker:
         count = self.count_of(rows, given)
         feed |= self._cross(given, count)
         self._count(rows.arrays, list(rows.arrays), count)
+        if not count and (rows.arrays or any(self._inputs[name].axis is not None for name in self.manifest.cross)):
+            return self._without_candidates(state, rows, given)
         answers = runtime.run(self.sessions["score"], {name: feed[name] for name in part.inputs}, part.file)
         return dict(zip(part.outputs, answers, strict=True))
+
+    def _without_candidates(self, state: UserState, rows: ItemRows, cross: Arrays) -> dict[str, np.ndarray]:
+        """`score` for none: where an output's size differs for one and two candidates is its axis without rows."""
+        axes = {name: self._inputs[name].axis for name in self.manifest.cross if self._inputs[name].side != "count"}
+        one, two = (
+            self.score(
+                state,
+                ItemRows({k: of_zeros(v, rows.axes[k], n) for k, v in rows.arrays.items()}, rows.axes, n, rows.key),
+                {name: of_zeros(cross[name], axis, n) for name, axis in axes.items()},
+            )
+            for n in (1, 2)
+        )
+        found = {}
+        for name, array in one.items():
+            sizes = zip(array.shape, two[name].shape, strict=True)
+            axis = next((at for at, (a, b) in enumerate(sizes) if a != b), None)
+            found[name] = array if axis is None else np.take(array, [], axis)
+        return found
 
     def score_many(self, requests: Sequence[tuple[UserState, ItemRows, Arrays | None]]) -> list[dict[str, np.ndarray]]:
         """`score` for several requests: in one run, if the split has score.batched.onnx (`mari-onnx split --batched`).
@@ -248,7 +276,8 @@ class Ranker:
         """How many rows the tensors have."""
         axes: dict[str, int | None] = {t.name: t.axis for t in self.manifest.rows}
         axes |= {i.name: i.axis for i in self.manifest.inputs if i.side != "user"}
-        found = {n: np.shape(arrays[n])[axes[n]] for n in names if axes.get(n) is not None and n in arrays}  # type: ignore[index]
+        given = {n: (np.shape(arrays[n]), axes.get(n)) for n in names if n in arrays}
+        found = {n: shape[axis] for n, (shape, axis) in given.items() if axis is not None and axis < len(shape)}
         counts = set(found.values()) | ({known} if known is not None else set())
         if len(counts) > 1:
             rows = ", ".join(f"{name} {count}" for name, count in found.items())

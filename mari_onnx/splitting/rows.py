@@ -49,7 +49,8 @@ class ItemRows:
         at = np.asarray(places, np.int64)
         # Where score.onnx reads nothing of the item, there are no rows, and any place will do.
         if self.arrays and at.size and not (at.min() >= 0 and at.max() < self.count):
-            raise BadFeatures(f"there are rows of {self.count} items, not of item {int(at.max())}", "count from 0")
+            wrong = int(at.min() if at.min() < 0 else at.max())
+            raise BadFeatures(f"there are rows of {self.count} items, not of item {wrong}", "count from 0")
         into: Arrays = out.arrays if out is not None else {}
         found = {}
         for name, array in self.arrays.items():
@@ -85,3 +86,11 @@ class ItemRows:
             for name, array in first.arrays.items()
         }
         return ItemRows(found, first.axes, sum(r.count for r in several), first.key)
+
+
+def of_zeros(array: np.ndarray, axis: int | None, count: int) -> np.ndarray:
+    """`count` rows of zeros, or of empty texts, that look like those of `array`; itself where it has no rows."""
+    if axis is None:
+        return array
+    shape = (*array.shape[:axis], count, *array.shape[axis + 1 :])
+    return np.full(shape, "" if array.dtype.kind in "OUS" else 0, array.dtype)

@@ -58,7 +58,7 @@ def joined(
 def apart(
     manifest: Manifest, outputs: Arrays, states: Sequence[Arrays], rows: Arrays, counts: Sequence[int]
 ) -> list[dict[str, np.ndarray]]:
-    """All outputs of the source for each request, in its shapes. They share the memory of what is given.
+    """All outputs of the source for each request, in its shapes. They share the memory of `outputs` and `rows`.
 
     Args:
         outputs: of the run; those that are a tensor of the state or of the rows as it is are not among them.
@@ -74,7 +74,7 @@ def apart(
         for at, (mine, count) in enumerate(zip(found, counts, strict=True)):
             axis = axes.get(name)
             if array is None:
-                mine[name] = states[at][name]
+                mine[name] = states[at][name].copy()  # a caller may write to it, and the state is kept
             elif axis is None:
                 mine[name] = array[at]
             elif batched.form == "grid" and name in outputs:

@@ -402,3 +402,25 @@ def test_every_model_that_optimize_batches_is_split_so(path, form):
     assert made.together is not None
     assert made.together.ok, str(made.together)
     assert any("in one run" in note for note in made.together.notes)
+
+
+def test_an_output_that_is_the_state_is_the_callers_own():
+    """Who normalizes it in place must not change the state that is kept, nor another request's output."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("MatMul", ["history", "W"], ["user"]),
+        helper.make_node("Mul", ["user", "x"], ["p"]),
+        helper.make_node("MatMul", ["p", "V"], ["score"]),
+    ]
+    arrays = {"W": rng.standard_normal((16, 8)).astype(np.float32), "V": np.ones((8, 1), np.float32)}
+    source = model(nodes, {}, {"score": ["N", "T", 1], "user": ["T", 8]}, arrays)
+    for name, shape in (("history", ["T", 16]), ("x", ["N", 1, 8])):
+        source.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    ranker = split(source, {"history": "user", "x": "item"}, batched="offsets").ranker()
+    state = ranker.user({"history": np.ones((3, 16), np.float32)})
+    rows = ranker.items({"x": np.ones((2, 1, 8), np.float32)})
+    first, second = ranker.score_many([(state, rows, None), (state, rows, None)])
+    before = state.arrays["user"].copy()
+    first["user"][:] = 0
+    np.testing.assert_array_equal(state.arrays["user"], before)
+    np.testing.assert_array_equal(second["user"], before)

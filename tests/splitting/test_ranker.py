@@ -13,6 +13,7 @@ import pytest
 from onnx import helper
 
 import mari_onnx
+from mari_onnx import runtime
 from mari_onnx.cli.main import run
 from mari_onnx.errors import BadFeatures, ModelError, ModelNotFound, OtherModel
 from tests.splitting.graphs import model, split, three_sides
@@ -92,6 +93,8 @@ def test_a_row_that_is_not_there(ranker):
     rows = ranker.items(features(3))
     with pytest.raises(BadFeatures, match="there are rows of 3 items"):
         rows.take([0, 3])
+    with pytest.raises(BadFeatures, match="not of item -1"):
+        rows.take([-1, 2])
     assert rows.take([2, 2, 0]).count == 3
 
 
@@ -192,3 +195,54 @@ def test_a_damaged_manifest_is_said_to_be(made, name, tmp_path, capsys):
 def test_a_folder_in_the_place_of_the_source(made, command, capsys):
     assert run([command, str(made.folder)] if command == "inspect" else [command, str(made.folder), "x.onnx"]) in (2, 3)
     assert "split" in capsys.readouterr().err
+
+
+def test_without_candidates_no_model_runs_on_empty_tensors(ranker, monkeypatch):
+    """onnxruntime ends the process on some of them."""
+    fed, whole = [], runtime.run
+    monkeypatch.setattr(runtime, "run", lambda made, feed, what: fed.append(feed) or whole(made, feed, what))
+    given = features(0)
+    rows = ranker.items({"x": given["x"]})
+    assert (rows.count, {k: v.shape[0] for k, v in rows.arrays.items()}) == (0, dict.fromkeys(rows.arrays, 0))
+    found = ranker.score(ranker.user({"u": features(1)["u"]}), rows, {"c": given["c"]})
+    assert (found["score"].shape, found["score"].dtype) == ((0, 1), np.float32)
+    assert all(array.size for feed in fed for array in feed.values())
+    for wrong, message in (
+        ({"x": given["x"][:, 1:]}, r"shape \[0, 63\]"), ({"x": np.float32(3)}, r"shape \[\]"), ({}, "x is missing"),
+    ):  # fmt: skip
+        with pytest.raises(BadFeatures, match=message):
+            ranker.items(wrong)
+    with pytest.raises(BadFeatures, match="inputs differ in how many rows they have"):
+        ranker.score(ranker.user({"u": features(1)["u"]}), rows, {"c": features(2)["c"]})
+
+
+def test_without_candidates_an_output_of_the_user_alone_is_whole():
+    nodes = [
+        helper.make_node("MatMul", ["u", "W"], ["q"]),
+        helper.make_node("Add", ["q", "x"], ["score"]),
+        helper.make_node("ReduceMax", ["q"], ["best"], keepdims=0),
+    ]
+    weights = {"W": np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)}
+    made = split(model(nodes, {"u": 64, "x": 8}, {"score": ["N", 8], "best": []}, weights)).ranker()
+    user = np.ones((1, 64), np.float32)
+    found = made.score(made.user({"u": user}), made.items({"x": np.zeros((0, 8), np.float32)}))
+    assert found["score"].shape == (0, 8)
+    np.testing.assert_allclose(found["best"], (user @ weights["W"]).max(), rtol=1e-5)
+
+
+def test_a_state_does_not_share_the_callers_memory():
+    """An input that score.onnx reads as it is would otherwise change with the buffer that it came in."""
+    nodes = [
+        helper.make_node("MatMul", ["u", "W"], ["q"]),
+        helper.make_node("Mul", ["q", "c"], ["r"]),
+        helper.make_node("Mul", ["r", "t"], ["score"]),
+    ]
+    weights = {"W": np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)}
+    source = model(nodes, {"u": 64, "t": 8, "c": 8}, {"score": ["N", 8]}, weights)
+    made = split(source, {"u": "user", "t": "user", "c": "cross"}).ranker()
+    assert [t.name for t in made.manifest.state if not t.made] == ["t"]
+    buffer = {"u": np.ones((1, 64), np.float32), "t": np.ones((1, 8), np.float32)}
+    state, cross = made.user(buffer), {"c": np.ones((2, 8), np.float32)}
+    before = made.score(state, made.items({}), cross)["score"]
+    buffer["t"][:] = 100
+    np.testing.assert_array_equal(made.score(state, made.items({}), cross)["score"], before)
