@@ -30,8 +30,11 @@ class Counts:
 
 @dataclass(frozen=True)
 class _Kept:
+    """number: of the call that made the state; a later call has a larger one."""
+
     state: UserState
     features: str | None
+    number: int
 
 
 class StateCache:
@@ -46,6 +49,7 @@ class StateCache:
     def __init__(self, max_bytes: int = 256 << 20, seconds: float = 600.0, timer: Callable[[], float] = time.monotonic):
         self._kept: TTLCache[tuple[str, str], _Kept] = TTLCache(max_bytes, seconds, timer, getsizeof=_size)
         self._making: dict[tuple[str, str, str | None], Future[UserState]] = {}
+        self._number = 0
         self._lock = threading.Lock()
         self.counts = Counts()
 
@@ -61,15 +65,18 @@ class StateCache:
                 made anew. None: whatever state of the user there is.
         """
         key = (user_key, model_key)
+        making = (*key, features)
         with self._lock:
             kept = self._kept.get(key)
             if kept is not None and features in (None, kept.features):
                 self.counts.hits += 1
                 return kept.state, True
-            future = self._making.get((*key, features))
+            future = self._making.get(making)
             mine = future is None
             if future is None:
-                future = self._making[(*key, features)] = Future()
+                future = self._making[making] = Future()
+                self._number += 1
+                number = self._number
                 self.counts.misses += 1
             else:
                 self.counts.joined += 1
@@ -79,21 +86,38 @@ class StateCache:
             state = make()
         except BaseException as error:
             with self._lock:
-                del self._making[(*key, features)]
+                self._made(making, future)
             future.set_exception(error)
             raise
         with self._lock:
-            del self._making[(*key, features)]
-            if _size(_Kept(state, features)) <= self._kept.maxsize:
-                self._kept[key] = _Kept(state, features)
+            if self._made(making, future):
+                self._keep(key, _Kept(state, features, number))
         future.set_result(state)
         return state, False
 
+    def _made(self, making: tuple[str, str, str | None], future: Future[UserState]) -> bool:
+        """Nobody waits for a state any more; False where the user was dropped meanwhile."""
+        if self._making.get(making) is not future:
+            return False
+        del self._making[making]
+        return True
+
+    def _keep(self, key: tuple[str, str], made: _Kept) -> None:
+        """Keeps a state, unless a later call has made one of newer features meanwhile."""
+        before = self._kept.get(key)
+        if before is not None and before.number > made.number:
+            return
+        self._kept.pop(key, None)  # of older features, also where this one has no room
+        if _size(made) <= self._kept.maxsize:
+            self._kept[key] = made
+
     def drop(self, user_key: str) -> None:
-        """Forgets a user's states, of all models."""
+        """Forgets a user's states, of all models; those that are just being made are not kept."""
         with self._lock:
             for key in [k for k in self._kept if k[0] == user_key]:
-                del self._kept[key]
+                self._kept.pop(key, None)  # it may just have grown too old
+            for making in [k for k in self._making if k[0] == user_key]:
+                del self._making[making]
 
     @property
     def bytes(self) -> int:

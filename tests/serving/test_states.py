@@ -86,3 +86,41 @@ def test_fingerprints_tell_features_apart():
     ]
     assert len({fingerprint(each) for each in [base, *changed]}) == 6
     assert fingerprint({k: v.copy() for k, v in base.items()}) == fingerprint(base)
+
+
+def made_late(cache, value, features, meanwhile):
+    """A call whose state is being made while `meanwhile` runs."""
+    begun, go = threading.Event(), threading.Event()
+
+    def make():
+        begun.set()
+        go.wait(5)
+        return state(value)
+
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(cache.get, "u", "m", make, features)
+        begun.wait(5)
+        meanwhile()
+        go.set()
+        return late.result()
+
+
+def test_a_state_of_older_features_that_is_made_late_does_not_replace_a_newer_one():
+    cache = StateCache()
+    late, _ = made_late(cache, 1, "old", lambda: cache.get("u", "m", lambda: state(2), "new"))
+    assert late.arrays["s"][0] == 1
+    assert cache.get("u", "m", state)[0].arrays["s"][0] == 2
+
+
+def test_a_state_that_is_made_while_the_user_is_dropped_is_not_kept():
+    cache = StateCache()
+    made_late(cache, 1, "features", lambda: cache.drop("u"))
+    found, there = cache.get("u", "m", lambda: state(2))
+    assert (found.arrays["s"][0], there) == (2, False)
+
+
+def test_a_state_without_room_leaves_none_of_older_features():
+    cache = StateCache(max_bytes=1000)
+    cache.get("u", "m", state, "old")
+    cache.get("u", "m", lambda: state(size=500), "new")
+    assert cache.get("u", "m", state)[1] is False
