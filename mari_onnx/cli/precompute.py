@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mari_onnx.cli.options import common_options, json_option
+from mari_onnx.cli.options import common_options, custom_ops_option, json_option
 from mari_onnx.cli.streams import write_json
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace a store that is there.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @common_options
+@custom_ops_option
 def precompute(
     folder: Path,
     items: Path,
@@ -96,6 +97,12 @@ def precompute(
         make = on_ray(folder, provider, threads)
     ranker = Ranker(folder, provider, threads)
     catalogue = Catalogue(items, ranker.manifest, id_column)
+    if redis is not None:
+        with needs("serving"):
+            from mari_onnx.serving import redis_store
+            from mari_onnx.serving.row_format import RowFormat
+
+        redis_store.check(redis, RowFormat.of(ranker.manifest))
     with _bar(quiet or str(json_file) == "-") as progress:
         done = run(
             ranker, catalogue, store, since=None if since is None else ArrowStore(since),
@@ -103,11 +110,9 @@ def precompute(
         )  # fmt: skip
     lines = _lines(done)
     if redis is not None:
-        with needs("serving"):
-            from mari_onnx.serving.redis_store import load
-
         try:
-            lines.append(f"loaded {load(ArrowStore(store), redis, redis_name)} rows into {redis} as {redis_name!r}")
+            count = redis_store.load(ArrowStore(store), redis, redis_name)
+            lines.append(f"loaded {count} rows into {redis_store.shown(redis)} as {redis_name!r}")
         except StoreUnavailable as error:
             hint = f"{store} is written; with --since {store} --force its rows are loaded without making them again"
             raise StoreUnavailable(error.message, hint) from error

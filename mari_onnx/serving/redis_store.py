@@ -7,9 +7,11 @@ A row is the bytes of its tensors, one after the other.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import secrets
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -27,6 +29,8 @@ PREFIX = "mari-onnx"
 NAME = "items"
 PER_CALL = 1000
 """Rows that are written or removed by one call."""
+LEASE = 60
+"""Seconds after which a load that says nothing counts as killed."""
 
 
 class RedisStore(ItemStore):
@@ -53,14 +57,14 @@ class RedisStore(ItemStore):
         with _answering(url):
             said = self._client.get(f"{PREFIX}:{name}")
         if said is None:
-            raise ModelNotFound(f"{url} has no store {name!r}", "mari-onnx precompute ... --redis URL loads one")
+            raise ModelNotFound(f"{shown(url)} has no store {name!r}", "mari-onnx precompute ... --redis URL loads one")
         try:
             meta = json.loads(said)
             columns = tuple(Column(**{**c, "shape": tuple(c["shape"])}) for c in meta["columns"])
             super().__init__(RowFormat(meta["key"], columns), int(meta["count"]), default, compute)
             self.generation: str = meta["generation"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{url} has something else under {PREFIX}:{name}: {error}") from error
+            raise ModelError(f"{shown(url)} has something else under {PREFIX}:{name}: {error}") from error
         self._row = _row_type(self.format)
 
     def find(self, ids: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -70,7 +74,7 @@ class RedisStore(ItemStore):
             whole, *found = self._client.mget(keys)
         if whole is None:
             raise StoreUnavailable(
-                f"the server at {self._url} no longer has the rows of this store: it was started without them, or "
+                f"the server at {shown(self._url)} no longer has the rows of this store: it was started without them, or "
                 "newer stores were loaded",
                 "load the store again (mari-onnx precompute .. --redis), and let services switch to it",
             )
@@ -90,6 +94,15 @@ class RedisStore(ItemStore):
         self._client.close()
 
 
+def check(url: str, format: RowFormat, seconds: float = 10.0) -> None:
+    """Whether rows can be loaded, before they are made. Raises UsageError and StoreUnavailable: see `load`."""
+    texts = [c.name for c in format.columns if c.dtype == "string"]
+    if texts:
+        raise UsageError(f"{texts[0]} is a tensor of texts, which Redis cannot keep here", "use the file as the store")
+    with contextlib.closing(_client(url, seconds)) as client, _answering(url):
+        client.ping()
+
+
 def load(store: ArrowStore, url: str, name: str = NAME, seconds: float = 10.0) -> int:
     """Writes all rows of a file to Redis, then lets `name` point to them. The rows that it pointed to until now stay
     until the next load; older ones, and those of loads that were killed, are removed.
@@ -98,16 +111,16 @@ def load(store: ArrowStore, url: str, name: str = NAME, seconds: float = 10.0) -
         How many rows were written.
 
     Raises:
-        UsageError: a tensor of texts, which has no fixed size. StoreUnavailable: the server does not answer.
+        UsageError: a tensor of texts, which has no fixed size; or another load of this name is running.
+        StoreUnavailable: the server does not answer.
     """
-    texts = [c.name for c in store.format.columns if c.dtype == "string"]
-    if texts:
-        raise UsageError(f"{texts[0]} is a tensor of texts, which Redis cannot keep here", "use the file as the store")
+    check(url, store.format, seconds)
     client, row = _client(url, seconds), _row_type(store.format)
-    with _answering(url):
-        generation = str(client.incr(f"{PREFIX}:generations"))
+    # Not a number that the server counts: if it lost its data it would begin with 1 again, and a service that still
+    # reads its earlier generation 1 would take the rows of another model for its own.
+    generation = secrets.token_hex(8)
+    with contextlib.closing(client), _answering(url), _alone(client, name) as hold:
         client.sadd(f"{PREFIX}:{name}:generations", generation)
-        said = client.get(f"{PREFIX}:{name}")
         for ids, arrays in store.blocks():
             packed = np.zeros(len(ids), row)
             for at, c in enumerate(store.format.columns):
@@ -116,9 +129,11 @@ def load(store: ArrowStore, url: str, name: str = NAME, seconds: float = 10.0) -
             for start in range(0, len(ids), PER_CALL):
                 some = slice(start, start + PER_CALL)
                 client.mset({key: one.tobytes() for key, one in zip(keys[some], packed[some], strict=True)})
+                hold()
         client.set(_whole(generation), store.count or 0)
         meta: dict[str, Any] = {"key": store.key, "count": store.count, "generation": generation}
         meta |= {"columns": [asdict(c) for c in store.format.columns]}
+        said = client.get(f"{PREFIX}:{name}")
         client.set(f"{PREFIX}:{name}", json.dumps(meta))
         # Servers may still read the store before this one; older ones, and loads that were killed, nobody does.
         kept = {generation, json.loads(said)["generation"] if said else generation}
@@ -126,8 +141,27 @@ def load(store: ArrowStore, url: str, name: str = NAME, seconds: float = 10.0) -
             if old.decode() not in kept:
                 remove(client, old.decode())
                 client.srem(f"{PREFIX}:{name}:generations", old)
-    client.close()
     return store.count or 0
+
+
+@contextlib.contextmanager
+def _alone(client: Any, name: str) -> Iterator[Callable[[], None]]:
+    """Within it no other load of this name runs, as it would take this one's rows for those of one that was killed.
+
+    Yields:
+        What is to be called every few seconds; a load that was killed holds the name for `LEASE` seconds.
+    """
+    lock = client.lock(f"{PREFIX}:{name}:loading", timeout=LEASE)
+    if not lock.acquire(blocking=False):
+        raise UsageError(
+            f"another load of the store {name!r} is running",
+            f"wait for it; one that was killed counts as running for another {LEASE} seconds",
+        )
+    try:
+        yield lock.reacquire
+    finally:
+        with contextlib.suppress(redis.exceptions.LockError):  # removing old rows took longer than that
+            lock.release()
 
 
 def remove(client: Any, generation: str) -> None:
@@ -143,6 +177,11 @@ def remove(client: Any, generation: str) -> None:
         client.unlink(*some)
 
 
+def shown(url: str) -> str:
+    """A URL for a message: without user, password and options."""
+    return re.sub(r"//.*@", "//", url).partition("?")[0]
+
+
 def _client(url: str, seconds: float) -> Any:
     try:
         return redis.Redis.from_url(
@@ -150,15 +189,15 @@ def _client(url: str, seconds: float) -> Any:
             retry_on_error=[redis.ConnectionError, redis.TimeoutError],
         )  # fmt: skip
     except ValueError as error:
-        raise UsageError(f"{url} is no URL of Redis: {error}") from error
+        raise UsageError(f"{shown(url)} is no URL of Redis: {error}") from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def _answering(url: str) -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
-        raise StoreUnavailable(f"the store at {url} does not answer: {error}", "is the server running?") from error
+        raise StoreUnavailable(f"the store at {shown(url)} does not answer: {error}", "is the server running?") from error
 
 
 def _key(generation: str, item: int | bytes) -> bytes:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mari_onnx.cli.main import cli
-from mari_onnx.errors import ModelError, OutputInTheWay, UsageError
+from mari_onnx.errors import MariError, ModelError, OutputInTheWay, UsageError
 from mari_onnx.model.save import hold
 from mari_onnx.serving import precompute as module
 from mari_onnx.serving.catalogue import Catalogue
@@ -283,3 +283,18 @@ def test_the_command(folder, ranker, tmp_path, redis_url):
     assert RedisStore(redis_url, "cli").get_many([0, 9]).missing == ()
     answer = CliRunner().invoke(cli, [*args, "--bad-rows", "skip", "--force", "--json", "-"])
     assert json.loads(answer.stdout)["written"] == 4
+
+
+def test_what_would_fail_after_the_run_fails_before_it(folder, tmp_path):
+    path = write_catalogue(tmp_path / "i.parquet", np.arange(3), features(3))
+    args = ["precompute", str(folder), str(path), str(tmp_path / "s.arrow")]
+    for more, code, words in (
+        (["--redis", "redis://user:secret@127.0.0.1:1/0"], 10, "the store at redis://127.0.0.1:1/0 does not answer"),
+        (["--redis", "127.0.0.1"], 2, "127.0.0.1 is no URL of Redis"),
+        (["--custom-ops", str(tmp_path / "ops.so")], 2, "there is no library of custom operators"),
+    ):
+        answer = CliRunner().invoke(cli, [*args, *more], standalone_mode=False)
+        assert isinstance(answer.exception, MariError)
+        assert answer.exception.exit_code == code
+        assert words in answer.exception.message
+    assert not (tmp_path / "s.arrow").exists()

@@ -200,3 +200,47 @@ def test_texts_do_not_go_to_redis(tmp_path, redis_url):
     write(tmp_path / "s", format, [1], rows(format, 1))
     with pytest.raises(UsageError, match="title is a tensor of texts"):
         load(ArrowStore(tmp_path / "s"), redis_url)
+
+
+def test_a_server_that_lost_its_rows_and_got_others_does_not_pass_them_off_as_the_old_ones(tmp_path, redis_url):
+    import redis
+
+    format, other = RowFormat(KEY, COLUMNS[:1]), RowFormat("b" * 64, COLUMNS[:1])
+    for name, each, seed in (("old", format, 0), ("new", other, 1)):
+        write(tmp_path / name, each, [1, 2], rows(each, 2, seed))
+    client = redis.Redis.from_url(redis_url)
+    client.flushall()
+    load(ArrowStore(tmp_path / "old"), redis_url, "lost")
+    store = RedisStore(redis_url, "lost")
+    client.flushall()  # as after a start without its data
+    load(ArrowStore(tmp_path / "new"), redis_url, "lost")
+    client.close()
+    with pytest.raises(StoreUnavailable, match="no longer has the rows"):
+        store.get_many([1])
+
+
+def test_two_loads_at_once_are_refused(tmp_path, redis_url):
+    """Each would remove the other's rows as those of a load that was killed."""
+    format = RowFormat(KEY, COLUMNS[:1])
+    write(tmp_path / "s", format, [1, 2], rows(format, 2))
+    store, blocks = ArrowStore(tmp_path / "s"), []
+
+    def second():
+        with pytest.raises(UsageError, match="another load of the store 'busy' is running"):
+            load(ArrowStore(tmp_path / "s"), redis_url, "busy")
+        blocks.append(1)
+        yield from ArrowStore.blocks(store)
+
+    store.blocks = second
+    assert load(store, redis_url, "busy") == 2
+    assert blocks == [1]
+    assert RedisStore(redis_url, "busy").get_many([2, 1]).rows.count == 2
+    del store.blocks
+    assert load(store, redis_url, "busy") == 2
+
+
+def test_messages_have_no_password():
+    with pytest.raises(StoreUnavailable) as error:
+        RedisStore("redis://user:secret@127.0.0.1:1/0?socket_timeout=1", seconds=0.1)
+    assert "redis://127.0.0.1:1/0 does not answer" in str(error.value)
+    assert "secret" not in str(error.value)
