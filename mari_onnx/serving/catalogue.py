@@ -6,6 +6,7 @@ In: files with a column of ids and a column per input of the item (lists for inp
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,9 @@ from mari_onnx.serving.row_format import ids_to_numpy
 from mari_onnx.splitting.manifest import InputInfo, Manifest
 
 ID_COLUMN = "item_id"
+INTEGERS, TEXTS = "integers", "texts"
+"""What ids are."""
+_NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Catalogue:
         id_column: the column of ids, integers or texts.
 
     Raises:
-        UsageError: there is no such file, or a column is missing.
+        UsageError: there is no such file, a column is missing, or ids are not of one kind.
     """
 
     def __init__(self, path: str | Path, manifest: Manifest, id_column: str = ID_COLUMN):
@@ -93,19 +97,30 @@ class Catalogue:
         self.files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
         if not self.files:
             raise UsageError(f"the folder {path} has no .parquet file")
-        try:
-            opened = [pq.ParquetFile(file) for file in self.files]
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UsageError(f"cannot read the items in {path}: {str(error).splitlines()[0]}") from error
-        self._rows = [file.metadata.num_rows for file in opened]
+        self._rows: list[int] = []
+        self._columns: dict[str, list[str]] = {}
+        kind: str | None = None
+        for file in self.files:  # one after the other: there may be more than a process may have open
+            with _reading(path), pq.ParquetFile(file) as opened:
+                schema = opened.schema_arrow
+                self._rows.append(opened.metadata.num_rows)
+            if not self._columns:
+                self._columns = {each.name: _columns_of(each, set(schema.names)) for each in self.inputs}
+            self._check(file, schema)
+            own = _kind(schema.field(id_column).type) if self._rows[-1] else None
+            if own and kind and own != kind:
+                raise UsageError(f"the column {id_column} holds {own} in {file}, and {kind} in files before it")
+            kind = kind or own
         self.count = sum(self._rows)
-        there = set(opened[0].schema_arrow.names)
-        self._columns = {each.name: _columns_of(each, there) for each in self.inputs}
-        missing = [name for name, columns in self._columns.items() if not columns]
-        missing += [id_column] if id_column not in there else []
+
+    def _check(self, file: Path, schema: pa.Schema) -> None:
+        """Raises UsageError where a file lacks a column."""
+        there = set(schema.names)
+        missing = [name for name, columns in self._columns.items() if not columns or not set(columns) <= there]
+        missing += [self.id_column] if self.id_column not in there else []
         if missing:
-            hint = f"there are: {', '.join(sorted(there))}" + ("; --id-column names that of the ids")
-            raise UsageError(f"{path} has no column {', '.join(missing)}", hint)
+            hint = f"there are: {', '.join(sorted(there))}; --id-column names that of the ids"
+            raise UsageError(f"{file} has no column {', '.join(missing)}", hint)
 
     def stamp(self) -> list[list[Any]]:
         """Name, size and time of each file: another stamp is another catalogue."""
@@ -128,8 +143,7 @@ class Catalogue:
             return
         path = self.files[parts[0].file]
         wanted = dict.fromkeys([self.id_column, *(c for columns in self._columns.values() for c in columns)])
-        try:
-            file = pq.ParquetFile(path)
+        with _reading(path), pq.ParquetFile(path) as file:
             ends = np.cumsum([file.metadata.row_group(at).num_rows for at in range(file.num_row_groups)])
             rows = [parts[0].start, parts[-1].start + parts[-1].count - 1]
             begin, last = (int(group) for group in np.searchsorted(ends, rows, "right"))
@@ -142,8 +156,6 @@ class Catalogue:
                 whole = pa.Table.from_batches(left)
                 yield _one_batch(whole.slice(part.start - at, part.count))
                 left, at = whole.slice(part.start - at + part.count).to_batches(), part.start + part.count
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UsageError(f"cannot read the items in {path}: {str(error).splitlines()[0]}") from error
 
     def convert(self, batch: pa.RecordBatch, first: int) -> Piece:
         """A batch as the model takes it. first: the row of the catalogue that the batch begins with."""
@@ -155,20 +167,21 @@ class Catalogue:
                 why.setdefault(int(row), reason)
             good[where] = False
 
-        raw = batch.column(self.id_column)
+        raw = _plain(batch.column(self.id_column))
         refuse(_nulls(raw), f"{self.id_column} is null")
-        if pa.types.is_string(raw.type) or pa.types.is_large_string(raw.type):
+        kind = _kind(raw.type)
+        if kind is None:
+            raw_ids = np.zeros(batch.num_rows, np.int64)
+        elif kind == TEXTS:
             refuse(np.asarray(pc.ends_with(raw, "\0").fill_null(False)), f"{self.id_column} ends in a NUL character")
             raw_ids = np.array(raw.fill_null("").to_pylist(), object)
             raw_ids[~good] = ""
-        elif pa.types.is_integer(raw.type):
+        else:
             if pa.types.is_uint64(raw.type):
                 refuse(
                     np.asarray(pc.greater(raw, (1 << 63) - 1).fill_null(False)), f"{self.id_column} is above 2^63 - 1"
                 )
             raw_ids = np.where(good, raw.fill_null(0).to_numpy(zero_copy_only=False), 0)
-        else:
-            raise UsageError(f"the column {self.id_column} is {raw.type}; ids are integers or texts")
         features = {}
         for each in self.inputs:
             columns = [batch.column(name) for name in self._columns[each.name]]
@@ -177,6 +190,30 @@ class Catalogue:
         bad = [BadRow(first + row, str(raw[row].as_py()), reason) for row, reason in sorted(why.items())]
         chosen = {name: array[places] for name, array in features.items()}
         return Piece(ids_to_numpy(raw_ids[places]), chosen, first + places, _hashes(chosen, len(places)), bad)
+
+
+def _kind(type: pa.DataType) -> str | None:
+    """What ids of this type are; None where all of them are null.
+
+    Raises:
+        UsageError: they are something else than integers or texts.
+    """
+    type = getattr(type, "value_type", type) if pa.types.is_dictionary(type) else type
+    if pa.types.is_integer(type):
+        return INTEGERS
+    if pa.types.is_string(type) or pa.types.is_large_string(type) or pa.types.is_string_view(type):
+        return TEXTS
+    if pa.types.is_null(type):
+        return None
+    raise UsageError(f"the column of the ids is {type}; ids are integers or texts")
+
+
+@contextlib.contextmanager
+def _reading(path: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UsageError(f"cannot read the items in {path}: {str(error).splitlines()[0]}") from error
 
 
 def _one_batch(table: pa.Table) -> pa.RecordBatch:
@@ -192,22 +229,20 @@ def _array(each: InputInfo, columns: Sequence[pa.Array], refuse: Any) -> np.ndar
     if each.dtype == "string":
         return array.reshape(len(array), *shape)
     want = np.dtype(each.dtype)
-    if array.dtype == object:
-        raise UsageError(f"the column {each.name} holds texts, and the model takes {want}")
     with np.errstate(all="ignore"):
         cast = array.astype(want)
         if want.kind in "biu":
             differs = cast.astype(array.dtype) != array
-            refuse(differs.reshape(len(array), -1).any(axis=1), f"{each.name} holds a value that {want} cannot hold")
+            refuse(differs.any(axis=1), f"{each.name} holds a value that {want} cannot hold")
         elif want.kind == "f" and array.dtype.kind == "f":
             over = np.isinf(cast) & np.isfinite(array)
-            refuse(over.reshape(len(array), -1).any(axis=1), f"{each.name} holds a value that {want} cannot hold")
+            refuse(over.any(axis=1), f"{each.name} holds a value that {want} cannot hold")
     return cast.reshape(len(array), *shape)
 
 
 def _flat(column: pa.Array, size: int, each: InputInfo, refuse: Any) -> np.ndarray:
     """`[n, size]` of a column of numbers, or of lists (of lists) with `size` elements in all."""
-    count = len(column)
+    count, column = len(column), _plain(column)
     refuse(_nulls(column), f"{each.name} is null")
     place = np.arange(count)
     values = column
@@ -215,7 +250,7 @@ def _flat(column: pa.Array, size: int, each: InputInfo, refuse: Any) -> np.ndarr
         pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type)
     ):
         parents = np.asarray(pc.list_parent_indices(values))
-        values = values.flatten()
+        values = _plain(values.flatten())
         place = place[parents]
     lengths = np.bincount(place, minlength=count) if values is not column else np.full(count, 1)
     wrong = lengths != size
@@ -223,11 +258,15 @@ def _flat(column: pa.Array, size: int, each: InputInfo, refuse: Any) -> np.ndarr
     inner = _nulls(values)
     if inner.any():
         refuse(np.isin(np.arange(count), place[inner]), f"{each.name} holds a null")
-    if each.dtype == "string":
+    if pa.types.is_null(values.type):
+        flat = np.full(len(values), "" if each.dtype == "string" else 0, object if each.dtype == "string" else np.int64)
+    elif each.dtype == "string":
         flat = np.array(values.fill_null("").to_pylist(), object)
         if flat.size and not all(isinstance(x, str) for x in flat):
             raise UsageError(f"the column {each.name} holds {values.type}, and the model takes texts")
     else:
+        if not any(is_kind(values.type) for is_kind in _NUMBERS):
+            raise UsageError(f"the column {each.name} holds {values.type}, and the model takes {each.dtype}")
         numbers = values.fill_null(False if pa.types.is_boolean(values.type) else 0) if inner.any() else values
         flat = numbers.to_numpy(zero_copy_only=False)
     if not wrong.any():
@@ -242,10 +281,11 @@ def _hashes(features: dict[str, np.ndarray], count: int) -> np.ndarray:
     numbers, texts = [], []
     for name in sorted(features):
         array = features[name]
+        flat = np.ascontiguousarray(array).reshape(count, int(np.prod(array.shape[1:])))
         if array.dtype == object:
-            texts.append(array.reshape(count, -1))
+            texts.append(flat)
         else:
-            numbers.append(np.ascontiguousarray(array).reshape(count, -1).view(np.uint8))
+            numbers.append(flat.view(np.uint8))
     joined = np.concatenate(numbers, axis=1) if numbers else np.zeros((count, 0), np.uint8)
     width, data = joined.shape[1], joined.tobytes()
     made = np.empty(count, np.uint64)
@@ -255,6 +295,13 @@ def _hashes(features: dict[str, np.ndarray], count: int) -> np.ndarray:
             digest.update(json.dumps(block[at].tolist()).encode())
         made[at] = int.from_bytes(digest.digest(), "little")
     return made
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """Without the encodings that a writer may choose, such as a dictionary of the texts (pandas' categories)."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(pa.string()) if pa.types.is_string_view(column.type) else column
 
 
 def _nulls(column: pa.Array) -> np.ndarray:

@@ -74,8 +74,8 @@ class RedisStore(ItemStore):
             whole, *found = self._client.mget(keys)
         if whole is None:
             raise StoreUnavailable(
-                f"the server at {shown(self._url)} no longer has the rows of this store: it was started without them, or "
-                "newer stores were loaded",
+                f"the server at {shown(self._url)} no longer has the rows of this store: it was started without them, "
+                "or newer stores were loaded",
                 "load the store again (mari-onnx precompute .. --redis), and let services switch to it",
             )
         here = np.array([x is not None and len(x) == self._row.itemsize for x in found], bool)
@@ -197,7 +197,8 @@ def _answering(url: str) -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
-        raise StoreUnavailable(f"the store at {shown(url)} does not answer: {error}", "is the server running?") from error
+        where = shown(url)
+        raise StoreUnavailable(f"the store at {where} does not answer: {error}", "is the server running?") from error
 
 
 def _key(generation: str, item: int | bytes) -> bytes:

@@ -13,23 +13,27 @@ import onnx
 import pandas
 import pytest
 from click.testing import CliRunner
+from onnx import helper
 
 pytest.importorskip("ray")
 
 from mari_onnx.cli.main import cli
 from mari_onnx.errors import UsageError
+from mari_onnx.model.signature import signature
 from mari_onnx.parity import check
 from mari_onnx.serving import precompute as module
 from mari_onnx.serving.catalogue import Catalogue
-from mari_onnx.serving.offline import score
+from mari_onnx.serving.offline import requests, score
 from mari_onnx.serving.offline.parity import joined
 from mari_onnx.serving.offline.rows import on_ray
+from mari_onnx.serving.offline.scoring import Scorer
 from mari_onnx.serving.precompute import precompute
 from mari_onnx.serving.store import ArrowStore
-from mari_onnx.sides.resolve import METADATA_KEY
+from mari_onnx.sides.resolve import METADATA_KEY, Sides
 from tests.serving.conftest import ROWS, SIDES, features, ranking_model, write_catalogue
 from tests.serving.test_precompute import bad_catalogue
 from tests.serving.test_service import ITEMS, close, expected, request, source
+from tests.splitting.graphs import model as tiny
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/serving.md"
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own modules
@@ -237,3 +241,32 @@ def test_without_ray_one_line_says_what_to_install(folder, source_file, recorded
         assert error.value.hint == "pip install 'mari-onnx[serving,ray]'"
     with pytest.raises(UsageError, match="--engine ray compares recorded requests"):
         cli.main(["check", str(source_file), str(folder), "--engine", "ray"], standalone_mode=False)
+
+
+def test_an_output_without_candidates_is_a_list_in_each_row(tmp_path):
+    """Also where it is as long as the request has candidates."""
+    nodes = [
+        helper.make_node("Add", ["u", "x"], ["score"]),
+        helper.make_node("ReduceMax", ["u", "first"], ["top"], keepdims=0),
+    ]
+    made = tiny(nodes, {"u": 4, "x": 4}, {"score": ["N", 4], "top": [4]}, {"first": np.array([0])})
+    onnx.save(made, tmp_path / "m.onnx")
+    scorer = Scorer(str(tmp_path / "m.onnx"), Sides({"u": "user", "x": "item"}), signature(made), "cpu", 1, ())
+    rows = []
+    for count in (4, 2):
+        user = np.tile(np.arange(4, dtype=np.float32), (count, 1))
+        np.savez(tmp_path / f"{count}.npz", u=user, x=np.zeros((count, 4), np.float32))
+        rows += requests._of_file({"path": str(tmp_path / f"{count}.npz")}, ("u", "x"))
+    table = scorer({key: np.array([row[key] for row in rows], object) for key in rows[0]})
+    assert table.column("error").null_count == 6
+    assert table.column("top").to_pylist() == table.column("score").to_pylist() == [[0, 1, 2, 3]] * 6
+
+
+def test_tables_of_requests_that_differ(source_file, recorded, tmp_path):
+    table = frame(recorded[1]["r0"], "r0")
+    table.to_parquet(tmp_path / "0.parquet")
+    table.drop(columns="genre").to_parquet(tmp_path / "1.parquet")
+    with pytest.raises(UsageError, match=r"1.parquet has no column 'genre', which .*0.parquet has"):
+        requests._of_tables(
+            tmp_path, [str(tmp_path / f"{n}.parquet") for n in (0, 1)], signature(ranking_model()), "request_id"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -74,6 +75,66 @@ def test_several_files_and_columns_side_by_side(ranker, tmp_path):
         pq.write_table(pa.table(columns), tmp_path / "items" / f"{number}.parquet")
     run(ranker, tmp_path / "items", tmp_path / "s.arrow")
     holds(tmp_path / "s.arrow", ranker, np.arange(40), items)
+
+
+def table_of(ids, **columns):
+    """Items of these ids; columns: instead of, or beside, those that they have."""
+    items = features(len(ids))
+    x = pa.FixedSizeListArray.from_arrays(pa.array(items["x"].reshape(-1)), 16)
+    whole = {"item_id": ids, "x": x, "genre": items["genre"], **columns}
+    return pa.table({name: column for name, column in whole.items() if column is not None})
+
+
+def folder_of(path, *tables):
+    path.mkdir()
+    for number, table in enumerate(tables):
+        pq.write_table(table, path / f"{number:03d}.parquet")
+    return path
+
+
+def test_files_that_differ(ranker, tmp_path):
+    """In their columns and types: what cannot be read is said before anything is made."""
+    for name, second, words in (
+        ("lacks", table_of([3, 4], genre=None), "001.parquet has no column genre"),
+        ("ids", table_of(["a", "b"]), "item_id holds texts in .*001.parquet, and integers in files before it"),
+        ("times", table_of([3, 4], genre=pa.array([1, 2], pa.timestamp("s"))), "genre holds timestamp"),
+        ("bytes", table_of([b"a", b"b"]), "ids is binary; ids are integers or texts"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            run(ranker, folder_of(tmp_path / name, table_of([1, 2]), second), tmp_path / "s.arrow")
+    empty = table_of(["a"]).slice(0, 0)
+    run(ranker, folder_of(tmp_path / "empty", empty, table_of([0, 1])), tmp_path / "s.arrow")
+    holds(tmp_path / "s.arrow", ranker, np.arange(2), features(2))
+
+
+def test_a_file_without_any_item(ranker, tmp_path):
+    """A column in which all is null has a type of its own."""
+    for name, second, why in (
+        ("genre", table_of([3, 4], genre=pa.nulls(2)), "genre is null"),
+        ("x", table_of([3, 4], x=pa.nulls(2)), "x is null"),
+        ("ids", table_of(pa.nulls(2)), "item_id is null"),
+    ):
+        path = folder_of(tmp_path / name, table_of([1, 2]), second)
+        done = run(ranker, path, tmp_path / f"{name}.arrow", skip_bad=True)
+        assert (done.written, [bad.why for bad in done.bad_rows]) == (2, [why, why])
+
+
+def test_columns_with_a_dictionary(ranker, tmp_path):
+    """Categories of pandas."""
+    ids = pa.array(["b", "a", "c"]).dictionary_encode()
+    path = folder_of(tmp_path / "i", table_of(ids, genre=pa.array(features(3)["genre"]).dictionary_encode()))
+    run(ranker, path, tmp_path / "s.arrow")
+    holds(tmp_path / "s.arrow", ranker, np.array(["b", "a", "c"]), features(3))
+
+
+def test_more_files_than_a_process_may_have_open(ranker, tmp_path):
+    path = folder_of(tmp_path / "i", *(table_of([i]) for i in range(150)))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 100, before[1]))
+    try:
+        assert run(ranker, path, tmp_path / "s.arrow").written == 150
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @settings(deadline=None)

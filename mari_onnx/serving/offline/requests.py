@@ -50,19 +50,22 @@ def read(data: str | Path, signature: Signature, request_id: str = REQUEST_ID) -
 
 def _of_tables(path: Path, files: Sequence[str], signature: Signature, request_id: str) -> ray.data.Dataset:
     """Ray puts rows of equal ids together and says nothing of their order, so each row is read with its place."""
-    try:
-        opened = [pq.ParquetFile(file) for file in files]
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UsageError(f"cannot read the requests in {path}: {str(error).splitlines()[0]}") from error
-    there = opened[0].schema_arrow.names
-    if request_id not in there:
-        raise UsageError(f"{path} has no column {request_id!r}", f"--request-id, one of {there}")
-    wanted = [name for name in there if name == request_id or _is_read(name, signature)]
+    wanted: list[str] = []
     groups, first = [], 0
-    for file, parquet in zip(files, opened, strict=True):
-        for number in range(parquet.num_row_groups):
+    for file in files:  # one after the other: there may be more than a process may have open
+        try:
+            with pq.ParquetFile(file) as opened:
+                there, known = opened.schema_arrow.names, opened.metadata
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UsageError(f"cannot read the requests in {path}: {str(error).splitlines()[0]}") from error
+        if request_id not in there:
+            raise UsageError(f"{file} has no column {request_id!r}", f"--request-id, one of {there}")
+        wanted = wanted or [name for name in there if name == request_id or _is_read(name, signature)]
+        if lacking := [name for name in wanted if name not in there]:
+            raise UsageError(f"{file} has no column {lacking[0]!r}, which {files[0]} has")
+        for number in range(known.num_row_groups):
             groups.append({"path": file, "number": number, "first": first})
-            first += parquet.metadata.row_group(number).num_rows
+            first += known.row_group(number).num_rows
     dataset = ray.data.from_items(groups)
     dataset.context.target_max_block_size = None  # a request is in one block
     rows = dataset.map_batches(_rows_of, batch_size=1, fn_args=(wanted,))

@@ -81,7 +81,8 @@ class Scorer:
         self, model: str, sides: Sides, signature: Signature, provider: str, threads: int, libraries: tuple[str, ...]
     ):
         self._reader, self._outputs = Reader(signature, sides), signature.outputs
-        self._axis = self._reader.whole.axis
+        whole = self._reader.whole
+        self._axes = [_axis(output, whole.axis, whole.fixed_n) for output in signature.outputs]
         self._given = model, provider, threads
         self._libraries = libraries
 
@@ -103,29 +104,42 @@ class Scorer:
             "request": pa.array([request.label] * count, pa.string()),
             "candidate": pa.nulls(count, pa.int64()) if failed else pa.array(np.arange(count)),
         }
-        for at, output in enumerate(self._outputs):
-            kind = _kind(output, self._axis)
+        for at, (output, axis) in enumerate(zip(self._outputs, self._axes, strict=True)):
+            kind = _kind(output, axis)
             columns[output.name] = (
-                pa.nulls(count, kind) if isinstance(answer, MariError) else self._column(answer[at], count, kind)
+                pa.nulls(count, kind) if isinstance(answer, MariError) else _column(answer[at], axis, count, kind)
             )
         why = first_line(answer) if isinstance(answer, MariError) else None
         columns["error"] = pa.array([why] * count, pa.string())
         return pa.table(columns)
 
-    def _column(self, array: np.ndarray, count: int, kind: pa.DataType) -> pa.Array:
-        """An output's rows; one for all candidates is repeated."""
-        along = array.ndim > self._axis and array.shape[self._axis] == count
-        rows = np.moveaxis(array, self._axis, 0) if along else np.repeat(array[None], count, 0)
-        flat = rows.reshape(count, int(np.prod(rows.shape[1:])))
-        if flat.dtype.kind == "V" or flat.dtype.name == "bfloat16":
-            flat = flat.astype(np.float32)
-        if not pa.types.is_list(kind):
-            return pa.array(flat[:, 0].tolist() if flat.dtype == object else flat[:, 0], kind)
-        return pa.array(list(flat) if flat.dtype != object else flat.tolist(), kind)
+
+def _axis(output: Input, axis: int, fixed: int | None) -> int | None:
+    """The axis of the candidates in an output; None where it has another size, such as a vector of the user.
+
+    Args:
+        axis: of the candidates in inputs. fixed: their number, where the model takes one alone.
+    """
+    if len(output.shape) <= axis:
+        return None
+    size = output.shape[axis]
+    return None if isinstance(size, int) and size != fixed else axis
 
 
-def _kind(output: Input, axis: int) -> pa.DataType:
-    """The type of an output's column."""
+def _column(array: np.ndarray, axis: int | None, count: int, kind: pa.DataType) -> pa.Array:
+    """An output's rows; one for all candidates is repeated."""
+    along = axis is not None and array.ndim > axis and array.shape[axis] == count
+    rows = np.moveaxis(array, axis, 0) if along else np.repeat(array[None], count, 0)  # type: ignore[arg-type]
+    flat = rows.reshape(count, int(np.prod(rows.shape[1:])))
+    if flat.dtype.kind == "V" or flat.dtype.name == "bfloat16":
+        flat = flat.astype(np.float32)
+    if not pa.types.is_list(kind):
+        return pa.array(flat[:, 0].tolist() if flat.dtype == object else flat[:, 0], kind)
+    return pa.array(list(flat) if flat.dtype != object else flat.tolist(), kind)
+
+
+def _kind(output: Input, axis: int | None) -> pa.DataType:
+    """The type of an output's column. axis: of the candidates."""
     if output.dtype == object:
         element = pa.string()
     else:
