@@ -38,6 +38,7 @@ from mari_onnx.engine.output.cpu import for_cpu
 from mari_onnx.engine.output.integer_kernels import with_integer_kernels
 from mari_onnx.engine.output.names import name_outputs, restore_names, tensor_map
 from mari_onnx.engine.output.per_candidate import PerCandidate
+from mari_onnx.engine.output.tables import with_multiplied_tables
 from mari_onnx.engine.session import Options, Session
 from mari_onnx.engine.worth import Source
 from mari_onnx.model.dims import Size
@@ -214,6 +215,11 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
         of_requests = len(per_candidate.of_requests & {id(node) for node in nodes})
     if not options.split:
         nodes = with_integer_kernels(b, fuse_gemm(nodes, outputs), outputs)
+    if not options.split and options.prices is not None:
+        alone = options.skip | options.asked | (options.slower or frozenset())
+        nodes, multiplied = with_multiplied_tables(b, nodes, outputs, options.prices, options.weighted, alone)
+        for report in state.reports:
+            report.reason = report.reason or multiplied.get(report.name)
     if not options.split and options.target == "cpu":
         kept = sum(report.action != "folded" for report in state.reports)
         # what tells candidates their requests has no counterpart in the source

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from mari_onnx.model.ops import Fact, having
 from mari_onnx.report.kinds import once, output_kinds, source_kinds
 from mari_onnx.report.records import Input, Node, Stop, Totals
-from mari_onnx.report.stops import flat, stopped_by, stops_here
+from mari_onnx.report.stops import LEFT, flat, stopped_by, stops_here
 from mari_onnx.report.why import Left, left, whys
 from mari_onnx.report.why import to_dict as left_dict
 from mari_onnx.shown import Rows, Shown
@@ -106,8 +106,8 @@ class Report(Shown):
 
     @property
     def reasons(self) -> list[tuple[str, int]]:
-        """Why nodes were not lifted, the most frequent first."""
-        return Counter(node.reason for node in self.nodes if node.reason).most_common()
+        """Why nodes were kept, the most frequent first."""
+        return Counter(node.reason for node in self.nodes if node.reason and node.action in LEFT).most_common()
 
     @property
     def assumed(self) -> list[str]:

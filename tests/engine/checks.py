@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from mari_onnx import engine
 from mari_onnx.engine import Options, Rewrite, rewrite
 from mari_onnx.engine.cost.flops import Cost
+from mari_onnx.prices.table import Prices
 from tests.engine.graphs import Graph, run, runner
 
 COUNTS = (1, 3, 7)
@@ -43,9 +44,11 @@ def check(
     tolerance: float = 1e-9,
     skip: frozenset[str] = frozenset(),
     expect: Expected | None = None,
+    prices: Prices | None = None,
 ) -> Rewrite:
     """Rewrite, and compare with the source at each N. Answers the rewrite.
 
+    prices: of kernels, by which the engine then chooses.
     expect: what has to have become of every node beside, so that a rule that only ever declines fails the test:
         "batched": no node was merely copied on inputs that are written out
         "split": the same, and an operator was taken apart into the user's part and the candidates'
@@ -54,7 +57,7 @@ def check(
     source = g.model()
     onnx.checker.check_model(source)
     before = source.SerializeToString(deterministic=True)
-    options = Options(candidates=candidates, skip=skip)
+    options = Options(candidates=candidates, skip=skip, prices=prices)
     if weighed:
         result = rewrite(source, g.sides, options)
     else:

@@ -28,6 +28,37 @@ def live(outputs: Sequence[Tensor]) -> list[Node]:
     return sorted(seen, key=lambda node: node.index)
 
 
+def in_order_of_use(nodes: Sequence[Node], outputs: Sequence[Tensor]) -> list[Node]:
+    """Those of the nodes that the outputs need, each behind those that it reads, else in their order."""
+    made = {t.name: node for node in nodes for t in node.outputs}
+
+    def before(node: Node) -> list[Node]:
+        read = [made.get(t.name) for t in [*node.inputs, *node.captured] if t is not None]
+        return [each for each in read if each is not None]
+
+    needed: set[int] = set()
+    stack = [made[t.name] for t in outputs if t.name in made]
+    while stack:
+        node = stack.pop()
+        if id(node) not in needed:
+            needed.add(id(node))
+            stack += before(node)
+    ordered: list[Node] = []
+    placed: set[int] = set()
+    for first in nodes:
+        stack = [first] if id(first) in needed else []
+        while stack:
+            waiting = [node for node in before(stack[-1]) if id(node) not in placed]
+            if waiting:
+                stack += waiting[::-1]
+                continue
+            node = stack.pop()
+            if id(node) not in placed:
+                placed.add(id(node))
+                ordered.append(node)
+    return ordered
+
+
 def fuse_gemm(nodes: list[Node], outputs: Sequence[Tensor]) -> list[Node]:
     """The nodes with ``MatMul`` and a following ``Add`` as one Gemm, where nothing else reads the product.
 
