@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -71,7 +72,9 @@ class Api:
 
     async def __call__(self, http: HttpRequest) -> Response:
         """The answer to one request."""
-        path, get = http.url.path.strip("/"), http.method == "GET"
+        # Ray Serve may have the application under a prefix.
+        path = http.scope["path"].removeprefix(http.scope.get("root_path", "")).strip("/")
+        get = http.method == "GET"
         model = f"v2/models/{self._name}"
         if get and path in ("v2/health/live", "v2/health/ready", f"{model}/ready"):
             return Response(b"")
@@ -158,8 +161,8 @@ class Api:
         }
 
 
-def check_number(name: str, text: object, least: float = 0) -> float:
-    """A setting that is a number above `least`.
+def check_number(name: str, text: object, whole: bool) -> float:
+    """A setting that is a number: a whole one from 1 on, or any from 0 on.
 
     Raises:
         UsageError: it is none.
@@ -168,8 +171,10 @@ def check_number(name: str, text: object, least: float = 0) -> float:
         number = float(str(text))
     except ValueError as error:
         raise UsageError(f"{name}={text} is no number", f"{name}=100, for instance") from error
-    if not number > least:
-        raise UsageError(f"{name}={text} is not above {least:g}", f"{name}=100, for instance")
+    least = int(whole)
+    if not least <= number < math.inf or (whole and number != int(number)):
+        kind = "a whole number" if whole else "a number"
+        raise UsageError(f"{name}={text} is not {kind} from {least} on", f"{name}=100, for instance")
     return number
 
 

@@ -33,7 +33,8 @@ class Settings:
         name: of the model in routes. threads: onnxruntime's, per replica. replicas: processes.
         cache_mb, cache_seconds: of users' states, per replica.
         batch: requests that are scored together at most. wait_ms: how long the first one waits for others.
-        body_mb, candidates: of a request at most. queue: requests that may wait at a replica; more get a 503.
+        body_mb, candidates: of a request at most.
+        queue: requests that may wait at each HTTP proxy of Ray while every replica has `4 * batch`; more get a 503.
     """
 
     folder: str
@@ -62,7 +63,11 @@ class Settings:
                 raise UsageError(f"there is no setting {name}", f"there are: {', '.join(kinds)}")
         if not args.get("folder"):
             raise UsageError("the folder of a split is missing", "serve run mari_onnx.serving.ray:app folder=DIR")
-        read: dict[str, Any] = {k: str(v) if kinds[k] is str else kinds[k](check_number(k, v)) for k, v in args.items()}
+        read: dict[str, Any] = {}
+        for name, value in args.items():
+            kind = kinds[name]
+            if value is not None:  # "store: null" in a config file
+                read[name] = str(value) if kind is str else kind(check_number(name, value, kind is int))
         return cls(**read)
 
 

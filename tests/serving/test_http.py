@@ -46,12 +46,12 @@ def client(service):
     return served(api)
 
 
-def served(api):
+def served(api, prefix=""):
     async def answer(http):
         return await api(http)
 
     route = Route("/{path:path}", answer, methods=["GET", "POST", "PUT"])
-    return starlette.TestClient(Starlette(routes=[route]))
+    return starlette.TestClient(Starlette(routes=[route]), root_path=prefix)
 
 
 def body(asked, **more):
@@ -188,6 +188,17 @@ def test_routes(client):
     text = client.get("/metrics").text
     assert 'mari_onnx_requests_total{status="413"} 1.0' in text
     assert "mari_onnx_user_cache_bytes" in text
+
+
+def test_routes_under_a_prefix(service):
+    """`serve run .. --route-prefix /a`."""
+
+    async def score(asked):
+        return service.score_many([asked])[0]
+
+    client = served(Api(service, "ranking", score, LIMITS, Metrics()), "/a")
+    assert client.get("/a/v2/health/ready").status_code == 200
+    assert client.post(f"/a{INFER}", json=body(request(9))).status_code == 200
 
 
 def test_a_store_that_does_not_answer_is_the_servers_fault(service):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,7 +14,7 @@ from mari_onnx.errors import UsageError
 from mari_onnx.serving.catalogue import Catalogue
 from mari_onnx.serving.precompute import precompute
 from tests.serving.conftest import features, write_catalogue
-from tests.serving.malformed import Wrong
+from tests.serving.malformed import Wrong, json_of
 from tests.serving.test_faults import LIMITS, head
 from tests.serving.test_http import INFER, body
 from tests.serving.test_service import ITEMS, close, expected, request, source
@@ -86,6 +87,43 @@ def test_faults_harm_no_other_request(url):
         close(np.array(right.json()["outputs"][0]["data"])[:, None], expected(each, session))
 
 
+@pytest.mark.slow
+def test_more_requests_than_may_wait_are_a_503(url, batched_folder, monkeypatch):
+    """Of a replica that is slow, under a prefix: four requests run, one waits, and the others are told at once."""
+    from ray import serve
+
+    from mari_onnx.serving import ray as module
+
+    class Slow(module.Scoring.func_or_class):  # type: ignore[name-defined, misc]
+        def service(self, settings):
+            import time
+
+            service = super().service(settings)
+            score_many = service.score_many
+            service.score_many = lambda requests: time.sleep(1) or score_many(requests)
+            return service
+
+    monkeypatch.setattr(module, "Scoring", serve.deployment(Slow))
+    settings = {"folder": str(batched_folder), "name": "busy", "batch": 1, "queue": 1}
+    serve.run(module.app(settings), name="busy", route_prefix="/busy")
+    asked = request(item_ids=None, items={k: v[:7] for k, v in features(ITEMS).items()})
+    inputs = {**asked.user, **asked.items, **asked.cross}
+    said, path = json_of(inputs), f"{url}/busy/v2/models/busy"
+    with httpx.Client(timeout=60) as client, ThreadPoolExecutor(16) as pool:
+        assert client.get(f"{path}/ready").status_code == 200
+        answers = list(pool.map(lambda _: client.post(f"{path}/infer", json=said), range(16)))
+        again = client.post(f"{path}/infer", json=said)
+    counts = Counter(answer.status_code for answer in [*answers, again])
+    assert set(counts) == {200, 503}
+    assert counts[200] >= 5
+    want = expected(request(item_ids=np.arange(7)), source())
+    for answer in [*answers, again]:
+        if answer.status_code == 200:
+            close(np.array(answer.json()["outputs"][0]["data"])[:, None], want)
+    assert again.status_code == 200
+    serve.delete("busy")
+
+
 def test_settings_that_are_wrong():
     from mari_onnx.serving.ray import Settings
 
@@ -95,5 +133,11 @@ def test_settings_that_are_wrong():
         Settings.of({"folder": "x", "wait": "1"})
     with pytest.raises(UsageError, match="batch=many is no number"):
         Settings.of({"folder": "x", "batch": "many"})
-    made = Settings.of({"folder": "x", "batch": "4", "cache_mb": "0.5"})
+    for name, value in (("batch", "0.5"), ("threads", "1.5"), ("queue", "inf"), ("replicas", 0)):
+        with pytest.raises(UsageError, match=f"{name}={value} is not a whole number from 1 on"):
+            Settings.of({"folder": "x", name: value})
+    with pytest.raises(UsageError, match="wait_ms=-1 is not a number from 0 on"):
+        Settings.of({"folder": "x", "wait_ms": -1})
+    made = Settings.of({"folder": "x", "batch": "4", "cache_mb": "0.5", "wait_ms": 0, "store": None})
     assert (made.folder, made.batch, made.cache_mb, made.queue) == ("x", 4, 0.5, 200)
+    assert (made.wait_ms, made.store) == (0, "")
