@@ -288,6 +288,32 @@ def test_a_first_operand_that_is_turned_is_multiplied_matrix_by_matrix() -> None
     assert took["product"] > 5 * once
 
 
+@pytest.mark.parametrize(("perm", "moved"), [([1, 0, 2], (10, 500, 16)), ([1, 2, 0], (10, 16, 500))])
+def test_a_transpose_of_the_first_axis_is_done_by_the_product_that_reads_it(
+    perm: list[int], moved: tuple[int, ...]
+) -> None:
+    w = np.ones((10, moved[-1], 8), np.float32)
+    shapes = {"a": (500, 10, 16), "t": moved, "z": moved, "y": (*moved[:2], 8)}
+
+    def seconds(*nodes: onnx.NodeProto) -> dict[str, float]:
+        g = graph(*nodes, out="y", w=w)
+        return {node.op_type: each for node, each in node_seconds(g, shapes, load())}
+
+    turn = helper.make_node("Transpose", ["a"], ["t"], perm=perm)
+    alone = seconds(turn, helper.make_node("MatMul", ["t", "w"], ["y"]))
+    apart = seconds(turn, helper.make_node("Abs", ["t"], ["z"]), helper.make_node("MatMul", ["z", "w"], ["y"]))
+    assert alone["Transpose"] == 0 < apart["Transpose"]
+    assert alone["MatMul"] == apart["MatMul"]
+
+
+def test_an_einsum_that_orders_axes_takes_longer_than_the_transpose() -> None:
+    shape = (500, 4, 5)
+    transpose = asked("Transpose", shape, out=(500, 5, 4), perm=[0, 2, 1])
+    assert asked("Einsum", shape, out=(500, 5, 4), equation="abc->acb")[:-1] == transpose
+    plain = asked("Einsum", shape, out=(4, 5), equation="abc->bc")
+    assert [use.kernel for use in plain] == ["Transpose of one axis"]
+
+
 def test_a_body_counts_as_often_as_it_runs() -> None:
     name, number = onnx.ValueInfoProto, helper.make_tensor_value_info
     inner = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Identity", ["go"], ["going"])]

@@ -196,19 +196,22 @@ def _scaled_integers(g: Loaded, node: NodeProto) -> None:
 
 
 def _turned_operand(g: Loaded, node: NodeProto) -> None:
-    """A Transpose of the last two dimensions, read by products alone; their first operand then is turned matrix by
-    matrix, where else all its leading dimensions are rows of one product.
+    """A Transpose that products alone read, of the last two dimensions or of the first one behind the others: the
+    product goes through its operand in that order. Of the last two, a first operand is turned matrix by matrix, where
+    else all its leading dimensions are rows of one product.
     """
     if node.op_type != "Transpose":
         return
     order = list(attribute(node, "perm", ()))
-    swapped = [*range(len(order) - 2), len(order) - 1, len(order) - 2]
+    rank = len(order)
+    swapped = [*range(rank - 2), rank - 1, rank - 2]
+    batch = [[*range(1, rank - 1), 0, rank - 1], [*range(1, rank), 0]] if rank > 2 else []
     readers = g.consumers.get(node.output[0], [])
-    alone = len(order) > 1 and order == swapped and readers and node.output[0] not in g.outputs
+    alone = rank > 1 and order in [swapped, *batch] and readers and node.output[0] not in g.outputs
     if not alone or any(r.op_type != "MatMul" for r in readers):
         return
     g.gone.add(id(node))
-    for reader in readers:
+    for reader in readers if order == swapped else []:
         if reader.input[0] == node.output[0]:
             inputs = [node.input[0], reader.input[1]]
             g.stands_for[id(reader)] = onnx.helper.make_node("FusedMatMul", inputs, list(reader.output), transA=1)

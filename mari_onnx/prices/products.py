@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from onnx import helper
+
 from mari_onnx.model.einsum import einsum_sizes
 from mari_onnx.model.nodes import attribute
-from mari_onnx.prices.use import Call, Use, kernel_of, size
+from mari_onnx.prices.use import KERNELS, Call, Use, kernel_of, size
 
 VECTOR = 16
 """Elements of a vector register. Softmax in place is slow on rows that are no multiple of it."""
@@ -103,8 +105,14 @@ def _gemm(call: Call) -> list[Use]:
 
 @kernel_of("Einsum")
 def _einsum(call: Call) -> list[Use]:
-    """onnxruntime transposes operands and result, and calls a batched product."""
+    """onnxruntime transposes operands and result, and calls a batched product. One operand alone, whose axes are
+    ordered, is transposed and copied.
+    """
     operands, output, sizes = einsum_sizes(str(attribute(call.node, "equation", "")), call.ins)
+    if len(operands) == 1 and output and sorted(output) == sorted(operands[0]) and len(set(output)) == len(output):
+        order = [operands[0].index(x) for x in output]
+        transpose = replace(call, node=helper.make_node("Transpose", ["x"], ["y"], perm=order))
+        return [*KERNELS["Transpose"](transpose), Use("Transpose of nothing", {"elements": float(size(call.out))})]
     if len(operands) != 2:
         elements = float(math.prod(sizes.values()))
         return [Use("Transpose of one axis", {"node": 2, "elements": elements})]
