@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from mari_onnx.splitting import manifest as manifests
 
 _HERE, _EXCHANGE = -100, 2
 """AT_FDCWD and RENAME_EXCHANGE of renameat2(2)."""
+_OWN = re.compile(r"manifest\.json|(user|item|score|score\.batched)\.onnx(\..*\.data)?")
+"""Names of the files of a split."""
 
 
 def free_folder(folder: str | Path, force: bool) -> Path:
@@ -39,6 +42,12 @@ def free_folder(folder: str | Path, force: bool) -> Path:
         raise OutputInTheWay(f"{folder} is there and is no split model", "name a folder that is new")
     if not force:
         raise OutputInTheWay(f"{folder} holds a split model", "give --force to replace it, or name another folder")
+    if others := sorted(file.name for file in target.iterdir() if not _OWN.fullmatch(file.name)):
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise OutputInTheWay(
+            f"{folder} holds a split model, and beside it {others[0]}{more}, which would be lost",
+            "move what is no part of the split elsewhere",
+        )
     return target
 
 

@@ -143,7 +143,7 @@ class Split(Shown):
             force: replace an earlier split.
 
         Raises:
-            OutputInTheWay: something else is there, or an earlier split and `force` is not given.
+            OutputInTheWay: something else is there or beside an earlier split, or such a split and no `force`.
             WriteError: it cannot be written.
         """
         target = free_folder(folder, force)

@@ -56,6 +56,10 @@ def test_a_folder_is_new_or_an_earlier_split(made, tmp_path):
     with pytest.raises(OutputInTheWay, match="holds a split model"):
         made.save(tmp_path / "a")
     made.save(tmp_path / "a", force=True)
+    (tmp_path / "a" / "ranker.onnx").write_text("the source")
+    with pytest.raises(OutputInTheWay, match=r"beside it ranker.onnx, which would be lost"):
+        made.save(tmp_path / "a", force=True)
+    (tmp_path / "a" / "ranker.onnx").unlink()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "precious").write_text("")
     with pytest.raises(OutputInTheWay, match="is no split model"):
