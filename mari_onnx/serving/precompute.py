@@ -162,7 +162,7 @@ def precompute(
         done.notes.append(f"{since.path} has rows of another model, so all rows are made anew")
         since = None
     plan = {
-        "version": __version__, "key": format.key, "items": catalogue.stamp(), "id": catalogue.id_column,
+        "version": __version__, "key": format.key, "columns": [c.name for c in format.columns], "items": catalogue.stamp(), "id": catalogue.id_column,
         "since": None if since is None else _stamp(since.path), "batch": batch, "piece": PIECE,
     }  # fmt: skip
     folder = target.with_name(f".{target.name}.partial")

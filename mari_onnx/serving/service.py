@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mari_onnx.errors import BadFeatures, MariError, OtherModel, StoreUnavailable
-from mari_onnx.serving.row_format import Id, ids_to_numpy, shown
+from mari_onnx.serving.row_format import Id, RowFormat, ids_to_numpy, shown
 from mari_onnx.serving.states import StateCache, fingerprint
 from mari_onnx.serving.store import ItemStore
 from mari_onnx.splitting.ranker import Ranker
@@ -251,6 +251,12 @@ def _matched(ranker: Ranker, store: ItemStore | None) -> _Model:
         raise OtherModel(
             f"the store has rows of the model {store.key[:12]}, and this one reads those of "
             f"{ranker.manifest.rows_key[:12]}",
+            "mari-onnx precompute makes rows of this model",
+        )
+    if store is not None and store.format.columns != RowFormat.of(ranker.manifest).columns:
+        raise OtherModel(
+            f"the store has the tensors {', '.join(c.name for c in store.format.columns)}, and score.onnx reads "
+            f"{', '.join(t.name for t in ranker.manifest.rows)}",
             "mari-onnx precompute makes rows of this model",
         )
     return _Model(ranker, store)

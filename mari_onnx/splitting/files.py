@@ -41,7 +41,10 @@ def written(
     for name, part in (("user", plan.user), ("item", plan.item), ("score", plan.score)):
         if part is None:
             continue
-        set_metadata(part.model, {PART_KEY: name, VERSION_KEY: __version__, SOURCE_KEY: source.sha256})
+        # The hashes of user.onnx and item.onnx are the keys of states and rows. They do not name the source, so that
+        # these stay valid where only layers of score.onnx were trained further.
+        named = {SOURCE_KEY: source.sha256} if name == "score" else {}
+        set_metadata(part.model, {PART_KEY: name, VERSION_KEY: __version__, **named})
         path = folder / f"{name}.onnx"
         save(part.model, path, external=source.external)
         files = manifests.files(folder, path.name)

@@ -12,6 +12,7 @@ from mari_onnx.errors import BadFeatures, MissingItems, OtherModel, StoreUnavail
 from mari_onnx.serving import ArrowStore, Ranker, Request, Service, StateCache
 from mari_onnx.serving.catalogue import Catalogue
 from mari_onnx.serving.precompute import precompute
+from mari_onnx.serving.row_format import RowFormat
 from tests.serving.conftest import features, make_split, ranking_model, write_catalogue
 
 ITEMS = 300
@@ -163,6 +164,13 @@ def test_a_changed_user_is_not_answered_with_the_old_state(ranker, store):
     for seed in range(3):
         asked = request(seed=seed, user_key="same")
         close(service.score(asked).outputs["score"], expected(asked, session))
+
+
+def test_a_store_of_other_tensors_is_refused(ranker, store, monkeypatch):
+    """Splits of one item.onnx may hand over other inputs of the item beside what it makes."""
+    monkeypatch.setattr(store, "format", RowFormat(store.format.key, store.format.columns[:0]))
+    with pytest.raises(OtherModel, match=r"the store has the tensors , and score.onnx reads"):
+        Service(ranker, store)
 
 
 def test_switching_under_load_never_mixes_versions(ranker, store, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 import mari_onnx
 from mari_onnx import runtime
@@ -246,3 +246,14 @@ def test_a_state_does_not_share_the_callers_memory():
     before = made.score(state, made.items({}), cross)["score"]
     buffer["t"][:] = 100
     np.testing.assert_array_equal(made.score(state, made.items({}), cross)["score"], before)
+
+
+def test_states_and_rows_stay_valid_where_only_later_layers_were_trained_further(ranker):
+    further = three_sides()
+    (head,) = (each for each in further.graph.initializer if each.name == "V")
+    head.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(head) * 2, "V"))
+    new, given = split(further, counts=(2,)).ranker(), features(2)
+    assert new.manifest.source != ranker.manifest.source
+    state, rows, cross = ranker.user(given), ranker.items(given), {"c": given["c"]}
+    want = ranker.score(state, rows, cross)["score"] * 2
+    np.testing.assert_allclose(new.score(state, rows, cross)["score"], want, rtol=1e-4, atol=1e-4)
