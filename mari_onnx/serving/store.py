@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mari_onnx.errors import BadFeatures, MissingItems, ModelError, ModelNotFound
+from mari_onnx.errors import BadFeatures, MariError, MissingItems, ModelError, ModelNotFound
 from mari_onnx.serving.row_format import HASH, ID, Column, Id, RowFormat, ids_from_arrow, ids_to_numpy, shown
 from mari_onnx.splitting.rows import ItemRows
 
@@ -78,7 +78,8 @@ class ItemStore(ABC):
 
         Raises:
             MissingItems: ids are not there, and nothing says what they shall get.
-            StoreUnavailable: the server does not answer.
+            StoreUnavailable: the server does not answer. MariError: `compute` failed.
+            UsageError, BadFeatures: ids are of no kind, or of another kind than those of the store.
         """
         wanted = ids_to_numpy(ids)
         arrays, here = self.find(wanted)
@@ -89,7 +90,15 @@ class ItemStore(ABC):
         if self._default is not None:
             filled: Mapping[str, np.ndarray] = {n: np.repeat(v, len(absent), 0) for n, v in self._default.items()}
         elif self._compute is not None:
-            made = self._compute(shown(wanted[absent]))
+            try:
+                made = self._compute(shown(wanted[absent]))
+            except MariError:
+                raise
+            except Exception as error:
+                raise MariError(
+                    f"computing the rows of the items {_named(names)} failed: {type(error).__name__}: {error}",
+                    "see the function that the store was opened with (compute=)",
+                ) from error
             if made.count != len(absent) or made.key != self.key:
                 raise BadFeatures(
                     "what computes missing rows did not answer one row of this model for each id",

@@ -27,7 +27,7 @@ import httpx
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from mari_onnx.errors import MariError, StoreUnavailable
+from mari_onnx.errors import MariError, MissingItems, StoreUnavailable
 from mari_onnx.serving import ArrowStore, Service, StateCache
 from mari_onnx.serving.http import Api, Limits, Metrics
 from mari_onnx.serving.redis_store import RedisStore, load
@@ -341,6 +341,33 @@ def test_redis_is_killed_and_started_again_under_load(files, tmp_path, kept):
                 assert errors.total() == errors_before
         assert load_of.faults == []
         assert set(errors) == {"StoreUnavailable"}
+
+
+def test_rows_that_go_one_by_one(files, tmp_path):
+    """An eviction: requests for these items say so, others get their scores, in one run and by themselves."""
+    import redis
+
+    ranker, path = files
+    with redis_server(tmp_path) as (url, start):
+        start()
+        load(ArrowStore(path), url)
+        service, session = Service(ranker, RedisStore(url), StateCache()), source()
+        asked = [request(5, seed) for seed in range(6)]
+        gone = {int(asked[0].item_ids[2]), int(asked[3].item_ids[0])}
+        with redis.Redis.from_url(url) as client:
+            generation = service.store.generation
+            client.delete(*(f"mari-onnx:{generation}:{item}" for item in gone))
+            for answers in (service.score_many(asked), [service.score_many([each])[0] for each in asked]):
+                for each, answer in zip(asked, answers, strict=True):
+                    lost = [x for x in dict.fromkeys(each.item_ids.tolist()) if x in gone]
+                    if lost:
+                        assert isinstance(answer, MissingItems)
+                        assert list(answer.ids) == lost
+                    else:
+                        close(answer.outputs["score"], expected(each, session))
+            client.flushall()
+        answers = service.score_many(asked)
+        assert {type(answer) for answer in answers} == {StoreUnavailable}
 
 
 def test_rows_that_are_gone_are_no_missing_items(files, tmp_path):

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mari_onnx.errors import BadFeatures, MissingItems, ModelError, ModelNotFound, StoreUnavailable, UsageError
+from mari_onnx.errors import (
+    BadFeatures,
+    MariError,
+    MissingItems,
+    ModelError,
+    ModelNotFound,
+    StoreUnavailable,
+    UsageError,
+)
 from mari_onnx.serving import merge as merging
 from mari_onnx.serving.opening import open_store
 from mari_onnx.serving.redis_store import RedisStore, load
@@ -126,6 +134,8 @@ def test_what_is_missing_is_named_or_filled(tmp_path):
         ArrowStore(tmp_path / "s", default=other)
     with pytest.raises(BadFeatures, match="did not answer one row"):
         ArrowStore(tmp_path / "s", compute=lambda _: default).get_many([9, 8])
+    with pytest.raises(MariError, match="computing the rows of the items 9 failed: KeyError: 9"):
+        ArrowStore(tmp_path / "s", compute=lambda ids: {}[ids[0]]).get_many([9, 1])
 
 
 def test_ids_of_another_kind_are_refused(tmp_path):
