@@ -395,6 +395,27 @@ def test_json_on_standard_output_is_all_there_is(command, source, tmp_path, caps
     assert isinstance(told, dict)
 
 
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        (["split", "IN", "DIR", "--json", "none/x.json"], 6, "no folder"),
+        (["check", "IN", "IN", "--json", "none/x.json"], 6, "no folder"),
+        (["check", "IN", "IN", "--junit", "DIR"], 2, "is a folder"),
+        (["check", "IN", "IN", "--bisect", "none/x.json"], 2, "is not a report that mari-onnx optimize wrote"),
+        (["check", "IN", "DIR", "--layers"], 2, "--layers compares two files"),
+        (["bench", "IN", "--plot", "none/x.png"], 6, "no folder"),
+        (["precompute", "DIR", "IN", "OUT", "--json", "none/x.json"], 6, "no folder"),
+    ],
+    ids=lambda word: " ".join(word) if isinstance(word, list) else "",
+)
+def test_what_would_fail_after_the_work_fails_before_it(command, code, words, tmp_path, capsys, monkeypatch):
+    """IN is no file, so that work would end with another message."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "DIR").mkdir()
+    assert run(command) == code
+    assert words in capsys.readouterr().err
+
+
 def test_inspect_writes_json_beside_its_tables(source, tmp_path, capsys):
     assert run(["inspect", str(source), *TAGS, "--json", str(tmp_path / "report.json")]) == 0
     assert "depends on" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mari_onnx.cli.options import common_options, custom_ops_option, flags_from, json_option, side_options
+from mari_onnx.cli.options import common_options, custom_ops_option, flags_from, json_option, side_options, writable
 from mari_onnx.cli.streams import write_json
 
 
@@ -84,6 +84,7 @@ def _optional_numbers(context: click.Context, parameter: click.Parameter, value:
     "--plot",
     "plot_file",
     type=click.Path(path_type=Path),
+    callback=writable,
     metavar="FILE",
     help="Plot latency and speed-up against N, as .png or .svg.",
 )

@@ -18,6 +18,7 @@ from mari_onnx.cli.options import (
     provider_option,
     request_id_option,
     side_options,
+    writable,
 )
 from mari_onnx.cli.streams import write_json
 
@@ -141,6 +142,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
 @click.option(
     "--junit",
     type=click.Path(path_type=Path),
+    callback=writable,
     metavar="FILE.xml",
     help="Write the result as JUnit XML, with one test case per output.",
 )
@@ -169,12 +171,16 @@ def check(
     """
     from mari_onnx.api.given import sides_of_pair
     from mari_onnx.comparison import Pair
+    from mari_onnx.errors import UsageError
     from mari_onnx.model.signature import signature
     from mari_onnx.parity.settings import Settings
     from mari_onnx.report import summary
     from mari_onnx.report.terminal import console
     from mari_onnx.sides.shapes import reshaped
 
+    if layers and optimized.is_dir():
+        raise UsageError("--layers compares two files, and not the parts of a split", "leave it out")
+    report = None if bisect is None else _report(bisect)
     pair = Pair(source, optimized)
     sides = sides_of_pair([source, optimized], [pair.model, pair.other], **flags_from(rest))
     requests, inputs = None, signature(reshaped(pair.model, sides.shapes))
@@ -190,8 +196,8 @@ def check(
             requests = [far.request for far in result.furthest]
         else:
             result = pair.check(sides, requests=requests, settings=settings, progress=progress)
-        if bisect is not None and not result.ok:
-            _bisect(result, source, optimized, bisect)
+        if report is not None and not result.ok:
+            _bisect(result, source, optimized, *report)
         if layers:
             _layers(result, source, optimized, sides, requests)
     if json_file is not None:
@@ -230,18 +236,23 @@ def _write(path: Path, text: str) -> None:
     write_text(path, text)
 
 
-def _bisect(result: CheckResult, source: Path, optimized: Path, report: Path) -> None:
+def _report(path: Path) -> tuple[dict[str, Any], list[Any]]:
+    """The tensors and nodes of a report that `optimize` wrote."""
     from mari_onnx.errors import UsageError
-    from mari_onnx.parity.bisect import first_divergence
 
     try:
-        data = json.loads(report.read_text(encoding="utf-8"))
-        tensors, nodes = dict(data["tensors"]), list(data.get("nodes", ()))
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return dict(data["tensors"]), list(data.get("nodes", ()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{report} is not a report that mari-onnx optimize wrote: {error}",
+            f"{path} is not a report that mari-onnx optimize wrote: {error}",
             "write one with mari-onnx optimize IN OUT --report FILE.json",
         ) from error
+
+
+def _bisect(result: CheckResult, source: Path, optimized: Path, tensors: dict[str, Any], nodes: list[Any]) -> None:
+    from mari_onnx.parity.bisect import first_divergence
+
     if result.worst_request is None:
         result.notes.append("--bisect was skipped: no output could be compared")
         return
@@ -254,13 +265,10 @@ def _layers(
     result: CheckResult, source: Path, optimized: Path, sides: Sides, requests: Sequence[Request] | None
 ) -> None:
     """Compares inner tensors on the worst request, or on the first one."""
-    from mari_onnx.errors import UsageError
     from mari_onnx.model.load import read
     from mari_onnx.parity import bisect
     from mari_onnx.timing.measure import draw
 
-    if optimized.is_dir():
-        raise UsageError("--layers compares two files, and not the parts of a split", "leave it out")
     request = result.worst_request or next(iter(requests or draw(read(source), sides, _SEVERAL, 1)))
     result.layers = list(bisect.layers(source, optimized, request))
 

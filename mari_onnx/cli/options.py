@@ -251,12 +251,23 @@ class WithJson(click.Command):
         return super().parse_args(ctx, told)
 
 
+def writable(context: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
+    """For an option that names a file to write: what stands in the way is said before the work and not after it."""
+    device = file is not None and file.exists() and not file.is_file() and not file.is_dir()
+    if file is not None and str(file) != "-" and not device:
+        from mari_onnx.model.save import check_target
+
+        check_target(file)
+    return file
+
+
 def json_option(what: str) -> Callable[[F], F]:
     """--json, as `json_file`; what: what is written."""
     return click.option(
         "--json",
         "json_file",
         type=click.Path(path_type=Path, allow_dash=True),
+        callback=writable,
         metavar="FILE",
         help=f"Write {what} as JSON; - for standard output, in place of the summary.",
     )

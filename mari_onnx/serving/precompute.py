@@ -151,10 +151,10 @@ def precompute(
         OutputInTheWay, WriteError: the store cannot be written. ModelError: the model fails on every item.
     """
     target = Path(os.path.realpath(store))
-    if target.exists() and not force:
-        raise OutputInTheWay(f"{store} is there", "give --force to replace it, or name another file")
     if target.is_dir():
         raise OutputInTheWay(f"{store} is a folder", "name a file")
+    if target.exists() and not force:
+        raise OutputInTheWay(f"{store} is there", "give --force to replace it, or name another file")
     if not target.parent.is_dir():
         raise WriteError(f"cannot write {store}: no folder {target.parent}", "create the folder first")
     format, done = RowFormat.of(ranker.manifest), Precomputed(str(store))
@@ -162,7 +162,8 @@ def precompute(
         done.notes.append(f"{since.path} has rows of another model, so all rows are made anew")
         since = None
     plan = {
-        "version": __version__, "key": format.key, "columns": [c.name for c in format.columns], "items": catalogue.stamp(), "id": catalogue.id_column,
+        "version": __version__, "key": format.key, "columns": [c.name for c in format.columns],
+        "items": catalogue.stamp(), "id": catalogue.id_column,
         "since": None if since is None else _stamp(since.path), "batch": batch, "piece": PIECE,
     }  # fmt: skip
     folder = target.with_name(f".{target.name}.partial")

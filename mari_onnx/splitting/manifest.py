@@ -188,9 +188,9 @@ def read(folder: str | Path) -> Manifest:
     path = Path(folder, FILE)
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        hint = "mari-onnx split IN DIR makes one"
-        raise ModelNotFound(f"{folder} is no split model: it has no {FILE}", hint) from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        what = "is a file, and a split model is a folder" if Path(folder).is_file() else f"has no {FILE}"
+        raise ModelNotFound(f"{folder} is no split model: it {what}", "mari-onnx split IN DIR makes one") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}", "split the source again") from error
     try:

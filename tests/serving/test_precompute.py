@@ -359,3 +359,6 @@ def test_what_would_fail_after_the_run_fails_before_it(folder, tmp_path):
         assert answer.exception.exit_code == code
         assert words in answer.exception.message
     assert not (tmp_path / "s.arrow").exists()
+    (tmp_path / "s.arrow").mkdir()
+    answer = CliRunner().invoke(cli, args, standalone_mode=False)
+    assert "is a folder" in str(answer.exception)

@@ -134,7 +134,10 @@ def test_files_of_two_splits_are_not_mixed(made, tmp_path):
 
 
 def test_a_folder_that_is_no_split(tmp_path):
-    with pytest.raises(ModelNotFound, match="is no split model"):
+    (tmp_path / "model.onnx").write_text("")
+    with pytest.raises(ModelNotFound, match="it is a file, and a split model is a folder"):
+        mari_onnx.Ranker(tmp_path / "model.onnx")
+    with pytest.raises(ModelNotFound, match=r"is no split model: it has no manifest\.json"):
         mari_onnx.Ranker(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ModelError, match="no manifest of this version"):
