@@ -59,6 +59,7 @@ def convolved(draw: Draw) -> Graph:
     else:
         x = tensor(draw, g, (N, number, *size), 3)
     kernel = draw(st.lists(st.integers(1, 4), min_size=spatial, max_size=spatial))
+    kernel = [k + draw(st.sampled_from((0, 0, 0, 9))) for k in kernel]
     how: dict[str, object] = {"group": group, "strides": [draw(st.integers(1, 3)) for _ in kernel]}
     auto = draw(st.sampled_from(("NOTSET", "NOTSET", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")))
     if draw(st.booleans()):
@@ -118,6 +119,16 @@ def test_taps_of_the_candidate(sides: str, how: dict[str, object], taps: int) ->
     y = g.Conv(g.Concat(*one, axis=2), g.weight(5, 16, 4), g.weight(5), **how)
     result = check(also(g, y), candidates=MANY)
     assert each(g, result) == taps * 16 * 5
+    assert repeated(g, result) == []
+
+
+@pytest.mark.parametrize("sides", ["uuuuuuuuuuxx", "uxuuuuuuuuux", "xuuuuuuuuuuu"])
+def test_a_kernel_wider_than_the_axis_is_one_product(sides: str) -> None:
+    """Every window lies on all fields, as CCPM's: of the user's, a row for each of its results is summed once."""
+    g = Graph(17)
+    y = g.Conv(fields(g, sides, 3, 2), g.weight(5, 2, 30, 1), g.weight(5), auto_pad="SAME_UPPER")
+    result = check(also(g, y), candidates=MANY)
+    assert each(g, result) == sides.count("x") * 3 * 2 * 5 * len(sides)
     assert repeated(g, result) == []
 
 

@@ -248,3 +248,22 @@ def test_a_free_history_is_computed_apart_from_one_more_position(masked: bool, g
     if masked:  # else the history's rows see the target
         fixed = _with_a_target(50, masked, gathered)  # a free length counts as 50
         assert result.flops < 1.1 * rewrite(fixed.model(), fixed.sides, Options(assume=True)).flops
+
+
+def test_statistics_over_history_and_target_are_of_both() -> None:
+    """A BatchNormalization in training mode of [N, width, T + 1]."""
+    g, width = Graph(18), 8
+    x = g.Transpose(g.Concat(g.user("T", width), g.item(1, width), axis=1), perm=[0, 2, 1])
+    parameters = [g.weight(width) for _ in range(3)]
+    y, *_ = g.nodes_of("BatchNormalization", [x, *parameters, g.const(np.ones(width))], 3, training_mode=1)
+    q, k = g.Transpose(y, perm=[0, 2, 1]), g.Relu(y)
+    place = g.Range(g.const(0), g.squeeze(g.size(x, 2), [0]), g.const(1))
+    mask = g.LessOrEqual(g.unsqueeze(place, 0), g.unsqueeze(place, 1))
+    s = g.Softmax(g.Where(mask, g.MatMul(q, k), g.const(-np.inf)), axis=-1)
+    last = g.Gather(g.MatMul(s, q), g.const(-1), axis=1)
+    g.output(g.MatMul(last, g.weight(width, 1)))
+    result = rewrite(g.model(), g.sides, Options(assume=True))
+    source, output = runner(g.model()), runner(result.model)
+    for n in (1, 5):
+        want, have = source(g.feeds(n)), output(g.feeds(n, once=result.changed))
+        np.testing.assert_allclose(have[0], want[0], rtol=1e-9, atol=1e-9)

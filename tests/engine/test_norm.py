@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from mari_onnx.engine.analysis import magnitude
 from mari_onnx.engine.analysis.norm_patterns import standardized, standardized_rows
-from tests.engine.checks import actions, check, lifted, macs_each
+from mari_onnx.engine.rules.batch_norm import MIXES
+from tests.engine.checks import actions, check, lifted, macs_each, reasons
 from tests.engine.drawing import shapes, starts, tensor
-from tests.engine.graphs import Draw, Graph, Shape
+from tests.engine.graphs import Draw, Graph, N, R, Shape
 
 SEEN = 5
 """Columns of masked scores."""
@@ -283,12 +284,48 @@ def test_batch_norm_between_concat_and_product() -> None:
     lifted(g, per_candidate=3 * 4)
 
 
+@st.composite
+def trained(draw: Draw) -> Graph:
+    """BatchNormalizations by their own statistics, which may be outputs too."""
+    requests = draw(st.booleans())
+    g = draw(starts(opsets=(14, 15, 18), requests=requests))
+    width, rest = draw(st.integers(1, 4)), draw(st.lists(st.integers(1, 3), max_size=2))
+    x = tensor(draw, g, (R, N, width, *rest) if requests else (N, width, *rest), 3)
+    if requests:
+        x = g.Transpose(x, perm=[0, 2, 1, *range(3, 3 + len(rest))])
+    outs = draw(st.sampled_from((1, 3)))
+    y = g.nodes_of("BatchNormalization", [x, *_statistics(g, width)], outs, training_mode=1, epsilon=0.1)
+    return g.output(g.Tanh(y[0]), *y[1 : draw(st.integers(1, outs))])
+
+
+@given(trained())
+def test_batch_norm_in_training_mode_is_the_same(g: Graph) -> None:
+    check(g)
+
+
+@pytest.mark.parametrize("outs", [1, 3])
+def test_channels_of_the_user_have_statistics_of_their_own(outs: int) -> None:
+    g = Graph(18)
+    both = g.Concat(g.user(6, 4), g.item(3, 4), axis=1)
+    y = g.nodes_of("BatchNormalization", [both, *_statistics(g, 9)], outs, training_mode=1)
+    g.output(g.MatMul(g.reshape(y[0], -1, 36), g.weight(36, 5)), *y[2:])
+    lifted(g, check(g), per_candidate=3 * 4 * 5)
+
+
 def test_batch_norm_in_training_mode_is_left() -> None:
     g = Graph(18)
-    both = g.Concat(g.user(6), g.item(3), axis=1)
+    both = g.Mul(g.user(9), g.item(9))
     y, *_ = g.nodes_of("BatchNormalization", [both, *_statistics(g, 9)], 3, training_mode=1)
-    g.output(y)
-    assert actions(check(g, counts=(3, 7)))["BatchNormalization"] in (["barrier"], ["kept"])
+    result = check(g.output(y), counts=(3, 7))
+    assert actions(result)["BatchNormalization"] in (["barrier"], ["kept"])
+    assert reasons(result)["BatchNormalization"] == [MIXES]
+
+
+def test_positions_that_nobody_reads_count_in_statistics() -> None:
+    g = Graph(18)
+    x = g.MatMul(g.Concat(g.user(2, 5), g.item(2, 5), axis=1), g.weight(5, 5))
+    y = g.BatchNormalization(x, *_statistics(g, 4), training_mode=1)
+    check(g.output(g.MatMul(g.Gather(y, g.const(0), axis=2), g.weight(4, 3))))
 
 
 @pytest.mark.parametrize("axis", [0, -2])

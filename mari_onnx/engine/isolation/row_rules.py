@@ -27,6 +27,8 @@ def by_row(w: Writer, node: NodeProto) -> list[Blocks | None]:
         raise Decline("it goes over a sequence")
     if node.op_type == "BatchNormalization" and 1 in across:
         raise Decline("it has parameters for each position of a sequence")
+    if attribute(node, "training_mode", 0):
+        raise Decline("its statistics are of all rows")
     found = {}
     for key, block in old.of.items():
         rest = [w.whole(x) if x else "" for x in node.input[1:]]

@@ -109,7 +109,7 @@ class Read:
         if not standard:
             return None
         if op in having(Fact.PLACEWISE):
-            return [out]
+            return None if attribute(node, "training_mode", 0) else [out]  # statistics of all positions
         if op == "Conv" or op in POOLS:
             return self._windows(node, out)
         if op == "Concat":

@@ -6,6 +6,7 @@ that cannot be applied raises `Decline` with the reason. docs/writing-rules.md s
 
 from mari_onnx.engine.rules import (
     attention,
+    batch_norm,
     batched,
     control,
     convolution,
@@ -33,6 +34,7 @@ from mari_onnx.engine.rules import (
 
 __all__ = [
     "attention",
+    "batch_norm",
     "batched",
     "control",
     "convolution",

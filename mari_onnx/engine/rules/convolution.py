@@ -1,7 +1,8 @@
 """Conv as a linear operator, along channels and along space.
 
     conv([u | x], W) = conv(u, W_u) + conv(x, W_x)       [u | x] along the channels, W_u and W_x the columns of W
-    conv(u, x)[p] = sum_k W_k u[q_k] + sum_k W_k x[q_k]  a window over both: the positions in u, and those in x
+    conv(u, x)[p] = sum_k W_k u[q_k] + sum_k W_k x[q_k]  a window over both: the positions in u, and those in x; all at
+                                                         once of a kernel so wide that windows lie on the same positions
     conv(broadcast x, W)[p] = x W',  W' = sum_k W_k      x equal at all positions; summed over the kernel elements k
                                                          that do not fall on padding, of which there are few sets
 
@@ -31,7 +32,7 @@ from mari_onnx.engine.rules.windows import Run, Windows, by_windows, cat_along, 
 from mari_onnx.model.tensors import FLOATS
 
 MAX_MIXED = 8
-"""Up to this many windows over both sides become products of their own."""
+"""Up to this many products of windows over both sides."""
 TOO_FEW = "some channels are the user's, but splitting them off would cost more than it saves"
 
 
@@ -125,16 +126,19 @@ def _taps(ctx: Context, kernel: Kernel, w: Windows) -> list[Value] | None:
             return None
         out.append(i + 2 if width == 1 and i != w.d else None)
     segments: list[Run] = []
-    mixed: list[int] = []
+    mixed: list[Run] = []
     pure = False
     for p, qs in enumerate(w.inside):
         reads, whole = frozenset().union(*(w.kinds[q] for q in qs)), all(w.kinds[q] == full for q in qs)
+        last = segments[-1] if segments else None
         if reads == full and not whole:
-            mixed.append(p)
-            segments.append(Run(p, p + 1, full))
+            if last in mixed and w.inside[p - 1] == qs:
+                last.stop = p + 1
+                continue
+            mixed.append(Run(p, p + 1, full))
+            segments.append(mixed[-1])
             continue
-        last = segments[-1] if segments and segments[-1].start not in mixed else None
-        if last is not None and pure == whole and (whole or last.axes | reads != full):
+        if last is not None and last not in mixed and pure == whole and (whole or last.axes | reads != full):
             last.stop, last.axes = p + 1, last.axes | reads
         else:
             segments.append(Run(p, p + 1, reads))
@@ -151,24 +155,27 @@ def _taps(ctx: Context, kernel: Kernel, w: Windows) -> list[Value] | None:
         each = [(r.stop - r.start) * w.unit + n * column * time.copy for r, n in zip(runs, span, strict=True)]
         return sum(time.piece + cost * time.volume(r.axes) for r, cost in zip(runs, each, strict=True))
 
-    apart = convs([r for r in segments if r.start not in mixed])
-    for p in mixed:
-        taps = sum(w.kinds[q] == full for q in w.inside[p])
-        apart += (taps * tap + result * time.spread) * everywhere + time.piece + time.node
+    apart = convs([r for r in segments if r not in mixed])
+    for r in mixed:
+        taps = sum(w.kinds[q] == full for q in w.inside[r.start])
+        apart += (r.stop - r.start) * (taps * tap + result * time.spread) * everywhere + time.piece + time.node
     if apart >= convs(w.runs):
         return None
-    values = [_window(ctx, kernel, w, r.start, out) if r.start in mixed else run_of(ctx, w, r) for r in segments]
+    values = [_same_window(ctx, kernel, w, r, out) if r in mixed else run_of(ctx, w, r) for r in segments]
     return [joined(ctx, values, w.d + 2) if len(values) > 1 else values[0]]
 
 
-def _window(ctx: Context, kernel: Kernel, w: Windows, p: int, out: Sequence[int | None]) -> Value:
-    """The result at output position p."""
-    at, dilation = w.d + 2, kernel.dilations[w.d]
-    ks = [(q - w.starts[p]) // dilation for q in w.inside[p]]
-    x = positions(ctx, w.value, at, w.inside[p])
-    weight = from_array(ctx.b, np.ascontiguousarray(kernel.weight.take(ks, axis=at)), x.dtype)
+def _same_window(ctx: Context, kernel: Kernel, w: Windows, r: Run, out: Sequence[int | None]) -> Value:
+    """The results at output positions whose windows lie on the same positions: one, or several of a kernel that is
+    wider than the axis.
+    """
+    at, dilation, inside = w.d + 2, kernel.dilations[w.d], w.inside[r.start]
+    x = positions(ctx, w.value, at, inside)
+    taps = [[(q - w.starts[p]) // dilation for q in inside] for p in range(r.start, r.stop)]
+    weight = from_array(ctx.b, np.stack([kernel.weight.take(ks, axis=at) for ks in taps], axis=-1), x.dtype)
     summed = [1, *(i + 2 for i, place in enumerate(out) if place is None)]
-    return _product(ctx, x, weight, summed, [() if place is None else x.known[place] for place in out])
+    behind = [weight.known[-1] if i == w.d else () if p is None else x.known[p] for i, p in enumerate(out)]
+    return _product(ctx, x, weight, summed, behind)
 
 
 def _spread(ctx: Context, kernel: Kernel) -> Value | None:

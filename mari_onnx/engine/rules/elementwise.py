@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from mari_onnx.engine.algebra.sums import binary, broadcast_layout, drop_uniform_axes, keep
 from mari_onnx.engine.analysis.cancellation import cancels
 from mari_onnx.engine.axes.align import align
 from mari_onnx.engine.axes.blockwise import zip_bodies
-from mari_onnx.engine.batching import Through, run
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.forms import with_form
 from mari_onnx.engine.ir.value import Axis, Body, Decline, Leaf, Prod, Sum, Tensor, Value, axes_of
@@ -21,9 +20,6 @@ from mari_onnx.engine.rules.regions import by_regions, times_mask
 from mari_onnx.model.dims import Size
 from mari_onnx.model.ops import MICROSOFT, STANDARD, Fact, having
 from mari_onnx.model.tensors import INDICES
-
-FAR = 4.0
-"""Standard deviations that a BatchNormalization's mean may lie from 0: rounding errors may grow by this factor."""
 
 
 @rule(*sorted(
@@ -188,46 +184,6 @@ def dropout(ctx: Context) -> list[Value | None]:
         mask = from_array(ctx.b, np.asarray(True), TensorProto.BOOL)
         out.append(ctx.value(x.known, mask.body, TensorProto.BOOL))
     return out
-
-
-@rule("BatchNormalization")
-def batch_normalization(ctx: Context) -> list[Value]:
-    """In inference ``x * a + c`` with a = scale / sqrt(var + eps), c = bias - mean * a for each channel (axis 1).
-
-    The node itself is kept where the statistics are computed (tf2onnx's LayerNormalization: rows as channels), and
-    where a mean is far above its deviation, because ``x a`` and ``c`` would then cancel. Refuses training mode, which
-    mixes the candidates, and inputs of which nothing can be computed once.
-    """
-    if ctx.attr("training_mode", 0) or len([o for o in ctx.node.output if o]) > 1:
-        raise Decline("BatchNormalization in training mode mixes the candidates")
-    x = ctx.input(0)
-    arrays = [ctx.array(i) for i in range(1, 5)]
-    if x.rank > 2 and isinstance(x.body, Leaf) and axes_of(x.body) == frozenset(x.axes):
-        raise Decline("none of its inputs is equal for all candidates")  # one kernel, not a Mul and an Add
-    if any(a is None for a in arrays) or _far(arrays[2], arrays[3], ctx.attr("epsilon", 1e-5)):
-        out = run(ctx, [Through((0, *[None] * 4), (0,)), Through((1, 0, 0, 0, 0), (1,))])
-        return [value for value in out if value is not None]
-    scale, bias, mean, var = (np.asarray(a, dtype=np.float64) for a in arrays)
-    a = scale / np.sqrt(var + ctx.attr("epsilon", 1e-5))
-    a = a.astype(helper.tensor_dtype_to_np_dtype(x.dtype)).astype(np.float64)  # as it is written, so that c fits it
-    c = bias - mean * a
-    shape = (-1, *([1] * (x.rank - 2)))
-    factor, shift = (from_array(ctx.b, v.reshape(shape), x.dtype) for v in (a, c))
-    (bx, bf, bs), groups = align(ctx.b, [x, factor, shift])
-    order = [a for g in groups for a in g]
-
-    def visit(leaves: list[Leaf]) -> Leaf:
-        scaled = binary(ctx.b, "Mul", leaves[0], leaves[1], order)
-        return binary(ctx.b, "Add", scaled, leaves[2], order)
-
-    return [ctx.value(groups, zip_bodies(ctx.b, [bx, bf, bs], visit, order=order), x.dtype)]
-
-
-def _far(mean: np.ndarray | None, var: np.ndarray | None, epsilon: float) -> bool:
-    """Whether the mean of some channel exceeds `FAR` standard deviations."""
-    if mean is None or var is None:
-        return True
-    return bool(np.any(mean.astype(np.float64) ** 2 > FAR**2 * (var.astype(np.float64) + epsilon)))
 
 
 def _quantized(ctx: Context) -> list[Value]:
