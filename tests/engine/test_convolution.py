@@ -101,6 +101,20 @@ def test_channels_of_the_user_once(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("sides", "group", "channels_of_items"),
+    [("u" * 10 + "xx", 12, 2), ("uuuuuuxxuuuu", 6, 2), ("uuuuuxuuuuux", 2, 2), ("uuxx" + "uuuu" * 2, 3, 4)],
+)
+def test_channels_in_groups_of_the_user_once(sides: str, group: int, channels_of_items: int) -> None:
+    """Groups of one side each, depthwise or not; the user's channels of every group; one group of both sides."""
+    g = Graph(17)
+    x, per = channels(g, sides, 20), len(sides) // group
+    y = g.Conv(x, g.weight(2 * group, per, 5), g.weight(2 * group), pads=[2, 2], group=group)
+    result = check(also(g, y), candidates=MANY)
+    assert each(g, result) == (channels_of_items if group != 3 else 12) * 20 * 5 * 2
+    assert repeated(g, result) == []
+
+
+@pytest.mark.parametrize(
     ("sides", "how", "taps"),
     [
         ("uuuuuuuux", {"pads": [3, 0]}, 1),  # causal, the candidate last

@@ -135,7 +135,15 @@ def test_a_user_s_grouped_conv_runs_once() -> None:
 
 
 @pytest.mark.parametrize("attrs", [{"strides": [2]}, {"pads": [1, 1]}])
-def test_other_grouped_convs_stay(attrs: dict[str, list[int]]) -> None:
+def test_strided_and_padded_groups_are_a_conv_for_each_side(attrs: dict[str, list[int]]) -> None:
     g = Graph()
     x = g.Concat(g.user(6, 4), g.item(6, 4), axis=1)
-    assert _convs(check(g.output(g.Conv(x, g.weight(4, 6, 1), group=2, **attrs)))) == 1
+    result = check(g.output(g.Conv(x, g.weight(4, 6, 1), group=2, **attrs)))
+    assert _convs(result) == 2
+    assert repeated(g, result) == []
+
+
+def test_strided_groups_in_which_sides_meet_differently_stay() -> None:
+    g = Graph()
+    x = g.Concat(g.user(5, 4), g.item(7, 4), axis=1)
+    assert _convs(check(g.output(g.Conv(x, g.weight(4, 6, 1), group=2, strides=[2])))) == 1

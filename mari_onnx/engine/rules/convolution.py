@@ -1,14 +1,13 @@
-"""Conv as a linear operator, along channels and along space.
+"""Conv as a linear operator along space; along channels it is `channels.py`.
 
-    conv([u | x], W) = conv(u, W_u) + conv(x, W_x)       [u | x] along the channels, W_u and W_x the columns of W
     conv(u, x)[p] = sum_k W_k u[q_k] + sum_k W_k x[q_k]  a window over both: the positions in u, and those in x; all at
                                                          once of a kernel so wide that windows lie on the same positions
     conv(broadcast x, W)[p] = x W',  W' = sum_k W_k      x equal at all positions; summed over the kernel elements k
                                                          that do not fall on padding, of which there are few sets
 
-So the user's channels, and the user's part of a window, are computed once per request. Windows that lie on one side are
-left to `windows.py`. All of it is used only where it saves more than its nodes cost. With groups, a kernel of one
-element is a product per group (`groups.py`); any other is left to `windows.py`.
+So the user's part of a window is computed once per request. Windows that lie on one side are left to `windows.py`. All
+of it is used only where it saves more than its nodes cost. With groups, a kernel of one element is a product per group
+(`groups.py`).
 """
 
 from __future__ import annotations
@@ -17,23 +16,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import NodeProto
 
 from mari_onnx.engine.algebra.sums import add
 from mari_onnx.engine.axes.align import align
 from mari_onnx.engine.axes.select import take
-from mari_onnx.engine.cost.time_model import TimeModel
-from mari_onnx.engine.ir.value import Axis, Cat, Group, Value, axes_of
+from mari_onnx.engine.ir.value import Axis, Group, Value, axes_of
 from mari_onnx.engine.rule import Context, from_array, rule
+from mari_onnx.engine.rules.channels import by_channels
 from mari_onnx.engine.rules.groups import grouped
 from mari_onnx.engine.rules.products import contracted, pointwise
 from mari_onnx.engine.rules.slices import positions
-from mari_onnx.engine.rules.windows import Run, Windows, by_windows, cat_along, joined, padding, run_of
+from mari_onnx.engine.rules.windows import Run, Windows, by_windows, joined, padding, run_of
 from mari_onnx.model.tensors import FLOATS
 
 MAX_MIXED = 8
 """Up to this many products of windows over both sides."""
-TOO_FEW = "some channels are the user's, but splitting them off would cost more than it saves"
 
 
 @rule("Conv")
@@ -48,14 +45,15 @@ def conv(ctx: Context) -> Sequence[Value | None]:
         product = grouped(ctx, ctx.input(0), weight, ctx.attr("group")) if kernel.plain and linear else None
         if product is not None:
             return [_shifted(ctx, product)]
-        return by_windows(ctx, kernel.shape, float(weight.size)) or pointwise(ctx)
+        found = by_windows(ctx, kernel.shape, float(weight.size))
+        return found or (by_channels(ctx, weight, conv) if linear else None) or pointwise(ctx)
     if kernel.plain:
         return pointwise(ctx)
     spread = _spread(ctx, kernel)
     if spread is not None:
         return [spread]
     found = by_windows(ctx, kernel.shape, float(weight.size), lambda windows: _taps(ctx, kernel, windows))
-    return found or _channels(ctx, kernel) or pointwise(ctx)
+    return found or by_channels(ctx, weight, conv) or pointwise(ctx)
 
 
 @dataclass
@@ -210,52 +208,3 @@ def _spread(ctx: Context, kernel: Kernel) -> Value | None:
             body = take(ctx.b, body, own, at, new)
         groups[d + 2] = (new,) if new is not None else ()
     return Value(tuple(groups), body, x.dtype)
-
-
-# ---- along channels ------------------------------------------------------------------------------------------------
-
-
-def _channels(ctx: Context, kernel: Kernel) -> list[Value] | None:
-    """One Conv for the channels that vary along the same axes each, and their sum."""
-    value = cat_along(ctx, ctx.input(0), 1)
-    if value is None:
-        return None
-    assert isinstance(value.body, Cat)
-    batch, inner = (frozenset(a for g in gs for a in g) for gs in (value.known[:1], value.known[2:]))
-    time = ctx.b.time
-    kinds: dict[tuple[frozenset[Axis], bool], list[int]] = {}
-    for part in value.body.parts:
-        varies = axes_of(part.body)
-        kinds.setdefault((varies & batch, bool(varies & inner) or not inner), []).extend(part.positions)
-    full = frozenset().union(*(axes for axes, _ in kinds))
-    each, positions_of = _sizes(time, kernel, value)
-    result = positions_of * kernel.weight.shape[0] * time.volume(full)
-    whole = each * positions_of * time.length(value.shape[1]) * time.volume(full)
-    whole += time.copy * time.volume(inner) * time.length(value.shape[1]) * time.volume(full)
-    apart = sum(
-        each * (positions_of if along else 1) * len(at) * time.volume(axes) for (axes, along), at in kinds.items()
-    )
-    if len(kinds) < 2:
-        return None
-    if apart + (len(kinds) - 1) * (time.spread * result + time.piece) >= whole:
-        ctx.b.notes.append(TOO_FEW)
-        return None
-    terms = []
-    for k, (_, at) in enumerate(sorted(kinds.items(), key=lambda item: (time.volume(item[0][0]), item[0][1]))):
-        some = positions(ctx, value, 1, sorted(at))
-        columns = from_array(ctx.b, np.ascontiguousarray(kernel.weight.take(sorted(at), axis=1)), value.dtype)
-        inputs = [some, columns, *(ctx.inputs[2:3] if k == 0 else [])]
-        node = NodeProto()
-        node.CopyFrom(ctx.node)
-        del node.input[:]
-        node.input.extend(f"i{i}" for i in range(len(inputs)))
-        (term,) = conv(ctx.on(node, inputs))
-        assert term is not None
-        terms.append(term)
-    return [_sum(ctx, terms)]
-
-
-def _sizes(time: TimeModel, kernel: Kernel, x: Value) -> tuple[float, float]:
-    """Multiply-adds of one channel in one window, and the number of windows per position of the batch."""
-    windows = time.volume(a for g in x.known[2:] for a in g) / float(np.prod(kernel.strides))
-    return float(kernel.weight[:, 0].size), max(1.0, windows)
