@@ -183,10 +183,10 @@ class _Rewriter:
     def _dequantized(self, t: Tensor | None) -> bool:
         """Whether a node of the graph dequantizes it, from 8 bits."""
         node = self.made.get(t.name) if t is not None else None
-        first = node.inputs[0] if node is not None else None
-        if node is None or first is None or node.proto.op_type != "DequantizeLinear":
+        if node is None or node.proto.op_type != "DequantizeLinear":
             return False
-        return first.dtype in BITS
+        first = node.inputs[0]
+        return first is not None and first.dtype in BITS
 
     def _kernel(self, node: Node) -> bool:
         """Whether onnxruntime has a kernel of integers for an operator between the two."""
