@@ -26,9 +26,9 @@ class Request:
     Attributes:
         user_key: under which the user's state is kept; None to keep none.
         item_ids: the candidates, in the order in which scores are wanted. None: `items` has their features.
-        user: the user's inputs with one row; may be empty where the state is kept.
-        items: the item's inputs with a row per candidate, where there are no ids.
-        cross: inputs that depend on both, a row per candidate.
+        user: the user's inputs `[1, ..]`; may be empty where the state is kept.
+        items: the item's inputs `[n, ..]` for n candidates, where there are no ids.
+        cross: inputs that depend on both, `[n, ..]`. Arrays have the element types of the source's inputs.
     """
 
     user_key: str | None = None
@@ -40,9 +40,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """Outputs by name, with a row per candidate where the source has one.
+    """What a request is answered with.
 
     Attributes:
+        outputs: name -> array, in the source's element types and shapes: `[n, ..]` where it has a row per candidate.
         missing: ids that the store does not have, and that got a default or computed row.
         cached: the user's state was there. version: `Manifest.source` sha256 of the model that answered.
     """
@@ -96,8 +97,9 @@ class Service:
         """The outputs for one request.
 
         Raises:
-            BadFeatures: something is missing or has another type or shape. MissingItems, StoreUnavailable: see
-            `ItemStore.get_many`.
+            BadFeatures: something is missing or has another type or shape.
+            MissingItems, StoreUnavailable: see `ItemStore.get_many`.
+            ModelError: a model fails, as on an id that is in no table.
         """
         return self._score(self._model, request)
 

@@ -131,9 +131,9 @@ class Session:
         if part is None or len(counts) != 1:
             return self.ranker.items(feed)
         (n,) = counts
+        if not n:
+            return self.ranker.items(read)
         others = self._foreign.setdefault(_alike(read, inputs), read)
-        if not n:  # there is nothing to make; on some models onnxruntime would end the process
-            return self.ranker.items(others).take([])
         more = min(FOREIGN, *(np.shape(others[k])[axis] for k, axis in along.items() if axis is not None))
         order = np.random.default_rng(n).permutation(n + more)
         batch = {

@@ -31,6 +31,7 @@ class Ranker:
 
     Raises:
         ModelError: the folder is no split, or a model in it cannot be loaded.
+        ProviderError: the provider is not there.
     """
 
     def __init__(self, folder: str | Path, provider: str = "cpu", threads: int = 1, optimize: bool = True):
@@ -46,10 +47,14 @@ class Ranker:
         """The state of one user, which scores any number of requests of that user.
 
         Args:
-            features: the user's inputs, with one row where the source has a row per candidate.
+            features: the user's inputs by name, in the source's element types and shapes, but `[1, ..]` where the
+                source has a row per candidate. Further arrays are not read.
+
+        Returns:
+            Tensors as `Manifest.state` describes them, which share no memory with `features`.
 
         Raises:
-            BadFeatures: an input is missing or has another element type.
+            BadFeatures: an input is missing, or has another element type or shape. ModelError: user.onnx fails.
         """
         made = self._run("user", features, 1)
         # Copied: a state is kept, and the caller's array may be a buffer that the next request fills.
@@ -60,10 +65,16 @@ class Ranker:
         """One row per item, in the order of the features; the items of one call do not influence each other.
 
         Args:
-            features: the item's inputs, with any number of rows.
+            features: the item's inputs by name, in the source's element types and shapes, `[n, ..]` with any n (along
+                the candidate axis, if that is another). Further arrays are not read.
+
+        Returns:
+            Tensors as `Manifest.rows` describes them. Inputs that score.onnx reads as they are may share memory with
+            `features`.
 
         Raises:
-            BadFeatures: an input is missing or has another element type, or inputs differ in their number of rows.
+            BadFeatures: an input is missing, has another element type or shape, or inputs differ in their number of
+                rows. ModelError: item.onnx fails, as on an id that is in no table.
         """
         part = self.manifest.parts.get("item")
         passed_on = [t.name for t in self.manifest.rows if not t.made]
@@ -85,12 +96,17 @@ class Ranker:
         process on some of them.
 
         Args:
-            cross: the inputs that `Manifest.cross` names, with a row for each candidate. An input whose value is the
-                number of candidates need not be there.
+            rows: of n candidates.
+            cross: the inputs that `Manifest.cross` names, `[n, ..]`. An input whose value is the number of candidates
+                need not be there.
+
+        Returns:
+            Output -> array, in the source's element types and shapes, with the n candidates in the order of `rows`.
 
         Raises:
             OtherModel: the state or the rows were made by another model.
-            BadFeatures: a tensor is missing, or has another element type or number of rows.
+            BadFeatures: a tensor is missing, or has another element type, shape or number of rows.
+            ModelError: score.onnx fails.
         """
         part = self.manifest.parts["score"]
         given = dict(cross or {})
@@ -261,9 +277,12 @@ class Ranker:
 
     def _first(self, name: str, array: np.ndarray) -> np.ndarray:
         """The first row of an input that has columns of the user among others."""
-        each = self._inputs[name]
-        whole = each.side != "packed" or each.axis is None
-        return array if whole else np.take(array, range(min(1, array.shape[each.axis or 0])), axis=each.axis)
+        axis = self._inputs[name].axis
+        if self._inputs[name].side != "packed" or axis is None:
+            return array
+        if not array.shape[axis]:
+            raise BadFeatures(f"user: {name} has no row, and its first one has the user's columns")
+        return np.take(array, [0], axis)
 
     def _given(self, features: Arrays, name: str, to: str, count: int | None = None) -> np.ndarray:
         each = self._inputs[name]

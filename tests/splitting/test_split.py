@@ -14,7 +14,7 @@ from onnx import helper
 from mari_onnx import engine
 from mari_onnx.api import as_source, sides_of
 from mari_onnx.choices import options_for
-from mari_onnx.errors import Unchanged, UsageError
+from mari_onnx.errors import BadFeatures, Unchanged, UsageError
 from mari_onnx.splitting.assembly import Assembly
 from mari_onnx.splitting.make import split_source, unchecked
 from mari_onnx.splitting.ways import Budget
@@ -70,6 +70,8 @@ def test_a_packed_input_without_candidates():
     session = Assembly(made.folder).open("cpu", True, 1)
     (score,) = session.run(None, {"X": np.zeros((0, 96), np.float32)})
     assert score.shape == (0, 1)
+    with pytest.raises(BadFeatures, match="user: X has no row"):
+        made.ranker().user({"X": np.zeros((0, 96), np.float32)})
 
 
 def test_parts_have_their_own_rates():
