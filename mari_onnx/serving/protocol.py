@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,10 @@ _NAMES = {v: k for k, v in TYPES.items()}
 _SCHEMA = pa.schema(
     [("name", pa.string()), ("datatype", pa.string()), ("shape", pa.list_(pa.int64())), ("data", pa.binary())]
 )
+_LARGE = {
+    "name": pa.large_string(), "datatype": pa.large_string(), "shape": pa.large_list(pa.int64()),
+    "data": pa.large_binary(),
+}  # fmt: skip
 
 
 class BadRequest(BadFeatures):
@@ -82,14 +87,19 @@ def from_json(body: bytes, manifest: Manifest, most: int) -> Read:
 
 
 def from_arrow(body: bytes, manifest: Manifest, most: int) -> Read:
-    """The same for Arrow."""
+    """The same for Arrow, without compression: a small body must not become a large one."""
     try:
+        if any(map(_is_packed, pa.ipc.MessageReader.open_stream(body))):
+            raise BadRequest("the Arrow stream is compressed, or has dictionaries: send it without")
         with pa.ipc.open_stream(body) as stream:
+            for each in _SCHEMA:  # rows of other types, such as null, take no bytes, so any number of them fits
+                if stream.schema.field(each.name).type not in (each.type, _LARGE[each.name]):
+                    raise BadRequest(f"the column {each.name} is not {each.type}")
             table = stream.read_all()
         table.validate(full=True)
         meta = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         rows = table.select(_SCHEMA.names).cast(_SCHEMA).to_pylist()
-    except (pa.ArrowException, KeyError, ValueError, UnicodeDecodeError, OSError) as error:
+    except (pa.ArrowException, KeyError, ValueError, UnicodeDecodeError, OSError, struct.error) as error:
         raise BadRequest(f"the body is no Arrow stream of tensors: {str(error).splitlines()[0]}") from error
     arrays: dict[str, np.ndarray] = {}
     for row in rows:
@@ -98,6 +108,30 @@ def from_arrow(body: bytes, manifest: Manifest, most: int) -> Read:
             raise BadRequest(f"{name} is there twice" if name else "a tensor has no name")
         arrays[name] = _array(name, row["datatype"], row["shape"], row["data"])
     return Read(_request(arrays, meta.get(USER_KEY), manifest, most), meta.get("id"), None)
+
+
+def _is_packed(message: pa.Message) -> bool:
+    """Whether a message of a stream takes more memory than its bytes: buffers are compressed, or it is a dictionary.
+
+    Its metadata is a flatbuffer (Message.fbs of the Arrow format), of which pyarrow does not say this.
+    """
+    if message.type == "dictionary":
+        return True
+    data = message.metadata.to_pybytes()
+
+    def number(kind: str, place: int) -> int:
+        return int(struct.unpack_from(kind, data, place)[0])
+
+    def field(table: int, at: int) -> int:
+        """Where a field of a table is; 0 where it is left out."""
+        fields = table - number("<i", table)
+        offset = number("<H", fields + 4 + 2 * at) if 4 + 2 * at < number("<H", fields) else 0
+        return table + offset if offset else 0
+
+    if message.type != "record batch":
+        return False
+    header = field(number("<I", 0), 2)
+    return field(header + number("<I", header), 3) != 0  # RecordBatch.compression
 
 
 def to_json(answer: Answer, name: str, id: str | None, wanted: Sequence[str] | None = None) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -173,6 +174,38 @@ def test_garbage_is_refused(client, data):
     answer = client.post(INFER, content=content, headers=headers)
     assert answer.status_code == 400, (kind, content)
     assert answer.json()["error"]
+
+
+def test_rows_without_bytes_are_refused(client):
+    """A stream of a hundred bytes can say that it has a billion of them."""
+    names = protocol._SCHEMA.names
+    sink, columns = pa.BufferOutputStream(), [pa.nulls(10**6)] * len(names)
+    batch = pa.record_batch(columns, names=names)
+    with pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    answer = client.post(INFER, content=bytes(sink.getvalue()), headers={"content-type": protocol.ARROW})
+    assert (answer.status_code, answer.json()["error"]) == (400, "the column name is not string")
+
+
+@pytest.mark.parametrize("how", ["lz4", "zstd", "dictionary"])
+def test_a_small_arrow_body_that_becomes_large_is_refused(client, how):
+    """26 KB can stand for 800 MB."""
+    schema, sink = protocol._SCHEMA, pa.BufferOutputStream()
+    columns = {"name": ["u"], "datatype": ["FP32"], "shape": pa.array([[1]], pa.list_(pa.int64()))}
+    if how == "dictionary":
+        columns["data"] = pa.DictionaryArray.from_arrays(pa.array([0], pa.int8()), pa.array([b"abcd"]))
+        schema = pa.schema([*list(schema)[:3], pa.field("data", columns["data"].type)])
+        options = pa.ipc.IpcWriteOptions()
+    else:
+        columns["data"] = pa.array([bytes(1 << 20)], pa.binary())
+        options = pa.ipc.IpcWriteOptions(compression=how)
+    with pa.ipc.new_stream(sink, schema, options=options) as stream:
+        stream.write_table(pa.table(columns, schema=schema))
+    content = bytes(sink.getvalue())
+    assert len(content) < LIMITS.body
+    answer = client.post(INFER, content=content, headers={"content-type": protocol.ARROW})
+    assert answer.status_code == 400
+    assert answer.json()["error"] == "the Arrow stream is compressed, or has dictionaries: send it without"
 
 
 def test_routes(client):
