@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mari_onnx.engine import Options, Rewrite, rewrite
+from mari_onnx.engine import Options, Rewrite, isolation, rewrite
 from mari_onnx.engine.isolation.rules import LAST
 from tests.engine.graphs import Graph, runner
 from tests.sequences import HEADS, WIDTH, Form, build, feeds, sides
@@ -144,11 +144,17 @@ def test_without_a_check_nothing_is_assumed() -> None:
     assert any("no check is made" in (n.reason or "") for n in result.nodes)
 
 
-def test_a_node_whose_rewrite_is_to_be_left_out_leaves_the_sequence_whole() -> None:
-    model, result = rewritten(Form())
-    name = next(n.name for n in result.nodes if n.op == "Softmax")
-    again = rewrite(model, sides(Form()), Options(assume=True, skip=frozenset({name})))
-    assert not again.changed
+def test_a_node_whose_rewrite_is_to_be_left_out_is_copied_and_two_leave_the_sequence_whole() -> None:
+    form = Form(dtype=np.float64)
+    model, result = rewritten(form)
+    names = [n.name for n in result.nodes if n.op == "Softmax"]
+    again = rewrite(model, sides(form), Options(assume=True, skip=frozenset(names[:1])))
+    assert again.changed
+    assert any((n.reason or "").startswith("skipped") for n in again.nodes)
+    compare(form, model, again.model)
+    join = next(iter(isolation.joins(model.graph, again)))
+    for skip in (names[:2], [join]):
+        assert not rewrite(model, sides(form), Options(assume=True, skip=frozenset(skip))).changed
 
 
 def test_every_node_of_the_source_is_reported_once() -> None:

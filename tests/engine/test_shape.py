@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mari_onnx.engine.ir import emit
+from mari_onnx.engine.ir.builder import Builder
+from mari_onnx.model.dims import Dim
 from tests.engine.checks import check, lifted, macs_each
 from tests.engine.drawing import starts, tensor
 from tests.engine.graphs import Draw, Graph, N
@@ -260,3 +263,11 @@ def test_a_product_over_one_axis_of_stacked_sizes() -> None:
     g.output(*(g.ReduceProd(sizes, axes=[a], keepdims=k) for a in (0, 1) for k in (0, 1)), g.ReduceProd(sizes))
     g.output(g.Concat(g.Sin(x), g.reshape(y, 0, 12), axis=1))
     check(g)
+
+
+def test_a_free_length_changes_places_with_a_dimension_of_one_without_candidates_too() -> None:
+    """[N, T, 1] as [N, 1, T]: where N is 0, a Reshape to [0, 1, -1] could not tell T."""
+    n, length = Dim.symbol("N"), Dim.symbol("T")
+    b = Builder(18)
+    emit.reshape(b, b.input("x", 1, (n, length, 1), frozenset({"item"})), (n, 1, length))
+    assert [node.proto.op_type for node in b.nodes] == ["Squeeze", "Unsqueeze"]

@@ -58,6 +58,10 @@ def _reshape(b: Builder, t: Tensor, shape: tuple[Size, ...]) -> Tensor:
             return _empty(b, t, shape)
         return b.emit("Reshape", [t, b.sizes(shape)], shape, attrs={"allowzero": 1})
     target = [s if isinstance(s, int) else 0 if t.known[i : i + 1] == (s,) else -1 for i, s in enumerate(shape)]
+    if drop and add and -1 in target and 0 in target:
+        # [N, T, 1] as [N, 1, T]: beside N = 0, -1 could be anything
+        fewer = tuple(s for i, s in enumerate(t.known) if i not in drop)
+        return _axes(b, "Unsqueeze", _axes(b, "Squeeze", t, drop, fewer), add, shape)
     # before opset 14 nothing can be said where several may be 0, so that histories are taken to have an entry
     bare = [i for i, s in enumerate(shape) if not b.filled(s) and (b.opset >= 14 or _told(s))]
     if target.count(-1) > 1 or (-1 in target and any(target[i] != -1 for i in bare)):
