@@ -254,7 +254,7 @@ def _as(node: Node, op: str, inputs: Sequence[Tensor | None], **attributes: int)
 
 def _is_product(node: Node) -> bool:
     """Whether this is ``x W``, perhaps with something added, of floats and a constant matrix."""
-    if not is_standard(node.proto) or node.proto.op_type not in ("MatMul", "Gemm"):
+    if not is_standard(node.proto) or Fact.MATMUL not in row(node.proto.op_type).facts:
         return False
     x, w = node.inputs[:2]
     if x is None or w is None or x.shape is None or len(x.shape) < 2 or w.shape is None or len(w.shape) != 2:
