@@ -15,6 +15,7 @@ from mari_onnx.errors import BadFeatures, MariError, OtherModel, StoreUnavailabl
 from mari_onnx.serving.row_format import Id, RowFormat, ids_to_numpy, shown
 from mari_onnx.serving.states import StateCache, fingerprint
 from mari_onnx.serving.store import ItemStore
+from mari_onnx.splitting.packed import of_user
 from mari_onnx.splitting.ranker import Ranker
 from mari_onnx.splitting.rows import Arrays, ItemRows, UserState
 
@@ -168,7 +169,7 @@ class Service:
 
         if self.states is None or request.user_key is None:
             return make(), False
-        features = fingerprint(request.user) if request.user else None
+        features = fingerprint(of_user(request.user, ranker.user_columns)) if request.user else None
         return self.states.get(request.user_key, ranker.manifest.state_key, make, features)
 
 

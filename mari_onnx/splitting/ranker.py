@@ -19,6 +19,7 @@ from mari_onnx.errors import BadFeatures, MariError, ModelError, OtherModel
 from mari_onnx.splitting import manifest as manifests
 from mari_onnx.splitting import together
 from mari_onnx.splitting.manifest import InputInfo, Manifest, TensorInfo
+from mari_onnx.splitting.packed import user_columns
 from mari_onnx.splitting.rows import Arrays, ItemRows, UserState, of_zeros
 
 
@@ -28,6 +29,10 @@ class Ranker:
     Args:
         folder: that `mari-onnx split` wrote.
         provider, threads, optimize: see `mari_onnx.runtime.session`.
+
+    Attributes:
+        manifest: of the split. sessions: part -> onnxruntime's session.
+        user_columns: packed input -> which of its columns are the user's.
 
     Raises:
         ModelError: the folder is no split, or a model in it cannot be loaded.
@@ -42,6 +47,7 @@ class Ranker:
             for name, part in self.manifest.parts.items()
         }
         self._inputs = {each.name: each for each in self.manifest.inputs}
+        self.user_columns = user_columns(self.manifest)
 
     def user(self, features: Arrays) -> UserState:
         """The state of one user, which scores any number of requests of that user.

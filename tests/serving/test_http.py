@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ starlette = pytest.importorskip("starlette.testclient")
 from starlette.applications import Starlette  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 
-from mari_onnx.errors import StoreUnavailable  # noqa: E402
-from mari_onnx.serving import ArrowStore, Service, StateCache, protocol  # noqa: E402
+from mari_onnx.errors import BadFeatures, StoreUnavailable  # noqa: E402
+from mari_onnx.serving import ArrowStore, Request, Service, StateCache, protocol  # noqa: E402
 from mari_onnx.serving.catalogue import Catalogue  # noqa: E402
 from mari_onnx.serving.http import Api, Limits, Metrics  # noqa: E402
 from mari_onnx.serving.precompute import precompute  # noqa: E402
@@ -257,6 +258,17 @@ def test_a_packed_input_is_read_by_all_parts(tmp_path):
     assert {each.side for each in ranker.manifest.inputs} >= {"packed"}
     packed = protocol.tensors_to_arrow(recorded, {})
     asked = protocol.from_arrow(packed, ranker.manifest, 10_000).request
-    answer = Service(ranker).score(asked)
+    service = Service(ranker, states=StateCache())
+    answer = service.score(replace(asked, user_key="someone"))
     for name, want in zip([o.name for o in whole.get_outputs()], whole.run(None, feed), strict=True):
         np.testing.assert_allclose(answer.outputs[name], want, rtol=1e-4, atol=1e-5)
+    # Other candidates of the user take the state that is kept, another user does not.
+    column = ranker.user_columns["X"][0]
+    for rows, change, cached in ((slice(3, None), 0.0, True), (slice(0, None), 1.0, False)):
+        x = recorded["X"][rows].copy()
+        x[:, column] += change
+        answer = service.score(Request("someone", None, {"X": x}, {"X": x}))
+        assert answer.cached is cached
+        with pytest.raises(BadFeatures, match="X has the shape"):
+            service.score(Request("someone", None, {"X": x[:, :5]}, {"X": x[:, :5]}))
+        np.testing.assert_allclose(answer.outputs["score"], whole.run(["score"], {"X": x})[0], rtol=1e-4, atol=1e-5)
