@@ -303,3 +303,9 @@ def test_a_strict_type_checker_sees_the_types(tmp_path: Path) -> None:
     assert tuple(re.findall(r'Revealed type is "(?:builtins\.)?(.+?)"', done.stdout)) == REVEALED, done.stdout
     errors = re.findall(r"^use\.py:(\d+): error: (.+)$", done.stdout, re.MULTILINE)
     assert [number for number, _ in errors] == ["14", "15"], done.stdout
+
+
+@pytest.mark.parametrize("given", [{"requests": []}, {"if_slower": "warn"}], ids=str)
+def test_what_needs_the_check_is_not_ignored_without_it(given):
+    with pytest.raises(UsageError, match="needs the check, and check is False"):
+        mari_onnx.optimize(tiny.fc(), {"user_x": "user", "item_x": "item"}, check=False, **given)

@@ -70,7 +70,8 @@ def optimize(
         index_name: the name of the input that "index" and "offsets" add.
         candidates: the N that rewrites have to pay for; or several, N -> how much its time counts. By default 16, 64
             and 500, which count alike.
-        check: run both models and compare; a difference raises. Without it nothing is assumed that a run has to tell.
+        check: run both models and compare; a difference raises. Without it nothing is assumed that a run has to tell,
+            and `requests` and `if_slower` are refused.
         requests: recorded requests, or their file, to compare on in addition to drawn ones.
         providers: what to run the check on: "auto" (the CPU, and CUDA if a GPU answers), "cpu", "cuda", ..
         target: what rewrites are chosen for: onnxruntime on the "cpu", any runtime ("portable"), or "cuda".
@@ -105,6 +106,9 @@ def optimize(
     if not check and found.several:
         what = "index" if found.indices else "batched"
         raise UsageError(f"{what} needs the check", "only running the model shows whether its requests mix")
+    if not check and (requests is not None or if_slower is not None):
+        what = "requests" if requests is not None else "if_slower"
+        raise UsageError(f"{what} needs the check, and check is False", "leave one of them out")
     if user_weights is not None:
         lossy.refuse(found, target, check, requests is not None)
     if not check:

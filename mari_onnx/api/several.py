@@ -15,16 +15,20 @@ if TYPE_CHECKING:
 
 def refuse_mixing(model: onnx.ModelProto, sides: Sides) -> None:
     """Raises `CannotBatch` where a candidate's outputs depend on other candidates of the run."""
+    if (why := mixing(model, sides)) is not None:
+        raise not_batched(sides, why)
+
+
+def mixing(model: onnx.ModelProto, sides: Sides) -> str | None:
+    """Where a candidate's outputs depend on other candidates of the run; also that nothing is tagged."""
     from mari_onnx.parity.domains.domains import domains
     from mari_onnx.parity.layout import Layout
     from mari_onnx.parity.several.mixing import mixes
 
     if not sides:
-        raise not_batched(sides, "no input is tagged, so nothing says which inputs have a row for each request")
+        return "no input is tagged, so nothing says which inputs have a row for each request"
     layout = Layout(signature(model), sides)
-    where = mixes(model, layout, domains(model, layout)[0])
-    if where is not None:
-        raise not_batched(sides, where)
+    return mixes(model, layout, domains(model, layout)[0])
 
 
 def refuse_taken(model: onnx.ModelProto, sides: Sides) -> None:

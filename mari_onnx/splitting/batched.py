@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mari_onnx.api import as_source
+from mari_onnx.api.several import mixing
 from mari_onnx.errors import CannotBatch, MariError, first_line
 from mari_onnx.model.dims import symbols
 from mari_onnx.model.load import load
@@ -20,10 +21,7 @@ from mari_onnx.model.nodes import all_names
 from mari_onnx.model.provenance import set_metadata
 from mari_onnx.model.save import save
 from mari_onnx.model.signature import signature
-from mari_onnx.parity.domains.domains import domains
 from mari_onnx.parity.guard import Checked, optimize_checked
-from mari_onnx.parity.layout import Layout
-from mari_onnx.parity.several.mixing import mixes
 from mari_onnx.sides.resolve import INDEX_NAMES, METADATA_KEY, Sides
 from mari_onnx.splitting import manifest as manifests
 from mari_onnx.splitting.assembly import Assembly
@@ -168,12 +166,8 @@ def sides_of_score(
 
 def refuse_mixing(source: Source, sides: Sides) -> None:
     """Raises `CannotBatch` where a candidate's outputs depend on other candidates of the run, or nothing is tagged."""
-    if not sides:
-        raise refused(sides.batched, "no input is tagged, so nothing says which inputs have a row for each request")
-    layout = Layout(signature(source.model), sides)
-    where = mixes(source.model, layout, domains(source.model, layout)[0])
-    if where is not None:
-        raise refused(sides.batched, where)
+    if (why := mixing(source.model, sides)) is not None:
+        raise refused(sides.batched, why)
 
 
 def refused(form: str | None, reason: str | None) -> CannotBatch:
