@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mari_onnx.engine.axes.materialize import as_leaf, flatten_nested
+from mari_onnx.engine.axes.moved import moved
 from mari_onnx.engine.ir import emit
 from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.ir.forms import derive, map_form
@@ -80,6 +81,9 @@ def _picked(b: Builder, t: Tensor, dim: int, at: Sequence[int]) -> Tensor:
     """Some positions of a tensor. Scattered ones are taken from the weights that made it, not gathered for each
     candidate.
     """
+    found = moved(b, t, dim, at)
+    if found is not None:
+        return found
     if not t.const and list(at) != list(range(at[0], at[0] + len(at))) and "item" in t.deps:
         found = pull(b, t, dim, at, 4)
         if found is not None:
