@@ -86,6 +86,7 @@ def test_a_transpose_is_of_the_class_of_what_it_moves() -> None:
     assert kernel((500, 64), 1, 0) == "Transpose of one axis"
     assert kernel((500, 10, 2, 16), 0, 2, 1, 3) == "Transpose of blocks"
     assert kernel((500, 10, 2), 2, 1, 0) == "Transpose in any order"
+    assert kernel((500, 8, 2, 16), 2, 1, 0, 3) == "Transpose of blocks"
 
 
 def test_a_reduction_of_inner_axes_reads_rows_and_of_outer_ones_blocks() -> None:

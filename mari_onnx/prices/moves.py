@@ -19,7 +19,8 @@ def _copy(kernel: str, elements: float, block: float, parts: int = 1) -> Use:
 
 @kernel_of("Transpose")
 def _transpose(call: Call) -> list[Use]:
-    """As onnxruntime does it: nothing but a copy, one axis moved (element by element or block by block), or any order.
+    """As onnxruntime does it: nothing but a copy, one axis moved element by element, other elements, or blocks, in any
+    order.
 
     Dimensions of 1 and axes that stay side by side count as one.
     """
@@ -42,7 +43,7 @@ def _transpose(call: Call) -> list[Use]:
     runs = size(x) / max(1, block)
     plane = block * math.prod(sizes[low : high + 1])  # what is read along one axis and written along another
     far = float(size(x)) if plane > NEAR else 0.0
-    if not one_axis:
+    if not one_axis and block <= 2:
         return [Use("Transpose in any order", {"node": 1, "runs": runs, "elements": float(size(x))})]
     kernel = "Transpose of one axis" if block <= 2 else "Transpose of blocks"
     return [Use(kernel, {"node": 1, "runs": runs, "elements": float(size(x)), "far": far})]
