@@ -209,6 +209,13 @@ def test_a_small_arrow_body_that_becomes_large_is_refused(client, how):
     assert answer.json()["error"] == "the Arrow stream is compressed, or has dictionaries: send it without"
 
 
+def test_a_request_without_candidates(client):
+    answer = client.post(INFER, json=body(request(0)))
+    assert answer.status_code == 200, answer.text
+    (output,) = answer.json()["outputs"]
+    assert (output["shape"], output["data"]) == ([0, 1], [])
+
+
 def test_routes(client):
     for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/ranking/ready"):
         assert client.get(path).status_code == 200

@@ -17,7 +17,7 @@ from onnx import helper
 
 pytest.importorskip("ray")
 
-from mari_onnx.cli.main import cli
+from mari_onnx.cli.main import cli, run
 from mari_onnx.errors import UsageError
 from mari_onnx.model.signature import signature
 from mari_onnx.parity import check
@@ -270,3 +270,22 @@ def test_tables_of_requests_that_differ(source_file, recorded, tmp_path):
         requests._of_tables(
             tmp_path, [str(tmp_path / f"{n}.parquet") for n in (0, 1)], signature(ranking_model()), "request_id"
         )
+
+
+@pytest.mark.parametrize("error", [ConnectionError("timeout"), ValueError("Invalid address format")], ids=str)
+def test_a_cluster_that_does_not_answer(folder, tmp_path, monkeypatch, capsys, error):
+    def refuse(**_):
+        raise error
+
+    import ray
+
+    path = write_catalogue(tmp_path / "i.parquet", np.arange(5), features(5))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    command = ["precompute", str(folder), str(path), str(tmp_path / "s.arrow"), "--engine", "ray"]
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert run(command) == 2
+    assert f"no cluster of Ray answers at 127.0.0.1:1 (RAY_ADDRESS): {error}" in capsys.readouterr().err
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert run(command) == 3
+    assert f"Ray does not start on this machine: {error}" in capsys.readouterr().err

@@ -6,6 +6,7 @@ In: a dataset. Out: its rows, while the workers make the next ones.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,13 +14,27 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 from ray.exceptions import RayError
 
-from mari_onnx.errors import MariError, first_line
+from mari_onnx.errors import MariError, UsageError, first_line
 
 
 def start() -> None:
-    """Connects to the cluster that RAY_ADDRESS names, or starts Ray on this machine; nothing where it is running."""
-    if not ray.is_initialized():
+    """Connects to the cluster that RAY_ADDRESS names, or starts Ray on this machine; nothing where it is running.
+
+    Raises:
+        UsageError: no cluster answers there. MariError: Ray does not start.
+    """
+    if ray.is_initialized():
+        return
+    try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    except (OSError, ValueError, RuntimeError) as error:
+        address = os.environ.get("RAY_ADDRESS")
+        if address is None:
+            raise MariError(f"Ray does not start on this machine: {first_line(error)}") from error
+        raise UsageError(
+            f"no cluster of Ray answers at {address} (RAY_ADDRESS): {first_line(error)}",
+            "start one (ray start --head), or unset RAY_ADDRESS to use this machine alone",
+        ) from error
 
 
 def workers(threads: int) -> ActorPoolStrategy:
