@@ -26,6 +26,7 @@ MAX_MOVED = 1 << 16
 """Elements of a candidate up to which positions are followed, and weights that are written for each row."""
 VIEWS = having(Fact.VIEW)
 REGROUPS = VIEWS - having(Fact.UNIT_DIMS)
+FOLLOWED = VIEWS | having(Fact.PICKS) | having(Fact.REPEATS)
 
 
 def moved(b: Builder, t: Tensor, dim: int, at: Sequence[int]) -> Tensor | None:
@@ -59,10 +60,10 @@ def _inner(t: Tensor, lead: int) -> tuple[int, ...]:
 
 
 def _regrouped_twice(t: Tensor) -> bool:
-    """Whether a Reshape, then a Slice or an Expand, and then another Reshape made a tensor."""
+    """Whether a Reshape made a tensor, of what was picked or repeated, of what another Reshape made."""
     turns = [False]
     for _ in range(MAX_STEPS):
-        if t.node is None or t.node.inputs[0] is None or t.node.proto.op_type not in VIEWS | {"Slice", "Expand"}:
+        if t.node is None or t.node.proto.op_type not in FOLLOWED or t.node.inputs[0] is None:
             break
         regroups = t.node.proto.op_type in REGROUPS
         turns += [regroups] if regroups != turns[-1] else []
