@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mari_onnx.engine import rewrite
 from mari_onnx.engine.analysis import magnitude
 from mari_onnx.engine.analysis.norm_patterns import standardized, standardized_rows
 from mari_onnx.engine.rules.batch_norm import MIXES
-from tests.engine.checks import actions, check, lifted, macs_each, reasons
+from tests.engine.checks import actions, check, lifted, macs_each, reasons, unweighed
 from tests.engine.drawing import shapes, starts, tensor
 from tests.engine.graphs import Draw, Graph, N, R, Shape
 
@@ -319,6 +321,17 @@ def test_batch_norm_in_training_mode_is_left() -> None:
     result = check(g.output(y), counts=(3, 7))
     assert actions(result)["BatchNormalization"] in (["barrier"], ["kept"])
     assert reasons(result)["BatchNormalization"] == [MIXES]
+
+
+@pytest.mark.parametrize("dtypes", [(np.float64, np.float64), (np.float32, np.float64), (np.float64, np.float32)])
+def test_batch_norm_in_training_mode_with_parameters_of_another_type_is_left(dtypes: tuple[type, type]) -> None:
+    g = Graph(15, np.float32)
+    both = g.Concat(g.user(2, 3), g.item(2, 3), axis=1)
+    first, second = (g.const(np.ones(4), dtype) for dtype in dtypes)
+    y = g.nodes_of("BatchNormalization", [both, first, first, second, second], 3, training_mode=1)
+    with unweighed():
+        made = rewrite(g.output(g.Cast(y[0], to=1)).model(), g.sides)
+    onnx.checker.check_model(made.model, full_check=True)
 
 
 def test_positions_that_nobody_reads_count_in_statistics() -> None:

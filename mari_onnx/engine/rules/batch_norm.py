@@ -70,7 +70,8 @@ def _of_its_own(ctx: Context) -> list[Value]:
     """By its own statistics, written as the standard defines them: those of channels that lack an axis, without it.
 
     The operator itself on fewer channels will not do: onnxruntime writes the new mean and variance in place of the
-    old ones, which may be the same constants as scale and bias. Refuses an input of which nothing can be computed once.
+    old ones, which may be the same constants as scale and bias. Refuses an input of which nothing can be computed once,
+    and parameters of another element type.
     """
     x, axis = single(ctx.b, ctx.input(0), 1)
     body = coalesce(ctx.b, x.body) if isinstance(x.body, Cat) else x.body
@@ -78,6 +79,8 @@ def _of_its_own(ctx: Context) -> list[Value]:
     parts = [p.body for p in body.parts] if isinstance(body, Cat) and body.axis is axis else [body]
     if ctx.opset < 14 or x.rank < 2 or all(others <= axes_of(part) for part in parts):
         raise Decline(MIXES)
+    if any(ctx.input(i).dtype != x.dtype for i in range(1, 5)):
+        raise Decline("its parameters are of another element type than its input")
     x = Value(x.groups, body, x.dtype)
     with lowered(ctx) as step:
         scale, bias, mean, var = (step("Reshape", v, step.ints(-1, *[1] * (x.rank - 2))) for v in ctx.inputs[1:5])
