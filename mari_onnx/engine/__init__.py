@@ -224,6 +224,8 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
         nodes, multiplied = with_multiplied_tables(b, nodes, outputs, options.prices, options.weighted, alone)
         for report in state.reports:
             report.reason = report.reason or multiplied.get(report.name)
+    else:
+        multiplied = {}
     if not options.split and options.target == "cpu":
         kept = sum(report.action != "folded" for report in state.reports)
         # what tells candidates their requests has no counterpart in the source
@@ -251,6 +253,7 @@ def _rewrite(model: onnx.ModelProto, sides: Sides, session: Session, time: TimeM
         out_shapes,
         tensor_map(same, {t.name for n in nodes for t in n.outputs}),
         origins=[n.origin for n in nodes],
+        multiplied=frozenset(multiplied),
         draft=Draft(made, b, nodes, outputs, stored, out_shapes) if options.split else None,
         of_requests=of_requests,
     )

@@ -120,6 +120,8 @@ class Rewrite:
     """What the new graph assumes, to be verified by running both models. Empty where nothing was changed."""
     origins: list[str] = field(default_factory=list)
     """For each node of the new graph the source node whose rule wrote it."""
+    multiplied: frozenset[str] = frozenset()
+    """Source nodes whose products of tables are computed at build time."""
     left_for_time: frozenset[str] = frozenset()
     """Source nodes that were left alone because their rewrite takes longer than they do."""
     estimated: dict[int, float] = field(default_factory=dict)

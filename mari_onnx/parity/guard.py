@@ -108,7 +108,8 @@ def optimize_checked(
         result = work.check(output, requests, True)
         if result.verdict != DIFFERENT:
             return Checked(made, result, options, incidents)
-        left = [n.name for n in made.nodes if n.action in _REWRITTEN and n.name not in options.skip]
+        done = {n.name for n in made.nodes if n.action in _REWRITTEN} | made.multiplied
+        left = [n.name for n in made.nodes if n.name in done - options.skip]
         if not left or attempt == attempts:
             return Checked(made, result, options, incidents)
         reason, undone = result.reasons[0], frozenset(left)

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from mari_onnx import engine
 from mari_onnx.engine import Options, choose, rewrite
+from mari_onnx.engine.ir.builder import Builder
 from mari_onnx.engine.output import tables
+from mari_onnx.parity.guard import optimize_checked
 from mari_onnx.prices.table import load
 from tests.engine.checks import check
 from tests.engine.drawing import starts, tensor
@@ -144,3 +146,37 @@ def test_what_is_no_row_of_a_table_stays(what: str) -> None:
         y = g.reduce("Sum", g.reshape(y, -1, 2, 2), [1], keepdims=0)
     g.output(g.Add(y, g.MatMul(g.user(5), g.weight(5, 2))))
     assert not _multiplied(check(g, prices=load()))
+
+
+def _linear() -> Graph:
+    """A product of a table's rows that the user has no part in, and its bias as an Add; and a layer of both."""
+    g = Graph(18, dtype=np.float32)
+    row = g.reshape(g.Gather(g.weight(50, 64), g.item(1, high=50)), -1, 64)
+    own = g.Add(g.MatMul(row, g.weight(64, 64)), g.weight(64))
+    both = g.MatMul(g.Concat(g.user(256), g.item(3), axis=1), g.weight(259, 64))
+    return g.output(g.Sin(g.Add(g.Relu(own), both)))
+
+
+def test_of_a_matmul_and_an_add_it_is_the_matmul_that_is_multiplied_or_left_alone() -> None:
+    g = _linear()
+    name = next(node.name for node in g.nodes if node.op_type == "MatMul")
+    made = _rewritten(g)
+    assert {r.name for r in made.nodes if r.reason in _multiplied(made)} == made.multiplied == {name}
+    for how in ("asked", "skip"):
+        assert not _rewritten(g, **{how: frozenset({name})}).multiplied
+
+
+def test_the_check_undoes_a_multiplied_table_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(b: Builder, *given_: object) -> object:
+        const = b.const
+        with monkeypatch.context() as patch:
+            patch.setattr(b, "const", lambda x, *more: const(x * 2 if np.shape(x) == (50, 64) else x, *more))
+            return tables.with_multiplied_tables(b, *given_)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine, "with_multiplied_tables", wrong)
+    g = _linear()
+    options = Options(prices=load(), weights={16: 1.0, 64: 1.0, 500: 1.0})
+    done = optimize_checked(g.model(), g.sides, options, candidates=(1, 7), coverage=0)
+    assert done.ok
+    assert done.rewrite.changed
+    assert done.options.skip == {next(node.name for node in g.nodes if node.op_type == "MatMul")}

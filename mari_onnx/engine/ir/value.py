@@ -138,6 +138,8 @@ class Node:
     captured: list[Tensor]
     """Tensors that subgraphs of the node read."""
     index: int = -1
+    product: str = ""
+    """Of a Gemm that was a MatMul and an Add: the source node whose rule wrote the MatMul."""
 
 
 @dataclass(frozen=True)

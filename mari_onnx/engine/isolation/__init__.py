@@ -73,6 +73,7 @@ class Apart:
             dtypes=plain.dtypes,
             tensor_map={a: b for a, b in made.tensor_map.items() if a in names},
             origins=[inner.get(name, name) for name in made.origins],
+            multiplied=frozenset(inner.get(name, name) for name in made.multiplied),
             assumptions=[*assumed, *made.assumptions],
         )
 

@@ -85,7 +85,7 @@ def fuse_gemm(nodes: list[Node], outputs: Sequence[Tensor]) -> list[Node]:
                 continue
             proto = NodeProto(op_type="Gemm", name=node.proto.name)
             proto.output.append(node.outputs[0].name)
-            node.proto, node.inputs = proto, [*source.inputs, c]
+            node.proto, node.inputs, node.product = proto, [*source.inputs, c], source.origin
             gone.add(id(source))
             break
     return [node for node in nodes if id(node) not in gone]

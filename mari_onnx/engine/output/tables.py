@@ -57,7 +57,7 @@ def with_multiplied_tables(
     """
     tables = _Tables(b, nodes, outputs, prices, weights)
     for node in nodes:
-        if node.origin not in apart:
+        if node.origin not in apart and node.product not in apart:
             tables.rewrite(node)
     return (in_order_of_use([*tables.new, *nodes], outputs) if tables.notes else nodes), tables.notes
 
@@ -144,7 +144,8 @@ class _Tables:
         self.made |= {t.name: each for each in new for t in each.outputs}
         self.new += new
         rows = f"{len(look_up.table.array)} rows of the table {look_up.table.name!r} are multiplied at build time"
-        self.notes[node.origin] = f"{self.notes[node.origin]}; {rows}" if node.origin in self.notes else rows
+        name = node.product or node.origin
+        self.notes[name] = f"{self.notes[name]}; {rows}" if name in self.notes else rows
         return True
 
     def _count(self, nodes: Sequence[Node], by: int) -> None:
