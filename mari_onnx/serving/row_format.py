@@ -136,8 +136,11 @@ def ids_to_numpy(ids: Sequence[Id] | np.ndarray) -> np.ndarray:
     """Ids as they are compared: int64, or bytes of UTF-8 of one width.
 
     Raises:
-        UsageError: ids are neither integers of 64 bits nor texts, or a text ends in a NUL character or is not Unicode.
+        UsageError: ids are neither integers of 64 bits nor texts, a text ends in a NUL character or is not Unicode, or
+            they are one text instead of a list.
     """
+    if isinstance(ids, str | bytes):
+        raise UsageError(f"ids are one text, {ids!r}, and not several", "give a list of ids")
     array = np.asarray(ids)
     if isinstance(ids, np.ndarray) and array.dtype.kind == "S":  # as this function answers them
         return array.reshape(-1)

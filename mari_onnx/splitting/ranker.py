@@ -330,6 +330,9 @@ def _checked(arrays: Arrays, info: InputInfo | TensorInfo, to: str) -> np.ndarra
         near = ", ".join(arrays) or "none"
         raise BadFeatures(f"{to}: {info.name} is missing ({info.dtype} {_text(info.shape)})", f"there are: {near}")
     array: Any = arrays[info.name]
+    if info.dtype != "string" and not hasattr(array, "dtype"):
+        hint = "give an array of numpy; nothing is converted silently"
+        raise BadFeatures(f"{to}: {info.name} is of the type {type(array).__name__}, not {info.dtype}", hint)
     kind = "string" if getattr(array, "dtype", np.dtype(object)).kind in "OUS" else str(np.asarray(array).dtype)
     if kind != info.dtype:
         raise BadFeatures(f"{to}: {info.name} is {kind}, not {info.dtype}", "convert it; nothing is converted silently")

@@ -151,6 +151,8 @@ def test_ids_of_another_kind_are_refused(tmp_path):
         ids_to_numpy(np.array([2**63], np.uint64))
     with pytest.raises(UsageError, match="not Unicode"):
         ids_to_numpy(["a", "\ud800"])
+    with pytest.raises(UsageError, match="ids are one text, 'abc'"):
+        ids_to_numpy("abc")
 
 
 def test_files_that_are_no_store(tmp_path, folder):

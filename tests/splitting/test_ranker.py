@@ -68,6 +68,7 @@ def test_states_and_rows_of_another_model_are_refused(ranker):
     [
         ({"c": None}, r"score: c is missing \(float32 \[N, 32\]\)"),
         ({"c": np.float64}, "score: c is float64, not float32"),
+        ({"u": list}, "user: u is of the type list, not float32"),
         ({"c": (2, 31)}, r"score: c has the shape \[2, 31\], not \[N, 32\]"),
         ({"c": (3, 32)}, "inputs differ in how many rows they have"),
         ({"x": None}, r"item: x is missing"),
@@ -83,6 +84,8 @@ def test_bad_features_are_refused_by_name(ranker, change, message):
             del given[name]
         elif isinstance(how, tuple):
             given[name] = np.zeros(how, np.float32)
+        elif how is list:
+            given[name] = given[name].tolist()
         else:
             given[name] = given[name].astype(how)
     with pytest.raises(BadFeatures, match=message):
