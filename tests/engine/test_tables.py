@@ -180,3 +180,14 @@ def test_the_check_undoes_a_multiplied_table_and_nothing_else(monkeypatch: pytes
     assert done.ok
     assert done.rewrite.changed
     assert done.options.skip == {next(node.name for node in g.nodes if node.op_type == "MatMul")}
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_table_with_infinities_is_multiplied_without_a_word() -> None:
+    g = Graph(18, dtype=np.float32)
+    table = np.ones((4, 3))
+    table[1] = np.inf
+    row = g.Gather(g.const(table), g.item(high=4))
+    g.output(g.Gemm(g.Concat(g.user(2), row, axis=1), g.const([[1.0, -1.0]] * 4 + [[0.0, 2.0]]), g.weight(2)))
+    assert _multiplied(check(g, prices=load(), tolerance=1e-5))

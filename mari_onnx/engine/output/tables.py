@@ -171,7 +171,7 @@ class _Tables:
         once = c is not None and all(size == 1 for size in c.known[:-1])
         matrix = w.array.T if attribute(node.proto, "transB", 0) else w.array
         taken = slice(look_up.start, look_up.start + look_up.width)
-        with b.named():
+        with b.named(), np.errstate(all="ignore"):  # a table may hold infinities
             b.origin = b.label = node.origin
             table = look_up.table.array.astype(np.float64) @ matrix[taken].astype(np.float64)
             multiplied = b.const(table.astype(matrix.dtype))
