@@ -285,7 +285,9 @@ class _Engine:
         names = ["h", "n", "like_logit"]
         nodes = [SimpleNamespace(name=n, action="split", rule="r") for n in names]
         tensors = {t: t for t in ("u", "x", "h", "r", "n")}
-        return SimpleNamespace(model=made, changed=True, nodes=nodes, tensor_map=tensors, assumptions=[])
+        return SimpleNamespace(
+            model=made, changed=True, nodes=nodes, tensor_map=tensors, assumptions=[], multiplied=frozenset()
+        )
 
 
 @pytest.mark.parametrize(
