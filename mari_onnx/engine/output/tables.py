@@ -113,7 +113,8 @@ class _Tables:
             columns, rows = y.known[-1], x.known[:-1]
             if len(found) == 2 and found[0] is not None and found[1] is not None:
                 table, index = found[0], found[1]
-                fits = isinstance(columns, int) and 0 < len(table.array) * columns <= LARGEST
+                entries = table.known[0]  # before a large table is read
+                fits = isinstance(columns, int) and isinstance(entries, int) and 0 < entries * columns <= LARGEST
                 told = index.known == rows or sum(not isinstance(s, int) for s in rows) <= 1
                 if fits and told and 0 not in rows:
                     yield _LookUp(k, table, index, start)
