@@ -48,9 +48,6 @@ from mari_onnx.model.upgrade import OLDEST
 from mari_onnx.plugins import load_rules
 from mari_onnx.sides.resolve import Sides
 
-"""Opsets before this one have other forms of Slice, Clip and Pad; such a model is left as it is."""
-
-
 GROWTH = 2.0
 """Nodes per node of the source, above which the graph is rewritten at a higher price per node."""
 THRIFTS = (10.0, 100.0)
